@@ -1,0 +1,57 @@
+"""`vleak doctor`: what this machine has, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from vleak.cli import output
+
+_PACKAGES = ("torch", "numpy", "scipy", "opacus", "scikit-image", "av", "safetensors", "typer", "rich")
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Say which versions are here, which state the extension is in and why, and what to do."""
+    findings = _findings()
+    if json:
+        output.write_json(findings)
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    for name, value in findings.items():
+        table.add_row(name, value)
+    output.print_table(table)
+
+
+def _findings() -> dict[str, str]:
+    import torch
+
+    import vleak
+    from vleak.engine import extension
+
+    status = extension.status()
+    found = {"vleak": vleak.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    found |= {name: _version(name) for name in _PACKAGES}
+    found["cores"] = str(os.cpu_count())
+    found["extension"] = f"{status.state}: {status.reason}"
+    found["library"] = str(status.library or "none")
+    found["built for torch"] = status.built_for or "–"
+    found["instruction set"] = status.instruction_set or "chosen by PyTorch"
+    found["cuda"] = status.cuda
+    found["cuda devices"] = (
+        str(torch.cuda.device_count()) if torch.cuda.is_available() else "none visible to PyTorch"
+    )
+    found["what to do"] = status.remedy or "nothing"
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing: pip install vleak again"

@@ -1,0 +1,131 @@
+"""`vleak evaluate`: attack every clip behind every defense."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vleak.cli import output
+from vleak.cli.table import leak_table
+
+
+def _option(text: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+_DATA, _ATTACK, _RUN = "What is attacked", "The attack", "The run"
+
+Defenses = Annotated[
+    list[str],
+    _option(
+        "Defense to test: a name alone sweeps its strengths, dp:noise_multiplier=0.5 is one. "
+        "Repeat for more; none always runs.",
+        _DATA,
+    ),
+]
+Data = Annotated[str, _option("synthetic, a video, or a folder of videos (sub-folders are classes).", _DATA)]
+Pipeline = Annotated[str, _option("raw: the classifier sees frames.", _DATA)]
+Model = Annotated[str, _option("A name of `vleak list models`, or package.module:factory.", _DATA)]
+TrainingState = Annotated[
+    str,
+    _option(
+        "untrained, early or late: how far the model was trained on public clips.",
+        _DATA,
+    ),
+]
+Clips = Annotated[int | None, _option("Clips to attack; 12, or what the data gives.", _DATA)]
+Frames = Annotated[int, _option("Frames of a clip.", _DATA)]
+Size = Annotated[int, _option("Height and width of a clip in pixels.", _DATA)]
+Stride = Annotated[int, _option("Video frames from one frame of a clip to the next.", _DATA)]
+Attacks = Annotated[list[str], _option("Attack to run; repeat for more.", _ATTACK)]
+Restarts = Annotated[int, _option("Independent starts; the attack keeps its own best.", _ATTACK)]
+Iterations = Annotated[int, _option("Iterations of each start.", _ATTACK)]
+Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _ATTACK)]
+Seed = Annotated[int, _option("Equal seeds give equal scores.", _RUN)]
+Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
+Engine = Annotated[str, _option("native, or reference (plain PyTorch).", _RUN)]
+Workers = Annotated[int, _option("Cells that run side by side; no score depends on it.", _RUN)]
+Out = Annotated[Path | None, _option("Folder of the run; give that of a stopped run to resume it.", _RUN)]
+Json = Annotated[bool, _option("Print the results, and nothing else, to stdout.", _RUN, "--json")]
+
+
+def evaluate(
+    defense: Defenses = ["dp"],  # noqa: B006
+    data: Data = "synthetic",
+    pipeline: Pipeline = "raw",
+    model: Model = "c3d_tiny",
+    training_state: TrainingState = "untrained",
+    clips: Clips = None,
+    frames: Frames = 8,
+    size: Size = 32,
+    stride: Stride = 2,
+    attack: Attacks = ["matching"],  # noqa: B006
+    restarts: Restarts = 1,
+    iterations: Iterations = 200,
+    labels: Labels = "inferred",
+    seed: Seed = 0,
+    device: Device = "auto",
+    engine: Engine = "native",
+    workers: Workers = 2,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Attack every clip behind every defense strength, and report what still leaks."""
+    from vleak.evaluation import Settings, headline, summarise
+    from vleak.report import write_report
+
+    settings = Settings(
+        data=data, pipeline=pipeline, model=model, training_state=training_state, defenses=tuple(defense),
+        attacks=tuple(attack), clips=clips, frames=frames, size=size, stride=stride, restarts=restarts,
+        iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
+    )  # fmt: skip
+    folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    results = _run(settings, folder, workers)
+    rows = summarise(results)
+    page = write_report(folder)
+    for note in results["data"]["notes"]:
+        output.say(f"data: {note}")
+    output.console.print(leak_table(results, rows))
+    for line in headline(rows):
+        output.say(line)
+    output.say(f"report: {page}")
+    if json:
+        output.write_json(results)
+
+
+def _run(settings: Any, folder: Path, workers: int) -> dict[str, Any]:
+    from vleak.evaluation import StoppedError
+    from vleak.evaluation import evaluate as run
+
+    stop = threading.Event()
+    with output.progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        try:
+            return run(settings, folder, workers=workers, progress=tell, stop=stop)
+        except (KeyboardInterrupt, StoppedError) as error:
+            stop.set()
+            raise StoppedError(_how_to_resume(folder)) from error
+
+
+def _how_to_resume(folder: Path) -> str:
+    if not (folder / "cells.jsonl").exists():
+        return "stopped before the first cell; nothing was kept"
+    with open(folder / "cells.jsonl", "rb") as journal:
+        done = sum(line.endswith(b"\n") for line in journal)
+    arguments = [
+        a
+        for i, a in enumerate(sys.argv[1:])
+        if a != "--out" and sys.argv[i] != "--out" and not a.startswith("--out=")
+    ]
+    command = shlex.join(["vleak", *arguments, "--out", str(folder)])
+    return f"stopped, {done} finished cells are kept; to resume: {command}"

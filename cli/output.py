@@ -1,0 +1,73 @@
+"""The one sink: results to stdout, everything a person reads to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+
+
+def fail(message: str) -> int:
+    """Print one line on stderr and return the exit code of a failure, 2."""
+    print(f"vleak: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def say(message: str) -> None:
+    """Print a sentence on stderr."""
+    console.print(escape(message), soft_wrap=True)
+
+
+def warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    """Print a warning as one line, without the source line that raised it."""
+    console.print(f"[yellow]vleak: {escape(' '.join(str(message).split()))}[/]", soft_wrap=True)
+
+
+def write_json(content: Any) -> None:
+    """Print results alone to stdout."""
+    json.dump(content, sys.stdout, ensure_ascii=False, indent=1, allow_nan=False)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show a live progress display on stderr; plain silence where stderr is no terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar
+
+
+def stdout_is_terminal() -> bool:
+    """Tell whether a person reads stdout; a script gets bare names."""
+    return sys.stdout.isatty()
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout, for commands whose answer it is."""
+    Console(highlight=False).print(table)

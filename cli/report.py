@@ -1,0 +1,22 @@
+"""`vleak report`: write the page of a run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vleak.cli import output
+
+
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or stopped.")]) -> None:
+    """Write report.html of a run again and say where it is."""
+    from vleak.evaluation import headline, read_results, summarise
+    from vleak.report import write_report
+
+    results = read_results(run)
+    page = write_report(run)
+    for line in headline(summarise(results)):
+        output.say(line)
+    output.say(f"report: {page}")

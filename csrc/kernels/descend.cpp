@@ -1,0 +1,83 @@
+#include "kernels/descend.h"
+
+#include "kernels/dispatch.h"
+#include "kernels/tv_rows.h"
+
+namespace vleak::VLEAK_VARIANT {
+namespace {
+
+// total += weight * (x - prior), value += weight / 2 * (x - prior)^2
+template <typename T>
+void add_prior(const T* __restrict x, const T* __restrict prior, int64_t count, double weight,
+               T* __restrict total, double* __restrict value) {
+  const T narrow = static_cast<T>(weight);
+  for (int64_t i = 0; i < count; ++i) {
+    const T gap = x[i] - prior[i];
+    total[i] += narrow * gap;
+    value[i] += 0.5 * weight * static_cast<double>(gap * gap);
+  }
+}
+
+template <Rule kRule, typename T>
+void move_row(const T* __restrict x, const T* __restrict data_gradient, const T* __restrict penalties,
+              T* __restrict m, T* __restrict v, T* __restrict moved, int64_t count,
+              const StepNumbers<T>& step) {
+  for (int64_t i = 0; i < count; ++i) {
+    moved[i] = moved_entry<kRule>(x[i], data_gradient[i] + penalties[i], m[i], v[i], step);
+  }
+}
+
+template <Rule kRule, bool kSmooth, typename T>
+void descend_range(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
+                   double* scratch, double* value) {
+  const ClipSize& size = trials.size;
+  const TvNumbers<T> tv = tv_numbers<T>(size, step.tv);
+  const StepNumbers<T> numbers = StepNumbers<T>::from(step);
+  const int64_t entries = trial_size(size);
+  const double prior_weight = trials.prior ? per_pair(step.prior_weight, entries) : 0.0;
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t trial = plane / planes_per_trial(size);
+    const auto finish_row = [&](int64_t at, T* penalties, double* row_value) {
+      if (prior_weight != 0.0) {
+        const T* prior = trials.prior + trial * trials.prior_stride + (at - trial * entries);
+        add_prior(trials.x + at, prior, size.width, prior_weight, penalties, row_value);
+      }
+      move_row<kRule>(trials.x + at, trials.data_gradient + at, penalties, trials.m + at, trials.v + at,
+                      trials.moved + at, size.width, numbers);
+    };
+    value[plane] = tv_plane<kSmooth>(trials.x, plane, size, step.tv.isotropic, tv, scratch, finish_row);
+  }
+}
+
+template <Rule kRule, typename T>
+void descend_rule(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
+                  double* scratch, double* value) {
+  if (step.tv.smoothing > 0.0) {
+    descend_range<kRule, true>(trials, step, begin, end, scratch, value);
+  } else {
+    descend_range<kRule, false>(trials, step, begin, end, scratch, value);
+  }
+}
+
+}  // namespace
+
+// begin, end: planes of [N * C * T]; value: [N * C * T], the sum of all penalties of a plane
+template <typename T>
+void descend_planes(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
+                    double* scratch, double* value) {
+  switch (step.rule) {
+    case Rule::kAdam:
+      return descend_rule<Rule::kAdam>(trials, step, begin, end, scratch, value);
+    case Rule::kSign:
+      return descend_rule<Rule::kSign>(trials, step, begin, end, scratch, value);
+    case Rule::kSignAdam:
+      return descend_rule<Rule::kSignAdam>(trials, step, begin, end, scratch, value);
+  }
+}
+
+template void descend_planes<float>(const Trials<float>&, const StepSettings&, int64_t, int64_t, double*,
+                                    double*);
+template void descend_planes<double>(const Trials<double>&, const StepSettings&, int64_t, int64_t, double*,
+                                     double*);
+
+}  // namespace vleak::VLEAK_VARIANT

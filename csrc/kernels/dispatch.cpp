@@ -1,0 +1,74 @@
+#include "kernels/dispatch.h"
+
+#include <atomic>
+#include <cstring>
+
+#define VLEAK_CPU_KERNELS(variant, T) \
+  {variant::match_sums<T>, variant::match_residuals<T>, variant::tv_planes<T>, variant::descend_planes<T>}
+
+namespace vleak {
+namespace {
+
+#ifdef VLEAK_BASELINE_ONLY
+constexpr const char* kNames[] = {"baseline"};
+constexpr CpuKernels<float> kFloat[] = {VLEAK_CPU_KERNELS(baseline, float)};
+constexpr CpuKernels<double> kDouble[] = {VLEAK_CPU_KERNELS(baseline, double)};
+
+bool supported(int) { return true; }
+#else
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr CpuKernels<float> kFloat[] = {VLEAK_CPU_KERNELS(baseline, float), VLEAK_CPU_KERNELS(avx2, float),
+                                        VLEAK_CPU_KERNELS(avx512, float)};
+constexpr CpuKernels<double> kDouble[] = {VLEAK_CPU_KERNELS(baseline, double),
+                                          VLEAK_CPU_KERNELS(avx2, double), VLEAK_CPU_KERNELS(avx512, double)};
+
+bool supported(int level) {
+  if (level == 1) return __builtin_cpu_supports("avx2");
+  if (level == 2) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  return true;
+}
+#endif
+
+constexpr int kLevels = sizeof(kNames) / sizeof(kNames[0]);
+
+int best_level() {
+  int level = kLevels - 1;
+  while (!supported(level)) --level;
+  return level;
+}
+
+std::atomic<int>& level() {
+  static std::atomic<int> chosen{best_level()};
+  return chosen;
+}
+
+}  // namespace
+
+template <>
+const CpuKernels<float>& cpu_kernels<float>() {
+  return kFloat[level().load(std::memory_order_relaxed)];
+}
+
+template <>
+const CpuKernels<double>& cpu_kernels<double>() {
+  return kDouble[level().load(std::memory_order_relaxed)];
+}
+
+}  // namespace vleak
+
+extern "C" __attribute__((visibility("default"))) const char* vleak_instruction_set() {
+  return vleak::kNames[vleak::level().load()];
+}
+
+extern "C" __attribute__((visibility("default"))) bool vleak_use_instruction_set(const char* name) {
+  for (int candidate = 0; candidate < vleak::kLevels; ++candidate) {
+    if (std::strcmp(name, vleak::kNames[candidate]) == 0 && vleak::supported(candidate)) {
+      vleak::level().store(candidate);
+      return true;
+    }
+  }
+  return false;
+}

@@ -1,0 +1,45 @@
+// The CPU kernels of the best instruction set this machine has.
+#pragma once
+
+#include "kernels/descend.h"
+#include "kernels/gradient_match.h"
+
+#define VLEAK_DECLARE_CPU_KERNELS(variant)                                                                   \
+  namespace variant {                                                                                        \
+  template <typename T>                                                                                      \
+  void match_sums(const MatchPiece<T>* pieces, int64_t begin, int64_t end, MatchKind kind, MatchSums* sums); \
+  template <typename T>                                                                                      \
+  void match_residuals(const MatchPiece<T>* pieces, int64_t begin, int64_t end, const MatchResult& result);  \
+  template <typename T>                                                                                      \
+  void tv_planes(const T* x, const ClipSize& size, const TvSettings& tv, int64_t begin, int64_t end,         \
+                 double* scratch, T* gradient, double* value);                                               \
+  template <typename T>                                                                                      \
+  void descend_planes(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,         \
+                      double* scratch, double* value);                                                       \
+  }
+
+namespace vleak {
+
+VLEAK_DECLARE_CPU_KERNELS(baseline)
+VLEAK_DECLARE_CPU_KERNELS(avx2)
+VLEAK_DECLARE_CPU_KERNELS(avx512)
+
+template <typename T>
+struct CpuKernels {
+  decltype(&baseline::match_sums<T>) match_sums;
+  decltype(&baseline::match_residuals<T>) match_residuals;
+  decltype(&baseline::tv_planes<T>) tv_planes;
+  decltype(&baseline::descend_planes<T>) descend_planes;
+};
+
+// Doubles of scratch space that tv_planes and descend_planes need for rows of this width.
+VLEAK_INLINE int64_t scratch_doubles(int64_t width) { return 5 * width + 2; }
+
+template <typename T>
+const CpuKernels<T>& cpu_kernels();
+
+}  // namespace vleak
+
+// The name of the set in use, and, for tests, the choice of a lesser one (false: not on this machine).
+extern "C" const char* vleak_instruction_set();
+extern "C" bool vleak_use_instruction_set(const char* name);

@@ -1,0 +1,119 @@
+"""DP-SGD: clip every clip's gradient, add Gaussian noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vleak.certificates.gaussian import gaussian_epsilon, training_epsilon
+from vleak.defenses.guards import check_independence, check_mean, check_one_per_clip, refuse_batch_norm
+from vleak.errors import InputError
+from vleak.federated.defense import Defense, Privacy
+from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpSgd(Defense):
+    """One release of DP-SGD (Abadi et al., CCS 2016, arXiv 1607.00133), clipped and noised by Opacus.
+
+    Sent is ``(sum of clipped gradients + normal(0, (noise_multiplier * max_grad_norm)^2)) / clips``. The
+    unit is one clip with all its frames; batches are neighbours when one clip is added or removed.
+
+    Attributes:
+        noise_multiplier: noise standard deviation over ``max_grad_norm``, 0 or more; 0 clips only and proves
+            nothing.
+        max_grad_norm: largest norm of one clip's gradient, above 0.
+        delta: failure probability of the guarantee, in (0, 1).
+        rounds: releases of the training run, for its epsilon.
+        sample_rate: chance of a clip to be in a round, in (0, 1], for the same.
+    """
+
+    name: ClassVar[str] = "dp"
+    noise_multiplier: float = 1.0
+    max_grad_norm: float = 1.0
+    delta: float = 1e-5
+    rounds: int = 1
+    sample_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every hyper-parameter."""
+        if not 0 <= self.noise_multiplier < math.inf:
+            raise InputError(
+                f"dp: noise_multiplier is {self.noise_multiplier}, expected a finite number, 0 or more"
+            )
+        if not 0 < self.max_grad_norm < math.inf:
+            raise InputError(f"dp: max_grad_norm is {self.max_grad_norm}, expected a finite number above 0")
+        if not 0 < self.delta < 1:
+            raise InputError(f"dp: delta is {self.delta}, expected a number between 0 and 1, such as 1e-5")
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
+            raise InputError(f"dp: rounds is {self.rounds}, expected a whole number from 1")
+        if not 0 < self.sample_rate <= 1:
+            raise InputError(f"dp: sample_rate is {self.sample_rate}, expected a number in (0, 1]")
+
+    @property
+    def label(self) -> str:
+        """Noise multiplier, and the clipping norm where it is not 1."""
+        clip = "" if self.max_grad_norm == 1 else f" C={self.max_grad_norm:g}"
+        return f"dp σ={self.noise_multiplier:g}{clip}"
+
+    def aggregate(
+        self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the noisy mean of the clipped gradients, on the CPU, after checking that it protects a clip.
+
+        Raises:
+            CapabilityError: batch norm, or a model or loss in which clips are not separate.
+        """
+        refuse_batch_norm(model)
+        samples = self.per_clip(model, loss, clips, labels)
+        check_one_per_clip(samples, len(clips))
+        check_mean(samples, mean_gradient(model, loss, clips, labels))
+        check_independence(lambda altered: self.per_clip(model, loss, altered, labels), samples, clips)
+        return self._clip_and_noise(samples, len(clips), generator)
+
+    def per_clip(self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return one gradient a clip, (N, *parameter shape) by name. Another way to get them goes here."""
+        return per_clip_gradients(model, loss, clips, labels)
+
+    def privacy(self) -> Privacy | None:
+        """Return epsilon of one release (analytic Gaussian) and of the run; None without noise."""
+        if self.noise_multiplier == 0:
+            return None
+        total, accountant = training_epsilon(self.noise_multiplier, self.delta, self.rounds, self.sample_rate)
+        return Privacy(
+            epsilon=gaussian_epsilon(self.noise_multiplier, self.delta),
+            delta=self.delta,
+            noise_multiplier=self.noise_multiplier,
+            unit="one clip",
+            adjacency="add or remove",
+            rounds=self.rounds,
+            sample_rate=self.sample_rate,
+            training_epsilon=total,
+            accountant=accountant,
+        )
+
+    def _clip_and_noise(
+        self, samples: dict[str, Tensor], clips: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Let Opacus clip and add noise, on stand-ins for the parameters so that the model stays clean."""
+        # Imported here because Opacus takes seconds to import.
+        from opacus.optimizers import DPOptimizer
+
+        # On the CPU, where the generator draws: a GPU run gets the same noise.
+        stand_ins = {name: nn.Parameter(torch.empty(sample.shape[1:])) for name, sample in samples.items()}
+        for name, parameter in stand_ins.items():
+            parameter.grad_sample = samples[name].cpu()  # type: ignore[attr-defined]
+        optimizer = DPOptimizer(
+            torch.optim.SGD(list(stand_ins.values()), lr=0.0),
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.max_grad_norm,
+            expected_batch_size=clips,
+            loss_reduction="mean",
+            generator=generator,
+        )
+        optimizer.pre_step()
+        return {name: p.grad.detach() for name, p in stand_ins.items() if p.grad is not None}

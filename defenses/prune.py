@@ -1,0 +1,47 @@
+"""Gradient pruning: only the largest entries leave the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vleak.defenses.codecs import decode, encode_sparse
+from vleak.errors import InputError
+from vleak.federated.defense import Defense, Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Defense):
+    """Keep the entries of largest magnitude over the whole update and send nothing of the others.
+
+    The sparsification of Deep Gradient Compression (Lin et al., ICLR 2018, arXiv 1712.01887) for one
+    message, so without its error feedback. Of n entries exactly ``max(1, round((1 - fraction) n))`` go out.
+
+    Attributes:
+        fraction: part of the entries that is dropped, in [0, 1).
+    """
+
+    name: ClassVar[str] = "prune"
+    fraction: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the fraction."""
+        if not 0 <= self.fraction < 1:
+            raise InputError(
+                f"prune: fraction is {self.fraction}, expected 0 <= fraction < 1, such as 0.9 for 90 %"
+            )
+
+    @property
+    def label(self) -> str:
+        """Name and percentage, such as "prune 99.9 %"."""
+        return f"prune {100 * self.fraction:g} %"
+
+    def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
+        """Send values and positions of the entries kept; the rest arrives as 0."""
+        entries = sum(tensor.numel() for tensor in gradient.values())
+        content = encode_sparse(gradient, max(1, round((1 - self.fraction) * entries)))
+        shapes = {name: tuple(tensor.shape) for name, tensor in gradient.items()}
+        return Message(decode(content, shapes), len(content))

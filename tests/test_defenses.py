@@ -1,0 +1,567 @@
+"""What each defense SENDS: norm, noise, sparsity, grid, bytes, and what it refuses to send."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, norm
+from tiny import Conv, Recurrent, Residual, batch, build
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vleak.defenses import DEFENSES, Compress, DpSgd, Prune, sweep
+from vleak.defenses.codecs import decode, encode_int8, encode_qsgd, encode_sparse
+from vleak.defenses.guards import per_clip_norms
+
+from vleak.errors import CapabilityError, InputError
+from vleak.federated import Client, Defense, Update, mean_gradient, per_clip_gradients
+from vleak.seeds import generator
+
+
+class OneNumber(nn.Module):
+    """A single parameter with a single entry; a black clip gives it a zero gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.scale * clips.flatten(1)[:, :5]
+
+
+def send(defense: Defense, model: nn.Module | None = None, *seed: object, clips: int = 3) -> Update:
+    return Client(model or build(Conv), defense=defense).update(*batch(clips), generator("send", *seed))
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+def same(first: Update, second: Update) -> bool:
+    return torch.equal(flat(first.tensors), flat(second.tensors))
+
+
+EVERY = [defense for name in DEFENSES for defense in sweep(name)] + [
+    DpSgd(noise_multiplier=0.0, max_grad_norm=0.05),
+    Compress(codec="qsgd", bits=3, bucket=7),
+    Prune(fraction=0.0),
+]
+RANDOM = [
+    d for d in EVERY if (isinstance(d, DpSgd) and d.noise_multiplier) or d.settings().get("codec") == "qsgd"
+]
+every = pytest.mark.parametrize("defense", EVERY, ids=repr)
+
+
+# ---- rows that hold for every defense
+
+
+@every
+@pytest.mark.parametrize("kind", [Conv, Recurrent, Residual])
+def test_message_fits_the_model(defense: Defense, kind: type[nn.Module]) -> None:
+    model = build(kind)
+    update = send(defense, model)
+    update.check(model)
+    assert list(update.tensors) == [name for name, _ in model.named_parameters()]
+    for tensor in update.tensors.values():
+        assert (tensor.dtype, tensor.device.type, tensor.requires_grad) == (torch.float32, "cpu", False)
+        assert torch.isfinite(tensor).all()
+
+
+@every
+def test_update_changed_unless_nothing_was_asked(defense: Defense) -> None:
+    unchanged = same(send(defense), send(Defense()))
+    assert unchanged == (defense in (Defense(), Prune(fraction=0.0)))
+
+
+@every
+def test_generator_alone_decides(defense: Defense) -> None:
+    assert same(send(defense, None, 1), send(defense, None, 1))
+    assert same(send(defense, None, 1), send(defense, None, 2)) == (defense not in RANDOM)
+
+
+@every
+@pytest.mark.parametrize("kind", [Conv, Recurrent])
+def test_nothing_is_left_behind(defense: Defense, kind: type[nn.Module]) -> None:
+    model = build(kind).train()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    send(defense, model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (numpy_state == np.random.get_state()[1]).all()
+    assert python_state == random.getstate()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for parameter in model.parameters():
+        assert (parameter.grad, parameter.requires_grad, vars(parameter)) == (None, True, {})
+    for module in model.modules():
+        assert module.training
+        assert not module._forward_hooks
+        assert not module._backward_hooks
+        assert not module._forward_pre_hooks
+
+
+def _dense() -> dict[str, Tensor]:
+    """Return an update without zeros and ties."""
+    numbers = generator("dense")
+    return {
+        name: torch.randn(shape, generator=numbers)
+        for name, shape in [("a", (40, 30)), ("b", ()), ("c", (333,))]
+    }
+
+
+def _expected_bytes(defense: Defense, sent: dict[str, Tensor]) -> int:
+    entries = sum(tensor.numel() for tensor in sent.values())
+    if isinstance(defense, Prune):
+        kept = flat(sent).nonzero().squeeze(1).numpy()
+        width = max(1, int(np.diff(kept, prepend=-1).max() - 1).bit_length())
+        return 20 + 8 + 4 * len(kept) + math.ceil(min(entries, len(kept) * width) / 8)
+    if isinstance(defense, Compress) and defense.codec == "int8":
+        return 20 + 4 * len(sent) + entries
+    if isinstance(defense, Compress):
+        return 20 + 4 + 4 * math.ceil(entries / defense.bucket) + math.ceil(entries * defense.bits / 8)
+    return 4 * entries
+
+
+@every
+def test_bytes_are_exact(defense: Defense) -> None:
+    message = defense.transmit(_dense(), generator("bytes"))
+    assert message.wire_bytes == _expected_bytes(defense, message.tensors)
+
+
+def test_client_reports_the_bytes_of_its_message() -> None:
+    gradient = send(Defense(), build(Residual)).tensors
+    message = Prune(fraction=0.9).transmit(gradient, generator(0))
+    assert send(Prune(fraction=0.9), build(Residual)).wire_bytes == message.wire_bytes
+
+
+@every
+def test_one_parameter_and_zero_gradient(defense: Defense) -> None:
+    model = build(OneNumber)
+    black, labels = torch.zeros(2, 1, 1, 1, 5), torch.tensor([0, 1])
+    sent = Client(model, defense=defense).update(black, labels, generator(0)).tensors["scale"]
+    assert sent.shape == (1,)
+    assert (sent.item() != 0) == (isinstance(defense, DpSgd) and defense.noise_multiplier > 0)
+    lit = torch.rand(2, 1, 1, 1, 5, generator=generator("lit"))
+    assert Client(model, defense=defense).update(lit, labels, generator(0)).tensors["scale"].item() != 0
+
+
+@every
+def test_settings_rebuild_the_defense_and_label_is_short(defense: Defense) -> None:
+    assert type(defense)(**defense.settings()) == defense
+    assert all(type(value) in (int, float, str) for value in defense.settings().values())
+    assert len(defense.label) <= 16
+    assert repr(defense).startswith(type(defense).__name__ + "(")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        defense.bits = 1  # type: ignore[attr-defined]
+
+
+@every
+def test_only_noise_claims_privacy(defense: Defense) -> None:
+    assert (defense.privacy() is not None) == (isinstance(defense, DpSgd) and defense.noise_multiplier > 0)
+
+
+def test_sweeps() -> None:
+    labels = {name: [defense.label for defense in sweep(name)] for name in DEFENSES}
+    assert labels == {
+        "none": ["none"],
+        "dp": ["dp σ=0.001", "dp σ=0.01", "dp σ=0.1", "dp σ=1"],
+        "prune": ["prune 70 %", "prune 90 %", "prune 99 %", "prune 99.9 %"],
+        "compress": ["int8", "qsgd 8 bit", "qsgd 4 bit", "qsgd 2 bit"],
+    }
+    assert all(type(d) is DEFENSES[name] and d.name == name for name in DEFENSES for d in sweep(name))
+    with pytest.raises(InputError, match="unknown defense 'prunes'; did you mean prune"):
+        sweep("prunes")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DpSgd(noise_multiplier=-1.0), "noise_multiplier is -1.0"),
+        (lambda: DpSgd(noise_multiplier=math.nan), "noise_multiplier is nan"),
+        (lambda: DpSgd(noise_multiplier=math.inf), "noise_multiplier is inf"),
+        (lambda: DpSgd(max_grad_norm=0.0), "max_grad_norm is 0.0"),
+        (lambda: DpSgd(max_grad_norm=math.inf), "max_grad_norm is inf"),
+        (lambda: DpSgd(delta=0.0), "delta is 0.0"),
+        (lambda: DpSgd(delta=1.0), "delta is 1.0"),
+        (lambda: DpSgd(rounds=0), "rounds is 0"),
+        (lambda: DpSgd(rounds=1.5), "rounds is 1.5"),
+        (lambda: DpSgd(sample_rate=0.0), "sample_rate is 0.0"),
+        (lambda: DpSgd(sample_rate=1.1), "sample_rate is 1.1"),
+        (lambda: Prune(fraction=1.0), "fraction is 1.0"),
+        (lambda: Prune(fraction=-0.1), "fraction is -0.1"),
+        (lambda: Prune(fraction=math.nan), "fraction is nan"),
+        (lambda: Compress(codec="int7"), "unknown codec 'int7'; did you mean int8"),
+        (lambda: Compress(codec="qsgd", bits=1), "bits is 1"),
+        (lambda: Compress(codec="qsgd", bits=9), "bits is 9"),
+        (lambda: Compress(codec="qsgd", bits=2.5), "bits is 2.5"),
+        (lambda: Compress(codec="int8", bits=4), 'got 4; use codec="qsgd"'),
+        (lambda: Compress(codec="qsgd", bucket=0), "bucket is 0"),
+    ],
+)
+def test_hyper_parameter_refusals(make: Callable[[], Defense], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make()
+
+
+# ---- dp
+
+
+@pytest.mark.parametrize("kind", [Conv, Recurrent, Residual])
+def test_dp_is_clip_and_noise_by_hand(kind: type[nn.Module]) -> None:
+    model, (clips, labels), noise, bound = build(kind).eval(), batch(), 0.3, 0.2
+    sent = DpSgd(noise_multiplier=noise, max_grad_norm=bound).aggregate(
+        model, F.cross_entropy, clips, labels, generator("hand")
+    )
+    singles = [mean_gradient(model, F.cross_entropy, clips[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    draws = generator("hand")
+    assert min(flat(single).norm() for single in singles) > bound
+    for name, parameter in model.named_parameters():
+        total = sum(single[name] * min(1.0, bound / flat(single).norm()) for single in singles)
+        total = total + noise * bound * torch.randn(parameter.shape, generator=draws)
+        torch.testing.assert_close(sent[name], total / 3, rtol=1e-4, atol=1e-6)
+
+
+def test_dp_leaves_gradients_below_the_bound_alone() -> None:
+    sent = send(DpSgd(noise_multiplier=0.0, max_grad_norm=1e4))
+    torch.testing.assert_close(flat(sent.tensors), flat(send(Defense()).tensors), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("clips", [1, 3])
+def test_dp_bounds_the_norm_and_the_influence_of_a_clip(bound: float, clips: int) -> None:
+    defense, model = DpSgd(noise_multiplier=0.0, max_grad_norm=bound), build(Conv).eval()
+    videos, labels = batch(clips)
+    one = defense.aggregate(model, F.cross_entropy, videos, labels, generator(0))
+    assert flat(one).norm() <= bound * (1 + 1e-5)
+    if clips == 1:
+        assert flat(one).norm() == pytest.approx(bound, rel=1e-3)
+    else:
+        fewer = defense.aggregate(model, F.cross_entropy, videos[1:], labels[1:], generator(0))
+        # Sums, as the number of clips in the mean is public.
+        assert (flat(one) * clips - flat(fewer) * (clips - 1)).norm() <= bound * (1 + 1e-4)
+
+
+def test_dp_noise_has_the_promised_variance() -> None:
+    noise, bound, clips = 2.0, 0.5, 3
+    clipped = flat(send(DpSgd(noise_multiplier=0.0, max_grad_norm=bound)).tensors).double()
+    noisy = flat(send(DpSgd(noise_multiplier=noise, max_grad_norm=bound), None, "variance").tensors).double()
+    unit = (noisy - clipped) * clips / (noise * bound)
+    low, high = chi2.ppf([1e-6, 1 - 1e-6], unit.numel())
+    assert low <= unit.square().sum() <= high
+    assert abs(unit.mean()) <= norm.ppf(1 - 1e-6) / math.sqrt(unit.numel())
+    # Neighbouring entries are independent: their correlation is normal with variance 1/n.
+    assert abs((unit[1:] * unit[:-1]).mean()) <= norm.ppf(1 - 1e-6) / math.sqrt(unit.numel())
+
+
+def test_dp_privacy_is_of_one_release_beside_the_run() -> None:
+    privacy = DpSgd(noise_multiplier=1.3, rounds=100, sample_rate=0.01).privacy()
+    assert privacy is not None
+    assert privacy.epsilon == pytest.approx(3.2388, abs=1e-4)
+    assert privacy.training_epsilon < privacy.epsilon
+    assert (privacy.unit, privacy.adjacency, privacy.delta) == ("one clip", "add or remove", 1e-5)
+    assert (privacy.noise_multiplier, privacy.rounds, privacy.accountant) == (1.3, 100, "prv")
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_dp_refuses_batch_norm(layer: Callable[[int], nn.Module]) -> None:
+    with pytest.raises(CapabilityError, match=r"'norm' is .*BatchNorm.*GroupNorm.*ModuleValidator"):
+        send(DpSgd(), build(lambda: Residual(layer)))
+
+
+def _aggregate(defense: DpSgd, model: nn.Module, loss: Any, clips: int = 3) -> dict[str, Tensor]:
+    return defense.aggregate(model.eval(), loss, *batch(clips), generator(0))
+
+
+def _ranking(logits: Tensor, labels: Tensor) -> Tensor:
+    """Couple the clips as a MIL ranking loss does: a hinge between the scores of the first and the last."""
+    return F.relu(1 - logits[0, 0] + logits[-1, 0]) + F.cross_entropy(logits, labels)
+
+
+class CentredOverBatch(Conv):
+    """Batch statistics without a batch-norm layer."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return super().forward(clips - clips.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        (Conv, _ranking),
+        (CentredOverBatch, F.cross_entropy),
+        (Conv, lambda logits, labels: F.cross_entropy(logits, labels, reduction="sum")),
+    ],
+    ids=["ranking loss", "batch statistics", "summed loss"],
+)
+def test_guard_mean_of_per_clip_gradients(model: type[nn.Module], loss: Any) -> None:
+    with pytest.raises(
+        CapabilityError, match=r"not the gradient of the batch .* use a loss that is a mean over clips"
+    ):
+        _aggregate(DpSgd(), build(model), loss)
+
+
+class WrongPadding(DpSgd):
+    """Per-clip gradients as Opacus' hooks give them: wrong for circular padding."""
+
+    def per_clip(self, model: nn.Module, loss: Any, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        samples = per_clip_gradients(model, loss, clips, labels)
+        return samples | {"conv.weight": 1.05 * samples["conv.weight"]}
+
+
+def test_guard_mean_sees_an_error_of_five_per_cent_in_one_layer() -> None:
+    with pytest.raises(CapabilityError, match="not the gradient of the batch"):
+        _aggregate(WrongPadding(), build(Conv), F.cross_entropy)
+
+
+class PerFrame(DpSgd):
+    """One gradient a frame: what hooks return for a model that folds time into the batch."""
+
+    def per_clip(self, model: nn.Module, loss: Any, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None].expand(-1, -1, 4, -1, -1)
+        return per_clip_gradients(model, loss, frames, labels.repeat_interleave(4))
+
+
+def test_guard_one_gradient_a_clip() -> None:
+    with pytest.raises(CapabilityError, match=r"12 gradients of parameter .* for 3 clips: with time folded"):
+        _aggregate(PerFrame(), build(Conv), F.cross_entropy)
+
+
+class ByHooks(DpSgd):
+    """Per-clip gradients as hooks collect them: rows of the batch's backward pass, coupled or not."""
+
+    def per_clip(self, model: nn.Module, loss: Any, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        rows = model(clips).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(rows, labels), rows)
+
+        def linear(logits: Tensor, index: Tensor) -> Tensor:
+            return len(clips) * (logits * slope[index]).sum()
+
+        return per_clip_gradients(model, linear, clips, torch.arange(len(clips)))
+
+
+def _scaled_by_the_batch(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels) * (1 + logits[:, 1].sum().tanh())
+
+
+@pytest.mark.parametrize("clips", [2, 3, 5])
+def test_guard_leave_one_out(clips: int) -> None:
+    # These pass the other two guards: right number, and their mean is the plain gradient.
+    with pytest.raises(CapabilityError, match=r"gradient of clip \d changed when other clips did"):
+        _aggregate(ByHooks(), build(Conv), _scaled_by_the_batch, clips)
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 0), (0, 2), (4, 1), (1, 4), (3, 4)])
+def test_guard_leave_one_out_sees_every_pair(pair: tuple[int, int]) -> None:
+    def coupled(logits: Tensor, labels: Tensor) -> Tensor:
+        reader, read = pair
+        return F.cross_entropy(logits, labels) + logits[reader, 0] * logits[read, 1].detach()
+
+    with pytest.raises(CapabilityError, match=f"of clip {pair[0]} changed when other clips did"):
+        _aggregate(ByHooks(), build(Conv), coupled, 5)
+
+
+def test_guards_pass_what_is_sound() -> None:
+    sound = _aggregate(ByHooks(noise_multiplier=0.1), build(Conv), F.cross_entropy, 5)
+    ours = _aggregate(DpSgd(noise_multiplier=0.1), build(Conv), F.cross_entropy, 5)
+    torch.testing.assert_close(flat(sound), flat(ours), rtol=1e-4, atol=1e-6)
+
+
+class Infinite(DpSgd):
+    def per_clip(self, model: nn.Module, loss: Any, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        samples = per_clip_gradients(model, loss, clips, labels)
+        return samples | {"head.bias": samples["head.bias"] * math.inf}
+
+
+def test_guard_refuses_gradients_that_cannot_be_clipped() -> None:
+    with pytest.raises(CapabilityError, match=r"'head\.bias' is not finite"):
+        _aggregate(Infinite(), build(Conv), F.cross_entropy)
+
+
+def test_per_clip_norms_span_all_parameters() -> None:
+    samples = {"a": torch.tensor([[3.0], [0.0]]), "b": torch.tensor([4.0, 2.0])}
+    assert per_clip_norms(samples).tolist() == [5.0, 2.0]
+
+
+# ---- prune
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.7, 0.9, 0.99, 0.999, 0.99999])
+def test_prune_keeps_exactly_the_largest(fraction: float) -> None:
+    plain = flat(_dense())
+    sent = flat(Prune(fraction=fraction).transmit(_dense(), generator(0)).tensors)
+    kept = sent != 0
+    assert kept.sum() == max(1, round((1 - fraction) * len(plain)))
+    assert torch.equal(sent[kept], plain[kept])
+    if fraction:
+        assert plain[kept].abs().min() >= plain[~kept].abs().max()
+
+
+@pytest.mark.parametrize("keep", [1, 3, 5, 8])
+def test_prune_breaks_ties_by_position(keep: int) -> None:
+    tensors = {"a": torch.tensor([1.0, -1.0, 2.0, 1.0]), "b": torch.tensor([[1.0, -1.0], [2.0, 1.0]])}
+    sent = flat(decode(encode_sparse(tensors, keep), {"a": (4,), "b": (2, 2)}))
+    order = [2, 6, 0, 1, 3, 4, 5, 7]
+    assert sent.nonzero().squeeze(1).tolist() == sorted(order[:keep])
+
+
+def test_sparse_positions_take_the_shorter_form() -> None:
+    tensors = {"w": 1e-3 * torch.rand(8000, generator=generator("positions"))}
+    tensors["w"][::1000] = 1.0
+    # 8 gaps of at most 999: 10 bits each. The bitmask is 1000 bytes, less than 2 bits for 7000 gaps.
+    assert len(encode_sparse(tensors, 8)) == 20 + 8 + 10 + 32
+    assert len(encode_sparse(tensors, 7000)) == 20 + 8 + 1000 + 28000
+
+
+# ---- compress
+
+
+def test_int8_is_the_nearest_point_of_each_tensors_grid() -> None:
+    plain, sent = send(Defense()).tensors, send(Compress(codec="int8")).tensors
+    for name, tensor in plain.items():
+        step = tensor.abs().max().double() / 127
+        if step == 0:
+            assert (sent[name] == 0).all()
+            continue
+        levels = sent[name].double() / step
+        assert (levels - levels.round()).abs().max() < 1e-4
+        assert levels.round().abs().max() == 127
+        assert (sent[name] - tensor).abs().max() <= 0.5001 * step
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_qsgd_is_on_its_grid_within_one_step(bits: int) -> None:
+    bucket, levels = 64, 2 ** (bits - 1) - 1
+    plain = flat(send(Defense()).tensors).double()
+    sent = flat(send(Compress(codec="qsgd", bits=bits, bucket=bucket)).tensors).double()
+    for before, after in zip(plain.split(bucket), sent.split(bucket), strict=True):
+        step = before.norm() / levels
+        if step == 0:
+            assert (after == 0).all()
+            continue
+        codes = after / step
+        assert (codes - codes.round()).abs().max() < 1e-4
+        assert codes.round().abs().max() <= levels
+        assert (after - before).abs().max() <= step * 1.0001
+        assert (after * before >= 0).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_qsgd_is_unbiased(bits: int) -> None:
+    repeats, levels = 4000, 2 ** (bits - 1) - 1
+    plain = torch.randn(50, generator=generator("unbiased"))
+    draws, shapes = generator("rounding", bits), {"w": (50,)}
+    mean = sum(
+        decode(encode_qsgd({"w": plain}, bits, 25, draws), shapes)["w"].double() for _ in range(repeats)
+    )
+    for expected, got in zip(plain.double().split(25), (mean / repeats).split(25), strict=True):
+        step = expected.norm() / levels
+        part = (expected.abs() / step) % 1
+        # Each draw is a Bernoulli step; 50 entries, so 6 standard errors and not 3.
+        error = 6 * step * (part * (1 - part) / repeats).sqrt()
+        assert ((got - expected).abs() <= error + 1e-6).all()
+
+
+# ---- codecs
+
+SHAPES = {"a": (3, 5), "b": (), "c": (2, 1, 7)}
+CODECS: dict[str, Callable[[dict[str, Tensor]], bytes]] = {
+    "sparse gaps": lambda tensors: encode_sparse(tensors, 2),
+    "sparse mask": lambda tensors: encode_sparse(tensors, 20),
+    "int8": encode_int8,
+    "qsgd": lambda tensors: encode_qsgd(tensors, 3, 4, generator("codec")),
+}
+codecs = pytest.mark.parametrize("codec", CODECS)
+
+
+def _tensors(scale: float = 1.0) -> dict[str, Tensor]:
+    numbers = generator("codec tensors")
+    return {name: scale * torch.randn(shape, generator=numbers) for name, shape in SHAPES.items()}
+
+
+@codecs
+def test_codec_refuses_every_cut_and_every_flipped_byte(codec: str) -> None:
+    content = CODECS[codec](_tensors())
+    assert list(decode(content, SHAPES)) == list(SHAPES)
+    for length in range(len(content)):
+        with pytest.raises(InputError, match="message"):
+            decode(content[:length], SHAPES)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x55
+        with pytest.raises(InputError, match="message"):
+            decode(bytes(damaged), SHAPES)
+
+
+@codecs
+def test_codec_refuses_other_shapes_and_longer_messages(codec: str) -> None:
+    content = CODECS[codec](_tensors())
+    with pytest.raises(InputError, match="holds 30 entries, the shapes ask for 15"):
+        decode(content, {"a": (3, 5)})
+    with pytest.raises(InputError, match="message"):
+        decode(content + b"\0", SHAPES)
+
+
+@codecs
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_codec_refuses_what_is_not_finite(codec: str, value: float) -> None:
+    tensors = _tensors()
+    tensors["c"][1, 0, 3] = value
+    with pytest.raises(InputError, match="tensor 'c' holds NaN"):
+        CODECS[codec](tensors)
+
+
+@codecs
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e30])
+def test_codec_survives_extreme_scales(codec: str, scale: float) -> None:
+    tensors = _tensors(scale)
+    decoded = decode(CODECS[codec](tensors), SHAPES)
+    assert all(torch.isfinite(tensor).all() for tensor in decoded.values())
+    largest = flat(tensors).abs().max()
+    assert (flat(decoded) - flat(tensors)).abs().max() <= 2 * largest
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=70),
+    bits=st.integers(2, 8),
+    bucket=st.integers(1, 80),
+    data=st.data(),
+)
+def test_codecs_round_trip_any_vector(
+    values: list[float], bits: int, bucket: int, data: st.DataObject
+) -> None:
+    tensor = torch.tensor(values)
+    keep = data.draw(st.integers(1, len(values)))
+    shapes = {"w": (len(values),)}
+    sparse = decode(encode_sparse({"w": tensor}, keep), shapes)["w"]
+    assert (sparse - tensor).abs().sort().values[: len(values)][:keep].max() == 0
+    assert torch.equal(sparse[sparse != 0], tensor[sparse != 0])
+    small = decode(encode_int8({"w": tensor}), shapes)["w"]
+    assert (small - tensor).abs().max() <= 0.5001 * tensor.abs().max() / 127 + 1e-44
+    rough = decode(encode_qsgd({"w": tensor}, bits, bucket, generator(0)), shapes)["w"]
+    assert (rough - tensor).abs().max() <= 1.0001 * tensor.double().norm() / (2 ** (bits - 1) - 1) + 1e-44
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: encode_sparse(_tensors(), 0), "keep is 0, expected 1 to 30"),
+        (lambda: encode_sparse(_tensors(), 31), "keep is 31"),
+        (lambda: encode_qsgd(_tensors(), 1, 4, generator(0)), "bits=1"),
+        (lambda: encode_qsgd(_tensors(), 4, 0, generator(0)), "bucket=0"),
+        (lambda: encode_qsgd({"w": torch.full((9,), 3e38)}, 4, 9, generator(0)), "norm of a bucket exceeds"),
+        (lambda: encode_int8({"w": torch.zeros(0)}), "nothing to encode"),
+        (lambda: decode(b"x" * 64, SHAPES), "not an encoded vleak update"),
+        (lambda: decode(b"", SHAPES), "shorter than its header"),
+    ],
+)
+def test_codec_refusals(call: Callable[[], Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        call()

@@ -1,0 +1,338 @@
+"""The client, the base defense and the update file."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import Conv, Recurrent, Residual, batch, build
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak.errors import CapabilityError, InputError, VleakError
+from vleak.federated import Client, Defense, Update, mean_gradient, per_clip_gradients
+from vleak.seeds import generator
+
+MODELS = [Conv, Recurrent, Residual]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_undefended_update_is_the_autograd_gradient(kind: type[nn.Module]) -> None:
+    model, (clips, labels) = build(kind), batch()
+    update = Client(model).update(clips, labels, generator(0))
+    model.eval()
+    F.cross_entropy(model(clips), labels).backward()
+    assert list(update.tensors) == [name for name, _ in model.named_parameters()]
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(update.tensors[name], expected, rtol=1e-5, atol=1e-7)
+    assert update.wire_bytes == 4 * sum(p.numel() for p in model.parameters())
+    assert update.metadata == {"kind": "fedsgd", "batch_size": 3, "loss": "cross_entropy", "mode": "eval"}
+    update.check(model)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_per_clip_gradients_are_those_of_batches_of_one(kind: type[nn.Module]) -> None:
+    model, (clips, labels) = build(kind).eval(), batch()
+    samples = per_clip_gradients(model, F.cross_entropy, clips, labels)
+    assert list(samples) == [name for name, _ in model.named_parameters()]
+    for index in range(len(clips)):
+        single = mean_gradient(model, F.cross_entropy, clips[index : index + 1], labels[index : index + 1])
+        for name, expected in single.items():
+            torch.testing.assert_close(samples[name][index], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_per_clip_gradients_survive_control_flow_that_vmap_refuses() -> None:
+    class Branching(Conv):
+        def forward(self, clips: Tensor) -> Tensor:
+            logits = super().forward(clips)
+            return logits if logits.sum() > 0 else -logits
+
+    model, (clips, labels) = build(Branching).eval(), batch()
+    samples = per_clip_gradients(model, F.cross_entropy, clips, labels)
+    single = mean_gradient(model, F.cross_entropy, clips[1:2], labels[1:2])
+    assert torch.equal(samples["conv.weight"][1], single["conv.weight"])
+
+
+def test_tied_parameters_add_up_both_uses() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(5, 5)
+            self.second = self.first
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return self.second(self.first(clips.flatten(1)[:, :5]))
+
+    model, (clips, labels) = build(Tied), batch()
+    update = Client(model).update(clips, labels, generator(0))
+    F.cross_entropy(model(clips), labels).backward()
+    assert list(update.tensors) == ["first.weight", "first.bias"]
+    torch.testing.assert_close(update.tensors["first.weight"], model.first.weight.grad)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_client_changes_nothing_of_the_model(mode: str) -> None:
+    model, (clips, labels) = build(lambda: Residual(nn.BatchNorm3d)), batch()
+    model.train()
+    model.norm.eval()
+    model.stem.weight.requires_grad_(False)
+    model.head.weight.grad = torch.full_like(model.head.weight, 7.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    Client(model, mode=mode).update(clips, labels, generator(0))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (model.head.weight.grad == 7.0).all()
+    assert model.head.bias.grad is None
+    assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 6
+    assert (model.training, model.norm.training) == (True, False)
+    assert torch.equal(state, torch.get_rng_state())
+    assert (numpy_state == np.random.get_state()[1]).all()
+    assert python_state == random.getstate()
+
+
+def test_frozen_parameters_have_their_gradient() -> None:
+    model, (clips, labels) = build(Conv), batch()
+    free = Client(model).update(clips, labels, generator(0))
+    frozen = Client(model.requires_grad_(False)).update(clips, labels, generator(0))
+    assert all(torch.equal(free.tensors[name], frozen.tensors[name]) for name in free.tensors)
+
+
+def test_training_mode_uses_the_batch_statistics_and_eval_the_running_ones() -> None:
+    model, (clips, labels) = build(lambda: Residual(nn.BatchNorm3d)), batch()
+    modes = {mode: Client(model, mode=mode).update(clips, labels, generator(0)) for mode in ("eval", "train")}
+    assert not torch.allclose(modes["eval"].tensors["stem.weight"], modes["train"].tensors["stem.weight"])
+    model.train()
+    F.cross_entropy(model(clips), labels).backward()
+    torch.testing.assert_close(modes["train"].tensors["stem.weight"], model.stem.weight.grad)
+    assert modes["train"].metadata["mode"] == "train"
+
+
+def test_metadata_holds_nothing_private() -> None:
+    model, (clips, _) = build(Conv), batch()
+    several = [
+        Client(model).update(clips, torch.full((3,), label), generator(0)).metadata for label in range(5)
+    ]
+    assert all(metadata == several[0] for metadata in several)
+    assert set(several[0]) == {"kind", "batch_size", "loss", "mode"}
+
+
+def test_defense_prepares_the_clips() -> None:
+    class Grey(Defense):
+        def prepare_clips(self, clips: Tensor, labels: Tensor, generator: torch.Generator):
+            return torch.full_like(clips, 0.5), labels
+
+    model, (clips, labels) = build(Conv), batch()
+    sent = Client(model, defense=Grey()).update(clips, labels, generator(0))
+    grey = Client(model).update(torch.full_like(clips, 0.5), labels, generator(0))
+    assert torch.equal(sent.tensors["conv.weight"], grey.tensors["conv.weight"])
+
+
+def _returning(output: Callable[[Tensor], Any]) -> nn.Module:
+    class Fixed(Conv):
+        def forward(self, clips: Tensor) -> Any:
+            return output(super().forward(clips))
+
+    return build(Fixed)
+
+
+def _with_value(value: float) -> nn.Module:
+    model = build(Conv)
+    with torch.no_grad():
+        model.head.weight[0, 0] = value
+    return model
+
+
+def _overflowing() -> nn.Module:
+    # Zero in value, 1e40 and so infinite in slope.
+    return _returning(lambda logits: (logits - logits.detach()) * 1e20 * 1e20)
+
+
+def _conv() -> nn.Module:
+    return build(Conv)
+
+
+X, Y = batch()
+REFUSALS = {
+    "four axes": (_conv, {}, X[0], Y, InputError, r"got shape \(3, 4, 8, 8\); add the clip axis"),
+    "no clips": (_conv, {}, X[:0], Y[:0], InputError, r"got shape \(0, 3, 4, 8, 8\)"),
+    "float64": (_conv, {}, X.double(), Y, InputError, "got torch.float64; convert"),
+    "uint8": (_conv, {}, (X * 255).byte(), Y, InputError, "got torch.uint8"),
+    "0 to 255": (_conv, {}, X * 255, Y, InputError, "got values from .* to 25.*; scale 8-bit"),
+    "negative": (_conv, {}, X - 0.5, Y, InputError, "got values from -0"),
+    "NaN clip": (_conv, {}, X * float("nan"), Y, InputError, "got values from nan"),
+    "int32 labels": (_conv, {}, X, Y.int(), InputError, "expected labels .* int64.*torch.int32"),
+    "label count": (_conv, {}, X, Y[:2], InputError, r"expected labels of shape \(3,\).*got \(2,\)"),
+    "label range": (_conv, {}, X, Y + 5, InputError, "the model has 5 classes; expected 0 to 4"),
+    "negative label": (_conv, {}, X, Y - 9, InputError, "labels run from -"),
+    "frame size": (_conv, {}, X[..., :6], Y, CapabilityError, r"failed on .* \(3, 3, 4, 8, 6\): mat1"),
+    "logits shape": (
+        lambda: _returning(lambda x: x[:, :, None]), {}, X, Y, CapabilityError,
+        r"model returned \(3, 5, 1\) .* expected logits \(clip, class\)",
+    ),
+    "folded time": (
+        lambda: _returning(lambda x: x.repeat_interleave(4, 0)), {}, X, Y, CapabilityError,
+        r"model returned \(12, 5\) .* with 3 rows",
+    ),
+    "a tuple": (
+        lambda: _returning(lambda x: (x, x)), {}, X, Y, CapabilityError, "model returned tuple"
+    ),
+    "NaN logits": (
+        lambda: _returning(lambda x: x * float("nan")), {}, X, Y, CapabilityError, "infinite logits"
+    ),
+    "detached": (
+        lambda: _returning(Tensor.detach), {}, X, Y, CapabilityError, "does not depend on any parameter"
+    ),
+    "NaN weight": (lambda: _with_value(float("nan")), {}, X, Y, InputError, "'head.weight' .* NaN"),
+    "infinite weight": (lambda: _with_value(float("inf")), {}, X, Y, InputError, "'head.weight'"),
+    "float64 model": (lambda: build(Conv).double(), {}, X, Y, CapabilityError, "is torch.float64, not"),
+    "no parameters": (nn.Identity, {}, X, Y, InputError, "Identity has no parameters"),
+    "overflow": (_overflowing, {}, X, Y, CapabilityError, "gradient of parameter .* is not finite"),
+    "dropout": (_conv, {"mode": "train"}, X, Y, CapabilityError, "draws random numbers in mode 'train'"),
+    "mode": (_conv, {"mode": "training"}, X, Y, InputError, "unknown mode 'training'; did you mean train"),
+    "loss": (_conv, {"loss": "crossentropy"}, X, Y, InputError, "did you mean cross_entropy"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", REFUSALS)
+def test_client_refusals(row: str) -> None:
+    model, options, clips, labels, error, words = REFUSALS[row]
+    made, state = model(), torch.get_rng_state()
+    with pytest.raises(error, match=words):
+        Client(made, **options).update(clips, labels, generator(0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def _update() -> Update:
+    tensors = {"b": torch.tensor(2.0), "a": torch.arange(6.0).reshape(2, 3).T}
+    return Update(
+        tensors, 28, {"kind": "fedsgd", "batch_size": 2, "scale": 1.0, "flags": [True, None], "n": {"x": 1}}
+    )
+
+
+def test_update_round_trip(tmp_path: Path) -> None:
+    update = _update()
+    update.save(tmp_path / "u.safetensors")
+    loaded = Update.load(tmp_path / "u.safetensors")
+    assert list(loaded.tensors) == ["b", "a"]
+    assert all(torch.equal(loaded.tensors[name], update.tensors[name]) for name in update.tensors)
+    assert (loaded.wire_bytes, repr(loaded.metadata)) == (28, repr(update.metadata))
+    assert [path.name for path in tmp_path.iterdir()] == ["u.safetensors"]
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
+    whole = torch.arange(8.0)
+    replace(_update(), tensors={"a": whole[:4], "b": whole[4:], "c": whole}).save(str(tmp_path / "u"))
+    assert Update.load(str(tmp_path / "u")).tensors["b"].tolist() == [4, 5, 6, 7]
+
+
+def test_an_update_of_another_framework_needs_only_the_metadata_key(tmp_path: Path) -> None:
+    public = {"wire_bytes": 4, "metadata": {"kind": "fedsgd"}}
+    save_file({"w": torch.ones(1)}, tmp_path / "u", {"vleak_update": json.dumps(public)})
+    assert Update.load(tmp_path / "u").metadata == {"kind": "fedsgd"}
+
+
+def _file(tensors: dict[str, Tensor], metadata: object) -> Callable[[Path], None]:
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    return lambda path: save_file(tensors, path, {"vleak_update": text})
+
+
+GOOD = {"wire_bytes": 4, "metadata": {}}
+ONE = {"layer.w": torch.ones(1)}
+BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: None, "is not a file"),
+    "folder": (Path.mkdir, "is not a file"),
+    "text": (lambda path: path.write_text("hello, this is no update"), "is not a whole safetensors file"),
+    "empty": (lambda path: path.write_bytes(b""), "is not a whole safetensors file"),
+    "no metadata": (lambda path: save_file(ONE, path), "has no update metadata; expected .*vleak_update"),
+    "NaN": (_file({"layer.w": torch.tensor([float("nan")])}, GOOD), "'layer.w' .* holds NaN"),
+    "infinite": (_file({"layer.w": torch.tensor([float("inf")])}, GOOD), "holds NaN or infinity"),
+    "float64": (
+        _file({"layer.w": torch.ones(1).double()}, GOOD),
+        "'layer.w' .* is float64, expected float32",
+    ),
+    "float16": (_file({"layer.w": torch.ones(1).half()}, GOOD), "'layer.w' .* is float16"),
+    "int64": (_file({"layer.w": torch.ones(1).long()}, GOOD), "'layer.w' .* is int64"),
+    "no JSON": (_file(ONE, "{"), "cannot be read"),
+    "deep JSON": (_file(ONE, "[" * 200000), "cannot be read"),
+    "a list": (_file(ONE, [1]), "cannot be read"),
+    "no bytes": (_file(ONE, {"metadata": {}}), "cannot be read"),
+    "bytes": (_file(ONE, GOOD | {"wire_bytes": -1}), "wire_bytes .* is -1"),
+    "metadata": (_file(ONE, GOOD | {"metadata": 3}), "metadata .* is int, expected a dict"),
+    "order": (_file(ONE, GOOD | {"order": ["layer.v"]}), "lists other tensors"),
+    "order types": (_file(ONE, GOOD | {"order": [[1]]}), "lists other tensors"),
+    "order twice": (_file(ONE, GOOD | {"order": ["layer.w", "layer.w"]}), "lists other tensors"),
+}
+
+
+@pytest.mark.parametrize("row", BAD_FILES)
+def test_load_refusals(row: str, tmp_path: Path) -> None:
+    write, words = BAD_FILES[row]
+    path = tmp_path / "u.safetensors"
+    write(path)
+    with pytest.raises(InputError, match=words) as caught:
+        Update.load(path)
+    assert "\n" not in str(caught.value)
+    assert "u.safetensors" in str(caught.value)
+
+
+def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
+    _update().save(tmp_path / "whole")
+    content = (tmp_path / "whole").read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut").write_bytes(content[:length])
+        with pytest.raises(InputError):
+            Update.load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tensors": {}}, "holds no tensors"),
+        ({"tensors": {"w": torch.tensor(float("nan"))}}, "'w' .* holds NaN"),
+        ({"tensors": {"w": torch.ones(1).double()}}, "'w' .* is float64"),
+        ({"metadata": {"t": (1, 2)}}, r"metadata 't' .* is \(1, 2\), which JSON cannot keep"),
+        ({"metadata": {"t": torch.ones(1)}}, "metadata 't'"),
+        ({"metadata": {"t": float("nan")}}, "metadata 't'"),
+        ({"metadata": {"t": float("inf")}}, "metadata 't'"),
+        ({"metadata": {"t": {1: 2}}}, "metadata 't'"),
+        ({"metadata": {3: 1}}, "metadata 3"),
+        ({"wire_bytes": 1.5}, "wire_bytes .* is 1.5"),
+    ],
+)
+def test_save_refusals(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(_update(), **change).save(tmp_path / "u")
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_into_a_missing_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(VleakError, match=r"cannot write .*No such file"):
+        _update().save(tmp_path / "nowhere" / "u")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("conv.bias"), "lacks 'conv.bias'"),
+        (lambda t: t.update(extra=torch.ones(1)), "has 'extra', which the model has not"),
+        (
+            lambda t: t.update({"head.bias": torch.ones(4)}),
+            r"'head.bias' .* shape \(4,\), the model's has \(5,\)",
+        ),
+    ],
+)
+def test_check_names_the_tensor(change: Callable[[dict[str, Tensor]], Any], words: str) -> None:
+    model = build(Conv)
+    update = Client(model).update(*batch(), generator(0))
+    change(update.tensors)
+    with pytest.raises(InputError, match=words):
+        update.check(model)

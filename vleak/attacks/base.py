@@ -1,0 +1,155 @@
+"""What an attacker may use, what he returns, and the checks around every attack."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vleak.errors import InputError
+from vleak.federated import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """What the threat model grants beside the model and the update.
+
+    Attributes:
+        clip_shape: (C, T, H, W) of every clip in the batch.
+        batch_size: B, number of clips behind the update.
+        classes: number of classes; labels are in [0, classes).
+        labels: (B,) int64 when granted, else None: the attack infers them.
+        public_clips: (M, C, T, H, W) in [0, 1] of the same kind of scene, M may be 0; never a private clip.
+        defense: name of the client's defense, or None when the attacker is not told.
+        defense_settings: its public settings.
+    """
+
+    clip_shape: tuple[int, int, int, int]
+    batch_size: int
+    classes: int
+    labels: Tensor | None = None
+    public_clips: Tensor | None = None
+    defense: str | None = None
+    defense_settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int, int]:
+        """(B, C, T, H, W)."""
+        return (self.batch_size, *self.clip_shape)
+
+    def public_mean(self) -> Tensor | None:
+        """Return the mean public clip (C, T, H, W), or None where there is none."""
+        if self.public_clips is None or len(self.public_clips) == 0:
+            return None
+        return self.public_clips.mean(0)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything the curious server has. The truth is not in it."""
+
+    model: nn.Module
+    update: Update
+    knowledge: Knowledge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """An attacker's answer.
+
+    Attributes:
+        clips: (B, C, T, H, W) in [0, 1].
+        labels: (B,) int64, as granted or inferred.
+        adaptive: whether the attack took the client's defense into account.
+        engine: "native", "reference", or "none" for attackers that do not iterate.
+        iterations: iterations run, of all restarts together.
+        restarts: restarts run.
+        objective: the attack's own objective of this answer; NaN for attackers without one.
+        history: objective per iteration of the chosen restart.
+        flags: health flags that the attack raises about itself.
+        seconds: wall time.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    adaptive: bool = False
+    engine: str = "none"
+    iterations: int = 0
+    restarts: int = 0
+    objective: float = math.nan
+    history: tuple[float, ...] = ()
+    flags: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Attack(ABC):
+    """Base of all attacks; subclasses write ``_reconstruct`` and keyword-only hyper-parameters.
+
+    Attributes:
+        name: as on the command line.
+    """
+
+    name: ClassVar[str]
+
+    def reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        *,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Reconstruction:
+        """Rebuild the private clips from an observation.
+
+        Args:
+            observation: all that the attacker may use.
+            generator: the only source of randomness, a CPU generator.
+            progress: called now and then with the number of iterations done.
+            stop: asked between iterations; True makes the attack return what it has.
+
+        Raises:
+            InputError: the update does not belong to the model or is not finite.
+        """
+        _check(observation)
+        started = time.perf_counter()
+        answer = self._reconstruct(observation, generator, progress, stop)
+        expected = observation.knowledge.batch_shape
+        if tuple(answer.clips.shape) != expected:
+            raise InputError(
+                f"attack {self.name!r} returned shape {tuple(answer.clips.shape)}, expected {expected}"
+            )
+        clips = torch.nan_to_num(answer.clips.detach(), nan=0.5).clamp(0, 1)
+        return replace(answer, clips=clips, seconds=time.perf_counter() - started)
+
+    @abstractmethod
+    def _reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction: ...
+
+    def __repr__(self) -> str:
+        """Show the class with its hyper-parameters."""
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+
+def _check(observation: Observation) -> None:
+    observation.update.check(observation.model)
+    knowledge = observation.knowledge
+    if min(knowledge.batch_shape) < 1:
+        raise InputError(f"knowledge: expected positive sizes, got a batch of shape {knowledge.batch_shape}")
+    if knowledge.labels is not None and tuple(knowledge.labels.shape) != (knowledge.batch_size,):
+        raise InputError(
+            f"knowledge: expected {knowledge.batch_size} labels, got shape {tuple(knowledge.labels.shape)}"
+        )
+    for name, tensor in observation.update.tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"update tensor {name!r} holds NaN or infinity; it cannot be attacked")

@@ -1,0 +1,169 @@
+"""Gradient matching: find the clips whose gradient points where the update points."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak.attacks.adaptive import Channel, observe_channel
+from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
+from vleak.attacks.labels import infer_labels
+from vleak.engine.loop import Descent, Loop, Problem, State
+from vleak.errors import InputError
+
+NEAR_ZERO = "target gradient near zero"
+NOT_FALLING = "objective did not fall"
+STILL_FALLING = "still improving at the end"
+NOT_A_NUMBER = "objective became NaN"
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy}
+
+
+class Matching(Attack):
+    """Gradient matching with total variation in space and time, told of the defense.
+
+    Inverting Gradients (Geiping et al., NeurIPS 2020, arXiv 2003.14053) for video, with Adam, a temporal
+    term, and, where the attacker knows the defense, its likelihood and a prior (after Balunović et al.,
+    ICLR 2022, arXiv 2111.04706): see `vleak.attacks.adaptive`.
+    """
+
+    name: ClassVar[str] = "matching"
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 200,
+        restarts: int = 1,
+        distance: Literal["cosine", "l2"] = "cosine",
+        rule: Literal["adam", "sign", "sign_adam"] = "adam",
+        schedule: Literal["cosine", "steps"] = "cosine",
+        learning_rate: float = 0.1,
+        spatial: float = 0.03,
+        temporal: float = 0.09,
+        engine: Literal["native", "reference"] = "native",
+    ) -> None:
+        """Set the hyper-parameters.
+
+        Args:
+            iterations: of each restart, at least 1.
+            restarts: independent starts, at least 1; the smallest objective is the answer.
+            distance: between gradients; for "l2" the priors are in units of the target's squared norm.
+            rule: step rule of `vleak.ops.descend`.
+            schedule: of the learning rate, see `vleak.engine.loop.Descent`.
+            learning_rate: first step, in pixel values.
+            spatial: weight of anisotropic total variation within frames.
+            temporal: weight of total variation between frames.
+            engine: which loop runs, see `vleak.engine.loop`.
+
+        Raises:
+            InputError: fewer than one iteration or restart.
+        """
+        if iterations < 1 or restarts < 1:
+            raise InputError(
+                f"matching: expected at least 1 iteration and 1 restart, got {iterations} and {restarts}"
+            )
+        self.iterations, self.restarts = iterations, restarts
+        self.distance, self.rule, self.schedule = distance, rule, schedule
+        self.learning_rate, self.spatial, self.temporal = learning_rate, spatial, temporal
+        self.engine = engine
+
+    def _reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction:
+        knowledge = observation.knowledge
+        labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
+        channel = observe_channel(observation.update, knowledge)
+        if not any(bool(t.any()) for t in observation.update.tensors.values()):
+            clips = _centre(knowledge).expand(knowledge.batch_shape).clone()
+            return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
+        states: list[State] = []
+        for start in self._starts(knowledge, generator):
+            loop = self._loop(observation, labels, channel, start)
+            base = sum(len(state.history) for state in states)
+            report = None if progress is None else (lambda done, base=base: progress(base + done))
+            states.append(loop.run(self.iterations, progress=report, stop=stop))
+        chosen = min(states, key=lambda state: state.best_objective)
+        return Reconstruction(
+            clips=chosen.best.cpu(),
+            labels=labels,
+            adaptive=channel.adaptive,
+            engine=self.engine,
+            iterations=sum(len(state.history) for state in states),
+            restarts=len(states),
+            objective=chosen.best_objective,
+            history=tuple(chosen.history),
+            flags=health(chosen),
+        )
+
+    def _starts(self, knowledge: Knowledge, generator: torch.Generator) -> list[Tensor]:
+        """Draw a start a restart: what the attacker expects, plus noise that sets the restarts apart."""
+        shape = knowledge.batch_shape
+        noise = [torch.rand(shape, generator=generator) * 0.2 - 0.1 for _ in range(self.restarts)]
+        return [(_centre(knowledge) + each).clamp(0, 1) for each in noise]
+
+    def _loop(self, observation: Observation, labels: Tensor, channel: Channel, start: Tensor) -> Loop:
+        model = _in_mode(observation.model, str(observation.update.metadata.get("mode", "eval")))
+        device = next(model.parameters()).device
+        problem = Problem(
+            model=model,
+            loss=_LOSSES[str(observation.update.metadata.get("loss", "cross_entropy"))],
+            labels=labels.to(device),
+            target=observation.update.tensors,
+            masks=channel.masks,
+            distance=self.distance,
+        )
+        prior = observation.knowledge.public_mean()
+        unit = 1.0 if self.distance == "cosine" else _energy(observation.update.tensors)
+        descent = Descent(
+            iterations=self.iterations,
+            learning_rate=self.learning_rate,
+            rule=self.rule,
+            schedule=self.schedule,
+            spatial=unit * self.spatial * channel.smoothness,
+            temporal=unit * self.temporal * channel.smoothness,
+            prior=prior,
+            prior_weight=0.0 if prior is None else unit * channel.prior_weight,
+        )
+        return Loop(problem, descent, start.to(device), engine=self.engine)
+
+
+def health(state: State) -> tuple[str, ...]:
+    """Return the flags that a descent's own history raises; the truth is not asked.
+
+    ``objective became NaN``; ``objective did not fall``: the best is not 1 % below the first;
+    ``still improving at the end``: the last tenth of the iterations won over 5 % of the whole fall.
+    """
+    if state.nan_at is not None:
+        return (NOT_A_NUMBER,)
+    history = state.history
+    if len(history) < 2 or not state.best_objective < 0.99 * history[0]:
+        return (NOT_FALLING,)
+    before = min(history[: -max(1, len(history) // 10)])
+    late = before - min(history)
+    return (STILL_FALLING,) if late > 0.05 * (history[0] - state.best_objective) else ()
+
+
+def _centre(knowledge: Knowledge) -> Tensor:
+    mean = knowledge.public_mean()
+    return torch.full(knowledge.clip_shape, 0.5) if mean is None else mean
+
+
+def _in_mode(model: nn.Module, mode: str) -> nn.Module:
+    """Return the model in the mode the client used; a copy where that differs from its own."""
+    if (mode == "train") == model.training:
+        return model
+    return copy.deepcopy(model).train(mode == "train")
+
+
+def _energy(tensors: dict[str, Tensor]) -> float:
+    """Return the squared norm of an update, the unit in which an L2 distance and its priors are weighed."""
+    return sum(float(tensor.double().square().sum()) for tensor in tensors.values())

@@ -1,0 +1,54 @@
+"""Null attackers: the same knowledge, no gradient. What they score is not a leak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vleak.attacks.base import Attack, Observation, Reconstruction
+from vleak.errors import InputError
+
+
+class Grey(Attack):
+    """A grey clip: what can be said without any knowledge."""
+
+    name: ClassVar[str] = "grey"
+
+    def _reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction:
+        return _answer(observation, torch.full(observation.knowledge.clip_shape, 0.5))
+
+
+class PublicMean(Attack):
+    """The mean of the public clips: what the kind of scene tells without the update."""
+
+    name: ClassVar[str] = "public_mean"
+
+    def _reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction:
+        mean = observation.knowledge.public_mean()
+        if mean is None:
+            raise InputError("the attacker holds no public clips, so there is no mean of them")
+        return _answer(observation, mean)
+
+
+def _answer(observation: Observation, clip: Tensor) -> Reconstruction:
+    knowledge = observation.knowledge
+    # Without the update there is nothing to infer a label from: class 0 is as good as any.
+    labels = (
+        torch.zeros(knowledge.batch_size, dtype=torch.long) if knowledge.labels is None else knowledge.labels
+    )
+    return Reconstruction(clips=clip.expand(knowledge.batch_shape).clone(), labels=labels)

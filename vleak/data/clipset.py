@@ -1,0 +1,37 @@
+"""What the rest of vleak gets to see of a data source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+DEFAULT_CLIPS = 12  # how many clips are attacked where nobody says
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """The clips under attack and the clips that an attacker may hold, all float32 in [0, 1].
+
+    Attributes:
+        name: ``"synthetic"``, or the base name of the file or folder (never a full path).
+        clips: (N, C, T, H, W), the clips under attack; also the candidates of identification.
+        labels: (N,) int64, indices into ``classes``.
+        names: an id per clip, unique and safe as a file name, such as ``"again@0"``.
+        public_clips: (M, C, T, H, W), M may be 0. No frame of them is in ``clips``, and they never
+            depend on which of the clips is under attack.
+        public_labels: (M,) int64.
+        classes: the names of the classes.
+        public_source: one phrase that says where the public clips are from.
+        notes: sentences for the user: what was found, what was assumed.
+    """
+
+    name: str
+    clips: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    public_clips: Tensor
+    public_labels: Tensor
+    classes: tuple[str, ...]
+    public_source: str
+    notes: tuple[str, ...]

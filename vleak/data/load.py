@@ -1,0 +1,81 @@
+"""The one entrance to data: ``load_clips``."""
+
+from __future__ import annotations
+
+from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
+from vleak.data.folder import load_videos
+from vleak.data.synthetic import load_synthetic
+from vleak.errors import InputError
+
+MAX_BATCH_BYTES = 2**32  # all clips together, as float32
+RANGES = {
+    "clips": (1, 10_000),
+    "frames": (2, 1_024),
+    "size": (8, 1_024),
+    "stride": (1, 10_000),
+    "public": (0, 10_000),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def load_clips(
+    source: str,
+    *,
+    clips: int | None = None,
+    frames: int = 8,
+    size: int = 32,
+    stride: int = 2,
+    seed: int = 0,
+    public: int = 48,
+) -> ClipSet:
+    """Load clips of shape (3, frames, size, size), float32 in [0, 1], to attack and to hold in public.
+
+    A video is cut into windows of ``frames * stride`` consecutive frames, of which every ``stride``-th is
+    kept; windows never overlap. The files are put into an order drawn by ``seed``; then come the first
+    windows of all files, the second windows of all files, and so on. The first ``clips`` windows are
+    attacked, up to ``public`` further ones are public: from other files where there are enough of them,
+    otherwise later parts of the same files. Sub-folders with two or more names give the classes; without
+    them labels are drawn at random, and a note says so.
+
+    Args:
+        source: ``"synthetic"``, or a video file, or a folder of videos, which is searched with its
+            sub-folders; hidden files and links to folders are left out. A folder that is itself named
+            "synthetic" is ``"./synthetic"``.
+        clips: how many clips to attack. None: 12, but where the source gives fewer than ``12 + public``
+            windows no more than leave that many public clips, and never fewer than half of the windows
+            (up to 12): 50 windows are 12 + 38, 10 are 5 + 5, 1 is 1 + 0.
+        frames: frames of a clip, T.
+        size: height and width of a clip in pixels; the central square of each frame is scaled to it.
+        stride: distance in frames between two frames of a clip. The synthetic motion fills the whole
+            clip and ignores it.
+        seed: draws the order of the files, the random labels, and the whole of the synthetic clips.
+            Clip i does not depend on how many clips are asked for.
+        public: the most public clips to return.
+
+    Raises:
+        InputError: a number is out of range, the source does not exist, is no video, is damaged within
+            the frames that are needed, is too short, or gives fewer clips than ``clips``.
+    """
+    given = {"frames": frames, "size": size, "stride": stride, "public": public, "seed": seed}
+    for option, value in (given if clips is None else {"clips": clips, **given}).items():
+        _check_range(option, value)
+    wanted = DEFAULT_CLIPS if clips is None else clips
+    _check_memory(wanted + public, frames, size)
+    if source == "synthetic":
+        return load_synthetic(wanted, frames, size, seed, public)
+    return load_videos(source, clips, frames=frames, size=size, stride=stride, seed=seed, public=public)
+
+
+def _check_range(option: str, value: int) -> None:
+    low, high = RANGES[option]
+    if not low <= value <= high:
+        raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
+
+
+def _check_memory(count: int, frames: int, size: int) -> None:
+    total = 4 * 3 * count * frames * size * size
+    if total > MAX_BATCH_BYTES:
+        raise InputError(
+            f"{count} clips of {frames} frames of {size}x{size} take {total / 2**30:.1f} GiB, the limit is "
+            f"{MAX_BATCH_BYTES / 2**30:.0f} GiB; lower --clips, --frames or --size"
+        )

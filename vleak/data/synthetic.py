@@ -1,0 +1,203 @@
+"""Synthetic motion: textured objects over photographs, labelled by how the object moves.
+
+The photographs are those inside the scikit-image wheel, so nothing is downloaded. Only the motion tells the
+class: background, texture, shape, and the object's position, size and angle at the middle of the clip are
+drawn before the class is looked at and have the same distribution for every class.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import skimage.data
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vleak.data.clipset import ClipSet
+from vleak.seeds import generator
+
+MOTIONS = ("left", "right", "up", "down", "approach", "rotate")
+# Name in skimage.data: least and largest side of a crop, as a share of the photograph's shorter side. Fine
+# textures are cut closer, or they would be noise at 32x32 pixels.
+PHOTOS = {
+    "astronaut": (0.4, 0.9),
+    "brick": (0.12, 0.3),
+    "camera": (0.4, 0.9),
+    "chelsea": (0.4, 0.9),
+    "coffee": (0.4, 0.9),
+    "coins": (0.3, 0.7),
+    "grass": (0.1, 0.2),
+    "gravel": (0.1, 0.22),
+    "immunohistochemistry": (0.15, 0.5),
+    "retina": (0.2, 0.5),
+    "rocket": (0.4, 0.9),
+    "stereo_motorcycle": (0.4, 0.9),
+}
+OVERSAMPLING = 2  # frames are drawn at twice the size and averaged, which keeps edges smooth at 32x32
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip without its class. Lengths are in frame sides, from -0.5 to 0.5; angles in radians."""
+
+    background: Tensor  # (3, K, K), K = OVERSAMPLING * size
+    texture: Tensor  # (3, L, L)
+    half_axes: tuple[float, float]
+    exponent: float  # of the superellipse: 2 is an ellipse, 6 nearly a rectangle
+    centre: tuple[float, float]  # x and y at the middle of the clip
+    angle: float
+    travel: float  # half of the way of a class that shifts
+    growth: float  # half of the logarithm of the growth of "approach"
+    turn: float  # half of the angle of "rotate"
+    ease: float  # of the speed: below 0 fast in the middle, above 0 slow there
+    wobble: tuple[float, float, float, float]  # small x, y, log scale, angle that every class makes
+
+
+def load_synthetic(clips: int, frames: int, size: int, seed: int, public: int) -> ClipSet:
+    """Return a ClipSet of ``clips`` and ``public`` synthetic clips of shape (3, frames, size, size)."""
+    attacked, labels = _draw("clips", clips, frames, size, seed)
+    held, held_labels = _draw("public", public, frames, size, seed)
+    return ClipSet(
+        name="synthetic",
+        clips=attacked,
+        labels=labels,
+        names=tuple(f"synthetic{index}@0" for index in range(clips)),
+        public_clips=held,
+        public_labels=held_labels,
+        classes=MOTIONS,
+        public_source="other seeds",
+        notes=("synthetic clips: objects moving over photographs, labelled by the kind of motion",),
+    )
+
+
+def synthetic_clip(
+    index: int, *, frames: int, size: int, seed: int, stream: str = "clips"
+) -> tuple[Tensor, int]:
+    """Draw clip ``index`` of a stream: float32 (3, frames, size, size) in [0, 1] and its index in MOTIONS.
+
+    It depends on these arguments and on nothing else. Every six consecutive clips hold each motion once.
+    """
+    block, place = divmod(index, len(MOTIONS))
+    order = torch.randperm(len(MOTIONS), generator=generator("synthetic", seed, stream, "labels", block))
+    label = int(order[place])
+    scene = _draw_scene(generator("synthetic", seed, stream, index), size * OVERSAMPLING)
+    return _render(scene, MOTIONS[label], frames), label
+
+
+def _draw(stream: str, count: int, frames: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    drawn = [synthetic_clip(i, frames=frames, size=size, seed=seed, stream=stream) for i in range(count)]
+    clips = torch.stack([clip for clip, _ in drawn]) if drawn else torch.empty(0, 3, frames, size, size)
+    return clips, torch.tensor([label for _, label in drawn], dtype=torch.int64)
+
+
+@lru_cache(maxsize=len(PHOTOS))
+def _photo(name: str) -> Tensor:
+    """Return a photograph as uint8 (3, H, W); grey ones get three equal channels."""
+    loaded = getattr(skimage.data, name)()
+    image = torch.from_numpy(loaded[0] if isinstance(loaded, tuple) else loaded)
+    return (image[..., None].expand(-1, -1, 3) if image.dim() == 2 else image).permute(2, 0, 1).contiguous()
+
+
+def _uniform(low: float, high: float, source: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=source))
+
+
+def _sign(source: torch.Generator) -> float:
+    return 1.0 if _uniform(0, 1, source) < 0.5 else -1.0
+
+
+def _draw_crop(name: str, side: int, source: torch.Generator) -> Tensor:
+    """Cut a random square, mirror, tint and scale it: float32 (3, side, side) in [0, 1]."""
+    photo = _photo(name)
+    _, height, width = photo.shape
+    extent = int(min(height, width) * _uniform(*PHOTOS[name], source))
+    top = int(_uniform(0, height - extent, source))
+    left = int(_uniform(0, width - extent, source))
+    crop = photo[None, :, top : top + extent, left : left + extent].float() / 255
+    crop = functional.interpolate(crop, (side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    crop = crop.flip(2) if _sign(source) < 0 else crop
+    exponents = torch.tensor([_uniform(-0.2, 0.2, source) for _ in range(3)]).exp()
+    return crop ** (exponents[:, None, None] * math.exp(_uniform(-0.25, 0.25, source)))
+
+
+def _draw_scene(source: torch.Generator, side: int) -> Scene:
+    names = list(PHOTOS)
+    behind, front = torch.randperm(len(names), generator=source)[:2].tolist()
+    background = _draw_crop(names[behind], side, source)
+    area, aspect, exponent = _uniform(0.15, 0.3, source), _uniform(0.65, 1.5, source), _uniform(2, 6, source)
+    # Area of a superellipse with half axes a and b: 4 a b gamma(1 + 1/p)^2 / gamma(1 + 2/p).
+    filling = math.gamma(1 + 1 / exponent) ** 2 / math.gamma(1 + 2 / exponent)
+    half = math.sqrt(area / (4 * filling))
+    half_axes = (half * math.sqrt(aspect), half / math.sqrt(aspect))
+    texture = _draw_crop(names[front], max(8, round(2 * max(half_axes) * side)), source)
+    return Scene(
+        background=background,
+        texture=_stand_out(texture, background),
+        half_axes=half_axes,
+        exponent=exponent,
+        centre=(_uniform(-0.15, 0.15, source), _uniform(-0.15, 0.15, source)),
+        angle=_uniform(-math.pi, math.pi, source),
+        travel=_uniform(0.17, 0.25, source),
+        growth=_uniform(0.22, 0.32, source),
+        turn=_uniform(0.55, 0.9, source) * _sign(source),
+        ease=_uniform(-0.3, 0.3, source),
+        wobble=(
+            _uniform(-0.02, 0.02, source),
+            _uniform(-0.02, 0.02, source),
+            _uniform(-0.03, 0.03, source),
+            _uniform(-0.08, 0.08, source),
+        ),
+    )
+
+
+def _stand_out(texture: Tensor, background: Tensor, gap: float = 0.2) -> Tensor:
+    """Brighten or darken a texture whose mean is nearer than ``gap`` to that of the background."""
+    difference = float(texture.mean() - background.mean())
+    if abs(difference) >= gap:
+        return texture
+    target = float(background.mean()) + (gap if background.mean() < 0.5 else -gap)
+    return (texture + (target - float(texture.mean()))).clamp(0, 1)
+
+
+def _path(scene: Scene, motion: str, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x, y, scale and angle of the object, each (T,)."""
+    time = torch.linspace(-1, 1, frames)
+    time = time * (1 + scene.ease * (time.square() - 1))  # odd, so that the middle stays in the middle
+    x, y, growth, turn = scene.wobble
+    x += scene.travel * ((motion == "right") - (motion == "left"))
+    y += scene.travel * ((motion == "down") - (motion == "up"))
+    growth += scene.growth * (motion == "approach")
+    turn += scene.turn * (motion == "rotate")
+    return (
+        scene.centre[0] + x * time,
+        scene.centre[1] + y * time,
+        (growth * time).exp(),
+        scene.angle + turn * time,
+    )
+
+
+def _render(scene: Scene, motion: str, frames: int) -> Tensor:
+    """Draw the scene in motion: float32 (3, T, H, W) in [0, 1]."""
+    side = scene.background.shape[-1]
+    x, y, scale, angle = (value[:, None, None] for value in _path(scene, motion, frames))
+    axis = (torch.arange(side) + 0.5) / side - 0.5
+    right, down = axis[None, None, :] - x, axis[None, :, None] - y
+    across = (angle.cos() * right + angle.sin() * down) / scale
+    along = (angle.cos() * down - angle.sin() * right) / scale
+    mask = _coverage(across, along, scene, side)[:, None]
+    grid = torch.stack((across, along), dim=-1) / max(scene.half_axes)
+    texture = scene.texture.expand(frames, -1, -1, -1)
+    front = functional.grid_sample(texture, grid, padding_mode="reflection", align_corners=False)
+    image = mask * front + (1 - mask) * scene.background
+    return functional.avg_pool2d(image, OVERSAMPLING).transpose(0, 1).contiguous().clamp(0, 1)
+
+
+def _coverage(across: Tensor, along: Tensor, scene: Scene, side: int) -> Tensor:
+    """Return how much of each pixel the object covers, (T, K, K), with an edge about a pixel wide."""
+    a, b = scene.half_axes
+    p = scene.exponent
+    radius = ((across / a).abs().pow(p) + (along / b).abs().pow(p)).pow(1 / p)
+    return torch.sigmoid((1 - radius) * min(a, b) * side * 2)

@@ -1,0 +1,220 @@
+"""One video file: what its header says, and chosen frames of it. Files are from strangers.
+
+FFmpeg is told to open a few containers and local files only: a playlist that poses as a video would make it
+open other files. Limits are checked against the header before a frame is decoded, and a file that gives
+fewer frames than it declares is an error as soon as one of the missing frames is wanted.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+import torch
+from av.sidedata.sidedata import SideData, SideDataContainer
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from vleak.errors import InputError
+
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif"
+SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2", ".avi", ".mkv", ".webm", ".gif"})
+MAX_FRAME_PIXELS = 8192 * 4320
+MAX_SECONDS = 24 * 3600
+# Of one file: 100 000 frames of 1920x1080, about half an hour's decoding.
+MAX_DECODED_PIXELS = 200_000_000_000
+
+
+def count_frames(path: Path, shown: str, most: int) -> int:
+    """Return how many frames a video declares, counting no further than ``most``; nothing is decoded.
+
+    Packets are counted, since Matroska stores no frame count and edit lists hide frames. Where the file
+    ends well before the time that its header declares, the missing frames count as declared.
+
+    Args:
+        path: the file.
+        shown: its name in error messages.
+        most: where to stop counting.
+
+    Raises:
+        InputError: the file cannot be opened, is no video, or exceeds a limit of this module.
+    """
+    with _opened(path, shown) as (container, stream):
+        _check_limits(
+            shown,
+            stream.codec_context.width,
+            stream.codec_context.height,
+            _declared_seconds(container, stream)[0],
+        )
+        counted, end, ended = 0, 0.0, False
+        try:
+            for packet in container.demux(stream):
+                ended = packet.size == 0 and packet.dts is None  # PyAV's sign of the end
+                if counted == most or ended:
+                    break
+                counted += packet.size > 0 and not packet.is_discard
+                end = max(end, _end_of(packet))
+        except av.FFmpegError:
+            ended = True
+        missing = _missing_frames(container, stream, end) if ended else 0
+    return min(most, counted + missing)
+
+
+def read_windows(
+    path: Path, shown: str, starts: list[int], *, frames: int, size: int, stride: int
+) -> list[Tensor]:
+    """Decode windows of one file: a float32 (3, frames, size, size) in [0, 1] for each of ``starts``.
+
+    Frames are turned upright (display matrix), cut to the central square and scaled with antialiasing.
+    Decoding stops at the last wanted frame. Non-square pixels are taken as they are.
+
+    Args:
+        path: the file.
+        shown: its name in error messages.
+        starts: the first frame of each window.
+        frames: T.
+        size: height and width of what is returned.
+        stride: distance between the frames of a window.
+
+    Raises:
+        InputError: a wanted frame, or one before it, is missing or damaged, or exceeds a limit.
+    """
+    wanted = {start + stride * step for start in starts for step in range(frames)}
+    last, squares = max(wanted), {}
+    with _opened(path, shown) as (container, stream):
+        context = stream.codec_context
+        _check_decoding(shown, context.width, context.height, last + 1)
+        # Without "explode" FFmpeg paints over damage and reports success.
+        context.options = {"err_detect": "explode"}
+        decoded = 0
+        for frame in _decode(container, stream):
+            if frame.is_corrupt:
+                break
+            if decoded in wanted:
+                _check_limits(shown, frame.width, frame.height, 0)
+                squares[decoded] = _square(_upright(frame, shown), size)
+            decoded += 1
+            if decoded > last:
+                break
+        declared = max(
+            last + 1, stream.frames, round(_declared_seconds(container, stream)[0] * _rate(stream))
+        )
+    if decoded <= last:
+        raise InputError(
+            f"{shown}: damaged: decoded {decoded} of {declared} declared frames, {last + 1} are needed; "
+            f"replace or remove the file"
+        )
+    return [torch.stack([squares[start + stride * step] for step in range(frames)], 1) for start in starts]
+
+
+@contextmanager
+def _opened(path: Path, shown: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        # "file:" keeps a name such as "concat:a|b" from being read as another protocol.
+        container = av.open(f"file:{path.absolute()}", options=options, metadata_errors="replace")
+    except PermissionError as error:
+        raise InputError(f"{shown}: no permission to read it") from error
+    except av.FFmpegError as error:
+        raise InputError(
+            f"{shown}: is no video, or damaged at its start ({error.strerror}); expected one of "
+            f"{', '.join(sorted(SUFFIXES))}"
+        ) from error
+    with container:
+        stream = container.streams.video[0] if container.streams.video else None
+        if stream is None or stream.codec_context is None:
+            raise InputError(f"{shown}: holds no video that can be decoded")
+        yield container, stream
+
+
+def _check_limits(shown: str, width: int, height: int, seconds: float) -> None:
+    if width * height == 0:
+        raise InputError(f"{shown}: damaged: its header declares no frame size")
+    if width * height > MAX_FRAME_PIXELS:
+        raise InputError(
+            f"{shown}: frames of {width}x{height}, the limit is {MAX_FRAME_PIXELS} pixels a frame"
+        )
+    if seconds > MAX_SECONDS:
+        raise InputError(
+            f"{shown}: declares {seconds / 3600:.0f} hours, the limit is {MAX_SECONDS // 3600} hours"
+        )
+
+
+def _check_decoding(shown: str, width: int, height: int, frames: int) -> None:
+    if width * height * frames > MAX_DECODED_PIXELS:
+        raise InputError(
+            f"{shown}: {frames} frames of {width}x{height} would have to be decoded, the limit is "
+            f"{MAX_DECODED_PIXELS:.0e} pixels a file; lower --clips, --frames or --stride"
+        )
+
+
+def _declared_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[float, bool]:
+    """Return the declared time at which the video ends, 0 if unknown, and whether it is the video's own."""
+    if stream.duration and stream.time_base:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base), True
+    hours, *rest = stream.metadata.get("DURATION", "").split(":")  # Matroska: "00:00:02.600000000"
+    try:
+        seconds = int(hours) * 3600 + int(rest[0]) * 60 + float(rest[1])
+        return max(0.0, seconds), True  # max() turns a NaN into 0
+    except (ValueError, IndexError):
+        return (container.duration or 0) / av.time_base, False
+
+
+def _rate(stream: av.VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _end_of(packet: av.Packet[av.VideoStream]) -> float:
+    """Return the time in seconds at which the frame of a packet ends."""
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _missing_frames(container: av.container.InputContainer, stream: av.VideoStream, end: float) -> int:
+    """Return how many frames the header declares beyond the time ``end`` where the file ends."""
+    seconds, own = _declared_seconds(container, stream)
+    # Only the audio may be longer, and rounded times may miss a frame or two.
+    slack = max(0.1, 3 / _rate(stream)) if own else 1.0
+    return round((seconds - end) * _rate(stream)) if seconds - end > slack else 0
+
+
+def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Yield frames until the file ends or cannot be decoded any further; the caller counts them."""
+    try:
+        yield from container.decode(stream)
+    except av.FFmpegError:
+        return
+
+
+def _upright(frame: av.VideoFrame, shown: str) -> NDArray[np.uint8]:
+    """Return the frame as it is to be shown, RGB (H, W, 3), following the display matrix."""
+    # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says.
+    image = np.asarray(frame.to_ndarray(format="gbrp"), dtype=np.uint8)
+    stored: SideData | None = cast(SideDataContainer, frame.side_data).get("DISPLAYMATRIX")
+    if stored is None:
+        return image
+    # Nine 16.16 fixed-point numbers [a b u; c d v; x y w]: x' = a x + c y, y' = b x + d y.
+    matrix = struct.unpack("=9i", bytes(stored))
+    a, b, c, d = (round(matrix[place] / 65536) for place in (0, 1, 3, 4))
+    if abs(a * d) == 1 and b == c == 0:
+        return image[::d, ::a]
+    if abs(b * c) == 1 and a == d == 0:
+        return image.transpose(1, 0, 2)[::b, ::c]
+    raise InputError(f"{shown}: is to be shown turned by other than quarter turns; re-encode it upright")
+
+
+def _square(image: NDArray[np.uint8], size: int) -> Tensor:
+    """Cut the central square of (H, W, 3) and scale it: float32 (3, size, size) in [0, 1]."""
+    height, width, _ = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    crop = torch.from_numpy(np.ascontiguousarray(image[top : top + side, left : left + side]))
+    pixels = crop.permute(2, 0, 1)[None].float() / 255
+    return functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)

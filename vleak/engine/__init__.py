@@ -1,0 +1,1 @@
+"""The inner loop of every optimising attack, and where the native extension is found or built."""

@@ -1,0 +1,33 @@
+"""Errors that a person reads: what was given, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VleakError(Exception):
+    """A failure with one clear line for the user; the command line prints it and exits with 2."""
+
+
+class InputError(VleakError, ValueError):
+    """Something the user gave cannot be used."""
+
+
+class CapabilityError(VleakError, RuntimeError):
+    """A model, machine or installation cannot do what was asked."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> InputError:
+    """Build the error for a name that does not exist, with the nearest names that do.
+
+    Args:
+        kind: what the name stands for, such as ``"defense"``.
+        given: the name as the user typed it.
+        known: the names that exist.
+        also: one more accepted form, such as ``"package.module:factory"``.
+    """
+    names = sorted(known)
+    near = get_close_matches(given, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return InputError(f"unknown {kind} {given!r}; {hint}{f' (or {also})' if also else ''}")

@@ -1,0 +1,20 @@
+"""Running an evaluation: plan, run, store, statistics and summary."""
+
+from vleak.evaluation.run import StoppedError, evaluate
+from vleak.evaluation.settings import Settings
+from vleak.evaluation.statistics import Interval, binomial_interval, mean_interval
+from vleak.evaluation.store import read_results
+from vleak.evaluation.summary import Row, headline, summarise
+
+__all__ = [
+    "Interval",
+    "Row",
+    "Settings",
+    "StoppedError",
+    "binomial_interval",
+    "evaluate",
+    "headline",
+    "mean_interval",
+    "read_results",
+    "summarise",
+]

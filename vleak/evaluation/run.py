@@ -1,0 +1,384 @@
+"""Run an evaluation: every clip through every defense, attacked, scored, stored."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import platform
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vleak
+from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Knowledge, Observation, Reconstruction
+from vleak.certificates.gaussian import identification_bound
+from vleak.data import ClipSet, load_clips
+from vleak.defenses import Defense, spell
+from vleak.engine import extension
+from vleak.errors import InputError, VleakError
+from vleak.evaluation.settings import Settings
+from vleak.evaluation.store import Store, write_clips
+from vleak.federated import Client, Update
+from vleak.metrics import score_clip
+from vleak.models import (
+    TRAINING_STATES,
+    accuracy,
+    build_model,
+    check_classifier,
+    check_second_derivative,
+    math_attention,
+    train,
+)
+from vleak.seeds import derive_seed, generator
+
+NO_BETTER = "no better than the prior"
+FAILS_UNDEFENDED = "fails even undefended"
+BEATS_UNDEFENDED = "leaks more than undefended"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell before it ran: which clip, which defense, which attack."""
+
+    id: str
+    clip: int
+    defense: Defense
+    attack: str
+    null: bool = False
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the cells of one run share. The truth lives here; an attack never gets this object."""
+
+    settings: dict[str, Any]
+    data: ClipSet
+    model: nn.Module
+    logits: int
+    nulls: dict[str, Tensor]
+    prior: Tensor
+
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, cells finished, cells in all)."""
+
+
+class StoppedError(VleakError):
+    """The run was stopped from outside; what is finished is stored."""
+
+
+def evaluate(
+    settings: Settings,
+    out: Path,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Attack every clip behind every defense strength and store what comes out.
+
+    Args:
+        settings: what to run.
+        out: folder of the run; a stopped run with the same settings is taken up where it was.
+        workers: cells that run side by side, a thread each with one thread inside; no score depends on it.
+        progress: told about every finished cell.
+        stop: when set, the run ends after storing the finished cells.
+
+    Returns:
+        the content of results.json.
+
+    Raises:
+        InputError: settings, data or model cannot be used, or the folder holds another run.
+        StoppedError: ``stop`` was set before the end.
+        VleakError: the folder cannot be written.
+    """
+    if workers < 1:
+        raise InputError(f"--workers {workers}: expected at least 1")
+    stop = stop or threading.Event()
+    tell = progress or (lambda what, done, total: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that no sum depends on the number of cores
+    try:
+        tell("loading clips", 0, 0)
+        bench, header = _prepare(settings, tell)
+        jobs = _plan(settings, bench.data)
+        with math_attention(), Store(out, header) as store:
+            write_clips(out / "clips.npy", bench.data.clips)
+            try:
+                _run_jobs(jobs, bench, store, workers, tell, stop)
+            finally:
+                results = store.results([job.id for job in jobs])
+                _mark(results["cells"])
+                store.write_results(results)
+    finally:
+        torch.set_num_threads(threads)
+    return results
+
+
+def _prepare(settings: Settings, tell: Progress) -> tuple[Bench, dict[str, Any]]:
+    resolved = settings.resolved()
+    data = load_clips(settings.data, clips=settings.clips, frames=settings.frames, size=settings.size,
+                      stride=settings.stride, seed=settings.seed)  # fmt: skip
+    tell("preparing the model", 0, 0)
+    model = build_model(settings.model, frames=settings.frames, size=settings.size, classes=len(data.classes),
+                        seed=settings.seed)  # fmt: skip
+    logits = check_classifier(model, data.clips[:1], len(data.classes))
+    check_second_derivative(model, data.clips[:1])
+    steps = TRAINING_STATES[settings.training_state]
+    train(model, data.public_clips, data.public_labels, steps, generator(settings.seed, "training"))
+    check_classifier(model, data.clips[:1], len(data.classes))
+    facts = _model_facts(settings, model, data, steps)
+    model = model.to(settings.torch_device())
+    nulls = _null_answers(model, data, logits, settings)
+    prior = nulls.get("public_mean", nulls["grey"])
+    return Bench(resolved, data, model, logits, nulls, prior), _header(resolved, data, facts)
+
+
+def _model_facts(settings: Settings, model: nn.Module, data: ClipSet, steps: int) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().contiguous().numpy().tobytes())
+    return {
+        "name": settings.model,
+        "training_state": settings.training_state,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_steps": steps,
+        "train_accuracy": accuracy(model, data.public_clips, data.public_labels),
+        "held_out_accuracy": accuracy(model, data.clips, data.labels),
+        "chance": 1 / len(data.classes),
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def _header(resolved: dict[str, Any], data: ClipSet, model: dict[str, Any]) -> dict[str, Any]:
+    status = extension.status()
+    facts = {
+        "name": data.name,
+        "clips": len(data.clips),
+        "public_clips": len(data.public_clips),
+        "public_source": data.public_source,
+        "classes": list(data.classes),
+        "labels": data.labels.tolist(),
+        "names": list(data.names),
+        "notes": list(data.notes),
+        "sha256": hashlib.sha256(
+            data.clips.numpy().tobytes() + data.public_clips.numpy().tobytes()
+        ).hexdigest(),
+    }
+    versions = {"vleak": vleak.__version__, "torch": torch.__version__}
+    environment = {**versions, "python": platform.python_version(), "platform": platform.platform(),
+                   "extension": status.state, "device": resolved["device"]}  # fmt: skip
+    return {
+        "environment": environment,
+        "versions": versions,
+        "settings": resolved,
+        "data": facts,
+        "models": [model],
+    }
+
+
+def _plan(settings: Settings, data: ClipSet) -> list[Job]:
+    """List the cells: null attackers, then every defense and attack; a clip after the other within each."""
+    where = f"{settings.model}.{settings.training_state}"
+    nulls = [name for name in NULL_ATTACKS if name != "public_mean" or len(data.public_clips)]
+    rows = [(Defense(), name, True) for name in nulls]
+    rows += [(defense, name, False) for defense in settings.strengths() for name in settings.attacks]
+    return [
+        Job(f"{where}/{spell(defense)}/{attack}/{clip}", index, defense, attack, null)
+        for defense, attack, null in rows
+        for index, clip in enumerate(data.names)
+    ]
+
+
+def _run_jobs(
+    jobs: list[Job], bench: Bench, store: Store, workers: int, tell: Progress, stop: threading.Event
+) -> None:
+    waiting = [job for job in jobs if job.id not in store.cells]
+    done = len(jobs) - len(waiting)
+    tell("attacking", done, len(jobs))
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    running: set[Future[tuple[dict[str, Any], Tensor | None]]] = set()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.add(pool.submit(run_cell, waiting.pop(0), bench, stop))
+            # The short wait lets Ctrl-C through.
+            finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in finished:
+                _store(future.result(), store)
+                done += 1
+                tell("attacking", done, len(jobs))
+            if stop.is_set():
+                raise StoppedError(f"stopped with {done} of {len(jobs)} cells finished")
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _store(result: tuple[dict[str, Any], Tensor | None], store: Store) -> None:
+    cell, picture = result
+    if picture is None:
+        store.add_failed(cell)
+    else:
+        store.add(cell, picture)
+
+
+def run_cell(job: Job, bench: Bench, stop: threading.Event) -> tuple[dict[str, Any], Tensor | None]:
+    """Run one cell and return its record and picture (C, T, H, W); a failed cell has no picture.
+
+    Raises:
+        StoppedError: ``stop`` was set; an answer that was cut short is worth nothing.
+    """
+    settings, data = bench.settings, bench.data
+    seed = derive_seed(settings["seed"], job.id)
+    record = _blank(job, bench, seed)
+    # functional_call swaps a module's tensors while it runs: a cell needs a module of its own.
+    model = copy.deepcopy(bench.model)
+    clip, label = data.clips[job.clip][None], data.labels[job.clip][None]
+    try:
+        update = Client(model, defense=job.defense).update(clip, label, generator(seed, "client"))
+        plain = Client(model).update(clip, label, generator(seed, "client"))
+        observation = Observation(model, update, _knowledge(job, bench, label))
+        answer = _attack(job, settings).reconstruct(observation, generator(seed, "attack"), stop=stop.is_set)
+    except VleakError as error:
+        return {**record, "status": f"failed: {error}"}, None
+    if stop.is_set():
+        raise StoppedError(f"stopped within {job.id}")
+    scores = score_clip(answer.clips[0], data.clips[job.clip], job.clip, data.clips, bench.nulls, bench.prior)
+    scores["label_correct"] = bool(answer.labels[0] == label[0])
+    record |= {
+        "attack": _attack_facts(job, answer),
+        "scores": scores,
+        "update": _compare(update, plain),
+        "flags": list(answer.flags),
+        "status": "ok",
+    }
+    return record, answer.clips[0]
+
+
+def _attack(job: Job, settings: dict[str, Any]) -> Attack:
+    if job.null:
+        return NULL_ATTACKS[job.attack]()
+    options = {name: settings[name] for name in ("iterations", "restarts", "engine")}
+    return ATTACKS[job.attack](**options)
+
+
+def _knowledge(job: Job, bench: Bench, label: Tensor) -> Knowledge:
+    data = bench.data
+    return Knowledge(
+        clip_shape=_clip_shape(data),
+        batch_size=1,
+        classes=len(data.classes),
+        labels=label if bench.settings["labels"] == "granted" else None,
+        public_clips=data.public_clips,
+        defense=job.defense.name,
+        defense_settings=job.defense.settings(),
+    )
+
+
+def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
+    """Return the part of a record that is known before the cell runs."""
+    settings, privacy, candidates = bench.settings, job.defense.privacy(), len(bench.data.clips)
+    bound = None if privacy is None else identification_bound(candidates, privacy.noise_multiplier)
+    return {
+        "id": job.id,
+        "pipeline": settings["pipeline"],
+        "model": settings["model"],
+        "training_state": settings["training_state"],
+        "defense": {
+            "name": job.defense.name,
+            "label": job.defense.label,
+            "settings": job.defense.settings(),
+            "epsilon": None if privacy is None else privacy.epsilon,
+            "delta": None if privacy is None else privacy.delta,
+            "unit": None if privacy is None else privacy.unit,
+            "adjacency": None if privacy is None else privacy.adjacency,
+            "training_epsilon": None if privacy is None else privacy.training_epsilon,
+        },
+        "attack": {
+            "name": job.attack,
+            "adaptive": False,
+            "iterations": 0,
+            "restarts": 0,
+            "seconds": 0.0,
+            "engine": "none",
+        },
+        "knowledge": {
+            "labels": settings["labels"],
+            "reference_frames": 0,
+            "batch_size": 1,
+            "defense": not job.null,
+            "public_clips": len(bench.data.public_clips),
+        },
+        "clip": bench.data.names[job.clip],
+        "clip_index": job.clip,
+        "seed": seed,
+        "scores": None,
+        "certificate": None if bound is None else {"kind": "identification", "bound": bound},
+        "update": None,
+        "flags": [],
+        "status": "",
+    }
+
+
+def _attack_facts(job: Job, answer: Reconstruction) -> dict[str, Any]:
+    return {
+        "name": job.attack,
+        "adaptive": answer.adaptive,
+        "iterations": answer.iterations,
+        "restarts": answer.restarts,
+        "seconds": round(answer.seconds, 3),
+        "engine": answer.engine,
+        "objective": None if answer.objective != answer.objective else answer.objective,
+    }
+
+
+def _compare(update: Update, plain: Update) -> dict[str, Any]:
+    """Return bytes, cosine to the undefended update, and the fraction of entries that the defense changed."""
+    sent, honest = (torch.cat([t.flatten().double() for t in u.tensors.values()]) for u in (update, plain))
+    norms = float(sent.norm() * honest.norm())
+    return {
+        "bytes": update.wire_bytes,
+        "cosine_to_undefended": float(sent @ honest) / norms if norms else 0.0,
+        "changed_fraction": float((sent != honest).double().mean()),
+    }
+
+
+def _clip_shape(data: ClipSet) -> tuple[int, int, int, int]:
+    _, channels, frames, height, width = data.clips.shape
+    return channels, frames, height, width
+
+
+def _null_answers(model: nn.Module, data: ClipSet, logits: int, settings: Settings) -> dict[str, Tensor]:
+    """Return what each null attacker answers, (C, T, H, W) by name; it is the same for every clip."""
+    update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
+    knowledge = Knowledge(clip_shape=_clip_shape(data), batch_size=1, classes=len(data.classes),
+                          public_clips=data.public_clips)  # fmt: skip
+    observation = Observation(model, update, knowledge)
+    names = [name for name in NULL_ATTACKS if name != "public_mean" or len(data.public_clips)]
+    unused = generator(settings.seed, "null")
+    return {name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in names}
+
+
+def _mark(cells: list[dict[str, Any]]) -> None:
+    """Add the flags that only a look at other cells can raise."""
+    scored = [cell for cell in cells if cell["status"] == "ok" and cell["attack"]["name"] not in NULL_ATTACKS]
+    plain = {(c["attack"]["name"], c["clip"]): c["scores"] for c in scored if c["defense"]["name"] == "none"}
+    for cell in scored:
+        own, base = cell["scores"], plain.get((cell["attack"]["name"], cell["clip"]))
+        if base is None:
+            continue
+        failed = base["psnr_gain_db"] <= 0 and not base["identified"]
+        flag = None
+        if failed:
+            flag = NO_BETTER if cell["defense"]["name"] == "none" else FAILS_UNDEFENDED
+        elif own["psnr_gain_db"] > base["psnr_gain_db"] + 1:
+            flag = BEATS_UNDEFENDED
+        if flag and flag not in cell["flags"]:
+            cell["flags"] = [*cell["flags"], flag]

@@ -1,0 +1,90 @@
+"""Intervals over clips: what a handful of private clips can say, and when they cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import betaincinv, stdtrit
+
+from vleak.errors import InputError
+
+MIN_CLIPS = 8
+"""Fewest clips for an interval of a mean: on real clips a nominal 95 % held 88 % at 5."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean or a share with its confidence interval.
+
+    Attributes:
+        mean: the estimate, None without a value.
+        low: lower end, None when the interval is refused.
+        high: upper end, None when the interval is refused.
+        n: number of clips (not frames, not seeds).
+        reason: why there is no interval, None when there is one.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+    reason: str | None = None
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the mean over clips with Student's t interval.
+
+    Args:
+        values: one number a clip; frames of one clip are not independent and must be averaged before.
+        confidence: nominal coverage in (0, 1).
+
+    Returns:
+        The interval; below ``MIN_CLIPS`` values the mean alone, with the reason.
+
+    Raises:
+        InputError: a value is NaN or infinite, or the confidence is not in (0, 1).
+    """
+    _check_confidence(confidence)
+    if not all(math.isfinite(value) for value in values):
+        raise InputError("mean_interval: a value is NaN or infinite; leave failed cells out before averaging")
+    n = len(values)
+    if n == 0:
+        return Interval(None, None, None, 0, "no clip was scored")
+    mean = math.fsum(values) / n
+    if n < MIN_CLIPS:
+        few = "1 clip" if n == 1 else f"{n} clips"
+        return Interval(mean, None, None, n, f"{few}; an interval needs at least {MIN_CLIPS}")
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * spread / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return the share of successes with the exact interval (Clopper and Pearson 1934, Biometrika 26).
+
+    Exact at any n: the coverage is at least the nominal one, so no count is refused but zero.
+
+    Args:
+        successes: number of clips that were recognised, 0 to n.
+        n: number of clips.
+        confidence: nominal coverage in (0, 1).
+
+    Raises:
+        InputError: successes outside 0..n, or the confidence is not in (0, 1).
+    """
+    _check_confidence(confidence)
+    if not 0 <= successes <= n:
+        raise InputError(f"binomial_interval: {successes} successes of {n}; expected 0 <= successes <= n")
+    if n == 0:
+        return Interval(None, None, None, 0, "no clip was scored")
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
+    return Interval(successes / n, low, high, n)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence {confidence}: expected a number between 0 and 1, such as 0.95")

@@ -1,0 +1,458 @@
+"""From the cells of a run to one row an attack and defence, and to sentences that say what still leaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from vleak.errors import InputError
+from vleak.evaluation.statistics import Interval, binomial_interval, mean_interval
+
+SCHEMA_VERSION = 1
+NEGLIGIBLE_GAIN_DB = 0.5
+"""A gain whose whole interval lies below this is called nothing: no eye sees half a decibel."""
+
+Verdict = Literal[
+    "leaks", "nothing beyond the prior", "unclear", "too few clips to say", "baseline", "no result"
+]
+Cell = dict[str, Any]
+
+_NULL_ATTACKS = frozenset({"grey", "public_mean", "reference_still"})
+_SEVERITY: tuple[Verdict, ...] = (
+    "leaks",
+    "unclear",
+    "too few clips to say",
+    "no result",
+    "nothing beyond the prior",
+    "baseline",
+)
+_NAMED = 6  # labels spelled out in one sentence before "and n more"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one attack got through one defence, over all clips of a run.
+
+    Attributes:
+        pipeline: "raw" or "feature".
+        model: name of the model.
+        training_state: "untrained", "early", "late".
+        defense: label such as "dp σ=0.1"; "none" without one.
+        attack: name of the attack.
+        null: whether the attack never sees the update.
+        adaptive: whether the attack knew the defence in every scored cell.
+        knowledge: what the attacker was granted, in words.
+        n: clips that were scored.
+        failed: clips that were not; they are in no average.
+        failures: distinct reasons for that.
+        flagged: scored clips whose attack raised a health flag.
+        flags: the distinct flags.
+        epsilon: the privacy loss that the defence proves, None without one; delta belongs to it.
+        delta: see epsilon.
+        psnr_db: mean PSNR.
+        psnr_gain_db: gain over the best null attacker of each clip.
+        ssim: mean structural similarity.
+        ssim_gain: its gain over the best null attacker.
+        motion_psnr_db: mean PSNR where something moves, None where nothing does.
+        identified: clips that the answer picked out among the candidates.
+        identification: share of those with its exact interval.
+        candidates: how many clips it had to be told from.
+        chance: 1 / candidates, what an answer without any knowledge reaches.
+        bound: highest share that the certificate allows, None without a certificate.
+        bound_broken: the interval of the measured share lies above the bound: certificate or code is wrong.
+        labels_correct: clips whose label was right.
+        labels: clips for which a label was guessed or granted.
+        bytes: mean bytes of an update on the wire.
+        bytes_ratio: those over the bytes without defence.
+        cosine: mean cosine of the update to the undefended one.
+        seconds: mean time of the attack a clip.
+        verdict: the row in plain words.
+        caveats: what weakens the verdict.
+    """
+
+    pipeline: str
+    model: str
+    training_state: str
+    defense: str
+    attack: str
+    null: bool
+    adaptive: bool
+    knowledge: str
+    n: int
+    failed: int
+    failures: tuple[str, ...]
+    flagged: int
+    flags: tuple[str, ...]
+    epsilon: float | None
+    delta: float | None
+    psnr_db: float | None
+    psnr_gain_db: Interval
+    ssim: float | None
+    ssim_gain: Interval
+    motion_psnr_db: float | None
+    identified: int
+    identification: Interval
+    candidates: int | None
+    chance: float | None
+    bound: float | None
+    bound_broken: bool
+    labels_correct: int
+    labels: int
+    bytes: float | None
+    bytes_ratio: float | None
+    cosine: float | None
+    seconds: float | None
+    verdict: Verdict
+    caveats: tuple[str, ...] = ()
+
+
+def summarise(results: dict[str, Any]) -> list[Row]:
+    """Return one row for each pipeline, model, training state, defence, attack and knowledge of a run.
+
+    Args:
+        results: the content of ``results.json``, schema version 1. A clip that occurs twice in a group
+            counts once, with its last record.
+
+    Returns:
+        Rows by model in the order of the run; within a model the null attackers, then no defence, then the
+        defences in the order they were run in.
+
+    Raises:
+        InputError: another schema version, or no list of cells.
+    """
+    cells = results.get("cells")
+    if results.get("schema_version") != SCHEMA_VERSION or not isinstance(cells, list):
+        raise InputError(
+            f"results of schema version {results.get('schema_version')!r}; "
+            f"this vleak reads version {SCHEMA_VERSION}, with a list of cells"
+        )
+    nulls = null_attacks(cells)
+    groups: dict[tuple[str, ...], dict[str, Cell]] = {}
+    for cell in cells:
+        *key, clip = _key(cell)
+        groups.setdefault(tuple(key), {})[clip] = cell
+    rows = [_row(list(group.values()), nulls) for group in _ordered(groups, nulls)]
+    return _with_caveats(_with_ratios(rows))
+
+
+def headline(rows: Sequence[Row]) -> list[str]:
+    """Return a few plain sentences that say what still leaks, what does not, and what each defence costs.
+
+    Every defence is judged by the attack and model that got most out of it; they are named where they are not
+    those of the first sentence.
+    """
+    worst = _worst_by_defense(row for row in rows if not row.null)
+    lines = [
+        _broken_sentence(row) for row in _worst_by_defense(row for row in rows if row.bound_broken).values()
+    ]
+    usual = _where(worst["none"], rows) if "none" in worst else ""
+    if "none" in worst:
+        lines.append(_undefended_sentence(worst["none"], usual))
+    defended = [row for label, row in worst.items() if label != "none"]
+    for verdict, opening in _OPENINGS.items():
+        chosen = [row for row in defended if row.verdict == verdict]
+        if chosen:
+            described = [
+                _describe(row, "" if (where := _where(row, rows)) == usual else where) for row in chosen
+            ]
+            lines.append(f"{opening}: {_listed(described)}.")
+    lines.extend(_cost_sentence(defended))
+    return lines or ["No attack was scored, so this run says nothing about leakage."]
+
+
+def null_attacks(cells: Iterable[Cell]) -> frozenset[str]:
+    """Return the names of the attackers that never see the update: the known ones and all in the scores."""
+    named = (name for cell in cells for name in (cell.get("scores") or {}).get("null") or {})
+    return _NULL_ATTACKS | frozenset(named)
+
+
+def row_key(cell: Cell) -> tuple[str, str, str, str, str, str]:
+    """Return what places a cell in its row: pipeline, model, training state, defence, attack, knowledge.
+
+    Whether the attack was adaptive is not part of it: a cell that failed before its attack ran cannot know.
+    """
+    attack = cell["attack"]
+    return (
+        str(cell.get("pipeline", "raw")),
+        str(cell["model"]),
+        str(cell["training_state"]),
+        str(cell["defense"]["label"]),
+        str(attack["name"]),
+        describe_knowledge(cell.get("knowledge") or {}),
+    )
+
+
+def describe_knowledge(knowledge: dict[str, Any]) -> str:
+    """Return in words what the threat model grants, such as ``"labels inferred, batch of 4"``."""
+    frames = knowledge.get("reference_frames") or 0
+    parts = [f"labels {knowledge.get('labels', 'inferred')}"]
+    if frames:
+        parts.append(f"{frames} reference frame{'s' if frames != 1 else ''}")
+    if (batch := knowledge.get("batch_size") or 1) != 1:
+        parts.append(f"batch of {batch}")
+    return ", ".join(parts)
+
+
+def failure(cell: Cell) -> str:
+    """Return why a cell failed, without the word "failed" before it."""
+    return str(cell.get("status") or "no status").removeprefix("failed: ")
+
+
+def finite(value: object) -> float | None:
+    """Return a number as float, and None for null, NaN, infinities and anything that is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _key(cell: Cell) -> tuple[str, ...]:
+    try:
+        return (*(str(part) for part in row_key(cell)), str(cell["clip"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        name = cell.get("id") if isinstance(cell, dict) else cell
+        raise InputError(f"cell {name!r} lacks {error}; expected schema version {SCHEMA_VERSION}") from error
+
+
+def _ordered(groups: dict[tuple[str, ...], dict[str, Cell]], nulls: frozenset[str]) -> list[dict[str, Cell]]:
+    """Sort by first appearance, null attackers and the undefended first within a model."""
+    models = {key[:3]: place for place, key in reversed(list(enumerate(groups)))}
+    labels = {key[3]: place for place, key in reversed(list(enumerate(groups)))}
+
+    def place(key: tuple[str, ...]) -> tuple[int, bool, int]:
+        return models[key[:3]], key[4] not in nulls, -1 if key[3] == "none" else labels[key[3]]
+
+    return [groups[key] for key in sorted(groups, key=place)]
+
+
+def _row(cells: list[Cell], nulls: frozenset[str]) -> Row:
+    ok = [cell for cell in cells if cell.get("status") == "ok" and cell.get("scores")]
+    failed = [cell for cell in cells if not (cell.get("status") == "ok" and cell.get("scores"))]
+    pipeline, model, state, label, attack, knowledge = row_key(cells[0])
+    scores = [cell["scores"] for cell in ok]
+    identified = sum(bool(score.get("identified")) for score in scores)
+    identification = binomial_interval(identified, len(scores))
+    gain = mean_interval(_numbers(scores, "psnr_gain_db"))
+    candidates = max((int(score["candidates"]) for score in scores if score.get("candidates")), default=None)
+    bound = max((b for b in map(_bound, cells) if b is not None), default=None)
+    guesses = [score["label_correct"] for score in scores if score.get("label_correct") is not None]
+    flagged = [cell for cell in ok if cell.get("flags")]
+    privacy = cells[0]["defense"]
+    return Row(
+        pipeline=pipeline,
+        model=model,
+        training_state=state,
+        defense=label,
+        attack=attack,
+        null=attack in nulls,
+        adaptive=all(cell["attack"].get("adaptive") for cell in ok),
+        knowledge=knowledge,
+        n=len(ok),
+        failed=len(failed),
+        failures=_distinct(failure(cell) for cell in failed),
+        flagged=len(flagged),
+        flags=_distinct(str(flag) for cell in flagged for flag in cell["flags"]),
+        epsilon=finite(privacy.get("epsilon")),
+        delta=finite(privacy.get("delta")),
+        psnr_db=_mean(_numbers(scores, "psnr_db")),
+        psnr_gain_db=gain,
+        ssim=_mean(_numbers(scores, "ssim")),
+        ssim_gain=mean_interval(_numbers(scores, "ssim_gain")),
+        motion_psnr_db=_mean(_numbers(scores, "motion_psnr_db")),
+        identified=identified,
+        identification=identification,
+        candidates=candidates,
+        chance=1 / candidates if candidates else None,
+        bound=bound,
+        bound_broken=bound is not None and identification.low is not None and identification.low > bound,
+        labels_correct=sum(map(bool, guesses)),
+        labels=len(guesses),
+        bytes=_mean(_numbers([cell.get("update") or {} for cell in ok], "bytes")),
+        bytes_ratio=None,
+        cosine=_mean(_numbers([cell.get("update") or {} for cell in ok], "cosine_to_undefended")),
+        seconds=_mean(_numbers([cell["attack"] for cell in ok], "seconds")),
+        verdict="baseline" if attack in nulls and ok else _verdict(gain, identification, candidates),
+    )
+
+
+def _verdict(gain: Interval, identification: Interval, candidates: int | None) -> Verdict:
+    if identification.n == 0:
+        return "no result"
+    chance = 1 / candidates if candidates else 1.0
+    recognisable = identification.low is not None and identification.low > chance
+    if recognisable or (gain.low is not None and gain.low > 0):
+        return "leaks"
+    if gain.high is None:
+        return "too few clips to say"
+    at_chance = identification.high is not None and identification.high >= chance
+    return "nothing beyond the prior" if gain.high <= NEGLIGIBLE_GAIN_DB and at_chance else "unclear"
+
+
+def _with_ratios(rows: list[Row]) -> list[Row]:
+    """Set the bytes of each row in relation to the undefended update of the same model."""
+    plain = {row.model: row.bytes for row in rows if row.defense == "none" and not row.null and row.bytes}
+    return [
+        replace(row, bytes_ratio=row.bytes / plain[row.model]) if row.bytes and plain.get(row.model) else row
+        for row in rows
+    ]
+
+
+def _with_caveats(rows: list[Row]) -> list[Row]:
+    """Say of each row what weakens it: an attack that fails without any defence proves nothing about one."""
+    working = {_setting(row) for row in rows if row.defense == "none" and row.verdict == "leaks"}
+    undefended = {_setting(row) for row in rows if row.defense == "none" and row.n}
+
+    def caveats(row: Row) -> tuple[str, ...]:
+        found = []
+        if row.defense != "none" and row.verdict not in ("leaks", "no result"):
+            if _setting(row) not in undefended:
+                found.append("not run without defence, so its failure may be the attack's")
+            elif _setting(row) not in working:
+                found.append("this attack fails even undefended")
+            if not row.adaptive:
+                found.append("the attack does not know the defence")
+        if row.flagged:
+            found.append(f"{row.flagged} of {row.n} flagged")
+        if row.failed:
+            found.append(f"{row.failed} failed")
+        return tuple(found)
+
+    return [row if row.null else replace(row, caveats=caveats(row)) for row in rows]
+
+
+def _setting(row: Row) -> tuple[str, ...]:
+    return row.pipeline, row.model, row.training_state, row.attack, row.knowledge
+
+
+_OPENINGS: dict[Verdict, str] = {
+    "leaks": "Still leaking",
+    "unclear": "Unclear",
+    "too few clips to say": "Too few clips to say",
+    "no result": "No result, because every cell failed",
+    "nothing beyond the prior": "Nothing beyond the prior",
+}
+
+
+def leak_order(row: Row) -> tuple[int, float, float]:
+    """Return a sort key that puts the row with most leakage first."""
+    share, gain = row.identification.mean, row.psnr_gain_db.mean
+    return (
+        _SEVERITY.index(row.verdict),
+        -(share if share is not None else -1.0),
+        -(gain if gain is not None else -math.inf),
+    )
+
+
+def _worst_by_defense(rows: Iterable[Row]) -> dict[str, Row]:
+    worst: dict[str, Row] = {}
+    for row in rows:
+        if row.defense not in worst or leak_order(row) < leak_order(worst[row.defense]):
+            worst[row.defense] = row
+    return worst
+
+
+def _undefended_sentence(row: Row, where: str) -> str:
+    if row.verdict == "no result":
+        return "Without defence no attack gave a result, so nothing can be said of any defence."
+    verb = "is" if row.n == 1 else "are"
+    text = f"Without defence {row.identified} of {row.n} clips {verb} recognisable{_gain(row)}{where}"
+    if row.verdict == "leaks":
+        return f"{text}."
+    return f"{text}: {row.verdict}, so the attack's failure under a defence would prove nothing."
+
+
+def _where(row: Row, rows: Sequence[Row]) -> str:
+    """Name the attack and model only where the run holds more than one."""
+    attacks = {other.attack for other in rows if not other.null}
+    models = {(other.model, other.training_state) for other in rows}
+    text = f" by {row.attack}" if len(attacks) > 1 else ""
+    return text + (f" on {row.model}, {row.training_state}" if len(models) > 1 else "")
+
+
+def _describe(row: Row, where: str) -> str:
+    parts = [f"ε {number(row.epsilon)}"] if row.epsilon is not None else []
+    if row.n:
+        parts.append(f"{row.identified} of {row.n} recognisable{where}")
+        if row.psnr_gain_db.mean is not None:
+            parts.append(f"{row.psnr_gain_db.mean:+.1f} dB".replace("-", "−"))
+    if row.bound is not None:
+        parts.append(_guarantee(row.bound))
+    if row.verdict == "nothing beyond the prior":
+        parts.extend(c for c in row.caveats if "undefended" in c or "know" in c or "defence" in c)
+    return f"{row.defense} ({'; '.join(parts)})" if parts else row.defense
+
+
+def _guarantee(bound: float) -> str:
+    if bound >= 0.995:
+        return "the guarantee rules nothing out"
+    return f"the guarantee allows at most {percent(bound)} identification"
+
+
+def _gain(row: Row) -> str:
+    gain = row.psnr_gain_db.mean
+    return "" if gain is None else f" ({gain:+.1f} dB over the prior)".replace("-", "−")
+
+
+def _broken_sentence(row: Row) -> str:
+    low, bound = row.identification.low or 0.0, row.bound or 0.0
+    return (
+        f"BOUND BROKEN: {row.attack} recognised {row.identified} of {row.n} clips under {row.defense} on "
+        f"{row.model} ({row.training_state}), at least {percent(low)}, where the certificate allows "
+        f"{percent(bound)}; "
+        "the certificate or the defence's code is wrong."
+    )
+
+
+def _cost_sentence(rows: list[Row]) -> list[str]:
+    known = [row for row in rows if row.bytes_ratio is not None]
+    other = [f"{row.defense} {ratio(row.bytes_ratio)}" for row in known if ratio(row.bytes_ratio) != "×1"]
+    if not known:
+        return []
+    if not other:
+        return ["Bytes sent: as many as without defence."]
+    same = "; the others as many" if len(other) < len(known) else ""
+    return [f"Bytes sent, against no defence: {_listed(other)}{same}."]
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - _NAMED
+    return "; ".join(items[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as whole per cent: ``"35 %"``."""
+    return f"{100 * share:.0f} %"
+
+
+def ratio(value: float | None) -> str:
+    """Return a ratio of bytes for people, to two digits: ``"×0.031"``, ``"×1"``."""
+    return "–" if value is None else f"×{number(float(f'{value:.2g}'))}"
+
+
+def number(value: float | None) -> str:
+    """Return a number to three digits, without an exponent below a million: ``"1230"``, ``"0.031"``."""
+    if value is None:
+        return "–"
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _numbers(records: Iterable[dict[str, Any]], name: str) -> list[float]:
+    return [value for record in records if (value := finite(record.get(name))) is not None]
+
+
+def _mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _bound(cell: Cell) -> float | None:
+    certificate = cell.get("certificate") or {}
+    return finite(certificate.get("bound")) if certificate.get("kind") == "identification" else None
+
+
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))

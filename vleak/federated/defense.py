@@ -1,0 +1,104 @@
+"""The interface of a defense: three places where a client can act against leakage. The base does nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vleak.federated.gradients import Loss, mean_gradient
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message as the server has it after decoding.
+
+    Attributes:
+        tensors: one float32 CPU tensor a parameter, what arrives.
+        wire_bytes: length of the encoded message; names and shapes are known to both sides and not sent.
+    """
+
+    tensors: dict[str, Tensor]
+    wire_bytes: int
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What a defense proves, and about what.
+
+    Attributes:
+        epsilon: of ONE release of the whole batch, in nats: the figure against an attacker who knows that
+            the clip was in the batch.
+        delta: failure probability of both epsilons.
+        noise_multiplier: noise standard deviation over clipping norm.
+        unit: what is protected, such as "one clip".
+        adjacency: how neighbouring batches differ, such as "add or remove".
+        rounds: releases of the training run that ``training_epsilon`` is about.
+        sample_rate: chance of a clip to be in a round's batch.
+        training_epsilon: epsilon of the whole run, under sampling.
+        accountant: who computed ``training_epsilon``: "analytic", "prv" or "rdp".
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    unit: str
+    adjacency: str
+    rounds: int
+    sample_rate: float
+    training_epsilon: float
+    accountant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense:
+    """No defense: the plain mean gradient as float32. Subclasses change one of the three steps.
+
+    Hyper-parameters are keyword-only dataclass fields, checked when the object is made; all randomness
+    comes from the generator that each step is given.
+    """
+
+    name: ClassVar[str] = "none"
+
+    @property
+    def label(self) -> str:
+        """Short name with the strength, for tables."""
+        return self.name
+
+    def settings(self) -> dict[str, float | int | str]:
+        """Return every hyper-parameter by name: what goes into the record."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def prepare_clips(
+        self, clips: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Act on the data: (N, C, T, H, W) in [0, 1] and (N,) int64 in, the same kinds out."""
+        return clips, labels
+
+    def aggregate(
+        self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Turn the batch into one gradient: a tensor a parameter. The model stays as it is, mode included.
+
+        Args:
+            model: maps (N, C, T, H, W) to logits (N, classes).
+            loss: (logits, labels) -> scalar, a mean over the clips.
+            clips: (N, C, T, H, W) float32 in [0, 1], on the model's device.
+            labels: (N,) int64, on the model's device.
+            generator: CPU generator of this cell.
+
+        Raises:
+            CapabilityError: the model or the loss does not allow this defense.
+        """
+        return mean_gradient(model, loss, clips, labels)
+
+    def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
+        """Send the gradient: what arrives after encoding and decoding, and how many bytes went over."""
+        tensors = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in gradient.items()}
+        return Message(tensors, sum(tensor.nbytes for tensor in tensors.values()))
+
+    def privacy(self) -> Privacy | None:
+        """Return what is proven about one release; None where nothing is."""
+        return None

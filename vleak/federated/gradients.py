@@ -1,0 +1,103 @@
+"""Gradients of a loss by the parameters: of the batch, and of every clip by itself.
+
+The model is called through ``torch.func.functional_call`` on detached parameters and copied buffers, so
+nothing of it changes: no ``.grad``, no ``requires_grad``, no running statistics. Every parameter counts,
+also one that is frozen (``requires_grad=False``) or unused (its gradient is zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from vleak.errors import CapabilityError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (N, classes), labels (N,)) -> scalar, a mean over the clips."""
+
+
+def mean_gradient(model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of the batch's loss: what plain FedSGD sends.
+
+    Args:
+        model: maps (N, C, T, H, W) to logits (N, classes); used in the mode it is in.
+        loss: (logits, labels) -> scalar, a mean over the clips.
+        clips: (N, C, T, H, W) float32 in [0, 1], on the model's device.
+        labels: (N,) int64, on the model's device.
+
+    Returns:
+        one tensor a parameter, detached, in ``named_parameters()`` order.
+
+    Raises:
+        CapabilityError: the loss does not depend on the parameters.
+    """
+    parameters, buffers = _state(model)
+    for tensor in parameters.values():
+        tensor.requires_grad_()
+    with torch.enable_grad(), _rnn_backward(model):
+        logits = functional_call(model, {**parameters, **buffers}, (clips,))
+        value = loss(logits, labels)
+        if not value.requires_grad:
+            raise CapabilityError(
+                "the loss does not depend on any parameter; remove no_grad() and detach() from the model"
+            )
+        gradients = torch.autograd.grad(
+            value, list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
+    return {name: g.detach() for name, g in zip(parameters, gradients, strict=True)}
+
+
+def per_clip_gradients(model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of every clip as if it were a batch of one.
+
+    ``vmap(grad)`` where the model allows it, else (recurrent, data-dependent flow) a loop over the clips.
+
+    Args:
+        model: maps (N, C, T, H, W) to logits (N, classes); used in the mode it is in.
+        loss: (logits, labels) -> scalar, a mean over the clips.
+        clips: (N, C, T, H, W) float32 in [0, 1], on the model's device.
+        labels: (N,) int64, on the model's device.
+
+    Returns:
+        one tensor a parameter, (N, *parameter shape), detached, in ``named_parameters()`` order.
+
+    Raises:
+        CapabilityError: the loss does not depend on the parameters.
+    """
+    parameters, buffers = _state(model)
+
+    def value(weights: dict[str, Tensor], clip: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, {**weights, **buffers}, (clip[None],))
+        return loss(logits, label[None])
+
+    if not _recurrent(model):
+        try:
+            with torch.enable_grad():
+                gradients = vmap(grad(value), in_dims=(None, 0, 0))(parameters, clips, labels)
+            return {name: gradients[name].detach() for name in parameters}
+        except RuntimeError:
+            pass  # vmap says in many ways that it has no rule; a genuine failure comes back from the loop.
+    singles = [mean_gradient(model, loss, c[None], y[None]) for c, y in zip(clips, labels, strict=True)]
+    return {name: torch.stack([single[name] for single in singles]) for name in parameters}
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return detached parameters (own tensors, shared memory) and copies of the buffers."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    return parameters, {name: b.detach().clone() for name, b in model.named_buffers()}
+
+
+def _recurrent(model: nn.Module) -> bool:
+    """Tell whether there is an RNN: vmap has no rule for them, cuDNN no backward in eval mode."""
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
+
+
+@contextmanager
+def _rnn_backward(model: nn.Module) -> Iterator[None]:
+    """Switch cuDNN off for recurrent models, whose backward it refuses in eval mode."""
+    with torch.backends.cudnn.flags(enabled=False) if _recurrent(model) else nullcontext():
+        yield

@@ -1,0 +1,26 @@
+"""Scores of a rebuilt clip: fidelity, motion, and whether it points at the right clip."""
+
+from vleak.metrics.fidelity import (
+    MOTION_THRESHOLD,
+    PSNR_CAP_DB,
+    motion_mask,
+    motion_psnr,
+    motion_ssim,
+    psnr,
+    ssim,
+)
+from vleak.metrics.identification import identification_rank, residual_correlation
+from vleak.metrics.score import score_clip
+
+__all__ = [
+    "MOTION_THRESHOLD",
+    "PSNR_CAP_DB",
+    "identification_rank",
+    "motion_mask",
+    "motion_psnr",
+    "motion_ssim",
+    "psnr",
+    "residual_correlation",
+    "score_clip",
+    "ssim",
+]

@@ -1,0 +1,136 @@
+"""Before an evening is spent: does the model take the clips, return logits, and allow a second derivative?"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vleak.errors import CapabilityError, InputError
+
+_REMEDIES = {
+    "scaled_dot_product": "run attention on its math backend (vleak does, unless the model forces another)",
+    "hardsigmoid": "replace nn.Hardsigmoid by relu6(x + 3) / 6",
+    "hardswish": "replace nn.Hardswish by x * relu6(x + 3) / 6",
+    "rnn": "run recurrent layers with torch.backends.cudnn.flags(enabled=False)",
+    "compiled": "pass the model as it was before torch.compile",
+    "checkpoint": "use torch.utils.checkpoint with use_reentrant=False",
+}
+
+_lock = threading.Lock()
+_holders = 0
+_saved = sdpa_kernel(SDPBackend.MATH)
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Keep scaled-dot-product attention on the math backend, the only one with a second derivative.
+
+    PyTorch's switch is one for the whole process. Holders are counted, so that a thread that ends does
+    not switch it back under one that still runs.
+    """
+    global _holders, _saved
+    with _lock:
+        if _holders == 0:
+            _saved = sdpa_kernel(SDPBackend.MATH)
+            _saved.__enter__()
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if _holders == 0:
+                _saved.__exit__(None, None, None)
+
+
+def check_classifier(model: nn.Module, clip: Tensor, classes: int) -> int:
+    """Check weights, input and output of a classifier; return its number of logits.
+
+    Args:
+        model: what `build_model` returned.
+        clip: one clip (1, C, T, H, W) in [0, 1] that the model will have to take.
+        classes: number of classes in the data.
+
+    Raises:
+        InputError: no parameters, NaN weights, an input that does not fit, or an output that is not logits
+            of shape (clip, class) with at least as many classes as the data has.
+    """
+    if not any(True for _ in model.parameters()):
+        raise InputError(
+            "the model has no parameters, so there is no update to attack; give a trainable model"
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"weight {name!r} of the model holds NaN or infinity; load other weights")
+    try:
+        with torch.no_grad():
+            logits = model(clip)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"the model does not take a clip of shape {tuple(clip.shape)} (clip, channel, frame, "
+            f"height, width): {first}; choose --frames and --size that fit it"
+        ) from error
+    if (
+        not isinstance(logits, Tensor)
+        or logits.shape[:1] != (1,)
+        or logits.ndim != 2
+        or logits.shape[1] < classes
+    ):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"the model returned {got} for one clip, expected logits of shape (1, {classes}): "
+            "(clip, class); return the class scores alone"
+        )
+    if not torch.isfinite(logits).all():
+        raise InputError("the model returned NaN or infinite logits for a clip; check its weights")
+    return int(logits.shape[1])
+
+
+def check_second_derivative(model: nn.Module, clip: Tensor) -> None:
+    """Run one mixed second derivative d<dL/dw, dL/dw>/dx, the heart of gradient matching.
+
+    Args:
+        model: a classifier that passed `check_classifier`.
+        clip: one clip (1, C, T, H, W) in [0, 1].
+
+    Raises:
+        CapabilityError: an operator of the model cannot be differentiated twice (the message names it and
+            the remedy), or the clip has no influence on the gradient.
+    """
+    parameters = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
+    x = clip.detach().clone().requires_grad_()
+    try:
+        with math_attention(), torch.enable_grad():
+            loss = F.cross_entropy(
+                functional_call(model, parameters, (x,)), torch.zeros(1, dtype=torch.long, device=x.device)
+            )
+            gradients = torch.autograd.grad(
+                loss, list(parameters.values()), create_graph=True, allow_unused=True
+            )
+            norm = sum(((g * g).sum() for g in gradients if g is not None), start=x.new_zeros(()))
+            (influence,) = torch.autograd.grad(norm, x)
+    except (RuntimeError, NotImplementedError) as error:
+        raise CapabilityError(_explain(str(error))) from error
+    if not torch.isfinite(influence).all() or not influence.any():
+        raise CapabilityError(
+            "the clip has no finite influence on the model's gradient; is it detached inside the model?"
+        )
+
+
+def _explain(message: str) -> str:
+    found = re.search(r"derivative for (\S+) is not implemented", message)
+    operator = found.group(1) if found else message.splitlines()[0]
+    remedy = next(
+        (text for key, text in _REMEDIES.items() if key in message.lower()),
+        "replace that layer by one built from ordinary operators",
+    )
+    return f"the model cannot be attacked by gradient matching: {operator} has no second derivative; {remedy}"

@@ -1,0 +1,6 @@
+"""The report of a run: one HTML file that answers what still leaks and shows the pictures."""
+
+from vleak.report.media import read_array
+from vleak.report.page import write_report
+
+__all__ = ["read_array", "write_report"]

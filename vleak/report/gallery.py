@@ -1,0 +1,187 @@
+"""Which clips are shown, and what stands beside each: the truth, the null attacker, one picture a defence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vleak.errors import InputError
+from vleak.evaluation.summary import Cell, Row, failure, finite, leak_order, null_attacks, row_key
+from vleak.report.media import Strip, film_strip, read_array
+
+MAX_CLIPS = 12
+MAX_DEFENSES = 11
+MAX_BYTES = 12_000_000
+_LEAST_PER_MODEL = 2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One moving picture with what is said under it.
+
+    Attributes:
+        title: "private clip", the null attacker's name, or the defence's label.
+        role: "truth", "null" or "attack".
+        strip: the picture, None when it cannot be shown.
+        missing: why it cannot be shown.
+        gain_db: gain over the best null attacker, None where it means nothing.
+        psnr_db: PSNR of this very answer.
+        identified: whether the right clip was picked out, None where it means nothing.
+        flags: the attack's health flags on this clip.
+    """
+
+    title: str
+    role: str
+    strip: Strip | None
+    missing: str = ""
+    gain_db: float | None = None
+    psnr_db: float | None = None
+    identified: bool | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One clip under every defence."""
+
+    clip: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass
+class Gallery:
+    """The pictures of one model.
+
+    Attributes:
+        title: model and training state.
+        attack: which attacks made the pictures.
+        scenes: the clips, in the order of the run.
+        note: what is not shown, empty when nothing is left out.
+    """
+
+    title: str
+    attack: str
+    scenes: list[Scene] = field(default_factory=list)
+    note: str = ""
+
+
+def build_galleries(folder: Path, results: dict[str, Any], rows: Sequence[Row]) -> list[Gallery]:
+    """Choose and load the pictures of a run.
+
+    Clips come in the order of the run, never chosen by their scores. For each defence the attack that got
+    most out of it on the whole is shown.
+
+    Args:
+        folder: the run folder.
+        results: the content of its ``results.json``.
+        rows: what `summarise` made of it.
+
+    Returns:
+        One gallery for each model and training state that an attack was run on, those that leak most first,
+        with at most ``MAX_CLIPS`` clips and ``MAX_BYTES`` of pictures in all.
+    """
+    models: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted((row for row in rows if not row.null), key=leak_order):
+        models.setdefault((row.pipeline, row.model, row.training_state), []).append(row)
+    shown = list(models.items())[: MAX_CLIPS // _LEAST_PER_MODEL]
+    shelf = _Shelf(folder, results["cells"])
+    galleries = [_gallery(shelf, chosen, rows, MAX_CLIPS // len(shown)) for _, chosen in shown]
+    return [gallery for gallery in galleries if gallery.scenes]
+
+
+class _Shelf:
+    """Finds cells and loads their pictures, and keeps count of the bytes."""
+
+    def __init__(self, folder: Path, cells: list[Cell]) -> None:
+        self.folder, self.spent = folder, 0
+        self.cells = {(*row_key(cell), str(cell["clip"])): cell for cell in cells}
+        nulls = null_attacks(cells)
+        self.nulls = {
+            (str(cell["clip"]), cell["attack"]["name"]): cell
+            for cell in cells
+            if cell["attack"]["name"] in nulls
+        }
+        self.clips = list({str(cell["clip"]): cell.get("clip_index") for cell in cells}.items())
+
+    def truth(self, index: object) -> Tile:
+        try:
+            clips = read_array(self.folder, "clips.npy")
+            if not isinstance(index, int) or not 0 <= index < len(clips):
+                raise InputError(f"clip {index!r} is not among the {len(clips)} of 'clips.npy'")
+            return Tile("private clip", "truth", self._keep(film_strip(clips[index])))
+        except InputError as error:
+            return Tile("private clip", "truth", None, missing=str(error))
+
+    def answer(self, cell: Cell | None, title: str, role: str) -> Tile:
+        if cell is None:
+            return Tile(title, role, None, missing="not run on this clip")
+        scores = cell.get("scores")
+        if not scores:
+            return Tile(title, role, None, missing=f"failed: {failure(cell)}")
+        strip, missing = self._strip(cell.get("media"))
+        return Tile(
+            title,
+            role,
+            strip,
+            missing,
+            gain_db=finite(scores.get("psnr_gain_db")) if role == "attack" else None,
+            psnr_db=finite(scores.get("psnr_db")),
+            identified=bool(scores.get("identified")) if (scores.get("candidates") or 0) > 1 else None,
+            flags=tuple(map(str, cell.get("flags") or ())),
+        )
+
+    def _strip(self, media: object) -> tuple[Strip | None, str]:
+        if not isinstance(media, str):
+            return None, "no picture was stored"
+        try:
+            return self._keep(film_strip(read_array(self.folder, media))), ""
+        except InputError as error:
+            return None, str(error)
+
+    def _keep(self, strip: Strip) -> Strip:
+        self.spent += len(strip.uri)
+        return strip
+
+
+def _gallery(shelf: _Shelf, chosen: list[Row], rows: Sequence[Row], limit: int) -> Gallery:
+    best = {row.defense: row for row in reversed(chosen)}  # sorted by leakage: the first of a label is kept
+    order = list(dict.fromkeys(row.defense for row in rows if row.defense in best))
+    columns = [best[label] for label in order[:MAX_DEFENSES]]
+    attacks = ", ".join(dict.fromkeys(row.attack for row in columns))
+    gallery = Gallery(f"{chosen[0].model}, {chosen[0].training_state}", attacks)
+    for clip, index in shelf.clips[:limit]:
+        if shelf.spent > MAX_BYTES:
+            break
+        gallery.scenes.append(_scene(shelf, columns, clip, index))
+    gallery.note = _note(len(gallery.scenes), len(shelf.clips), len(columns), len(order))
+    return gallery
+
+
+def _scene(shelf: _Shelf, columns: list[Row], clip: str, index: object) -> Scene:
+    cells = [shelf.cells.get((*_place(row), clip)) for row in columns]
+    nulls = [cell["scores"].get("best_null") for cell in cells if cell and cell.get("scores")]
+    tiles = [shelf.truth(index)]
+    if nulls:
+        null = shelf.nulls.get((clip, nulls[0]))
+        tiles.append(shelf.answer(null, str(nulls[0]), "null"))
+    tiles += [shelf.answer(cell, row.defense, "attack") for cell, row in zip(cells, columns, strict=True)]
+    return Scene(clip, tuple(tiles))
+
+
+def _place(row: Row) -> tuple[str, str, str, str, str, str]:
+    return (
+        row.pipeline,
+        row.model,
+        row.training_state,
+        row.defense,
+        row.attack,
+        row.knowledge,
+    )
+
+
+def _note(scenes: int, clips: int, columns: int, labels: int) -> str:
+    parts = [f"the first {scenes} of {clips} clips"] if scenes < clips else []
+    parts += [f"the first {columns} of {labels} defences"] if columns < labels else []
+    return f"Shown: {' and '.join(parts)}, in the order of the run." if parts else ""

@@ -1,0 +1,287 @@
+"""The page itself: what `results.json` says, put into a template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from vleak.errors import InputError
+from vleak.evaluation.statistics import Interval
+from vleak.evaluation.summary import (
+    Cell,
+    Row,
+    failure,
+    finite,
+    headline,
+    number,
+    percent,
+    ratio,
+    summarise,
+)
+from vleak.files import write_atomic
+from vleak.report.figures import draw_plots
+from vleak.report.gallery import Gallery, Scene, build_galleries
+
+MAX_CELLS = 1500
+_NO_BREAK = "\u00a0"
+
+_FLAGS: dict[str, str] = {
+    "target gradient near zero": "the update carried almost nothing; failing here is not the defence's merit",
+    "objective did not fall": "the attack never got going; try more restarts or another step size",
+    "no better than the prior": "the answer scores no better than one made without the update",
+    "fails even undefended": "the attack does not work here at all, so it cannot judge a defence",
+    "weaker attack beats stronger": "the strong attack is badly tuned here; believe the higher figure",
+    "still improving at the end": "more iterations would leak more; the figure is a lower bound",
+    "leaks more than undefended": "the attack is uneven from cell to cell; run more restarts",
+    "objective became nan": "numbers ran out of range; the answer is of the last sound step",
+}
+_TONES = (
+    ("bound broken", "loud"),
+    ("still leaking", "leaks"),
+    ("nothing beyond", "safe"),
+    ("without defence", "plain"),
+    ("cost", "cost"),
+    ("bytes", "cost"),
+)
+_VERDICT_TONES = {"leaks": "leaks", "nothing beyond the prior": "safe", "unclear": "unclear"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one model, under one heading of the table."""
+
+    title: str
+    rows: list[Row]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run folder: one file, no script, nothing fetched from anywhere.
+
+    Args:
+        run_dir: a folder with ``results.json`` and the media that it names. Media that are missing or broken
+            are shown as such.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: no results.json, no JSON in it, or another schema version.
+        VleakError: the report cannot be written.
+    """
+    results = _read_results(run_dir)
+    path = run_dir / "report.html"
+    write_atomic(path, render(run_dir, results))
+    return path
+
+
+def render(run_dir: Path, results: dict[str, Any]) -> str:
+    """Return the report as HTML.
+
+    Args:
+        run_dir: where the media lie.
+        results: the content of ``results.json``.
+
+    Raises:
+        InputError: as `summarise`.
+    """
+    rows = summarise(results)
+    galleries = build_galleries(run_dir, results, rows)
+    cells: list[Cell] = results["cells"]
+    page = _environment().get_template("report.html")
+    return page.render(
+        data=results.get("data") or {},
+        models=results.get("models") or [],
+        settings=results.get("settings") or {},
+        environment=results.get("environment") or {},
+        headline=[(_with_units(line), _tone(line)) for line in headline(rows)],
+        blocks=_blocks(rows),
+        rows=rows,
+        span=_span(rows),
+        chances={row.chance for row in rows if row.chance},
+        grants={row.knowledge for row in rows},
+        plots=draw_plots(rows),
+        galleries=galleries,
+        hero=_hero(galleries, rows),
+        flags=_flag_counts(cells),
+        failures=_failure_counts(cells),
+        knowledge=_knowledge(cells),
+        cells=cells[:MAX_CELLS],
+        cells_left_out=max(0, len(cells) - MAX_CELLS),
+        css=Markup(_resource("report.css")),
+    )
+
+
+def _read_results(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"no results.json in {run_dir}; give the folder that `vleak evaluate --out` wrote"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(results, dict):
+        raise InputError(
+            f"{path} holds a {type(results).__name__}; expected the object that `vleak evaluate` writes"
+        )
+    return results
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": lambda value: number(finite(value)),
+        "fixed": _fixed,
+        "signed": _signed,
+        "percent": _percent,
+        "ratio": ratio,
+        "bytes": _bytes,
+        "tone": lambda verdict: _VERDICT_TONES.get(verdict, "plain"),
+        "plain": _plain,
+        "failure": failure,
+        "place": _place,
+        "markup": Markup,
+    }
+    return environment
+
+
+def _resource(name: str) -> str:
+    return (files("vleak.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _blocks(rows: Sequence[Row]) -> list[Block]:
+    blocks: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        blocks.setdefault((row.pipeline, row.model, row.training_state), []).append(row)
+    return [
+        Block(f"{model}, {state} · {pipeline} pipeline", mine)
+        for (pipeline, model, state), mine in blocks.items()
+    ]
+
+
+def _hero(galleries: Sequence[Gallery], rows: Sequence[Row]) -> Scene | None:
+    """Take the first clip of the run with its undefended rebuild for the top of the page."""
+    for gallery in galleries[:1]:
+        scene = gallery.scenes[0]
+        tiles = [tile for tile in scene.tiles if tile.role != "attack" or tile.title == "none"]
+        if len(tiles) == 3 and all(tile.strip for tile in tiles):
+            return Scene(scene.clip, tuple(tiles))
+    return None
+
+
+def _span(rows: Sequence[Row]) -> tuple[float, float]:
+    """Return the common scale of the gain marks in dB, zero inside."""
+    intervals = [row.psnr_gain_db for row in rows]
+    ends = [end for i in intervals for end in (i.mean, i.low, i.high) if end is not None]
+    low, high = min(0.0, *ends, 0.0), max(0.0, *ends, 0.0)
+    return (low, high) if high > low else (-1.0, 1.0)
+
+
+def _place(value: float, span: tuple[float, float]) -> str:
+    """Return where a value lies on a scale, as a CSS percentage."""
+    share = (value - span[0]) / (span[1] - span[0])
+    return f"{100 * min(1.0, max(0.0, share)):.1f}%"
+
+
+def _flag_counts(cells: Sequence[Cell]) -> list[tuple[str, int, str]]:
+    counts: dict[str, int] = {}
+    for cell in cells:
+        for flag in cell.get("flags") or ():
+            counts[str(flag)] = counts.get(str(flag), 0) + 1
+    return [
+        (flag, count, _meaning(flag)) for flag, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+
+
+def _meaning(flag: str) -> str:
+    return next(
+        (text for start, text in _FLAGS.items() if flag.lower().startswith(start)), "raised by the attack"
+    )
+
+
+def _failure_counts(cells: Sequence[Cell]) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for cell in cells:
+        if cell.get("status") != "ok":
+            counts[failure(cell)] = counts.get(failure(cell), 0) + 1
+    return sorted(counts.items(), key=lambda item: -item[1])
+
+
+def _knowledge(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Return the distinct grants of the run, each with the attacks that had it."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        grant = cell.get("knowledge") or {}
+        entry = found.setdefault(
+            json.dumps(grant, sort_keys=True, default=str), {"grant": grant, "attacks": {}}
+        )
+        entry["attacks"][cell["attack"]["name"]] = None
+    return list(found.values())
+
+
+def _with_units(line: str) -> str:
+    """Keep a number and its unit on one line."""
+    return line.replace(" dB", f"{_NO_BREAK}dB").replace(" %", f"{_NO_BREAK}%").replace("ε ", f"ε{_NO_BREAK}")
+
+
+def _tone(line: str) -> str:
+    return next((tone for start, tone in _TONES if line.lower().startswith(start)), "unclear")
+
+
+def _fixed(value: object, digits: int = 1) -> str:
+    if isinstance(value, Interval):
+        value = value.mean
+    found = finite(value)
+    return "–" if found is None else f"{found:.{digits}f}".replace("-", "−")
+
+
+def _signed(value: object, digits: int = 1) -> str:
+    if isinstance(value, Interval):
+        value = value.mean
+    found = finite(value)
+    if found is None:
+        return "–"
+    rounded = round(found, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
+def _percent(value: object) -> str:
+    share = finite(value)
+    return "–" if share is None else percent(share).replace(" ", _NO_BREAK)
+
+
+def _bytes(value: object) -> str:
+    found = finite(value)
+    if found is None:
+        return "–"
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if found >= size:
+            return f"{number(found / size)}{_NO_BREAK}{unit}"
+    return f"{number(found)}{_NO_BREAK}B"
+
+
+def _plain(value: object) -> str:
+    """Return a setting for people: lists with commas, objects as JSON, null as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+        return ", ".join(map(str, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
