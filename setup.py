@@ -55,6 +55,10 @@ class BuildWithLibrary(build_py):
         super().run()
         build = load_build()
         folder = ROOT if self.editable_mode else Path(self.build_lib)
+        if not self.editable_mode:
+            # One from an earlier build would turn a pure wheel into a wrong one.
+            for stale in (folder / "vleak" / "engine").glob("libvleak_*.so"):
+                stale.unlink()
         torch = build.find_torch()
         if torch is None:
             self.warn("vleak: torch is not visible to this build: native code will be compiled at first use")
@@ -95,7 +99,7 @@ if __name__ == "__main__":
         packages=packages(),
         package_dir={f"vleak.{name}": name for name in INSIDE},
         package_data={
-            "*": ["*.h", "*.cpp", "*.cu", "*.html", "*.css", "*.js", "py.typed"],
+            "": ["*.h", "*.cpp", "*.cu", "*.html", "*.css", "*.js", "py.typed"],
             "vleak.report": ["**/*.html", "**/*.css", "**/*.js"],
         },
         include_package_data=False,

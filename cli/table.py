@@ -10,7 +10,13 @@ from rich.text import Text
 
 from vleak.evaluation import Interval, Row
 
-_STYLES = {"leaks": "bold red", "nothing beyond the prior": "green", "baseline": "dim", "no result": "yellow"}
+_STYLES = {
+    "leaks": "bold red",
+    "no picture, but linkable": "yellow",
+    "nothing beyond the prior": "green",
+    "baseline": "dim",
+    "no result": "yellow",
+}
 
 
 def leak_table(results: dict[str, Any], rows: list[Row]) -> Table:
@@ -34,7 +40,7 @@ def leak_table(results: dict[str, Any], rows: list[Row]) -> Table:
     )
     table.add_column("defense", no_wrap=True)
     table.add_column("attack", no_wrap=True)
-    for name in ("ε", "PSNR dB", "gain dB [95 %]", "recognised", "bound", "label", "bytes"):
+    for name in ("ε", "PSNR dB", "gain dB [95 %]", "recognised", "linked", "bound", "label", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in rows:
@@ -50,6 +56,7 @@ def _cells(row: Row) -> list[str | Text]:
         "–" if row.psnr_db is None else f"{row.psnr_db:.1f}",
         _interval(row.psnr_gain_db),
         f"{row.identified}/{row.n}",
+        f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
         "" if row.bound is None else f"≤ {row.bound:.0%}",
         "" if row.null else f"{row.labels_correct}/{row.labels}",
         "" if row.null or row.bytes is None else _bytes(row.bytes),
@@ -84,6 +91,7 @@ def _caption(rows: list[Row], model: dict[str, Any]) -> str:
     lines = [
         "gain: over the best answer that needs no update.",
         f"recognised: of all candidates the rebuilt clip is nearest to its own truth{of}.",
+        "linked: who holds all candidates can tell from the update alone which one it was.",
     ]
     hits = model["held_out_accuracy"]
     if hits is not None:

@@ -273,7 +273,7 @@ def test_pictures_stand_side_by_side_and_move(page: Page):
 
 def test_plots_take_the_colours_of_the_page(page: Page):
     plots = re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL)
-    assert len(plots) == 4  # against epsilon and by defence, identification and gain
+    assert len(plots) == 6  # against epsilon and by defence: identification, linkage and gain
     assert all("var(--s0)" in plot and "#0b0b0" not in plot and "#0a0a0" not in plot for plot in plots)
     assert "certificate allows" in plots[0]
     ids = re.findall(r' id="([^"]+)"', page.source)

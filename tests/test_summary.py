@@ -187,6 +187,25 @@ def test_a_lucky_count_within_the_interval_does_not_break_a_bound():
     assert not row.bound_broken
 
 
+def with_links(cells: list[dict[str, Any]], linked: int) -> list[dict[str, Any]]:
+    for place, record in enumerate(cells):
+        record["scores"] |= {"linked": place < linked, "link_rank": 1 if place < linked else 2}
+    return cells
+
+
+def test_what_is_not_rebuilt_may_still_be_linked():
+    row = only(with_links(group([-5.0] * 12, 1, defense=DP), 12))
+    assert (row.linked, row.linkage.n, row.verdict) == (12, 12, "no picture, but linkable")
+    assert only(with_links(group([-5.0] * 12, 1, defense=DP), 1)).verdict == "nothing beyond the prior"
+    assert only(with_links(group(GAINS, 12), 12)).verdict == "leaks"
+
+
+def test_a_link_above_the_certificate_is_loud():
+    found = rows(with_links(group([-5.0] * 12, 1, defense=DP, certificate=BOUND), 12))
+    assert found[0].bound_broken
+    assert headline(found)[0].startswith("BOUND BROKEN: matching linked 12 of 12 clips under dp σ=1")
+
+
 def test_other_kinds_of_certificate_are_no_bound_on_identification():
     assert only(group(GAINS, 12, certificate={"kind": "bits", "bound": 0.01})).bound is None
 

@@ -27,7 +27,7 @@ void move_row(const T* __restrict x, const T* __restrict data_gradient, const T*
   }
 }
 
-template <Rule kRule, bool kSmooth, typename T>
+template <Rule kRule, typename T>
 void descend_range(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
                    double* scratch, double* value) {
   const ClipSize& size = trials.size;
@@ -45,17 +45,7 @@ void descend_range(const Trials<T>& trials, const StepSettings& step, int64_t be
       move_row<kRule>(trials.x + at, trials.data_gradient + at, penalties, trials.m + at, trials.v + at,
                       trials.moved + at, size.width, numbers);
     };
-    value[plane] = tv_plane<kSmooth>(trials.x, plane, size, step.tv.isotropic, tv, scratch, finish_row);
-  }
-}
-
-template <Rule kRule, typename T>
-void descend_rule(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
-                  double* scratch, double* value) {
-  if (step.tv.smoothing > 0.0) {
-    descend_range<kRule, true>(trials, step, begin, end, scratch, value);
-  } else {
-    descend_range<kRule, false>(trials, step, begin, end, scratch, value);
+    value[plane] = tv_plane(trials.x, plane, size, step.tv, tv, scratch, finish_row);
   }
 }
 
@@ -67,11 +57,11 @@ void descend_planes(const Trials<T>& trials, const StepSettings& step, int64_t b
                     double* scratch, double* value) {
   switch (step.rule) {
     case Rule::kAdam:
-      return descend_rule<Rule::kAdam>(trials, step, begin, end, scratch, value);
+      return descend_range<Rule::kAdam>(trials, step, begin, end, scratch, value);
     case Rule::kSign:
-      return descend_rule<Rule::kSign>(trials, step, begin, end, scratch, value);
+      return descend_range<Rule::kSign>(trials, step, begin, end, scratch, value);
     case Rule::kSignAdam:
-      return descend_rule<Rule::kSignAdam>(trials, step, begin, end, scratch, value);
+      return descend_range<Rule::kSignAdam>(trials, step, begin, end, scratch, value);
   }
 }
 

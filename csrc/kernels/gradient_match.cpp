@@ -44,24 +44,35 @@ double total(const Lanes* lanes /* [2] */) {
   return sum;
 }
 
+// `count` of a block's entries, 0 where they do not count.
+template <bool kMasked, typename T>
+VLEAK_INLINE void copy_block(const T* from, const bool* mask, int64_t count, T* block /* [16] */) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T entry = from[i];
+    block[i] = !kMasked || mask[i] ? entry : T(0);
+  }
+}
+
 template <MatchKind kKind, bool kMasked, typename T>
 MatchSums piece_sums(const MatchPiece<T>& piece) {
   Sums sums;
-  int64_t start = 0;
-  if (!kMasked) {
-    for (; start + kBlock <= piece.count; start += kBlock) {
+  const int64_t whole = piece.count / kBlock * kBlock;
+  T gradient[kBlock] = {}, target[kBlock] = {};
+  for (int64_t start = 0; start < whole; start += kBlock) {
+    if (kMasked) {
+      copy_block<true>(piece.gradient + start, piece.mask + start, kBlock, gradient);
+      copy_block<true>(piece.target + start, piece.mask + start, kBlock, target);
+      add_block<kKind>(gradient, target, sums);
+    } else {
       add_block<kKind>(piece.gradient + start, piece.target + start, sums);
     }
   }
-  for (; start < piece.count; start += kBlock) {
-    T gradient[kBlock] = {}, target[kBlock] = {};
-    const int64_t count = piece.count - start < kBlock ? piece.count - start : kBlock;
-    for (int64_t i = 0; i < count; ++i) {
-      const bool counts = !kMasked || piece.mask[start + i];
-      gradient[i] = counts ? piece.gradient[start + i] : T(0);
-      target[i] = counts ? piece.target[start + i] : T(0);
-    }
-    add_block<kKind>(gradient, target, sums);
+  if (whole < piece.count) {
+    T last_gradient[kBlock] = {}, last_target[kBlock] = {};
+    const bool* mask = kMasked ? piece.mask + whole : nullptr;
+    copy_block<kMasked>(piece.gradient + whole, mask, piece.count - whole, last_gradient);
+    copy_block<kMasked>(piece.target + whole, mask, piece.count - whole, last_target);
+    add_block<kKind>(last_gradient, last_target, sums);
   }
   return {total(sums.dot), total(sums.gradient), total(sums.target)};
 }

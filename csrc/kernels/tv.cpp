@@ -12,9 +12,7 @@ void tv_planes(const T* x /* [N, C, T, H, W] */, const ClipSize& size, const TvS
     std::memcpy(gradient + offset, row, sizeof(T) * size.width);
   };
   for (int64_t plane = begin; plane < end; ++plane) {
-    value[plane] = tv.smoothing > 0.0
-                       ? tv_plane<true>(x, plane, size, tv.isotropic, numbers, scratch, finish_row)
-                       : tv_plane<false>(x, plane, size, tv.isotropic, numbers, scratch, finish_row);
+    value[plane] = tv_plane(x, plane, size, tv, numbers, scratch, finish_row);
   }
 }
 

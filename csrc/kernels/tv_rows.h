@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "kernels/common.h"
+#include "kernels/dispatch.h"
 
 namespace vleak::VLEAK_VARIANT {
 namespace {
@@ -15,6 +15,7 @@ struct Rows {
   T* across;      // [W + 1], weighted slope of each horizontal pair, 0 at both ends
   T* above;       // [W], weighted slope of the vertical pairs to the row above
   T* below;       // [W], and to the row below
+  T* later;       // [W], and to the next frame
   T* gradient;    // [W]
   double* value;  // [W], sums over the rows of a plane, column by column
 };
@@ -22,8 +23,9 @@ struct Rows {
 template <typename T>
 Rows<T> cut_rows(double* scratch, int64_t width) {
   T* across = reinterpret_cast<T*>(scratch + width);
-  std::memset(scratch, 0, sizeof(double) * (5 * width + 2));
-  return {across, across + width + 1, across + 2 * width + 1, across + 3 * width + 1, scratch};
+  std::memset(scratch, 0, sizeof(double) * scratch_doubles(width));
+  T* rest = across + width + 1;
+  return {across, rest, rest + width, rest + 2 * width, rest + 3 * width, scratch};
 }
 
 template <typename T>
@@ -38,79 +40,74 @@ TvNumbers<T> tv_numbers(const ClipSize& size, const TvSettings& tv) {
   return {scale, T(scale.across), T(scale.down), T(scale.time), T(tv.smoothing)};
 }
 
-// slope[i] = weight * f'(to[i] - from[i]), value[i] += weight * f(to[i] - from[i])
-template <bool kSmooth, typename T>
-void add_pairs(const T* __restrict from, const T* __restrict to, int64_t count, double weight, T smoothing,
-               T* __restrict slope, double* __restrict value) {
-  const T narrow = static_cast<T>(weight);
-  for (int64_t i = 0; i < count; ++i) {
-    const Penalty<T> pair = penalty<kSmooth>(to[i] - from[i], smoothing);
-    slope[i] = narrow * pair.slope;
-    value[i] += weight * static_cast<double>(pair.value);
-  }
-}
+// A row and its neighbours. Across a border, and where a weight is 0, a neighbour is the row itself: the
+// difference is then 0, and the loops have no branch.
+template <typename T>
+struct Around {
+  const T* x;        // [W]
+  const T* below;    // [W]
+  const T* later;    // [W], the same row of the next frame
+  const T* earlier;  // [W], and of the frame before
+};
 
-template <bool kSmooth, typename T>
-void add_coupled(const T* __restrict x, const T* __restrict next, int64_t width, const TvNumbers<T>& tv,
-                 T* __restrict across, T* __restrict below, double* __restrict value) {
-  for (int64_t w = 0; w < width; ++w) {
-    const T right = w + 1 < width ? x[w + 1] - x[w] : T(0);
-    const T down = next[w] - x[w];
+// Slopes and value of the pairs that start at entry w; `right` is the difference to the entry on its right.
+template <bool kSmooth, bool kIsotropic, typename T>
+VLEAK_INLINE void add_entry(const Around<T>& row, int64_t w, T right, const TvNumbers<T>& tv, T* across,
+                            T* below, T* later, double* value) {
+  const T down = row.below[w] - row.x[w];
+  const Penalty<T> time = penalty<kSmooth>(row.later[w] - row.x[w], tv.smoothing);
+  double sum = tv.scale.time * static_cast<double>(time.value);
+  later[w] = tv.time * time.slope;
+  if (kIsotropic) {
     const Coupled<T> pixel = coupled<kSmooth>(right, down, tv.smoothing);
-    across[w] = tv.across * (right * pixel.inverse);
+    across[w + 1] = tv.across * (right * pixel.inverse);
     below[w] = tv.across * (down * pixel.inverse);
-    value[w] += tv.scale.across * static_cast<double>(pixel.value);
-  }
-}
-
-template <bool kSmooth, typename T>
-void add_space(const T* x, bool last, int64_t width, bool isotropic, const TvNumbers<T>& tv, Rows<T>& rows) {
-  const T* next = last ? x : x + width;  // the difference across the far border is 0
-  if (isotropic) {
-    if (tv.across != T(0)) add_coupled<kSmooth>(x, next, width, tv, rows.across + 1, rows.below, rows.value);
+    sum += tv.scale.across * static_cast<double>(pixel.value);
   } else {
-    if (tv.across != T(0)) {
-      add_pairs<kSmooth>(x, x + 1, width - 1, tv.scale.across, tv.smoothing, rows.across + 1, rows.value);
-    }
-    if (tv.down != T(0) && !last) {
-      add_pairs<kSmooth>(x, next, width, tv.scale.down, tv.smoothing, rows.below, rows.value);
-    }
+    const Penalty<T> horizontal = penalty<kSmooth>(right, tv.smoothing);
+    const Penalty<T> vertical = penalty<kSmooth>(down, tv.smoothing);
+    across[w + 1] = tv.across * horizontal.slope;
+    below[w] = tv.down * vertical.slope;
+    sum += tv.scale.across * static_cast<double>(horizontal.value);
+    sum += tv.scale.down * static_cast<double>(vertical.value);
   }
-  if (last) std::memset(rows.below, 0, sizeof(T) * width);
+  value[w] += sum;
 }
 
-template <bool kSmooth, typename T>
-void add_time(const T* __restrict x, int64_t to_next, int64_t to_previous, int64_t width,
-              const TvNumbers<T>& tv, T* __restrict gradient, double* __restrict value) {
-  if (to_next) {
-    for (int64_t w = 0; w < width; ++w) {
-      const Penalty<T> pair = penalty<kSmooth>(x[w + to_next] - x[w], tv.smoothing);
-      gradient[w] -= tv.time * pair.slope;
-      value[w] += tv.scale.time * static_cast<double>(pair.value);
-    }
+template <bool kSmooth, bool kIsotropic, typename T>
+void add_row(const Around<T>& row, int64_t width, const TvNumbers<T>& tv, const Rows<T>& rows) {
+  const T* __restrict x = row.x;
+  T* __restrict across = rows.across;
+  T* __restrict below = rows.below;
+  T* __restrict later = rows.later;
+  T* __restrict gradient = rows.gradient;
+  double* __restrict value = rows.value;
+  const int64_t last = width - 1;
+  for (int64_t w = 0; w < last; ++w) {
+    add_entry<kSmooth, kIsotropic>(row, w, x[w + 1] - x[w], tv, across, below, later, value);
   }
-  if (to_previous) {
-    for (int64_t w = 0; w < width; ++w) {
-      gradient[w] += tv.time * penalty<kSmooth>(x[w] - x[w - to_previous], tv.smoothing).slope;
-    }
+  add_entry<kSmooth, kIsotropic>(row, last, T(0), tv, across, below, later, value);
+  for (int64_t w = 0; w < width; ++w) {
+    const T space = (across[w] - across[w + 1]) + (rows.above[w] - below[w]);
+    gradient[w] = (space - later[w]) + tv.time * penalty<kSmooth>(x[w] - row.earlier[w], tv.smoothing).slope;
   }
 }
 
-// Calls finish_row(offset of the row in x, gradient of the row) after each row; returns the plane's value.
-template <bool kSmooth, typename T, typename FinishRow>
-double tv_plane(const T* x /* [N, C, T, H, W] */, int64_t plane, const ClipSize& size, bool isotropic,
-                const TvNumbers<T>& tv, double* scratch, FinishRow finish_row) {
-  const int64_t width = size.width, step = frame_size(size), frame = plane % size.frames;
-  const int64_t to_next = tv.time != T(0) && frame + 1 < size.frames ? step : 0;
-  const int64_t to_previous = tv.time != T(0) && frame > 0 ? step : 0;
+// Calls finish_row(offset of the row in x, gradient of the row, value) after each row; returns the plane's
+// value.
+template <bool kSmooth, bool kIsotropic, typename T, typename FinishRow>
+double tv_plane(const T* x /* [N, C, T, H, W] */, int64_t plane, const ClipSize& size, const TvNumbers<T>& tv,
+                double* scratch, FinishRow finish_row) {
+  const int64_t width = size.width, frame = plane % size.frames;
+  const int64_t to_below = tv.scale.down != 0.0 ? width : 0;
+  const int64_t to_frame = tv.scale.time != 0.0 ? frame_size(size) : 0;
+  const int64_t to_later = frame + 1 < size.frames ? to_frame : 0, to_earlier = frame > 0 ? to_frame : 0;
   Rows<T> rows = cut_rows<T>(scratch, width);
   for (int64_t h = 0; h < size.height; ++h) {
-    const int64_t offset = plane * step + h * width;
-    add_space<kSmooth>(x + offset, h + 1 == size.height, width, isotropic, tv, rows);
-    for (int64_t w = 0; w < width; ++w) {
-      rows.gradient[w] = (rows.across[w] - rows.across[w + 1]) + (rows.above[w] - rows.below[w]);
-    }
-    add_time<kSmooth>(x + offset, to_next, to_previous, width, tv, rows.gradient, rows.value);
+    const int64_t offset = plane * frame_size(size) + h * width;
+    const T* row = x + offset;
+    const T* below = h + 1 < size.height ? row + to_below : row;
+    add_row<kSmooth, kIsotropic>(Around<T>{row, below, row + to_later, row - to_earlier}, width, tv, rows);
     finish_row(offset, rows.gradient, rows.value);
     T* swapped = rows.above;
     rows.above = rows.below;
@@ -119,6 +116,18 @@ double tv_plane(const T* x /* [N, C, T, H, W] */, int64_t plane, const ClipSize&
   double sum = 0.0;
   for (int64_t w = 0; w < width; ++w) sum += rows.value[w];
   return sum;
+}
+
+// The same with the settings known while it compiles.
+template <typename T, typename FinishRow>
+double tv_plane(const T* x, int64_t plane, const ClipSize& size, const TvSettings& settings,
+                const TvNumbers<T>& tv, double* scratch, FinishRow finish_row) {
+  if (settings.isotropic) {
+    return settings.smoothing > 0.0 ? tv_plane<true, true>(x, plane, size, tv, scratch, finish_row)
+                                    : tv_plane<false, true>(x, plane, size, tv, scratch, finish_row);
+  }
+  return settings.smoothing > 0.0 ? tv_plane<true, false>(x, plane, size, tv, scratch, finish_row)
+                                  : tv_plane<false, false>(x, plane, size, tv, scratch, finish_row);
 }
 
 }  // namespace

@@ -102,6 +102,7 @@ def _count(update: Update) -> int:
 
 
 _HANDLERS: dict[str, Callable[[Update, Knowledge], Channel]] = {
+    "none": lambda update, knowledge: Channel(adaptive=True),
     "dp": _dp,
     "prune": _prune,
     "compress": _compress,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import vleak
 from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Knowledge, Observation, Reconstruction
+from vleak.attacks.linkage import link_rank, link_scores
 from vleak.certificates.gaussian import identification_bound
 from vleak.data import ClipSet, load_clips
 from vleak.defenses import Defense, spell
@@ -55,14 +56,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Bench:
-    """All that the cells of one run share. The truth lives here; an attack never gets this object."""
+    """All that the cells of one run share. The truth lives here; an attack never gets this object.
+
+    ``honest`` holds the undefended update of every clip, ``nulls`` the answer of every null attacker,
+    ``prior`` the answer that is subtracted before correlating.
+    """
 
     settings: dict[str, Any]
     data: ClipSet
     model: nn.Module
-    logits: int
     nulls: dict[str, Tensor]
     prior: Tensor
+    honest: list[Update]
 
 
 Progress = Callable[[str, int, int], None]
@@ -128,16 +133,18 @@ def _prepare(settings: Settings, tell: Progress) -> tuple[Bench, dict[str, Any]]
     tell("preparing the model", 0, 0)
     model = build_model(settings.model, frames=settings.frames, size=settings.size, classes=len(data.classes),
                         seed=settings.seed)  # fmt: skip
-    logits = check_classifier(model, data.clips[:1], len(data.classes))
+    check_classifier(model, data.clips[:1], len(data.classes))
     check_second_derivative(model, data.clips[:1])
     steps = TRAINING_STATES[settings.training_state]
     train(model, data.public_clips, data.public_labels, steps, generator(settings.seed, "training"))
     check_classifier(model, data.clips[:1], len(data.classes))
     facts = _model_facts(settings, model, data, steps)
     model = model.to(settings.torch_device())
-    nulls = _null_answers(model, data, logits, settings)
+    nulls = _null_answers(model, data, settings)
     prior = nulls.get("public_mean", nulls["grey"])
-    return Bench(resolved, data, model, logits, nulls, prior), _header(resolved, data, facts)
+    tell("computing updates", 0, 0)
+    honest = _honest_updates(model, data, settings.seed)
+    return Bench(resolved, data, model, nulls, prior, honest), _header(resolved, data, facts)
 
 
 def _model_facts(settings: Settings, model: nn.Module, data: ClipSet, steps: int) -> dict[str, Any]:
@@ -243,7 +250,6 @@ def run_cell(job: Job, bench: Bench, stop: threading.Event) -> tuple[dict[str, A
     clip, label = data.clips[job.clip][None], data.labels[job.clip][None]
     try:
         update = Client(model, defense=job.defense).update(clip, label, generator(seed, "client"))
-        plain = Client(model).update(clip, label, generator(seed, "client"))
         observation = Observation(model, update, _knowledge(job, bench, label))
         answer = _attack(job, settings).reconstruct(observation, generator(seed, "attack"), stop=stop.is_set)
     except VleakError as error:
@@ -252,14 +258,23 @@ def run_cell(job: Job, bench: Bench, stop: threading.Event) -> tuple[dict[str, A
         raise StoppedError(f"stopped within {job.id}")
     scores = score_clip(answer.clips[0], data.clips[job.clip], job.clip, data.clips, bench.nulls, bench.prior)
     scores["label_correct"] = bool(answer.labels[0] == label[0])
+    scores |= _linkage(job, bench, update, observation.knowledge)
     record |= {
         "attack": _attack_facts(job, answer),
         "scores": scores,
-        "update": _compare(update, plain),
+        "update": _compare(update, bench.honest[job.clip]),
         "flags": list(answer.flags),
         "status": "ok",
     }
     return record, answer.clips[0]
+
+
+def _linkage(job: Job, bench: Bench, update: Update, knowledge: Knowledge) -> dict[str, Any]:
+    """Ask the update itself which candidate it came from; a null attacker never saw it."""
+    if job.null:
+        return {"linked": None, "link_rank": None}
+    rank = link_rank(link_scores(update, bench.honest, knowledge), job.clip)
+    return {"linked": rank == 1 and len(bench.honest) > 1, "link_rank": rank}
 
 
 def _attack(job: Job, settings: dict[str, Any]) -> Attack:
@@ -350,12 +365,18 @@ def _compare(update: Update, plain: Update) -> dict[str, Any]:
     }
 
 
+def _honest_updates(model: nn.Module, data: ClipSet, seed: int) -> list[Update]:
+    client = Client(model)
+    pairs = zip(data.clips, data.labels, strict=True)
+    return [client.update(clip[None], label[None], generator(seed, "honest")) for clip, label in pairs]
+
+
 def _clip_shape(data: ClipSet) -> tuple[int, int, int, int]:
     _, channels, frames, height, width = data.clips.shape
     return channels, frames, height, width
 
 
-def _null_answers(model: nn.Module, data: ClipSet, logits: int, settings: Settings) -> dict[str, Tensor]:
+def _null_answers(model: nn.Module, data: ClipSet, settings: Settings) -> dict[str, Tensor]:
     """Return what each null attacker answers, (C, T, H, W) by name; it is the same for every clip."""
     update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
     knowledge = Knowledge(clip_shape=_clip_shape(data), batch_size=1, classes=len(data.classes),

@@ -15,13 +15,20 @@ NEGLIGIBLE_GAIN_DB = 0.5
 """A gain whose whole interval lies below this is called nothing: no eye sees half a decibel."""
 
 Verdict = Literal[
-    "leaks", "nothing beyond the prior", "unclear", "too few clips to say", "baseline", "no result"
+    "leaks",
+    "no picture, but linkable",
+    "nothing beyond the prior",
+    "unclear",
+    "too few clips to say",
+    "baseline",
+    "no result",
 ]
 Cell = dict[str, Any]
 
 _NULL_ATTACKS = frozenset({"grey", "public_mean", "reference_still"})
 _SEVERITY: tuple[Verdict, ...] = (
     "leaks",
+    "no picture, but linkable",
     "unclear",
     "too few clips to say",
     "no result",
@@ -58,10 +65,12 @@ class Row:
         motion_psnr_db: mean PSNR where something moves, None where nothing does.
         identified: clips that the answer picked out among the candidates.
         identification: share of those with its exact interval.
+        linked: clips for which an attacker who holds all candidates tells from the update alone which it was.
+        linkage: share of those with its exact interval.
         candidates: how many clips it had to be told from.
         chance: 1 / candidates, what an answer without any knowledge reaches.
         bound: highest share that the certificate allows, None without a certificate.
-        bound_broken: the interval of the measured share lies above the bound: certificate or code is wrong.
+        bound_broken: the interval of a measured share lies above the bound: certificate or code is wrong.
         labels_correct: clips whose label was right.
         labels: clips for which a label was guessed or granted.
         bytes: mean bytes of an update on the wire.
@@ -94,6 +103,8 @@ class Row:
     motion_psnr_db: float | None
     identified: int
     identification: Interval
+    linked: int
+    linkage: Interval
     candidates: int | None
     chance: float | None
     bound: float | None
@@ -233,6 +244,8 @@ def _row(cells: list[Cell], nulls: frozenset[str]) -> Row:
     scores = [cell["scores"] for cell in ok]
     identified = sum(bool(score.get("identified")) for score in scores)
     identification = binomial_interval(identified, len(scores))
+    asked = [bool(score["linked"]) for score in scores if score.get("linked") is not None]
+    linkage = binomial_interval(sum(asked), len(asked))
     gain = mean_interval(_numbers(scores, "psnr_gain_db"))
     candidates = max((int(score["candidates"]) for score in scores if score.get("candidates")), default=None)
     bound = max((b for b in map(_bound, cells) if b is not None), default=None)
@@ -262,27 +275,31 @@ def _row(cells: list[Cell], nulls: frozenset[str]) -> Row:
         motion_psnr_db=_mean(_numbers(scores, "motion_psnr_db")),
         identified=identified,
         identification=identification,
+        linked=sum(asked),
+        linkage=linkage,
         candidates=candidates,
         chance=1 / candidates if candidates else None,
         bound=bound,
-        bound_broken=bound is not None and identification.low is not None and identification.low > bound,
+        bound_broken=bound is not None and max(identification.low or 0.0, linkage.low or 0.0) > bound,
         labels_correct=sum(map(bool, guesses)),
         labels=len(guesses),
         bytes=_mean(_numbers([cell.get("update") or {} for cell in ok], "bytes")),
         bytes_ratio=None,
         cosine=_mean(_numbers([cell.get("update") or {} for cell in ok], "cosine_to_undefended")),
         seconds=_mean(_numbers([cell["attack"] for cell in ok], "seconds")),
-        verdict="baseline" if attack in nulls and ok else _verdict(gain, identification, candidates),
+        verdict="baseline" if attack in nulls and ok else _verdict(gain, identification, linkage, candidates),
     )
 
 
-def _verdict(gain: Interval, identification: Interval, candidates: int | None) -> Verdict:
+def _verdict(gain: Interval, identification: Interval, linkage: Interval, candidates: int | None) -> Verdict:
     if identification.n == 0:
         return "no result"
     chance = 1 / candidates if candidates else 1.0
     recognisable = identification.low is not None and identification.low > chance
     if recognisable or (gain.low is not None and gain.low > 0):
         return "leaks"
+    if linkage.low is not None and linkage.low > chance:
+        return "no picture, but linkable"
     if gain.high is None:
         return "too few clips to say"
     at_chance = identification.high is not None and identification.high >= chance
@@ -305,7 +322,7 @@ def _with_caveats(rows: list[Row]) -> list[Row]:
 
     def caveats(row: Row) -> tuple[str, ...]:
         found = []
-        if row.defense != "none" and row.verdict not in ("leaks", "no result"):
+        if row.defense != "none" and row.verdict not in ("leaks", "no picture, but linkable", "no result"):
             if _setting(row) not in undefended:
                 found.append("not run without defence, so its failure may be the attack's")
             elif _setting(row) not in working:
@@ -327,6 +344,7 @@ def _setting(row: Row) -> tuple[str, ...]:
 
 _OPENINGS: dict[Verdict, str] = {
     "leaks": "Still leaking",
+    "no picture, but linkable": "No picture, but who holds the candidate clips can still tell which it was",
     "unclear": "Unclear",
     "too few clips to say": "Too few clips to say",
     "no result": "No result, because every cell failed",
@@ -374,6 +392,8 @@ def _describe(row: Row, where: str) -> str:
     parts = [f"ε {number(row.epsilon)}"] if row.epsilon is not None else []
     if row.n:
         parts.append(f"{row.identified} of {row.n} recognisable{where}")
+        if row.linkage.n:
+            parts.append(f"{row.linked} linkable")
         if row.psnr_gain_db.mean is not None:
             parts.append(f"{row.psnr_gain_db.mean:+.1f} dB".replace("-", "−"))
     if row.bound is not None:
@@ -395,12 +415,13 @@ def _gain(row: Row) -> str:
 
 
 def _broken_sentence(row: Row) -> str:
-    low, bound = row.identification.low or 0.0, row.bound or 0.0
+    linked = (row.linkage.low or 0.0) > (row.identification.low or 0.0)
+    interval = row.linkage if linked else row.identification
+    what = f"linked {row.linked}" if linked else f"recognised {row.identified}"
     return (
-        f"BOUND BROKEN: {row.attack} recognised {row.identified} of {row.n} clips under {row.defense} on "
-        f"{row.model} ({row.training_state}), at least {percent(low)}, where the certificate allows "
-        f"{percent(bound)}; "
-        "the certificate or the defence's code is wrong."
+        f"BOUND BROKEN: {row.attack} {what} of {row.n} clips under {row.defense} on "
+        f"{row.model} ({row.training_state}), at least {percent(interval.low or 0.0)}, where the certificate "
+        f"allows {percent(row.bound or 0.0)}; the certificate or the defence's code is wrong."
     )
 
 

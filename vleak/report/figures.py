@@ -57,7 +57,7 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
         rows: what `summarise` made of the run.
 
     Returns:
-        No, two or four plots; at most ``MAX_SERIES`` series, those of the rows that come first.
+        No, three or six plots; at most ``MAX_SERIES`` series, those of the rows that come first.
     """
     scored = [row for row in rows if row.n and not row.null]
     series = list(dict.fromkeys(map(_series, scored)))[:MAX_SERIES]
@@ -76,14 +76,22 @@ def _identification(row: Row) -> Interval:
     return row.identification
 
 
+def _linkage(row: Row) -> Interval:
+    return row.linkage
+
+
 def _gain(row: Row) -> Interval:
     return row.psnr_gain_db
 
 
 _MEASURES: tuple[tuple[str, str, Pick], ...] = (
     ("Recognised clips", "share of clips recognised", _identification),
+    ("Linked clips", "share of clips linked", _linkage),
     ("Gain over the prior", "PSNR gain in dB", _gain),
 )
+
+_SHARES = (_identification, _linkage)
+"""Measures that a certificate bounds and that have a chance level."""
 
 
 def _series(row: Row) -> tuple[str, str, str, str, str]:
@@ -99,14 +107,14 @@ def _against_epsilon(
             rows = sorted((row for row in private if _series(row) == key), key=lambda row: row.epsilon or 0.0)
             _points(axes, [row.epsilon or 0.0 for row in rows], rows, pick, place, _name(key, series))
             _reference(axes, [row for row in other if _series(row) == key], pick, place)
-        if pick is _identification:
+        if pick in _SHARES:
             _bounds(axes, private)
         _epsilon_axis(axes, [row.epsilon or 0.0 for row in private])
         axes.set_ylabel(axis)
         _finish(axes, pick, private, horizontal=False)
         svg = _svg(figure)
     caption = "Points with 95 % intervals; the line across is the same attack without any defence."
-    if pick is _identification and any(row.bound is not None for row in private):
+    if pick in _SHARES and any(row.bound is not None for row in private):
         caption += " Dashed: what the certificate allows."
     return Plot(f"{title} against ε", caption, svg)
 
@@ -202,13 +210,13 @@ def _epsilon_axis(axes: Axes, values: list[float]) -> None:
 
 def _finish(axes: Axes, pick: Pick, rows: list[Row], *, horizontal: bool) -> None:
     line = axes.axvline if horizontal else axes.axhline
-    if pick is _identification:
+    if pick in _SHARES:
         (axes.set_xlim if horizontal else axes.set_ylim)(-0.03, 1.03)
         (axes.xaxis if horizontal else axes.yaxis).set_major_formatter(
             FuncFormatter(lambda v, _: f"{100 * v:.0f} %")
         )
-    level = max((row.chance or 0.0 for row in rows), default=0.0) if pick is _identification else 0.0
-    name = _CHANCE if pick is _identification else _PRIOR
+    level = max((row.chance or 0.0 for row in rows), default=0.0) if pick in _SHARES else 0.0
+    name = _CHANCE if pick in _SHARES else _PRIOR
     line(level, color=_MUTED, linewidth=1.0, linestyle=":", label=name)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

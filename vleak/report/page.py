@@ -45,12 +45,18 @@ _FLAGS: dict[str, str] = {
 _TONES = (
     ("bound broken", "loud"),
     ("still leaking", "leaks"),
+    ("no picture", "unclear"),
     ("nothing beyond", "safe"),
     ("without defence", "plain"),
     ("cost", "cost"),
     ("bytes", "cost"),
 )
-_VERDICT_TONES = {"leaks": "leaks", "nothing beyond the prior": "safe", "unclear": "unclear"}
+_VERDICT_TONES = {
+    "leaks": "leaks",
+    "no picture, but linkable": "unclear",
+    "nothing beyond the prior": "safe",
+    "unclear": "unclear",
+}
 
 
 @dataclass(frozen=True)
