@@ -91,7 +91,7 @@ def evaluate(
     page = write_report(folder)
     for note in results["data"]["notes"]:
         output.say(f"data: {note}")
-    output.console.print(leak_table(results, rows))
+    output.console.print(leak_table(results, rows, output.console.width))
     for line in headline(rows):
         output.say(line)
     output.say(f"report: {page}")

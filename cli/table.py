@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich import box
@@ -19,49 +20,42 @@ _STYLES = {
 }
 
 
-def leak_table(results: dict[str, Any], rows: list[Row]) -> Table:
+def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
     """Return one line an attack and defense, worst news readable at a glance.
 
     Args:
         results: content of results.json.
         rows: what `vleak.evaluation.summarise` made of it.
+        width: columns of the terminal; below 120 only what the verdict rests on is shown.
     """
     model, data = results["models"][0], results["data"]
-    title = (
-        f"What still leaks? {data['name']}, {data['clips']} clips, {model['name']} {model['training_state']}"
-    )
-    table = Table(
-        title=title,
-        caption=_caption(rows, model),
-        box=box.SIMPLE_HEAD,
-        title_style="bold",
-        caption_style="dim",
-        caption_justify="left",
-    )
-    table.add_column("defense", no_wrap=True)
-    table.add_column("attack", no_wrap=True)
-    for name in ("ε", "PSNR dB", "gain dB [95 %]", "recognised", "linked", "bound", "label", "bytes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict")
+    subject = f"{data['name']}, {data['clips']} clips, {model['name']} {model['training_state']}"
+    table = Table(title=f"What still leaks? {subject}", caption=_caption(rows, model), box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge, table.collapse_padding = (0, 1), False, True
+    table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
+    several = len({row.attack for row in rows if not row.null}) > 1
+    columns = {name: cell for name, cell in _COLUMNS.items() if width >= _WIDE or name not in _DETAILS}
+    if several:
+        columns = {"defense": columns.pop("defense"), "attack": _attack, **columns}
+    for name in columns:
+        table.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=name != "verdict")
     for row in rows:
-        table.add_row(*_cells(row), style="dim" if row.null else None)
+        table.add_row(*(cell(row) for cell in columns.values()), style="dim" if row.null else None)
     return table
 
 
-def _cells(row: Row) -> list[str | Text]:
-    return [
-        "" if row.null else row.defense,
-        row.attack,
-        "" if row.epsilon is None else f"{row.epsilon:.3g}" if row.epsilon < 1000 else f"{row.epsilon:.0e}",
-        "–" if row.psnr_db is None else f"{row.psnr_db:.1f}",
-        _interval(row.psnr_gain_db),
-        f"{row.identified}/{row.n}",
-        f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
-        "" if row.bound is None else f"≤ {row.bound:.0%}",
-        "" if row.null else f"{row.labels_correct}/{row.labels}",
-        "" if row.null or row.bytes is None else _bytes(row.bytes),
-        _verdict(row),
-    ]
+def _attack(row: Row) -> str:
+    return "" if row.null else row.attack
+
+
+def _defense(row: Row) -> str:
+    return f"({row.attack})" if row.null else row.defense
+
+
+def _epsilon(row: Row) -> str:
+    if row.epsilon is None:
+        return ""
+    return f"{row.epsilon:.3g}" if row.epsilon < 1000 else f"{row.epsilon:.0e}".replace("e+0", "e")
 
 
 def _verdict(row: Row) -> Text:
@@ -85,11 +79,28 @@ def _bytes(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
+_WIDE = 120
+_TEXTS = ("defense", "attack", "verdict")
+_DETAILS = ("PSNR dB", "bound", "label", "bytes")
+_COLUMNS: dict[str, Callable[[Row], str | Text]] = {
+    "defense": _defense,
+    "ε": _epsilon,
+    "PSNR dB": lambda row: "–" if row.psnr_db is None else f"{row.psnr_db:.1f}",
+    "gain dB [95 %]": lambda row: _interval(row.psnr_gain_db),
+    "recognised": lambda row: f"{row.identified}/{row.n}",
+    "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
+    "bound": lambda row: "" if row.bound is None else f"≤ {row.bound:.0%}",
+    "label": lambda row: "" if row.null else f"{row.labels_correct}/{row.labels}",
+    "bytes": lambda row: "" if row.null or row.bytes is None else _bytes(row.bytes),
+    "verdict": _verdict,
+}
+
+
 def _caption(rows: list[Row], model: dict[str, Any]) -> str:
     chance = next((row.chance for row in rows if row.chance), None)
     of = "" if chance is None else f" (chance {chance:.0%})"
     lines = [
-        "gain: over the best answer that needs no update.",
+        "in brackets: attackers who never see the update. gain: over the best of them.",
         f"recognised: of all candidates the rebuilt clip is nearest to its own truth{of}.",
         "linked: who holds all candidates can tell from the update alone which one it was.",
     ]

@@ -33,7 +33,7 @@ struct CpuKernels {
 };
 
 // Doubles of scratch space that tv_planes and descend_planes need for rows of this width.
-VLEAK_INLINE int64_t scratch_doubles(int64_t width) { return 6 * width + 2; }
+VLEAK_INLINE int64_t scratch_doubles(int64_t width) { return 7 * width + 2; }
 
 template <typename T>
 const CpuKernels<T>& cpu_kernels();

@@ -44,12 +44,16 @@ double total(const Lanes* lanes /* [2] */) {
   return sum;
 }
 
+// Loops over bytes become vector code, loops over bool do not.
+VLEAK_INLINE const uint8_t* bytes(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
+
 // `count` of a block's entries, 0 where they do not count.
 template <bool kMasked, typename T>
-VLEAK_INLINE void copy_block(const T* from, const bool* mask, int64_t count, T* block /* [16] */) {
+VLEAK_INLINE void copy_block(const T* __restrict from, const uint8_t* __restrict mask, int64_t count,
+                             T* __restrict block /* [16] */) {
   for (int64_t i = 0; i < count; ++i) {
     const T entry = from[i];
-    block[i] = !kMasked || mask[i] ? entry : T(0);
+    block[i] = !kMasked || mask[i] != 0 ? entry : T(0);
   }
 }
 
@@ -60,8 +64,8 @@ MatchSums piece_sums(const MatchPiece<T>& piece) {
   T gradient[kBlock] = {}, target[kBlock] = {};
   for (int64_t start = 0; start < whole; start += kBlock) {
     if (kMasked) {
-      copy_block<true>(piece.gradient + start, piece.mask + start, kBlock, gradient);
-      copy_block<true>(piece.target + start, piece.mask + start, kBlock, target);
+      copy_block<true>(piece.gradient + start, bytes(piece.mask) + start, kBlock, gradient);
+      copy_block<true>(piece.target + start, bytes(piece.mask) + start, kBlock, target);
       add_block<kKind>(gradient, target, sums);
     } else {
       add_block<kKind>(piece.gradient + start, piece.target + start, sums);
@@ -69,7 +73,7 @@ MatchSums piece_sums(const MatchPiece<T>& piece) {
   }
   if (whole < piece.count) {
     T last_gradient[kBlock] = {}, last_target[kBlock] = {};
-    const bool* mask = kMasked ? piece.mask + whole : nullptr;
+    const uint8_t* mask = kMasked ? bytes(piece.mask) + whole : nullptr;
     copy_block<kMasked>(piece.gradient + whole, mask, piece.count - whole, last_gradient);
     copy_block<kMasked>(piece.target + whole, mask, piece.count - whole, last_target);
     add_block<kKind>(last_gradient, last_target, sums);
@@ -91,7 +95,8 @@ void piece_residual(const MatchPiece<T>& piece, double of_gradient, double of_ta
     residual[i] = static_cast<T>(of_gradient * gradient[i] + of_target * target[i]);
   }
   if (!piece.mask) return;
-  for (int64_t i = 0; i < piece.count; ++i) residual[i] = piece.mask[i] ? residual[i] : T(0);
+  const uint8_t* __restrict mask = bytes(piece.mask);
+  for (int64_t i = 0; i < piece.count; ++i) residual[i] = mask[i] != 0 ? residual[i] : T(0);
 }
 
 }  // namespace

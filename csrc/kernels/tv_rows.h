@@ -12,6 +12,7 @@ namespace {
 // Cut from one block of scratch_doubles(W) doubles.
 template <typename T>
 struct Rows {
+  T* x;           // [W + 1], the row with its last entry once more: across the border the difference is 0
   T* across;      // [W + 1], weighted slope of each horizontal pair, 0 at both ends
   T* above;       // [W], weighted slope of the vertical pairs to the row above
   T* below;       // [W], and to the row below
@@ -22,10 +23,11 @@ struct Rows {
 
 template <typename T>
 Rows<T> cut_rows(double* scratch, int64_t width) {
-  T* across = reinterpret_cast<T*>(scratch + width);
+  T* x = reinterpret_cast<T*>(scratch + width);
   std::memset(scratch, 0, sizeof(double) * scratch_doubles(width));
+  T* across = x + width + 1;
   T* rest = across + width + 1;
-  return {across, rest, rest + width, rest + 2 * width, rest + 3 * width, scratch};
+  return {x, across, rest, rest + width, rest + 2 * width, rest + 3 * width, scratch};
 }
 
 template <typename T>
@@ -50,47 +52,62 @@ struct Around {
   const T* earlier;  // [W], and of the frame before
 };
 
-// Slopes and value of the pairs that start at entry w; `right` is the difference to the entry on its right.
+// What the pairs that start at an entry give, from the differences to its right, below and in time.
+template <typename T>
+struct Pairs {
+  T across, below, later;
+  double value;
+};
+
 template <bool kSmooth, bool kIsotropic, typename T>
-VLEAK_INLINE void add_entry(const Around<T>& row, int64_t w, T right, const TvNumbers<T>& tv, T* across,
-                            T* below, T* later, double* value) {
-  const T down = row.below[w] - row.x[w];
-  const Penalty<T> time = penalty<kSmooth>(row.later[w] - row.x[w], tv.smoothing);
-  double sum = tv.scale.time * static_cast<double>(time.value);
-  later[w] = tv.time * time.slope;
+VLEAK_INLINE Pairs<T> pairs(T right, T down, T next, const TvNumbers<T>& tv) {
+  const Penalty<T> time = penalty<kSmooth>(next, tv.smoothing);
+  const double in_time = tv.scale.time * static_cast<double>(time.value);
   if (kIsotropic) {
     const Coupled<T> pixel = coupled<kSmooth>(right, down, tv.smoothing);
-    across[w + 1] = tv.across * (right * pixel.inverse);
-    below[w] = tv.across * (down * pixel.inverse);
-    sum += tv.scale.across * static_cast<double>(pixel.value);
-  } else {
-    const Penalty<T> horizontal = penalty<kSmooth>(right, tv.smoothing);
-    const Penalty<T> vertical = penalty<kSmooth>(down, tv.smoothing);
-    across[w + 1] = tv.across * horizontal.slope;
-    below[w] = tv.down * vertical.slope;
-    sum += tv.scale.across * static_cast<double>(horizontal.value);
-    sum += tv.scale.down * static_cast<double>(vertical.value);
+    return {tv.across * (right * pixel.inverse), tv.across * (down * pixel.inverse), tv.time * time.slope,
+            in_time + tv.scale.across * static_cast<double>(pixel.value)};
   }
-  value[w] += sum;
+  const Penalty<T> horizontal = penalty<kSmooth>(right, tv.smoothing);
+  const Penalty<T> vertical = penalty<kSmooth>(down, tv.smoothing);
+  return {tv.across * horizontal.slope, tv.down * vertical.slope, tv.time * time.slope,
+          in_time + tv.scale.across * static_cast<double>(horizontal.value) +
+              tv.scale.down * static_cast<double>(vertical.value)};
+}
+
+// All arrays [count]: the row, its neighbours, and what their pairs give. Restricted, and the numbers by
+// value: only then does the loop become vector code.
+template <bool kSmooth, bool kIsotropic, typename T>
+void add_pairs(const T* __restrict x, const T* __restrict right, const T* __restrict down,
+               const T* __restrict next, int64_t count, const TvNumbers<T> tv, T* __restrict across,
+               T* __restrict below, T* __restrict later, double* __restrict value) {
+  for (int64_t w = 0; w < count; ++w) {
+    const Pairs<T> at = pairs<kSmooth, kIsotropic>(right[w] - x[w], down[w] - x[w], next[w] - x[w], tv);
+    across[w] = at.across;
+    below[w] = at.below;
+    later[w] = at.later;
+    value[w] += at.value;
+  }
+}
+
+template <bool kSmooth, typename T>
+void collect_gradient(const T* __restrict x, const T* __restrict earlier, int64_t width,
+                      const TvNumbers<T> tv, const T* __restrict across, const T* __restrict above,
+                      const T* __restrict below, const T* __restrict later, T* __restrict gradient) {
+  for (int64_t w = 0; w < width; ++w) {
+    const T space = (across[w] - across[w + 1]) + (above[w] - below[w]);
+    gradient[w] = (space - later[w]) + tv.time * penalty<kSmooth>(x[w] - earlier[w], tv.smoothing).slope;
+  }
 }
 
 template <bool kSmooth, bool kIsotropic, typename T>
 void add_row(const Around<T>& row, int64_t width, const TvNumbers<T>& tv, const Rows<T>& rows) {
-  const T* __restrict x = row.x;
-  T* __restrict across = rows.across;
-  T* __restrict below = rows.below;
-  T* __restrict later = rows.later;
-  T* __restrict gradient = rows.gradient;
-  double* __restrict value = rows.value;
-  const int64_t last = width - 1;
-  for (int64_t w = 0; w < last; ++w) {
-    add_entry<kSmooth, kIsotropic>(row, w, x[w + 1] - x[w], tv, across, below, later, value);
-  }
-  add_entry<kSmooth, kIsotropic>(row, last, T(0), tv, across, below, later, value);
-  for (int64_t w = 0; w < width; ++w) {
-    const T space = (across[w] - across[w + 1]) + (rows.above[w] - below[w]);
-    gradient[w] = (space - later[w]) + tv.time * penalty<kSmooth>(x[w] - row.earlier[w], tv.smoothing).slope;
-  }
+  std::memcpy(rows.x, row.x, sizeof(T) * width);
+  rows.x[width] = rows.x[width - 1];
+  add_pairs<kSmooth, kIsotropic>(row.x, rows.x + 1, row.below, row.later, width, tv, rows.across + 1,
+                                 rows.below, rows.later, rows.value);
+  collect_gradient<kSmooth>(row.x, row.earlier, width, tv, rows.across, rows.above, rows.below, rows.later,
+                            rows.gradient);
 }
 
 // Calls finish_row(offset of the row in x, gradient of the row, value) after each row; returns the plane's
