@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import traceback
 import warnings
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -18,6 +16,7 @@ from vleak.cli.listing import list_names
 from vleak.cli.report import report
 from vleak.errors import VleakError
 
+_INTERRUPTED = 130  # what Typer returns after Ctrl-C
 app = typer.Typer(
     name="vleak",
     help="Rebuild private clips from federated model updates, and report what each defense still leaks.",
@@ -50,27 +49,35 @@ def _root(
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run the application; return 0, or 2 after one line on stderr."""
-    signal.signal(signal.SIGTERM, _interrupt)  # a stop from outside ends a run as Ctrl-C does
+    """Run the application; return 0, or 2 after one line on stderr.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it.
+        OSError: stdout cannot be written, or nobody reads it any more.
+    """
     warnings.showwarning = output.warning
     try:
         code = app(arguments, prog_name="vleak", standalone_mode=False)
     except VleakError as error:
         return output.fail(str(error))
+    except SystemExit as error:  # Typer leaves this way, and with 1, when nobody reads stdout
+        raise BrokenPipeError from error
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        if error.filename is None:
             raise
-        return output.fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        return output.fail(f"{error.filename}: {error.strerror}")
     except Exception as error:  # noqa: BLE001  the last line before a traceback; nothing is swallowed
         return _usage_or_bug(error)
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
 def _usage_or_bug(error: Exception) -> int:
     # Typer's usage errors are known by what they can do: their class lives in a private module.
     if hasattr(error, "format_message"):
-        return output.fail(f"{error.format_message().rstrip('.')}; see `vleak --help`")
-    if type(error).__name__ == "Abort":  # how Typer reports Ctrl-C
+        return _usage(error.format_message(), getattr(getattr(error, "ctx", None), "command_path", "vleak"))
+    if type(error).__name__ == "Abort":  # how older Typers report Ctrl-C
         raise KeyboardInterrupt from error
     if os.environ.get("VLEAK_DEBUG"):
         traceback.print_exc()
@@ -80,5 +87,7 @@ def _usage_or_bug(error: Exception) -> int:
     )
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _usage(message: str, command: str) -> int:
+    if not message:  # a bare `vleak`: its help is on the screen
+        return 2
+    return output.fail(f"{message.rstrip('.')}; see `{command} --help`")

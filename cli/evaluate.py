@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ import typer
 
 from vleak.cli import output
 from vleak.cli.table import leak_table
+from vleak.errors import VleakError
 
 
 def _option(text: str, panel: str, *names: str) -> Any:
@@ -50,7 +50,9 @@ Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _AT
 Seed = Annotated[int, _option("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
 Engine = Annotated[str, _option("native, or reference (plain PyTorch).", _RUN)]
-Workers = Annotated[int, _option("Cells that run side by side; no score depends on it.", _RUN)]
+Workers = Annotated[
+    int | None, _option("Cells that run side by side; one a core. No score depends on it.", _RUN)
+]
 Out = Annotated[Path | None, _option("Folder of the run; give that of a stopped run to resume it.", _RUN)]
 Json = Annotated[bool, _option("Print the results, and nothing else, to stdout.", _RUN, "--json")]
 
@@ -72,21 +74,44 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
     engine: Engine = "native",
-    workers: Workers = 2,
+    workers: Workers = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
     """Attack every clip behind every defense strength, and report what still leaks."""
-    from vleak.evaluation import Settings, headline, summarise
+    folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    try:
+        from vleak.evaluation import Settings
+
+        settings = Settings(
+            data=data, pipeline=pipeline, model=model, training_state=training_state, defenses=tuple(defense),
+            attacks=tuple(attack), clips=clips, frames=frames, size=size, stride=stride, restarts=restarts,
+            iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
+        )  # fmt: skip
+        results = _run(settings, folder, workers)
+        _show(results, folder)
+    except KeyboardInterrupt as error:
+        raise VleakError(_how_to_resume(folder)) from error
+    if json:
+        output.write_json(results, f"they are in {folder / 'results.json'}")
+
+
+def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:
+    from vleak.evaluation import evaluate as run
+
+    with output.progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        return run(settings, folder, workers=workers, progress=tell)
+
+
+def _show(results: dict[str, Any], folder: Path) -> None:
+    from vleak.evaluation import headline, summarise
     from vleak.report import write_report
 
-    settings = Settings(
-        data=data, pipeline=pipeline, model=model, training_state=training_state, defenses=tuple(defense),
-        attacks=tuple(attack), clips=clips, frames=frames, size=size, stride=stride, restarts=restarts,
-        iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
-    )  # fmt: skip
-    folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    results = _run(settings, folder, workers)
     rows = summarise(results)
     page = write_report(folder)
     for note in results["data"]["notes"]:
@@ -95,26 +120,6 @@ def evaluate(
     for line in headline(rows):
         output.say(line)
     output.say(f"report: {page}")
-    if json:
-        output.write_json(results)
-
-
-def _run(settings: Any, folder: Path, workers: int) -> dict[str, Any]:
-    from vleak.evaluation import StoppedError
-    from vleak.evaluation import evaluate as run
-
-    stop = threading.Event()
-    with output.progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def tell(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
-
-        try:
-            return run(settings, folder, workers=workers, progress=tell, stop=stop)
-        except (KeyboardInterrupt, StoppedError) as error:
-            stop.set()
-            raise StoppedError(_how_to_resume(folder)) from error
 
 
 def _how_to_resume(folder: Path) -> str:
@@ -122,10 +127,10 @@ def _how_to_resume(folder: Path) -> str:
         return "stopped before the first cell; nothing was kept"
     with open(folder / "cells.jsonl", "rb") as journal:
         done = sum(line.endswith(b"\n") for line in journal)
-    arguments = [
-        a
-        for i, a in enumerate(sys.argv[1:])
-        if a != "--out" and sys.argv[i] != "--out" and not a.startswith("--out=")
-    ]
-    command = shlex.join(["vleak", *arguments, "--out", str(folder)])
+    command = shlex.join(["vleak", *_without_out(sys.argv[1:]), "--out", str(folder)])
     return f"stopped, {done} finished cells are kept; to resume: {command}"
+
+
+def _without_out(arguments: list[str]) -> list[str]:
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [given for before, given in pairs if "--out" not in (before, given.partition("=")[0])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -11,21 +10,20 @@ from rich import box
 from rich.table import Table
 
 from vleak.cli import output
+from vleak.errors import InputError, unknown_name
+
+Kind = Annotated[str, typer.Argument(help="defenses, attacks, models or data.", show_default=False)]
 
 
-class Kind(StrEnum):
-    """What can be listed."""
-
-    DEFENSES = "defenses"
-    ATTACKS = "attacks"
-    MODELS = "models"
-    DATA = "data"
-
-
-def list_names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+def list_names(kind: Kind = "") -> None:
     """List the defenses, attacks, models or data that `vleak evaluate` takes, one a line on stdout."""
+    lists = {"defenses": _defenses, "attacks": _attacks, "models": _models, "data": _data}
+    if not kind:
+        raise InputError("list: expected defenses, attacks, models or data, such as `vleak list defenses`")
+    if kind not in lists:
+        raise unknown_name("list", kind, lists)
     table = Table("name", "what it is", box=box.SIMPLE_HEAD)
-    rows = {Kind.DEFENSES: _defenses, Kind.ATTACKS: _attacks, Kind.MODELS: _models, Kind.DATA: _data}[kind]()
+    rows = lists[kind]()
     if not output.stdout_is_terminal():
         for name in rows:
             print(name)

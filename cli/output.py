@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from vleak.errors import VleakError
 
 console = Console(stderr=True, highlight=False)
 
@@ -42,11 +45,31 @@ def warning(
     console.print(f"[yellow]vleak: {escape(' '.join(str(message).split()))}[/]", soft_wrap=True)
 
 
-def write_json(content: Any) -> None:
-    """Print results alone to stdout."""
-    json.dump(content, sys.stdout, ensure_ascii=False, indent=1, allow_nan=False)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+def write_json(content: Any, otherwise: str = "send stdout elsewhere") -> None:
+    """Print results alone to stdout.
+
+    Args:
+        content: what JSON can hold.
+        otherwise: what to do, or where else they are, when stdout takes no more.
+
+    Raises:
+        BrokenPipeError: nobody reads stdout any more.
+        VleakError: it cannot be written, as on a full disk.
+    """
+    try:
+        json.dump(content, sys.stdout, ensure_ascii=False, indent=1, allow_nan=False)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        close_stdout()
+        raise VleakError(f"cannot write the results to stdout: {error.strerror}; {otherwise}") from error
+
+
+def close_stdout() -> None:
+    """Throw away what is still to be written to stdout, so that the exit does not complain once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vleak.evaluation import Interval, Row
+if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` has no need of
+    from vleak.evaluation import Interval, Row
 
 _STYLES = {
     "leaks": "bold red",

@@ -68,7 +68,8 @@ def assert_as_good_as_torch(got: Tensor, plain: Tensor, truth: Tensor, scale: fl
     """Check that the error against float64 is at most twice what plain PyTorch makes in the same precision.
 
     The floor of 8 units in the last place of the largest entry is for the cases in which PyTorch happens to
-    be exact: a gradient entry adds up to seven rounded terms. Where large terms cancel, ``scale`` is their size.
+    be exact: a gradient entry adds up to seven rounded terms. Where large terms cancel, ``scale`` is their
+    size.
     In float64 the truth is rounded as well, so there the two may differ as two orders of a long sum do.
     """
     assert got.shape == truth.shape

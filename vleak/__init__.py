@@ -8,7 +8,6 @@ with each defence in place, and reports what still leaks. Names load on first us
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,10 +19,7 @@ if TYPE_CHECKING:
     from vleak.models import MODELS, build_model
     from vleak.report import write_report
 
-try:
-    __version__ = version("vleak")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 _HOMES = {
     "ATTACKS": "attacks",
@@ -65,6 +61,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'vleak' has no attribute {name!r}")
     return getattr(importlib.import_module(f"vleak.{_HOMES[name]}"), name)
@@ -72,3 +70,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("vleak")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"

@@ -190,7 +190,8 @@ def _load(library: Path, state: State, reason: str) -> _Loaded:
     try:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
-        line = str(error).splitlines()[0]
+        # torch wraps the loader's own words.
+        line = str(error.__cause__ or error).splitlines()[0]
         return _pure(f"the library was built for torch {built_for}, you have {torch.__version__}: {line}")
     return _Loaded(state, reason, library, built_for)
 

@@ -54,7 +54,7 @@ class Descent:
         schedule: "cosine" decays to a hundredth; "steps" divides by 10 at 3/8, 5/8 and 7/8, as
             Inverting Gradients does (NeurIPS 2020, arXiv 2003.14053).
         spatial, temporal, isotropic, smoothing: total variation (`vleak.ops.total_variation`).
-        prior: (B, C, T, H, W) towards which the clips are drawn, or None.
+        prior: (B, C, T, H, W), or (C, T, H, W) for all clips, towards which they are drawn; or None.
         prior_weight: weight of half the mean squared distance to the prior.
     """
 
@@ -115,7 +115,8 @@ class Loop:
             raise InputError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
         if descent.iterations < 1:
             raise InputError(f"iterations: expected at least 1, got {descent.iterations}")
-        _check_target(problem, start)
+        _check_start(problem, descent, start)
+        _check_target(problem)
         self.problem, self.descent, self.engine = problem, descent, engine
         self.state = State(start.clone(), start.clone())
         self._parameters = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
@@ -178,7 +179,7 @@ class Loop:
         x = x.detach().requires_grad_()
         problem, parameters = self.problem, self._parameters
         buffers = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
-        with torch.enable_grad():
+        with self._contexts(), torch.enable_grad():
             value = problem.loss(
                 functional_call(problem.model, {**parameters, **buffers}, (x,)), problem.labels
             )
@@ -219,11 +220,23 @@ class Loop:
         state.x = moved[0].view_as(state.x)
 
 
-def _check_target(problem: Problem, start: Tensor) -> None:
+def _check_start(problem: Problem, descent: Descent, start: Tensor) -> None:
     if start.ndim != 5 or start.numel() == 0:
         raise InputError(
             f"start: expected shape (clip, channel, frame, height, width), got {tuple(start.shape)}"
         )
+    if not torch.isfinite(start).all():
+        raise InputError("start holds NaN or infinity; expected pixel values in [0, 1]")
+    if problem.labels.shape != start.shape[:1]:
+        raise InputError(
+            f"labels: expected shape {tuple(start.shape[:1])}, one a clip, got {tuple(problem.labels.shape)}"
+        )
+    prior = descent.prior
+    if prior is not None and prior.shape not in (start.shape, start.shape[1:]):
+        raise InputError(f"prior: expected shape {tuple(start.shape)}, got {tuple(prior.shape)}")
+
+
+def _check_target(problem: Problem) -> None:
     for name, parameter in problem.model.named_parameters():
         for kind, tensors in (("target", problem.target), ("mask", problem.masks)):
             if tensors is None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
+import os
 import platform
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,9 @@ from vleak.data import ClipSet, load_clips
 from vleak.defenses import Defense, spell
 from vleak.engine import extension
 from vleak.errors import InputError, VleakError
+from vleak.evaluation.flags import mark
 from vleak.evaluation.settings import Settings
-from vleak.evaluation.store import Store, write_clips
+from vleak.evaluation.store import Store, check_folder, write_clips
 from vleak.federated import Client, Update
 from vleak.metrics import score_clip
 from vleak.models import (
@@ -37,10 +41,6 @@ from vleak.models import (
     train,
 )
 from vleak.seeds import derive_seed, generator
-
-NO_BETTER = "no better than the prior"
-FAILS_UNDEFENDED = "fails even undefended"
-BEATS_UNDEFENDED = "leaks more than undefended"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def evaluate(
     settings: Settings,
     out: Path,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def evaluate(
     Args:
         settings: what to run.
         out: folder of the run; a stopped run with the same settings is taken up where it was.
-        workers: cells that run side by side, a thread each with one thread inside; no score depends on it.
+        workers: cells that run side by side, a thread each with one thread inside; None is one for every
+            core that this process may use. No score depends on it.
         progress: told about every finished cell.
         stop: when set, the run ends after storing the finished cells.
 
@@ -103,10 +104,13 @@ def evaluate(
         StoppedError: ``stop`` was set before the end.
         VleakError: the folder cannot be written.
     """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
     if workers < 1:
         raise InputError(f"--workers {workers}: expected at least 1")
     stop = stop or threading.Event()
     tell = progress or (lambda what, done, total: None)
+    check_folder(out, settings.resolved())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that no sum depends on the number of cores
     try:
@@ -117,12 +121,19 @@ def evaluate(
             write_clips(out / "clips.npy", bench.data.clips)
             try:
                 _run_jobs(jobs, bench, store, workers, tell, stop)
-            finally:
-                results = store.results([job.id for job in jobs])
-                _mark(results["cells"])
-                store.write_results(results)
+            except BaseException:
+                with suppress(VleakError):  # why it ended is the news; the journal holds every cell
+                    _write_results(store, jobs)
+                raise
+            return _write_results(store, jobs)
     finally:
         torch.set_num_threads(threads)
+
+
+def _write_results(store: Store, jobs: list[Job]) -> dict[str, Any]:
+    results = store.results([job.id for job in jobs])
+    mark(results["cells"])
+    store.write_results(results)
     return results
 
 
@@ -206,15 +217,19 @@ def _plan(settings: Settings, data: ClipSet) -> list[Job]:
 def _run_jobs(
     jobs: list[Job], bench: Bench, store: Store, workers: int, tell: Progress, stop: threading.Event
 ) -> None:
-    waiting = [job for job in jobs if job.id not in store.cells]
+    # A cell that failed in an earlier run is tried again: what it lacked, memory say, may be there now.
+    waiting = [job for job in jobs if store.cells.get(job.id, {}).get("status") != "ok"]
     done = len(jobs) - len(waiting)
     tell("attacking", done, len(jobs))
+    ended = threading.Event()  # not `stop`, which is the caller's and may be used again
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     running: set[Future[tuple[dict[str, Any], Tensor | None]]] = set()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.add(pool.submit(run_cell, waiting.pop(0), bench, stop))
+                running.add(
+                    pool.submit(run_cell, waiting.pop(0), bench, lambda: stop.is_set() or ended.is_set())
+                )
             # The short wait lets Ctrl-C through.
             finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -224,7 +239,7 @@ def _run_jobs(
             if stop.is_set():
                 raise StoppedError(f"stopped with {done} of {len(jobs)} cells finished")
     finally:
-        stop.set()
+        ended.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -236,11 +251,11 @@ def _store(result: tuple[dict[str, Any], Tensor | None], store: Store) -> None:
         store.add(cell, picture)
 
 
-def run_cell(job: Job, bench: Bench, stop: threading.Event) -> tuple[dict[str, Any], Tensor | None]:
+def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> tuple[dict[str, Any], Tensor | None]:
     """Run one cell and return its record and picture (C, T, H, W); a failed cell has no picture.
 
     Raises:
-        StoppedError: ``stop`` was set; an answer that was cut short is worth nothing.
+        StoppedError: ``stop`` said so; an answer that was cut short is worth nothing.
     """
     settings, data = bench.settings, bench.data
     seed = derive_seed(settings["seed"], job.id)
@@ -251,10 +266,13 @@ def run_cell(job: Job, bench: Bench, stop: threading.Event) -> tuple[dict[str, A
     try:
         update = Client(model, defense=job.defense).update(clip, label, generator(seed, "client"))
         observation = Observation(model, update, _knowledge(job, bench, label))
-        answer = _attack(job, settings).reconstruct(observation, generator(seed, "attack"), stop=stop.is_set)
+        answer = _attack(job, settings).reconstruct(observation, generator(seed, "attack"), stop=stop)
     except VleakError as error:
         return {**record, "status": f"failed: {error}"}, None
-    if stop.is_set():
+    except Exception as error:  # noqa: BLE001  a stranger's model may raise anything; other cells go on
+        first = str(error).strip().partition("\n")[0]
+        return {**record, "status": f"failed: {type(error).__name__}: {first}"}, None
+    if stop():
         raise StoppedError(f"stopped within {job.id}")
     scores = score_clip(answer.clips[0], data.clips[job.clip], job.clip, data.clips, bench.nulls, bench.prior)
     scores["label_correct"] = bool(answer.labels[0] == label[0])
@@ -310,11 +328,11 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
             "name": job.defense.name,
             "label": job.defense.label,
             "settings": job.defense.settings(),
-            "epsilon": None if privacy is None else privacy.epsilon,
+            "epsilon": None if privacy is None else _finite(privacy.epsilon),
             "delta": None if privacy is None else privacy.delta,
             "unit": None if privacy is None else privacy.unit,
             "adjacency": None if privacy is None else privacy.adjacency,
-            "training_epsilon": None if privacy is None else privacy.training_epsilon,
+            "training_epsilon": None if privacy is None else _finite(privacy.training_epsilon),
         },
         "attack": {
             "name": job.attack,
@@ -350,8 +368,13 @@ def _attack_facts(job: Job, answer: Reconstruction) -> dict[str, Any]:
         "restarts": answer.restarts,
         "seconds": round(answer.seconds, 3),
         "engine": answer.engine,
-        "objective": None if answer.objective != answer.objective else answer.objective,
+        "objective": _finite(answer.objective),
     }
+
+
+def _finite(value: float) -> float | None:
+    """Return the number, or None where JSON has no way to say it."""
+    return value if math.isfinite(value) else None
 
 
 def _compare(update: Update, plain: Update) -> dict[str, Any]:
@@ -385,21 +408,3 @@ def _null_answers(model: nn.Module, data: ClipSet, settings: Settings) -> dict[s
     names = [name for name in NULL_ATTACKS if name != "public_mean" or len(data.public_clips)]
     unused = generator(settings.seed, "null")
     return {name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in names}
-
-
-def _mark(cells: list[dict[str, Any]]) -> None:
-    """Add the flags that only a look at other cells can raise."""
-    scored = [cell for cell in cells if cell["status"] == "ok" and cell["attack"]["name"] not in NULL_ATTACKS]
-    plain = {(c["attack"]["name"], c["clip"]): c["scores"] for c in scored if c["defense"]["name"] == "none"}
-    for cell in scored:
-        own, base = cell["scores"], plain.get((cell["attack"]["name"], cell["clip"]))
-        if base is None:
-            continue
-        failed = base["psnr_gain_db"] <= 0 and not base["identified"]
-        flag = None
-        if failed:
-            flag = NO_BETTER if cell["defense"]["name"] == "none" else FAILS_UNDEFENDED
-        elif own["psnr_gain_db"] > base["psnr_gain_db"] + 1:
-            flag = BEATS_UNDEFENDED
-        if flag and flag not in cell["flags"]:
-            cell["flags"] = [*cell["flags"], flag]

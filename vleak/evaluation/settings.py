@@ -30,7 +30,7 @@ class Settings:
         training_state: a key of `vleak.models.TRAINING_STATES`.
         defenses: as on the command line: a name alone is a sweep, "name:setting=value" one strength.
             "none" always runs beside them.
-        attacks: keys of `vleak.attacks.ATTACKS`.
+        attacks: keys of `vleak.attacks.ATTACKS`; one that is named twice runs once.
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
         restarts: of every attack, iterations: of every restart.
@@ -72,6 +72,7 @@ class Settings:
         for name, value in (("restarts", self.restarts), ("iterations", self.iterations)):
             if value < 1:
                 raise InputError(f"--{name} {value}: expected at least 1")
+        object.__setattr__(self, "attacks", tuple(dict.fromkeys(self.attacks)))
         self.strengths()
 
     def strengths(self) -> list[Defense]:

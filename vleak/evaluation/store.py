@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -9,12 +10,13 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from torch import Tensor
 
 from vleak.errors import InputError, VleakError
+from vleak.evaluation.flags import mark
 from vleak.files import write_atomic
 
 SCHEMA_VERSION = 1
@@ -40,13 +42,12 @@ class Store:
             VleakError: the folder cannot be written, or another process writes to it.
         """
         self.folder, self.header = folder, json.loads(json.dumps(header))
+        check_folder(folder, self.header["settings"])
         self._make()
         self._lock = self._take_lock()
         try:
             self._match_header()
-            self.cells: dict[str, dict[str, Any]] = {
-                cell["id"]: cell for cell in _read_journal(folder / _JOURNAL)
-            }
+            self.cells = _read_journal(folder / _JOURNAL)
             self._journal = self._open_journal()
         except BaseException:
             self._lock.close()
@@ -75,14 +76,19 @@ class Store:
         """
         name = hashlib.sha256(cell["id"].encode()).hexdigest()[:16]
         record = {**cell, "media": f"reconstructions/{name}.npy"}
-        write_clips(self.folder / str(record["media"]), picture)
+        try:
+            write_clips(self.folder / str(record["media"]), picture)
+        except VleakError as error:
+            raise self._unwritable(error.__cause__) from error
         self._append(record)
-        self.cells[record["id"]] = record
 
     def add_failed(self, cell: dict[str, Any]) -> None:
-        """Put a cell without a picture on the disk."""
+        """Put a cell without a picture on the disk.
+
+        Raises:
+            VleakError: as `add`.
+        """
         self._append({**cell, "media": None})
-        self.cells[cell["id"]] = {**cell, "media": None}
 
     def results(self, order: list[str]) -> dict[str, Any]:
         """Return the content of results.json, with the finished cells of ``order`` in that order."""
@@ -96,34 +102,12 @@ class Store:
         )
 
     def _make(self) -> None:
-        if self.folder.is_file():
-            raise InputError(f"--out {self.folder} is a file; give a folder, new or of a stopped run")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            strange = (
-                any(self.folder.iterdir()) and not (self.folder / _HEADER).exists() and not self._only_ours()
-            )
+            (self.folder / "reconstructions").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"--out {self.folder} cannot be used: {error.strerror}; give another folder"
             ) from error
-        if strange:
-            raise InputError(
-                f"--out {self.folder} holds something that is not a run of vleak; give a new folder"
-            )
-        try:
-            (self.folder / "reconstructions").mkdir(exist_ok=True)
-        except OSError as error:
-            raise VleakError(
-                f"cannot write to {self.folder}: {error.strerror}; give another folder"
-            ) from error
-
-    def _only_ours(self) -> bool:
-        """Tell whether all there is was left by a run that stopped before it wrote its header."""
-        return all(
-            entry.name in ("reconstructions", ".lock") or entry.name.startswith(".run.json.")
-            for entry in self.folder.iterdir()
-        )
 
     def _take_lock(self) -> TextIO:
         try:
@@ -147,44 +131,74 @@ class Store:
             write_atomic(path, json.dumps(self.header, indent=1, ensure_ascii=False, allow_nan=False))
             return
         there = _read_json(path)
-        difference = _first_difference(there, self.header)
-        if difference:
-            raise InputError(f"--out {self.folder} holds another run: {difference}; give another folder")
+        _refuse_another_run(self.folder, there, self.header)
         # Machine and time are those of the first start.
         self.header = there
 
-    def _open_journal(self) -> TextIO:
+    def _open_journal(self) -> BinaryIO:
         path = self.folder / _JOURNAL
-        lines = [json.dumps(cell, ensure_ascii=False) + "\n" for cell in self.cells.values()]
-        write_atomic(path, "".join(lines))  # leaves the torn tail of a killed run behind
-        return open(path, "a", encoding="utf-8")
+        write_atomic(path, b"".join(map(_line, self.cells.values())))  # leaves the torn tail of a killed run
+        return open(path, "ab", buffering=0)
 
     def _append(self, cell: dict[str, Any]) -> None:
+        line = _line(cell)
+        end = os.fstat(self._journal.fileno()).st_size
         try:
-            self._journal.write(json.dumps(cell, ensure_ascii=False, allow_nan=False) + "\n")
-            self._journal.flush()
+            if self._journal.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._journal.fileno())
         except OSError as error:
-            raise VleakError(
-                f"cannot write to {self.folder}: {error.strerror}; {len(self.cells)} finished cells are "
-                "safe, free space and give the same command again"
-            ) from error
+            self._journal.truncate(end)
+            raise self._unwritable(error) from error
+        self.cells[cell["id"]] = cell
+
+    def _unwritable(self, cause: BaseException | None) -> VleakError:
+        why = cause.strerror if isinstance(cause, OSError) else cause
+        return VleakError(
+            f"cannot write to {self.folder}: {why}; {len(self.cells)} finished cells are safe, free space "
+            f"and give the same command with --out {self.folder}"
+        )
+
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder that a run with these settings cannot use, before anything slow; nothing is written.
+
+    Raises:
+        InputError: the path is a file, or a folder with something else or another run in it.
+    """
+    if folder.is_file():
+        raise InputError(f"--out {folder} is a file; give a folder, new or of a stopped run")
+    try:
+        held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be used: {error.strerror}; give another folder") from error
+    if _HEADER in held:
+        part = {"settings": settings}
+        _refuse_another_run(folder, _read_json(folder / _HEADER), json.loads(json.dumps(part)))
+    elif not all(name in ("reconstructions", ".lock") or name.startswith(".run.json.") for name in held):
+        # What else there may be was left by a run that stopped before it wrote its header.
+        raise InputError(f"--out {folder} holds something that is not a run of vleak; give a new folder")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read the results of a run, finished or stopped.
+    """Read the results of a run, finished, stopped or killed.
 
     Raises:
         InputError: there is no such folder, no run in it, or its files are damaged.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the --out of a run")
-    if (folder / _RESULTS).exists():
-        return _read_json(folder / _RESULTS)
+        given = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {given}; give the folder of a run, the --out of `vleak evaluate`")
+    finished, journal = folder / _RESULTS, _read_journal(folder / _JOURNAL)
+    results = _read_json(finished) if finished.exists() else None
+    # A run that was resumed and then killed has more in its journal.
+    if results is not None and len(results.get("cells") or ()) >= len(journal):
+        return results
     if not (folder / _HEADER).exists():
-        raise InputError(f"{folder} holds no run; give the --out of `vleak evaluate`")
-    header = _read_json(folder / _HEADER)
-    return {"schema_version": SCHEMA_VERSION, **header, "cells": _read_journal(folder / _JOURNAL)}
+        raise InputError(f"{folder} holds no run, no {_RESULTS}; give the --out of `vleak evaluate`")
+    cells = list(journal.values())
+    mark(cells)
+    return {"schema_version": SCHEMA_VERSION, **_read_json(folder / _HEADER), "cells": cells}
 
 
 def write_clips(path: Path, clips: Tensor) -> None:
@@ -198,21 +212,29 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; give another folder") from error
+        raise InputError(f"{path} cannot be read as JSON: {error}; give another folder") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is not a file of vleak; give another folder")
+        raise InputError(
+            f"{path} holds a {type(content).__name__}, expected the object that `vleak evaluate` writes; "
+            "give another folder"
+        )
     return content
 
 
-def _read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the cells of a journal up to the first torn line."""
-    cells: list[dict[str, Any]] = []
+def _line(cell: dict[str, Any]) -> bytes:
+    return json.dumps(cell, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the cells of a journal by id, up to the first torn line; of one id the last."""
+    cells: dict[str, dict[str, Any]] = {}
     if not path.exists():
         return cells
     for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was never finished
         try:
-            cells.append(json.loads(line))
-        except ValueError:
+            cell = json.loads(line)
+            cells[cell["id"]] = cell
+        except (ValueError, TypeError, KeyError):
             break
     return cells
 
@@ -220,12 +242,13 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
 _COMPARED = ("settings", "data", "models", "versions")
 
 
-def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> str | None:
-    for part in _COMPARED:
-        old, new = there.get(part), here.get(part)
+def _refuse_another_run(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Compare the parts of two headers that both must share, as far as they are known here."""
+    for part in (part for part in _COMPARED if part in here):
+        old, new = there.get(part), here[part]
         if old != new:
+            difference = f"its {part} are others"
             if isinstance(old, dict) and isinstance(new, dict):
                 key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-                return f"{part} {key} is {old.get(key)!r} there and {new.get(key)!r} here"
-            return f"its {part} are others"
-    return None
+                difference = f"{part} {key} is {old.get(key)!r} there and {new.get(key)!r} here"
+            raise InputError(f"--out {folder} holds another run: {difference}; give another folder")

@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from vleak.errors import InputError
 from vleak.evaluation.statistics import Interval
+from vleak.evaluation.store import read_results
 from vleak.evaluation.summary import (
     Cell,
     Row,
@@ -71,17 +71,17 @@ def write_report(run_dir: Path) -> Path:
     """Write ``report.html`` into a run folder: one file, no script, nothing fetched from anywhere.
 
     Args:
-        run_dir: a folder with ``results.json`` and the media that it names. Media that are missing or broken
-            are shown as such.
+        run_dir: a folder of a run, finished or not, with the media that its cells name. Media that are
+            missing or broken are shown as such.
 
     Returns:
         The path of the report.
 
     Raises:
-        InputError: no results.json, no JSON in it, or another schema version.
+        InputError: no run, no JSON in its files, or another schema version.
         VleakError: the report cannot be written.
     """
-    results = _read_results(run_dir)
+    results = read_results(run_dir)
     path = run_dir / "report.html"
     write_atomic(path, render(run_dir, results))
     return path
@@ -122,23 +122,6 @@ def render(run_dir: Path, results: dict[str, Any]) -> str:
         cells_left_out=max(0, len(cells) - MAX_CELLS),
         css=Markup(_resource("report.css")),
     )
-
-
-def _read_results(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(
-            f"no results.json in {run_dir}; give the folder that `vleak evaluate --out` wrote"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(results, dict):
-        raise InputError(
-            f"{path} holds a {type(results).__name__}; expected the object that `vleak evaluate` writes"
-        )
-    return results
 
 
 def _environment() -> Environment:
