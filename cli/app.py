@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vleak.cli import output
+from vleak.cli import output, stopping
 from vleak.cli.doctor import doctor
 from vleak.cli.evaluate import evaluate
 from vleak.cli.listing import list_names
@@ -77,7 +77,7 @@ def _usage_or_bug(error: Exception) -> int:
     # Typer's usage errors are known by what they can do: their class lives in a private module.
     if hasattr(error, "format_message"):
         return _usage(error.format_message(), getattr(getattr(error, "ctx", None), "command_path", "vleak"))
-    if type(error).__name__ == "Abort":  # how older Typers report Ctrl-C
+    if stopping.asked() or type(error).__name__ == "Abort":  # how older Typers report Ctrl-C
         raise KeyboardInterrupt from error
     if os.environ.get("VLEAK_DEBUG"):
         traceback.print_exc()

@@ -10,13 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-from vleak.cli import output
+from vleak.cli import output, stopping
 from vleak.cli.table import leak_table
 from vleak.errors import VleakError
 
 
 def _option(text: str, panel: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+def _number(text: str, panel: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel, parser=_whole, metavar="N")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a whole number, got {text!r}") from None
 
 
 _DATA, _ATTACK, _RUN = "What is attacked", "The attack", "The run"
@@ -39,19 +50,19 @@ TrainingState = Annotated[
         _DATA,
     ),
 ]
-Clips = Annotated[int | None, _option("Clips to attack; 12, or what the data gives.", _DATA)]
-Frames = Annotated[int, _option("Frames of a clip.", _DATA)]
-Size = Annotated[int, _option("Height and width of a clip in pixels.", _DATA)]
-Stride = Annotated[int, _option("Video frames from one frame of a clip to the next.", _DATA)]
+Clips = Annotated[int | None, _number("Clips to attack; 12, or what the data gives.", _DATA)]
+Frames = Annotated[int, _number("Frames of a clip.", _DATA)]
+Size = Annotated[int, _number("Height and width of a clip in pixels.", _DATA)]
+Stride = Annotated[int, _number("Video frames from one frame of a clip to the next.", _DATA)]
 Attacks = Annotated[list[str], _option("Attack to run; repeat for more.", _ATTACK)]
-Restarts = Annotated[int, _option("Independent starts; the attack keeps its own best.", _ATTACK)]
-Iterations = Annotated[int, _option("Iterations of each start.", _ATTACK)]
+Restarts = Annotated[int, _number("Independent starts; the attack keeps its own best.", _ATTACK)]
+Iterations = Annotated[int, _number("Iterations of each start.", _ATTACK)]
 Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _ATTACK)]
-Seed = Annotated[int, _option("Equal seeds give equal scores.", _RUN)]
+Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
 Engine = Annotated[str, _option("native, or reference (plain PyTorch).", _RUN)]
 Workers = Annotated[
-    int | None, _option("Cells that run side by side; one a core. No score depends on it.", _RUN)
+    int | None, _number("Cells that run side by side; one a core. No score depends on it.", _RUN)
 ]
 Out = Annotated[Path | None, _option("Folder of the run; give that of a stopped run to resume it.", _RUN)]
 Json = Annotated[bool, _option("Print the results, and nothing else, to stdout.", _RUN, "--json")]
@@ -83,6 +94,7 @@ def evaluate(
     try:
         from vleak.evaluation import Settings
 
+        stopping.check()
         settings = Settings(
             data=data, pipeline=pipeline, model=model, training_state=training_state, defenses=tuple(defense),
             attacks=tuple(attack), clips=clips, frames=frames, size=size, stride=stride, restarts=restarts,
@@ -90,7 +102,9 @@ def evaluate(
         )  # fmt: skip
         results = _run(settings, folder, workers)
         _show(results, folder)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, Exception) and not stopping.asked():
+            raise
         raise VleakError(_how_to_resume(folder)) from error
     if json:
         output.write_json(results, f"they are in {folder / 'results.json'}")
@@ -103,6 +117,7 @@ def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:
         task = bar.add_task("starting", total=None)
 
         def tell(what: str, done: int, total: int) -> None:
+            stopping.check()
             bar.update(task, description=what, completed=done, total=total or None)
 
         return run(settings, folder, workers=workers, progress=tell)

@@ -36,8 +36,10 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
     several = len({row.attack for row in rows if not row.null}) > 1
     columns = {name: cell for name, cell in _COLUMNS.items() if width >= _WIDE or name not in _DETAILS}
-    if several:
+    if several and width >= _WIDE:
         columns = {"defense": columns.pop("defense"), "attack": _attack, **columns}
+    elif several:
+        columns |= {"defense": _defense_and_attack}
     for name in columns:
         table.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=name != "verdict")
     for row in rows:
@@ -51,6 +53,10 @@ def _attack(row: Row) -> str:
 
 def _defense(row: Row) -> str:
     return f"({row.attack})" if row.null else row.defense
+
+
+def _defense_and_attack(row: Row) -> str:
+    return _defense(row) if row.null else f"{row.defense}\n  {row.attack}"
 
 
 def _epsilon(row: Row) -> str:

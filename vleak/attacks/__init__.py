@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
-from vleak.attacks.matching import Matching
+from vleak.attacks.matching import Matching, MatchingBlind
 from vleak.attacks.null import Grey, PublicMean
 
 #: name -> class; the first line of each docstring is shown by `vleak list attacks`.
-ATTACKS: dict[str, type[Attack]] = {"matching": Matching}
+ATTACKS: dict[str, type[Attack]] = {"matching": Matching, "matching_blind": MatchingBlind}
 #: attackers with the same knowledge and no gradient; they run in every evaluation.
 NULL_ATTACKS: dict[str, type[Attack]] = {"grey": Grey, "public_mean": PublicMean}
 
@@ -19,6 +19,7 @@ __all__ = [
     "Grey",
     "Knowledge",
     "Matching",
+    "MatchingBlind",
     "Observation",
     "PublicMean",
     "Reconstruction",

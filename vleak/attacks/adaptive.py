@@ -33,15 +33,15 @@ class Channel:
     def smoothness(self) -> float:
         """Factor on total variation: with noise the prior must carry more of the answer.
 
-        1 + 10 min(rho, 1). This and `prior_weight` were set on synthetic clips of other seeds than any
-        evaluation draws by default.
+        1 + 15 min(rho, 1). This and `prior_weight` were set on synthetic clips of a seed that no default
+        run draws.
         """
-        return 1 + 10 * min(self.noise_ratio, 1.0)
+        return 1 + 15 * min(self.noise_ratio, 1.0)
 
     @property
     def prior_weight(self) -> float:
-        """Weight of the pull towards the mean public clip: 1.5 rho^2."""
-        return 1.5 * self.noise_ratio**2
+        """Weight of the pull towards the mean public clip: 0.05 rho^2."""
+        return 0.05 * self.noise_ratio**2
 
 
 def observe_channel(update: Update, knowledge: Knowledge) -> Channel:
@@ -76,14 +76,16 @@ def _int8_noise(update: Update) -> float:
 def _qsgd_noise(update: Update, settings: dict[str, Any]) -> float:
     """Return the energy that stochastic rounding added: what arrived less the bucket norms that QSGD sends.
 
-    Rounding is unbiased, so energies add; a bucket's norm is its step times the number of levels, and its
-    step is the smallest value in it that is not zero.
+    Rounding is unbiased, so energies add; a bucket's norm is its step times the number of levels. The
+    smallest value in it that is not zero is one step, or several where no entry was rounded so low.
     """
     levels, bucket = 2 ** (settings["bits"] - 1) - 1, settings["bucket"]
     flat = torch.cat([tensor.flatten().double().abs() for tensor in update.tensors.values()])
     buckets = F.pad(flat, (0, -len(flat) % bucket)).view(-1, bucket)
     steps = torch.where(buckets > 0, buckets, torch.inf).amin(1)
-    signal = (levels * torch.where(steps.isfinite(), steps, 0.0)).square().sum()
+    norms = levels * torch.where(steps.isfinite(), steps, 0.0)
+    several = (norms / buckets.norm(dim=1).clamp(min=1e-30)).round().clamp(min=1)
+    signal = (norms / several).square().sum()
     return max(float(flat.square().sum() - signal), 0.0)
 
 

@@ -114,7 +114,8 @@ class Attack(ABC):
             stop: asked between iterations; True makes the attack return what it has.
 
         Raises:
-            InputError: the update does not belong to the model or is not finite.
+            InputError: the update does not belong to the model, is not finite or tells of an unknown loss,
+                or the knowledge does not fit together.
         """
         _check(observation)
         started = time.perf_counter()
@@ -149,6 +150,19 @@ def _check(observation: Observation) -> None:
     if knowledge.labels is not None and tuple(knowledge.labels.shape) != (knowledge.batch_size,):
         raise InputError(
             f"knowledge: expected {knowledge.batch_size} labels, got shape {tuple(knowledge.labels.shape)}"
+        )
+    if (
+        knowledge.labels is not None
+        and not ((knowledge.labels >= 0) & (knowledge.labels < knowledge.classes)).all()
+    ):
+        raise InputError(
+            f"knowledge: expected labels from 0 to {knowledge.classes - 1}, got {knowledge.labels.tolist()}"
+        )
+    public = knowledge.public_clips
+    if public is not None and tuple(public.shape[1:]) != tuple(knowledge.clip_shape):
+        raise InputError(
+            f"knowledge: expected public clips of shape (clip, *{tuple(knowledge.clip_shape)}), got "
+            f"{tuple(public.shape)}"
         )
     for name, tensor in observation.update.tensors.items():
         if not torch.isfinite(tensor).all():

@@ -31,19 +31,20 @@ def infer_labels(observation: Observation) -> Tensor:
 
 
 def _class_gradient(observation: Observation) -> Tensor | None:
-    """Return one number a class from the last tensor of the update that has a row a class, bias first."""
+    """Return one number a class from the last tensor of the update that has a row a class."""
     model, knowledge = observation.model, observation.knowledge
     with torch.no_grad():
         device = next(model.parameters()).device
         logits = model(torch.full((1, *knowledge.clip_shape), 0.5, device=device)).shape[1]
-    tensors = [
-        t.detach().cpu() for t in observation.update.tensors.values() if t.ndim and t.shape[0] == logits
-    ]
-    bias = next((t for t in reversed(tensors) if t.ndim == 1), None)
-    weight = next((t for t in reversed(tensors) if t.ndim == 2), None)
-    if bias is not None:
-        return bias
-    return None if weight is None else weight.sum(1)
+    tensors = [t for t in observation.update.tensors.values() if t.ndim and t.shape[0] == logits]
+    if not tensors:
+        return None
+    sums = tensors[-1].detach().cpu().reshape(logits, -1).sum(1)
+    if tensors[-1].ndim == 1 or knowledge.batch_size > 1 or logits == 2:
+        return sums
+    # A weight's rows are those of the bias times the features, whose sum may be negative. Of a single clip
+    # its own class has the longest row and is negative in the bias.
+    return -sums * sums[sums.abs().argmax()].sign()
 
 
 def _mean_softmax(observation: Observation) -> Tensor:

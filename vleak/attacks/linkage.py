@@ -33,14 +33,20 @@ def link_scores(update: Update, candidates: Sequence[Update], knowledge: Knowled
         (N,) float64, larger is likelier.
 
     Raises:
-        InputError: there is no candidate.
+        InputError: there is no candidate, or one is an update of another model.
     """
     if not candidates:
         raise InputError("linkage: expected at least one candidate, got none; give the clips to choose from")
-    sent = _flat(update)
+    names = list(update.tensors)
+    for index, candidate in enumerate(candidates):
+        if _shapes(candidate) != _shapes(update):
+            raise InputError(
+                f"linkage: candidate {index} has other tensors than the update; compute both on one model"
+            )
+    sent = _flat(update, names)
     score = _SCORES.get(knowledge.defense or "", _cosine)
     return torch.stack(
-        [score(sent, _flat(candidate), knowledge.defense_settings) for candidate in candidates]
+        [score(sent, _flat(candidate, names), knowledge.defense_settings) for candidate in candidates]
     )
 
 
@@ -49,8 +55,12 @@ def link_rank(scores: Tensor, index: int) -> int:
     return int((scores >= scores[index]).sum()) if bool(scores.isfinite().all()) else len(scores)
 
 
-def _flat(update: Update) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in update.tensors.values()]).double()
+def _shapes(update: Update) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in update.tensors.items()}
+
+
+def _flat(update: Update, names: list[str]) -> Tensor:
+    return torch.cat([update.tensors[name].flatten() for name in names]).double()
 
 
 def _cosine(sent: Tensor, candidate: Tensor, _: dict[str, Any]) -> Tensor:

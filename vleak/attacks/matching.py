@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +16,8 @@ from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
 from vleak.engine.loop import Descent, Loop, Problem, State
-from vleak.errors import InputError
+from vleak.errors import InputError, unknown_name
+from vleak.models import math_attention
 
 NEAR_ZERO = "target gradient near zero"
 NOT_FALLING = "objective did not fall"
@@ -45,6 +48,7 @@ class Matching(Attack):
         learning_rate: float = 0.1,
         spatial: float = 0.03,
         temporal: float = 0.09,
+        prior: float = 0.02,
         engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
@@ -58,6 +62,8 @@ class Matching(Attack):
             learning_rate: first step, in pixel values.
             spatial: weight of anisotropic total variation within frames.
             temporal: weight of total variation between frames.
+            prior: weight of half the mean squared distance to the mean public clip, where there is one; a
+                little of it settles what trained models leave open, such as contrast.
             engine: which loop runs, see `vleak.engine.loop`.
 
         Raises:
@@ -69,7 +75,7 @@ class Matching(Attack):
             )
         self.iterations, self.restarts = iterations, restarts
         self.distance, self.rule, self.schedule = distance, rule, schedule
-        self.learning_rate, self.spatial, self.temporal = learning_rate, spatial, temporal
+        self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
         self.engine = engine
 
     def _reconstruct(
@@ -79,6 +85,8 @@ class Matching(Attack):
         progress: Callable[[int], None] | None,
         stop: Callable[[], bool] | None,
     ) -> Reconstruction:
+        mode = str(observation.update.metadata.get("mode", "eval"))
+        observation = replace(observation, model=_in_mode(observation.model, mode))
         knowledge = observation.knowledge
         labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
         channel = observe_channel(observation.update, knowledge)
@@ -90,7 +98,8 @@ class Matching(Attack):
             loop = self._loop(observation, labels, channel, start)
             base = sum(len(state.history) for state in states)
             report = None if progress is None else (lambda done, base=base: progress(base + done))
-            states.append(loop.run(self.iterations, progress=report, stop=stop))
+            with math_attention():
+                states.append(loop.run(self.iterations, progress=report, stop=stop))
         chosen = min(states, key=lambda state: state.best_objective)
         return Reconstruction(
             clips=chosen.best.cpu(),
@@ -98,8 +107,8 @@ class Matching(Attack):
             adaptive=channel.adaptive,
             engine=self.engine,
             iterations=sum(len(state.history) for state in states),
-            restarts=len(states),
-            objective=chosen.best_objective,
+            restarts=sum(bool(state.history) for state in states),
+            objective=chosen.best_objective if math.isfinite(chosen.best_objective) else math.nan,
             history=tuple(chosen.history),
             flags=health(chosen),
         )
@@ -111,11 +120,14 @@ class Matching(Attack):
         return [(_centre(knowledge) + each).clamp(0, 1) for each in noise]
 
     def _loop(self, observation: Observation, labels: Tensor, channel: Channel, start: Tensor) -> Loop:
-        model = _in_mode(observation.model, str(observation.update.metadata.get("mode", "eval")))
+        model = observation.model
         device = next(model.parameters()).device
+        loss = str(observation.update.metadata.get("loss", "cross_entropy"))
+        if loss not in _LOSSES:
+            raise unknown_name("loss", loss, _LOSSES)
         problem = Problem(
             model=model,
-            loss=_LOSSES[str(observation.update.metadata.get("loss", "cross_entropy"))],
+            loss=_LOSSES[loss],
             labels=labels.to(device),
             target=observation.update.tensors,
             masks=channel.masks,
@@ -131,9 +143,25 @@ class Matching(Attack):
             spatial=unit * self.spatial * channel.smoothness,
             temporal=unit * self.temporal * channel.smoothness,
             prior=prior,
-            prior_weight=0.0 if prior is None else unit * channel.prior_weight,
+            prior_weight=0.0 if prior is None else unit * (self.prior + channel.prior_weight),
         )
         return Loop(problem, descent, start.to(device), engine=self.engine)
+
+
+class MatchingBlind(Matching):
+    """The same attack by an attacker who is not told of the defense: what a weak attack would report."""
+
+    name: ClassVar[str] = "matching_blind"
+
+    def _reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction:
+        untold = replace(observation.knowledge, defense=None, defense_settings={})
+        return super()._reconstruct(replace(observation, knowledge=untold), generator, progress, stop)
 
 
 def health(state: State) -> tuple[str, ...]:
@@ -158,9 +186,10 @@ def _centre(knowledge: Knowledge) -> Tensor:
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:
-    """Return the model in the mode the client used; a copy where that differs from its own."""
-    if (mode == "train") == model.training:
+    """Return the model in the mode the client used; a copy unless all of it is in eval mode already."""
+    if mode != "train" and not any(module.training for module in model.modules()):
         return model
+    # Also where the mode is its own: a forward pass in train mode moves the statistics of batch norm.
     return copy.deepcopy(model).train(mode == "train")
 
 

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 import vleak
-from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Knowledge, Observation, Reconstruction
+from vleak.attacks import (
+    ATTACKS,
+    NULL_ATTACKS,
+    Attack,
+    Knowledge,
+    MatchingBlind,
+    Observation,
+    Reconstruction,
+)
 from vleak.attacks.linkage import link_rank, link_scores
 from vleak.certificates.gaussian import identification_bound
 from vleak.data import ClipSet, load_clips
@@ -346,7 +354,7 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
             "labels": settings["labels"],
             "reference_frames": 0,
             "batch_size": 1,
-            "defense": not job.null,
+            "defense": not job.null and job.attack != MatchingBlind.name,
             "public_clips": len(bench.data.public_clips),
         },
         "clip": bench.data.names[job.clip],

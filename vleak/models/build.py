@@ -57,20 +57,19 @@ def _import_factory(name: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:  # a console script does not see the user's own folder otherwise
         sys.path.insert(0, os.getcwd())
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(
             f"model {name!r}: cannot import {module_name!r}: {_line(error)}; "
             "give package.module:factory of something installed or in this folder"
         ) from error
-    except AttributeError as error:
-        raise InputError(
-            f"model {name!r}: {module_name!r} has no {attribute!r}; name a function in it"
-        ) from error
     except Exception as error:
         raise InputError(
             f"model {name!r}: importing {module_name!r} raised {_line(error)}; mend that module"
         ) from error
+    if not hasattr(module, attribute):
+        raise InputError(f"model {name!r}: {module_name!r} has no {attribute!r}; name a function in it")
+    factory = getattr(module, attribute)
     if not callable(factory):
         raise InputError(f"model {name!r}: {attribute!r} is a {type(factory).__name__}, expected a function")
     return factory  # type: ignore[no-any-return]

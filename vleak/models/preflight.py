@@ -106,24 +106,33 @@ def check_second_derivative(model: nn.Module, clip: Tensor) -> None:
         CapabilityError: an operator of the model cannot be differentiated twice (the message names it and
             the remedy), or the clip has no influence on the gradient.
     """
-    parameters = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     x = clip.detach().clone().requires_grad_()
     try:
         with math_attention(), torch.enable_grad():
-            loss = F.cross_entropy(
-                functional_call(model, parameters, (x,)), torch.zeros(1, dtype=torch.long, device=x.device)
-            )
-            gradients = torch.autograd.grad(
-                loss, list(parameters.values()), create_graph=True, allow_unused=True
-            )
-            norm = sum(((g * g).sum() for g in gradients if g is not None), start=x.new_zeros(()))
-            (influence,) = torch.autograd.grad(norm, x)
+            influence = _influence(model, x)
     except (RuntimeError, NotImplementedError) as error:
         raise CapabilityError(_explain(str(error))) from error
     if not torch.isfinite(influence).all() or not influence.any():
         raise CapabilityError(
             "the clip has no finite influence on the model's gradient; is it detached inside the model?"
         )
+
+
+def _influence(model: nn.Module, x: Tensor) -> Tensor:
+    """Return d<g, g>/dx for g = dL/dw, shaped like x; zero where the model cuts the graph."""
+    parameters = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
+    label = torch.zeros(1, dtype=torch.long, device=x.device)
+    loss = F.cross_entropy(functional_call(model, parameters, (x,)), label)
+    norm = x.new_zeros(())
+    if loss.requires_grad:
+        gradients = torch.autograd.grad(
+            loss, list(parameters.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        norm = torch.stack([(g * g).sum() for g in gradients]).sum()
+    if not norm.requires_grad:
+        return torch.zeros_like(x)
+    (influence,) = torch.autograd.grad(norm, x, allow_unused=True, materialize_grads=True)
+    return influence
 
 
 def _explain(message: str) -> str:

@@ -26,6 +26,7 @@ def train(model: nn.Module, clips: Tensor, labels: Tensor, steps: int, generator
     Raises:
         InputError: there is nothing to train on, or the loss became NaN.
     """
+    model.eval()
     if steps == 0:
         return
     if len(clips) == 0:
