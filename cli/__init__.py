@@ -12,8 +12,11 @@ __all__ = ["main", "run"]
 
 def main() -> None:
     """Run `vleak`: exit code 0, or 2 with one line on stderr that says what is wrong and what to do."""
-    stopping.listen()
-    code = run(sys.argv[1:])
+    try:
+        stopping.listen()
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # just before or just after the run
+        code = _stopped()
     stopping.finish()
     sys.exit(code)
 
@@ -27,11 +30,15 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("vleak: stopped", file=sys.stderr)
-        return 2
+        return _stopped()
     except OSError as error:
         # The reader of our output went away, or its disk is full; the exit must not complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             print(f"vleak: cannot write to stdout: {error.strerror}; send it elsewhere", file=sys.stderr)
         return 2
+
+
+def _stopped() -> int:
+    print("vleak: stopped", file=sys.stderr)
+    return 2

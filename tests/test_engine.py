@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ def built_in(name: str) -> nn.Module:
     return build_model(name, frames=FRAMES, size=SIZE, classes=CLASSES, seed=0)
 
 
-def make_problem(model: nn.Module, clips: int = 1, *, masked: bool = False, distance: Any = "cosine") -> Problem:
+def make_problem(
+    model: nn.Module, clips: int = 1, *, masked: bool = False, distance: Any = "cosine"
+) -> Problem:
     """Return the problem of a client's update; the masks leave out the smaller half of every tensor."""
     labels = torch.tensor([2, 4][:clips])
     update = Client(model).update(draw(clips, "truth"), labels, generator(0)).tensors
@@ -101,7 +104,9 @@ def penalty(x: Tensor, descent: Descent) -> Tensor:
     """Return total variation and prior of one trial from their definitions."""
     space = x.diff(dim=3).abs().mean() + x.diff(dim=4).abs().mean()
     pull = 0.0 if descent.prior is None else (x - descent.prior).square().mean() / 2
-    return descent.spatial * space + descent.temporal * x.diff(dim=2).abs().mean() + descent.prior_weight * pull
+    return (
+        descent.spatial * space + descent.temporal * x.diff(dim=2).abs().mean() + descent.prior_weight * pull
+    )
 
 
 # ---- the derivative
@@ -111,7 +116,9 @@ def penalty(x: Tensor, descent: Descent) -> Tensor:
 @distances
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("clips", [1, 2])
-def test_engines_agree_with_the_oracle_along_a_descent(name: str, distance: str, masked: bool, clips: int) -> None:
+def test_engines_agree_with_the_oracle_along_a_descent(
+    name: str, distance: str, masked: bool, clips: int
+) -> None:
     problem = make_problem(built_in(name), clips, masked=masked, distance=distance)
     loops = [Loop(problem, make_descent(problem), draw(clips, "start"), engine=e) for e in ENGINES]
     for _ in range(3):
@@ -132,7 +139,9 @@ def test_engines_take_the_same_path(name: str, distance: str, masked: bool, clip
         pytest.skip(f"no native code here: {extension.status().reason}")
     problem = make_problem(built_in(name), clips, masked=masked, distance=distance)
     # In float32 a pixel that sits on a kink of a ReLU may fall to either side and part the paths.
-    problem = Problem(problem.model.double(), problem.loss, problem.labels, problem.target, problem.masks, distance)
+    problem = Problem(
+        problem.model.double(), problem.loss, problem.labels, problem.target, problem.masks, distance
+    )
     start = draw(clips, "start").double()
     native, reference = (Loop(problem, make_descent(problem), start, engine=e).run(20) for e in ENGINES)
     assert len(native.history) == 20
@@ -187,7 +196,9 @@ def test_unused_and_frozen_parameters_take_part() -> None:
 @distances
 @engines
 @pytest.mark.parametrize("clips", [1, 2])
-def test_objective_is_distance_plus_total_variation_plus_prior(distance: str, engine: str, clips: int) -> None:
+def test_objective_is_distance_plus_total_variation_plus_prior(
+    distance: str, engine: str, clips: int
+) -> None:
     problem = make_problem(build(Smooth), clips, distance=distance)
     descent, start = make_descent(problem), draw(clips, "start")
     data = oracle(problem, start)[0].item()
@@ -211,11 +222,29 @@ def test_step_descends_the_whole_objective(engine: str) -> None:
     assert ((moved == 0) | (moved == 1)).any()
 
 
+@engines
+def test_path_is_that_of_adam(engine: str) -> None:
+    problem = make_problem(build(Smooth))
+    problem = Problem(problem.model.double(), problem.loss, problem.labels, problem.target)
+    descent, start = make_descent(problem, 6), draw(1, "start").double()
+    x = start.clone().requires_grad_()
+    adam = torch.optim.Adam([x], lr=1.0)
+    for iteration in range(6):
+        x.grad = oracle(problem, x)[1] + torch.autograd.grad(penalty(x, descent), x)[0]
+        adam.param_groups[0]["lr"] = descent.rate(iteration)
+        adam.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+    got = Loop(problem, descent, start, engine=engine).run(6).x
+    torch.testing.assert_close(got, x.detach(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("term", ["spatial", "temporal", "prior_weight"])
 def test_every_term_changes_the_path(term: str) -> None:
     problem = make_problem(build(Smooth))
     with_it, without = (
-        Loop(problem, make_descent(problem, **change), draw(1, "start")).run(5).x for change in ({}, {term: 0.0})
+        Loop(problem, make_descent(problem, **change), draw(1, "start")).run(5).x
+        for change in ({}, {term: 0.0})
     )
     assert not torch.equal(with_it, without)
 
@@ -235,7 +264,7 @@ def test_schedule_reaches_the_step() -> None:
     descent = make_descent(problem, 8, rule="sign", schedule="steps", learning_rate=0.01)
     loop = Loop(problem, descent, torch.full((1, 3, FRAMES, SIZE, SIZE), 0.5))
     xs = [loop.state.x] + [loop.run(1).x.clone() for _ in range(8)]
-    steps = [(b - a).abs().max().item() for a, b in zip(xs, xs[1:], strict=False)]
+    steps = [(b - a).abs().max().item() for a, b in pairwise(xs)]
     assert steps == pytest.approx([descent.rate(i) for i in range(8)], rel=1e-2)
 
 
@@ -263,7 +292,9 @@ def test_best_is_the_best_of_the_history(engine: str) -> None:
 @engines
 def test_two_halves_are_one_run(name: str, engine: str) -> None:
     problem = make_problem(built_in(name))
-    whole, halves = (Loop(problem, make_descent(problem, 12), draw(1, "start"), engine=engine) for _ in range(2))
+    whole, halves = (
+        Loop(problem, make_descent(problem, 12), draw(1, "start"), engine=engine) for _ in range(2)
+    )
     expected = whole.run(12)
     halves.run(5)
     got = halves.run(100)
@@ -319,7 +350,9 @@ def test_nan_ends_the_descent_and_is_named(engine: str) -> None:
 
 def test_nothing_runs_after_nan() -> None:
     problem = make_problem(build(Smooth))
-    broken = Problem(problem.model, lambda a, b: F.cross_entropy(a, b) * math.nan, problem.labels, problem.target)
+    broken = Problem(
+        problem.model, lambda a, b: F.cross_entropy(a, b) * math.nan, problem.labels, problem.target
+    )
     loop = Loop(broken, make_descent(problem), draw(1, "start"))
     assert loop.run(5).nan_at == 1
     assert len(loop.run(5).history) == 1
@@ -383,7 +416,11 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
     ),
     "mask of another shape": (
         lambda p: Problem(
-            p.model, p.loss, p.labels, p.target, {**(p.masks or {}), "head.bias": torch.ones(2, dtype=torch.bool)}
+            p.model,
+            p.loss,
+            p.labels,
+            p.target,
+            {**(p.masks or {}), "head.bias": torch.ones(2, dtype=torch.bool)},
         ),
         ["mask", "'head.bias'", "(6,)", "(2,)"],
     ),

@@ -394,7 +394,9 @@ class NoGrad(Answers):
 
 @pytest.mark.parametrize("model", [Detached, Blind, Rounded, NoGrad])
 def test_model_that_hides_the_clip_from_autograd_is_refused(model: type[nn.Module]) -> None:
-    refusal(CapabilityError, lambda: check_second_derivative(model(), clip()), "no finite influence", "detached")
+    refusal(
+        CapabilityError, lambda: check_second_derivative(model(), clip()), "no finite influence", "detached"
+    )
 
 
 def test_preflight_changes_nothing_of_the_model() -> None:
@@ -532,7 +534,9 @@ def test_training_runs_in_eval_mode_as_the_client_does() -> None:
 
 def test_training_without_clips_or_with_nan_is_refused() -> None:
     none = torch.empty(0, 3, 4, 8, 8), torch.empty(0, dtype=torch.long)
-    refusal(InputError, lambda: train(build("c3d_tiny"), *none, 20, generator(0)), "public clips", "none left")
+    refusal(
+        InputError, lambda: train(build("c3d_tiny"), *none, 20, generator(0)), "public clips", "none left"
+    )
     broken = with_weight(build("c3d_tiny", classes=3), math.nan)
     refusal(InputError, lambda: train(broken, *easy(12), 20, generator(0)), "NaN")
 
@@ -544,7 +548,9 @@ def test_training_never_sees_the_attacked_clips(tmp_path: Path, monkeypatch: pyt
         data = ClipSet("easy", clips, labels, ("a@0", "b@0"), public_clips, public_labels,
                        ("dark", "grey", "light"), "other seeds", ())  # fmt: skip
         monkeypatch.setattr("vleak.evaluation.run.load_clips", lambda *_, **__: data)
-        settings = Settings(defenses=("none",), training_state="early", clips=2, frames=4, size=8, iterations=1)
+        settings = Settings(
+            defenses=("none",), training_state="early", clips=2, frames=4, size=8, iterations=1
+        )
         return evaluate(settings, tmp_path / run)["models"][0]["weights_sha256"]
 
     first = weights("first", "these", "public")

@@ -40,9 +40,7 @@ def test_strengths_are_spelled_apart() -> None:
 
 def test_known_spellings() -> None:
     assert spell(Defense()) == "none"
-    assert (
-        spell(DpSgd(noise_multiplier=0.5, delta=1e-6)) == "dp:noise_multiplier=0.5,delta=1e-06"
-    )
+    assert spell(DpSgd(noise_multiplier=0.5, delta=1e-6)) == "dp:noise_multiplier=0.5,delta=1e-06"
     assert spell(Compress(codec="qsgd", bits=4)) == "compress:codec=qsgd,bits=4"
     assert spell(DpSgd()) == "dp:noise_multiplier=1.0"  # "dp" alone would be a sweep
 

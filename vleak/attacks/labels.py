@@ -40,11 +40,13 @@ def _class_gradient(observation: Observation) -> Tensor | None:
     if not tensors:
         return None
     sums = tensors[-1].detach().cpu().reshape(logits, -1).sum(1)
-    if tensors[-1].ndim == 1 or knowledge.batch_size > 1 or logits == 2:
+    if tensors[-1].ndim == 1 or (knowledge.batch_size == 1 and logits == 2):
         return sums
-    # A weight's rows are those of the bias times the features, whose sum may be negative. Of a single clip
-    # its own class has the longest row and is negative in the bias.
-    return -sums * sums[sums.abs().argmax()].sign()
+    # The rows are what the bias would be, times features whose sum is unknown. Of a single clip its own class
+    # has the longest row and is negative in the bias; in a batch some class is missing and so has no share.
+    if knowledge.batch_size == 1:
+        return -sums * sums[sums.abs().argmax()].sign()
+    return sums / (sums / _mean_softmax(observation)).max().clamp(min=1e-12)
 
 
 def _mean_softmax(observation: Observation) -> Tensor:

@@ -64,12 +64,14 @@ def _flat(update: Update, names: list[str]) -> Tensor:
 
 
 def _cosine(sent: Tensor, candidate: Tensor, _: dict[str, Any]) -> Tensor:
-    return sent @ candidate / (sent.norm() * candidate.norm()).clamp(min=1e-30)
+    cosine: Tensor = sent @ candidate / (sent.norm() * candidate.norm()).clamp(min=1e-30)
+    return cosine
 
 
 def _likelihood(sent: Tensor, candidate: Tensor, settings: dict[str, Any]) -> Tensor:
     clipped = candidate * (settings["max_grad_norm"] / candidate.norm().clamp(min=1e-30)).clamp(max=1.0)
-    return -(sent - clipped).square().sum()
+    likelihood: Tensor = -(sent - clipped).square().sum()
+    return likelihood
 
 
 def _surviving(sent: Tensor, candidate: Tensor, settings: dict[str, Any]) -> Tensor:
