@@ -134,8 +134,10 @@ def test_training_epsilon_falls_back_to_rdp(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(self: PRVAccountant, delta: float) -> float:
         raise RuntimeError("Discrete mean differs significantly from continuous mean.")
 
+    training_epsilon.cache_clear()
     monkeypatch.setattr(PRVAccountant, "get_epsilon", refuse)
     assert training_epsilon(1.0, 1e-5, 100, 0.01) == (pytest.approx(1.2141, abs=1e-3), "rdp")
+    training_epsilon.cache_clear()
 
 
 def test_training_epsilon_of_little_noise_neither_overflows_nor_warns() -> None:

@@ -99,7 +99,7 @@ def fake_run(folder: Path, clips: int = 12, frames: int = 8, size: int = 32, def
                 "train_accuracy": 0.5,
                 "held_out_accuracy": 0.52,
                 "chance": 0.5,
-                "epochs": 0,
+                "training_steps": 0,
             }
         ],
         "cells": cells,
@@ -266,7 +266,7 @@ def test_pictures_stand_side_by_side_and_move(page: Page):
     assert styles.count("background-image:var(--f1)") == 24  # the film and its strip of frames, for 12 truths
     assert styles.count("--n:8;") == 12 * tiles * 2 + 3  # and three films at the top
     assert "prefers-reduced-motion" in page.source
-    assert "steps(var(--n),jump-none)" in page.source
+    assert "steps(var(--n), jump-none)" in page.source
     assert "identified" in page.text
     assert "not identified" in page.text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -102,6 +103,7 @@ def identification_bound(candidates: int, noise_multiplier: float, releases: int
     return float(ndtr(ndtri(1.0 / candidates) + math.sqrt(releases) / noise_multiplier))
 
 
+@lru_cache(maxsize=64)  # a run asks once a cell, and PRV takes a second
 def training_epsilon(
     noise_multiplier: float, delta: float, rounds: int, sample_rate: float = 1.0
 ) -> tuple[float, str]:

@@ -62,7 +62,7 @@ def load_videos(
         clips=stacked[:attacked],
         labels=labels[:attacked],
         names=tuple(f"{window.file.name}@{window.start}" for window in windows[:attacked]),
-        public_clips=stacked[attacked:],
+        public_clips=stacked[attacked:].clone(),  # a view would carry the private clips in its storage
         public_labels=labels[attacked:],
         classes=classes or PSEUDO_CLASSES,
         public_source=_public_source(windows, attacked),

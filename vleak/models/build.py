@@ -54,6 +54,8 @@ def build_model(name: str, *, frames: int, size: int, classes: int, seed: int) -
 
 def _import_factory(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"model {name!r}: expected package.module:factory")
     if os.getcwd() not in sys.path:  # a console script does not see the user's own folder otherwise
         sys.path.insert(0, os.getcwd())
     try:
