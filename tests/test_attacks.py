@@ -677,7 +677,18 @@ def test_channel_reaches_the_descent(
     assert told.spatial == pytest.approx(unit * attack.spatial * channel.smoothness)
     assert told.temporal == pytest.approx(unit * attack.temporal * channel.smoothness)
     assert told.spatial > untold.spatial
-    assert told.prior_weight - untold.prior_weight == pytest.approx(unit * channel.prior_weight, rel=1e-4)
+    pull = channel.prior_weight / observation.knowledge.public_variance()
+    assert told.prior_weight - untold.prior_weight == pytest.approx(unit * pull, rel=1e-4)
+
+
+def test_public_variance_is_that_of_a_pixel_about_the_mean() -> None:
+    def knowing(*levels: float) -> Knowledge:
+        clips = torch.stack([torch.full((3, 2, 8, 8), level) for level in levels])
+        return Knowledge(clip_shape=(3, 2, 8, 8), batch_size=1, classes=2, public_clips=clips)
+
+    assert knowing(0.2, 0.6).public_variance() == pytest.approx(0.08)  # unbiased: 2 * 0.2^2
+    assert knowing(0.5).public_variance() == pytest.approx(1 / 12)
+    assert knowing(0.5, 0.5).public_variance() == pytest.approx(1e-6)
 
 
 @pytest.mark.parametrize(
@@ -694,6 +705,27 @@ def test_knowing_of_dp_is_no_disadvantage(noise: float) -> None:
             )
             gains[told] += psnr(run(Matching(iterations=50), observation, index).clips, clip) / 3
     assert gains[True] > gains[False] + 1
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.003, 0.01])
+@pytest.mark.parametrize("name", ["c3d_tiny", "lrcn"])
+def test_knowing_of_dp_is_no_disadvantage_on_small_clips(name: str, noise: float) -> None:
+    gains = {True: 0.0, False: 0.0}
+    for index in range(4):
+        for told in gains:
+            observation = observe_clip(index, name, defense=DpSgd(noise_multiplier=noise), told=told)
+            answer = run(Matching(iterations=60), observation, index)
+            gains[told] += psnr(answer.clips, scene().clips[index : index + 1]) / 4
+    assert gains[True] > gains[False] - 1
+
+
+def test_more_pixels_an_entry_means_more_prior() -> None:
+    few, many = (Channel(adaptive=True, noise_ratio=0.1, pixels=n, entries=10_000) for n in (1000, 8000))
+    assert few.smoothness - 1 == pytest.approx((many.smoothness - 1) / 8)
+    assert few.prior_weight == pytest.approx(many.prior_weight / 8)
+    observation = observe_clip(defense=DpSgd(noise_multiplier=0.002))
+    channel = observe_channel(observation.update, observation.knowledge)
+    assert (channel.pixels, channel.entries) == (math.prod(SHAPE), flat(observation.update).numel())
 
 
 # ---- health flags

@@ -17,10 +17,10 @@ from scipy.stats import chi2, norm
 from tiny import Conv, Recurrent, Residual, batch, build
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from vleak.defenses import DEFENSES, Compress, DpSgd, Prune, sweep
 from vleak.defenses.codecs import decode, encode_int8, encode_qsgd, encode_sparse
 from vleak.defenses.guards import per_clip_norms
-
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Client, Defense, Update, mean_gradient, per_clip_gradients
 from vleak.seeds import generator

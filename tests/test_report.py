@@ -253,7 +253,7 @@ def test_the_numbers_of_the_run_are_on_the_page(page: Page, run):
         "walk, fall",
     ):
         assert text in page.text
-    assert "Without defence 12 of 12 clips are recognisable" in page.text
+    assert "Without defense 12 of 12 clips are recognisable" in page.text
     assert "still improving at the end" in page.text
     assert "4 cells" in page.text
     assert "Frames were cropped to a square." in page.text
@@ -273,7 +273,7 @@ def test_pictures_stand_side_by_side_and_move(page: Page):
 
 def test_plots_take_the_colours_of_the_page(page: Page):
     plots = re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL)
-    assert len(plots) == 6  # against epsilon and by defence: identification, linkage and gain
+    assert len(plots) == 6  # against epsilon and by defense: identification, linkage and gain
     assert all("var(--s0)" in plot and "#0b0b0" not in plot and "#0a0a0" not in plot for plot in plots)
     assert "certificate allows" in plots[0]
     ids = re.findall(r' id="([^"]+)"', page.source)
@@ -285,10 +285,10 @@ def test_the_same_run_gives_the_same_report(run):
     assert write_report(run[0]).read_bytes() == first
 
 
-def test_a_run_without_epsilon_is_plotted_by_defence(tmp_path):
+def test_a_run_without_epsilon_is_plotted_by_defense(tmp_path):
     results = fake_run(tmp_path / "run", 2, 2, 8, [DEFENSES[0], DEFENSES[4]])
     page = rendered(tmp_path / "run", results)
-    assert "Recognised clips by defence" in page.text
+    assert "Recognised clips by defense" in page.text
     assert "against ε" not in page.text
 
 
@@ -330,7 +330,7 @@ def test_a_run_in_which_everything_failed(small):
         record.update(status="failed: out of memory", scores=None, update=None, certificate=None, media=None)
     page = rendered(folder, results)
     assert "out of memory" in page.text
-    assert "Without defence no attack gave a result" in page.text
+    assert "Without defense no attack gave a result" in page.text
 
 
 def test_a_failed_cell_says_so_where_its_picture_would_be(small):

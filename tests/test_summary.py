@@ -264,8 +264,8 @@ def test_an_attack_that_fails_undefended_proves_nothing_about_a_defense():
 def test_a_defense_that_was_not_compared_or_not_attacked_knowingly_says_so():
     row = only(group([-5.0] * 12, 0, defense=DP, adaptive=False))
     assert row.caveats == (
-        "not run without defence, so its failure may be the attack's",
-        "the attack does not know the defence",
+        "not run without defense, so its failure may be the attack's",
+        "the attack does not know the defense",
     )
     assert only(group(GAINS, 12, defense=DP)).caveats == ()
 
@@ -280,11 +280,11 @@ def test_headline_of_a_good_run():
         group([2.1] * 12, 3, defense={"name": "prune", "label": "prune 90 %"}, update={"bytes": 150}),
     )
     assert headline(found) == [
-        "Without defence 12 of 12 clips are recognisable (+9.8 dB over the prior).",
+        "Without defense 12 of 12 clips are recognisable (+9.8 dB over the prior).",
         "Still leaking: prune 90 % (3 of 12 recognisable; +2.1 dB).",
         "Nothing beyond the prior: dp σ=1 (ε 5; 1 of 12 recognisable; −5.0 dB; "
         "the guarantee allows at most 35 % identification).",
-        "Bytes sent, against no defence: prune 90 % ×0.15; the others as many.",
+        "Bytes sent, against no defense: prune 90 % ×0.15; the others as many.",
     ]
 
 
@@ -296,7 +296,7 @@ def test_headline_judges_a_defense_by_its_worst_attack_and_names_it():
         group([9.0] * 12, 11, defense=DP, attack="strong"),
     )
     text = " ".join(headline(found))
-    assert "Without defence 12 of 12 clips are recognisable (+9.8 dB over the prior) by matching." in text
+    assert "Without defense 12 of 12 clips are recognisable (+9.8 dB over the prior) by matching." in text
     assert "Still leaking: dp σ=1 (ε 5; 11 of 12 recognisable by strong; +9.0 dB)" in text
     assert "Nothing beyond the prior" not in text
 

@@ -1,7 +1,7 @@
 """vleak: the red team for federated video learning.
 
 A client sends a model update instead of its video; vleak rebuilds what it can from the update,
-with each defence in place, and reports what still leaks. Names load on first use, so that
+with each defense in place, and reports what still leaks. Names load on first use, so that
 ``import vleak`` is quick and the command line can answer Ctrl-C from its first moment.
 """
 

@@ -23,25 +23,33 @@ class Channel:
         adaptive: whether the attacker knows the defense and uses it.
         masks: by parameter name, True where an entry carries a measurement; None for all.
         noise_ratio: rho, root of noise energy over signal energy in the update, at least 0.
+        pixels: n, how many numbers are to be rebuilt.
+        entries: P, how many numbers the update has.
     """
 
     adaptive: bool = False
     masks: dict[str, Tensor] | None = None
     noise_ratio: float = 0.0
+    pixels: int = 1
+    entries: int = 1
 
     @property
     def smoothness(self) -> float:
         """Factor on total variation: with noise the prior must carry more of the answer.
 
-        1 + 15 min(rho, 1). This and `prior_weight` were set on synthetic clips of a seed that no default
-        run draws.
+        1 + min(rho n / (8 sqrt(P)), 15): the noise pulls at a pixel in proportion to rho / sqrt(P), total
+        variation, being a mean, to 1 / n. The constants here and in `prior_weight` were set on synthetic
+        clips of a seed that no default run draws; docs/method.md has the table.
         """
-        return 1 + 15 * min(self.noise_ratio, 1.0)
+        return 1 + min(self.noise_ratio * self.pixels / math.sqrt(self.entries) / 8, 15.0)
 
     @property
     def prior_weight(self) -> float:
-        """Weight of the pull towards the mean public clip: 0.05 rho^2."""
-        return 0.05 * self.noise_ratio**2
+        """Weight of the pull towards the mean public clip, times the variance of public clips about it.
+
+        0.008 rho^2 n / P: of the noise in P numbers, n unknowns take in the part n / P.
+        """
+        return 0.008 * self.noise_ratio**2 * self.pixels / self.entries
 
 
 def observe_channel(update: Update, knowledge: Knowledge) -> Channel:
@@ -53,7 +61,7 @@ def observe_channel(update: Update, knowledge: Knowledge) -> Channel:
 def _dp(update: Update, knowledge: Knowledge) -> Channel:
     settings = knowledge.defense_settings
     deviation = settings["noise_multiplier"] * settings["max_grad_norm"] / knowledge.batch_size
-    return Channel(adaptive=True, noise_ratio=_ratio(update, deviation**2 * _count(update)))
+    return _noisy(update, knowledge, deviation**2 * _count(update))
 
 
 def _prune(update: Update, knowledge: Knowledge) -> Channel:
@@ -63,7 +71,7 @@ def _prune(update: Update, knowledge: Knowledge) -> Channel:
 def _compress(update: Update, knowledge: Knowledge) -> Channel:
     settings = knowledge.defense_settings
     noise = _int8_noise(update) if settings["codec"] == "int8" else _qsgd_noise(update, settings)
-    return Channel(adaptive=True, noise_ratio=_ratio(update, noise))
+    return _noisy(update, knowledge, noise)
 
 
 def _int8_noise(update: Update) -> float:
@@ -89,14 +97,16 @@ def _qsgd_noise(update: Update, settings: dict[str, Any]) -> float:
     return max(float(flat.square().sum() - signal), 0.0)
 
 
-def _ratio(update: Update, noise: float) -> float:
-    """Return rho for an expected noise energy; the signal is what the noise does not explain.
+def _noisy(update: Update, knowledge: Knowledge, noise: float) -> Channel:
+    """Return the channel for an expected noise energy; the signal is what the noise does not explain.
 
     The energy of the noise itself varies by a factor of about sqrt(2 / P), below which no signal can be told.
     """
+    entries = _count(update)
     energy = sum(float(tensor.double().square().sum()) for tensor in update.tensors.values())
-    floor = max(noise * math.sqrt(2 / _count(update)), 1e-30)
-    return math.sqrt(noise / max(energy - noise, floor))
+    floor = max(noise * math.sqrt(2 / entries), 1e-30)
+    ratio = math.sqrt(noise / max(energy - noise, floor))
+    return Channel(adaptive=True, noise_ratio=ratio, pixels=math.prod(knowledge.batch_shape), entries=entries)
 
 
 def _count(update: Update) -> int:

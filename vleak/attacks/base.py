@@ -49,6 +49,12 @@ class Knowledge:
             return None
         return self.public_clips.mean(0)
 
+    def public_variance(self) -> float:
+        """Return the mean variance of a pixel among public clips; 1/12, a uniform pixel's, of fewer than two."""
+        if self.public_clips is None or len(self.public_clips) < 2:
+            return 1 / 12
+        return max(float(self.public_clips.var(0).mean()), 1e-6)
+
 
 @dataclass(frozen=True)
 class Observation:

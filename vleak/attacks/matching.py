@@ -133,7 +133,9 @@ class Matching(Attack):
             masks=channel.masks,
             distance=self.distance,
         )
-        prior = observation.knowledge.public_mean()
+        knowledge = observation.knowledge
+        prior = knowledge.public_mean()
+        pull = self.prior + channel.prior_weight / knowledge.public_variance()
         unit = 1.0 if self.distance == "cosine" else _energy(observation.update.tensors)
         descent = Descent(
             iterations=self.iterations,
@@ -143,7 +145,7 @@ class Matching(Attack):
             spatial=unit * self.spatial * channel.smoothness,
             temporal=unit * self.temporal * channel.smoothness,
             prior=prior,
-            prior_weight=0.0 if prior is None else unit * (self.prior + channel.prior_weight),
+            prior_weight=0.0 if prior is None else unit * pull,
         )
         return Loop(problem, descent, start.to(device), engine=self.engine)
 

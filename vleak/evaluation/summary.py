@@ -1,4 +1,4 @@
-"""From the cells of a run to one row an attack and defence, and to sentences that say what still leaks."""
+"""From the cells of a run to one row an attack and defense, and to sentences that say what still leaks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NAMED = 6  # labels spelled out in one sentence before "and n more"
 
 @dataclass(frozen=True)
 class Row:
-    """What one attack got through one defence, over all clips of a run.
+    """What one attack got through one defense, over all clips of a run.
 
     Attributes:
         pipeline: "raw" or "feature".
@@ -49,14 +49,14 @@ class Row:
         defense: label such as "dp σ=0.1"; "none" without one.
         attack: name of the attack.
         null: whether the attack never sees the update.
-        adaptive: whether the attack knew the defence in every scored cell.
+        adaptive: whether the attack knew the defense in every scored cell.
         knowledge: what the attacker was granted, in words.
         n: clips that were scored.
         failed: clips that were not; they are in no average.
         failures: distinct reasons for that.
         flagged: scored clips whose attack raised a health flag.
         flags: the distinct flags.
-        epsilon: the privacy loss that the defence proves, None without one; delta belongs to it.
+        epsilon: the privacy loss that the defense proves, None without one; delta belongs to it.
         delta: see epsilon.
         psnr_db: mean PSNR.
         psnr_gain_db: gain over the best null attacker of each clip.
@@ -74,7 +74,7 @@ class Row:
         labels_correct: clips whose label was right.
         labels: clips for which a label was guessed or granted.
         bytes: mean bytes of an update on the wire.
-        bytes_ratio: those over the bytes without defence.
+        bytes_ratio: those over the bytes without defense.
         cosine: mean cosine of the update to the undefended one.
         seconds: mean time of the attack a clip.
         verdict: the row in plain words.
@@ -120,15 +120,15 @@ class Row:
 
 
 def summarise(results: dict[str, Any]) -> list[Row]:
-    """Return one row for each pipeline, model, training state, defence, attack and knowledge of a run.
+    """Return one row for each pipeline, model, training state, defense, attack and knowledge of a run.
 
     Args:
         results: the content of ``results.json``, schema version 1. A clip that occurs twice in a group
             counts once, with its last record.
 
     Returns:
-        Rows by model in the order of the run; within a model the null attackers, then no defence, then the
-        defences in the order they were run in.
+        Rows by model in the order of the run; within a model the null attackers, then no defense, then the
+        defenses in the order they were run in.
 
     Raises:
         InputError: another schema version, or no list of cells.
@@ -149,9 +149,9 @@ def summarise(results: dict[str, Any]) -> list[Row]:
 
 
 def headline(rows: Sequence[Row]) -> list[str]:
-    """Return a few plain sentences that say what still leaks, what does not, and what each defence costs.
+    """Return a few plain sentences that say what still leaks, what does not, and what each defense costs.
 
-    Every defence is judged by the attack and model that got most out of it; they are named where they are not
+    Every defense is judged by the attack and model that got most out of it; they are named where they are not
     those of the first sentence.
     """
     worst = _worst_by_defense(row for row in rows if not row.null)
@@ -180,7 +180,7 @@ def null_attacks(cells: Iterable[Cell]) -> frozenset[str]:
 
 
 def row_key(cell: Cell) -> tuple[str, str, str, str, str, str]:
-    """Return what places a cell in its row: pipeline, model, training state, defence, attack, knowledge.
+    """Return what places a cell in its row: pipeline, model, training state, defense, attack, knowledge.
 
     Whether the attack was adaptive is not part of it: a cell that failed before its attack ran cannot know.
     """
@@ -316,7 +316,7 @@ def _with_ratios(rows: list[Row]) -> list[Row]:
 
 
 def _with_caveats(rows: list[Row]) -> list[Row]:
-    """Say of each row what weakens it: an attack that fails without any defence proves nothing about one."""
+    """Say of each row what weakens it: an attack that fails without any defense proves nothing about one."""
     working = {_setting(row) for row in rows if row.defense == "none" and row.verdict == "leaks"}
     undefended = {_setting(row) for row in rows if row.defense == "none" and row.n}
 
@@ -324,11 +324,11 @@ def _with_caveats(rows: list[Row]) -> list[Row]:
         found = []
         if row.defense != "none" and row.verdict not in ("leaks", "no picture, but linkable", "no result"):
             if _setting(row) not in undefended:
-                found.append("not run without defence, so its failure may be the attack's")
+                found.append("not run without defense, so its failure may be the attack's")
             elif _setting(row) not in working:
                 found.append("this attack fails even undefended")
             if not row.adaptive:
-                found.append("the attack does not know the defence")
+                found.append("the attack does not know the defense")
         if row.flagged:
             found.append(f"{row.flagged} of {row.n} flagged")
         if row.failed:
@@ -372,12 +372,12 @@ def _worst_by_defense(rows: Iterable[Row]) -> dict[str, Row]:
 
 def _undefended_sentence(row: Row, where: str) -> str:
     if row.verdict == "no result":
-        return "Without defence no attack gave a result, so nothing can be said of any defence."
+        return "Without defense no attack gave a result, so nothing can be said of any defense."
     verb = "is" if row.n == 1 else "are"
-    text = f"Without defence {row.identified} of {row.n} clips {verb} recognisable{_gain(row)}{where}"
+    text = f"Without defense {row.identified} of {row.n} clips {verb} recognisable{_gain(row)}{where}"
     if row.verdict == "leaks":
         return f"{text}."
-    return f"{text}: {row.verdict}, so the attack's failure under a defence would prove nothing."
+    return f"{text}: {row.verdict}, so the attack's failure under a defense would prove nothing."
 
 
 def _where(row: Row, rows: Sequence[Row]) -> str:
@@ -399,7 +399,7 @@ def _describe(row: Row, where: str) -> str:
     if row.bound is not None:
         parts.append(_guarantee(row.bound))
     if row.verdict == "nothing beyond the prior":
-        parts.extend(c for c in row.caveats if "undefended" in c or "know" in c or "defence" in c)
+        parts.extend(c for c in row.caveats if "undefended" in c or "know" in c or "defense" in c)
     return f"{row.defense} ({'; '.join(parts)})" if parts else row.defense
 
 
@@ -421,7 +421,7 @@ def _broken_sentence(row: Row) -> str:
     return (
         f"BOUND BROKEN: {row.attack} {what} of {row.n} clips under {row.defense} on "
         f"{row.model} ({row.training_state}), at least {percent(interval.low or 0.0)}, where the certificate "
-        f"allows {percent(row.bound or 0.0)}; the certificate or the defence's code is wrong."
+        f"allows {percent(row.bound or 0.0)}; the certificate or the defense's code is wrong."
     )
 
 
@@ -431,9 +431,9 @@ def _cost_sentence(rows: list[Row]) -> list[str]:
     if not known:
         return []
     if not other:
-        return ["Bytes sent: as many as without defence."]
+        return ["Bytes sent: as many as without defense."]
     same = "; the others as many" if len(other) < len(known) else ""
-    return [f"Bytes sent, against no defence: {_listed(other)}{same}."]
+    return [f"Bytes sent, against no defense: {_listed(other)}{same}."]
 
 
 def _listed(items: list[str]) -> str:

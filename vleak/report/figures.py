@@ -27,7 +27,7 @@ _SERIES = tuple(f"#0b0b0{n}" for n in range(MAX_SERIES))
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line", _BOUND: "--bound"} | {
     color: f"--s{n}" for n, color in enumerate(_SERIES)
 }
-_CHANCE, _PRIOR, _ALLOWED, _UNDEFENDED = "chance", "prior", "certificate allows", "without defence"
+_CHANCE, _PRIOR, _ALLOWED, _UNDEFENDED = "chance", "prior", "certificate allows", "without defense"
 _LINES = (_CHANCE, _PRIOR, _ALLOWED, _UNDEFENDED)
 _MARKERS = "osD^vP"
 _COLORED = ("axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor", "text.color")
@@ -51,7 +51,7 @@ class Plot:
 
 
 def draw_plots(rows: Sequence[Row]) -> list[Plot]:
-    """Return the plots of a run: against epsilon where a defence proves one, by defence for all others.
+    """Return the plots of a run: against epsilon where a defense proves one, by defense for all others.
 
     Args:
         rows: what `summarise` made of the run.
@@ -113,7 +113,7 @@ def _against_epsilon(
         axes.set_ylabel(axis)
         _finish(axes, pick, private, horizontal=False)
         svg = _svg(figure)
-    caption = "Points with 95 % intervals; the line across is the same attack without any defence."
+    caption = "Points with 95 % intervals; the line across is the same attack without any defense."
     if pick in _SHARES and any(row.bound is not None for row in private):
         caption += " Dashed: what the certificate allows."
     return Plot(f"{title} against ε", caption, svg)
@@ -140,8 +140,8 @@ def _by_defense(rows: list[Row], series: list[Any], title: str, axis: str, pick:
         axes.set_xlabel(axis)
         _finish(axes, pick, rows, horizontal=True)
         svg = _svg(figure)
-    caption = "Points with 95 % intervals. Beside each defence: the bytes of its update against none."
-    return Plot(f"{title} by defence", caption, svg)
+    caption = "Points with 95 % intervals. Beside each defense: the bytes of its update against none."
+    return Plot(f"{title} by defense", caption, svg)
 
 
 def _points(axes: Axes, x: list[float], rows: list[Row], pick: Pick, place: int, name: str) -> None:

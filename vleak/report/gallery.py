@@ -1,4 +1,4 @@
-"""Which clips are shown, and what stands beside each: the truth, the null attacker, one picture a defence."""
+"""Which clips are shown, and what stands beside each: the truth, the null attacker, one picture a defense."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tile:
     """One moving picture with what is said under it.
 
     Attributes:
-        title: "private clip", the null attacker's name, or the defence's label.
+        title: "private clip", the null attacker's name, or the defense's label.
         role: "truth", "null" or "attack".
         strip: the picture, None when it cannot be shown.
         missing: why it cannot be shown.
@@ -44,7 +44,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip under every defence."""
+    """One clip under every defense."""
 
     clip: str
     tiles: tuple[Tile, ...]
@@ -70,7 +70,7 @@ class Gallery:
 def build_galleries(folder: Path, results: dict[str, Any], rows: Sequence[Row]) -> list[Gallery]:
     """Choose and load the pictures of a run.
 
-    Clips come in the order of the run, never chosen by their scores. For each defence the attack that got
+    Clips come in the order of the run, never chosen by their scores. For each defense the attack that got
     most out of it on the whole is shown.
 
     Args:
@@ -183,5 +183,5 @@ def _place(row: Row) -> tuple[str, str, str, str, str, str]:
 
 def _note(scenes: int, clips: int, columns: int, labels: int) -> str:
     parts = [f"the first {scenes} of {clips} clips"] if scenes < clips else []
-    parts += [f"the first {columns} of {labels} defences"] if columns < labels else []
+    parts += [f"the first {columns} of {labels} defenses"] if columns < labels else []
     return f"Shown: {' and '.join(parts)}, in the order of the run." if parts else ""

@@ -33,10 +33,10 @@ MAX_CELLS = 1500
 _NO_BREAK = "\u00a0"
 
 _FLAGS: dict[str, str] = {
-    "target gradient near zero": "the update carried almost nothing; failing here is not the defence's merit",
+    "target gradient near zero": "the update carried almost nothing; failing here is not the defense's merit",
     "objective did not fall": "the attack never got going; try more restarts or another step size",
     "no better than the prior": "the answer scores no better than one made without the update",
-    "fails even undefended": "the attack does not work here at all, so it cannot judge a defence",
+    "fails even undefended": "the attack does not work here at all, so it cannot judge a defense",
     "weaker attack beats stronger": "the strong attack is badly tuned here; believe the higher figure",
     "still improving at the end": "more iterations would leak more; the figure is a lower bound",
     "leaks more than undefended": "the attack is uneven from cell to cell; run more restarts",
@@ -47,7 +47,7 @@ _TONES = (
     ("still leaking", "leaks"),
     ("no picture", "unclear"),
     ("nothing beyond", "safe"),
-    ("without defence", "plain"),
+    ("without defense", "plain"),
     ("cost", "cost"),
     ("bytes", "cost"),
 )
