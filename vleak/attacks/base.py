@@ -50,7 +50,7 @@ class Knowledge:
         return self.public_clips.mean(0)
 
     def public_variance(self) -> float:
-        """Return the mean variance of a pixel among public clips; 1/12, a uniform pixel's, of fewer than two."""
+        """Return how much a pixel varies among public clips; of fewer than two, as if uniform, 1/12."""
         if self.public_clips is None or len(self.public_clips) < 2:
             return 1 / 12
         return max(float(self.public_clips.var(0).mean()), 1e-6)
