@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vleak.cli import output, stopping
 from vleak.cli.table import leak_table
 from vleak.errors import VleakError
+
+if TYPE_CHECKING:
+    from vleak.evaluation import Row
 
 
 def _option(text: str, panel: str, *names: str) -> Any:
@@ -101,13 +105,14 @@ def evaluate(
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
         )  # fmt: skip
         results = _run(settings, folder, workers)
-        _show(results, folder)
+        rows = _show(results, folder)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
             raise
         raise VleakError(_how_to_resume(folder)) from error
     if json:
         output.write_json(results, f"they are in {folder / 'results.json'}")
+    _refuse_empty(rows)
 
 
 def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:
         return run(settings, folder, workers=workers, progress=tell)
 
 
-def _show(results: dict[str, Any], folder: Path) -> None:
+def _show(results: dict[str, Any], folder: Path) -> list[Row]:
     from vleak.evaluation import headline, summarise
     from vleak.report import write_report
 
@@ -132,9 +137,18 @@ def _show(results: dict[str, Any], folder: Path) -> None:
     for note in results["data"]["notes"]:
         output.say(f"data: {note}")
     output.console.print(leak_table(results, rows, output.console.width))
-    for line in headline(rows):
+    for line in headline(rows, results):
         output.say(line)
     output.say(f"report: {page}")
+    return rows
+
+
+def _refuse_empty(rows: list[Row]) -> None:
+    """Refuse to end well where something that was asked for has no result at all."""
+    empty = [row for row in rows if row.n == 0 and not row.null]
+    if empty:
+        names, reasons = ", ".join(row.defense for row in empty), "; ".join(empty[0].failures)
+        raise VleakError(f"no result for {names}, because every cell failed: {reasons}")
 
 
 def _how_to_resume(folder: Path) -> str:
@@ -142,7 +156,9 @@ def _how_to_resume(folder: Path) -> str:
         return "stopped before the first cell; nothing was kept"
     with open(folder / "cells.jsonl", "rb") as journal:
         done = sum(line.endswith(b"\n") for line in journal)
-    command = shlex.join(["vleak", *_without_out(sys.argv[1:]), "--out", str(folder)])
+    path = Path(sys.argv[0])  # after `make`, vleak is in .venv and not on the PATH
+    program = str(path) if path.is_file() and not shutil.which("vleak") else "vleak"
+    command = shlex.join([program, *_without_out(sys.argv[1:]), "--out", str(folder)])
     return f"stopped, {done} finished cells are kept; to resume: {command}"
 
 

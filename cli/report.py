@@ -17,6 +17,6 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished o
 
     results = read_results(run)
     page = write_report(run)
-    for line in headline(summarise(results)):
+    for line in headline(summarise(results), results):
         output.say(line)
     output.say(f"report: {page}")

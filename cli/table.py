@@ -14,8 +14,9 @@ if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` has no need of
 
 _STYLES = {
     "leaks": "bold red",
-    "no picture, but linkable": "yellow",
-    "nothing beyond the prior": "green",
+    "linkable, no picture": "yellow",
+    "linkable, picture unclear": "yellow",
+    "nothing found": "green",
     "baseline": "dim",
     "no result": "yellow",
 }
@@ -29,9 +30,13 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
         rows: what `vleak.evaluation.summarise` made of it.
         width: columns of the terminal; below 120 only what the verdict rests on is shown.
     """
+    from vleak.evaluation import plural, unfinished
+
     model, data = results["models"][0], results["data"]
-    subject = f"{data['name']}, {data['clips']} clips, {model['name']} {model['training_state']}"
-    table = Table(title=f"What still leaks? {subject}", caption=_caption(rows, model), box=box.SIMPLE_HEAD)
+    clips = f"{data['clips']} clip{plural(data['clips'])}"
+    subject = f"{data['name']}, {clips}, {model['name']} {model['training_state']}"
+    caption = "\n".join([*unfinished(results), *_caption(rows, model)])
+    table = Table(title=f"What still leaks? {subject}", caption=caption, box=box.SIMPLE_HEAD)
     table.padding, table.pad_edge, table.collapse_padding = (0, 1), False, True
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
     several = len({row.attack for row in rows if not row.null}) > 1
@@ -41,7 +46,12 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
     elif several:
         columns |= {"defense": _defense_and_attack}
     for name in columns:
-        table.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=name != "verdict")
+        table.add_column(
+            name,
+            justify="left" if name in _TEXTS else "right",
+            no_wrap=name not in ("defense", "verdict"),
+            min_width=len("linkable,") if name == "verdict" else None,
+        )
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()), style="dim" if row.null else None)
     return table
@@ -60,9 +70,9 @@ def _defense_and_attack(row: Row) -> str:
 
 
 def _epsilon(row: Row) -> str:
-    if row.epsilon is None:
-        return ""
-    return f"{row.epsilon:.3g}" if row.epsilon < 1000 else f"{row.epsilon:.0e}".replace("e+0", "e")
+    from vleak.evaluation import epsilon_text
+
+    return "" if row.epsilon is None else epsilon_text(row.epsilon)
 
 
 def _verdict(row: Row) -> Text:
@@ -103,13 +113,15 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
 }
 
 
-def _caption(rows: list[Row], model: dict[str, Any]) -> str:
+def _caption(rows: list[Row], model: dict[str, Any]) -> list[str]:
     chance = next((row.chance for row in rows if row.chance), None)
     of = "" if chance is None else f" (chance {chance:.0%})"
     lines = [
         "in brackets: attackers who never see the update. gain: over the best of them.",
         f"recognised: of all candidates the rebuilt clip is nearest to its own truth{of}.",
-        "linked: who holds all candidates can tell from the update alone which one it was.",
+        "linked: who holds the candidate clips (not their labels, unless granted) picks the right one by "
+        "the update alone.",
+        "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
     hits = model["held_out_accuracy"]
     if hits is not None:
@@ -118,4 +130,4 @@ def _caption(rows: list[Row], model: dict[str, Any]) -> str:
     failures = sorted({reason for row in rows for reason in row.failures})
     lines += [f"flagged: {'; '.join(flags)}."] if flags else []
     lines += [f"failed: {'; '.join(failures)}."] if failures else []
-    return "\n".join(lines)
+    return lines

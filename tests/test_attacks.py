@@ -40,7 +40,7 @@ from vleak.data import ClipSet, load_clips
 from vleak.defenses import DEFENSES, Compress, DpSgd, Prune, sweep
 from vleak.engine.loop import Loop, State
 from vleak.errors import InputError
-from vleak.federated import Client, Defense, Update
+from vleak.federated import Client, Defense, Update, client
 from vleak.models import MODELS, build_model
 from vleak.seeds import generator
 
@@ -482,6 +482,39 @@ def test_label_of_one_clip_with_and_without_a_bias(bias: bool, positive: bool) -
             assert infer_labels(observation).tolist() == [label], (sign, label)
 
 
+class HeadFirst(Head):
+    """The head is registered before layers that have a row a class too."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__(bias=bias, positive=True)
+        self.conv, self.norm = self._modules.pop("conv"), self._modules.pop("norm")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_last_layer_is_the_last_that_runs(bias: bool) -> None:
+    model = build(partial(HeadFirst, bias=bias))
+    assert list(dict(model.named_parameters()))[-1] == "norm.bias"
+    for label in range(CLASSES):
+        for clip in scene().clips[:, None]:
+            assert infer_labels(observe(model, clip, torch.tensor([label]))).tolist() == [label]
+
+
+def test_an_auxiliary_head_that_runs_last_is_not_the_last_layer() -> None:
+    class Auxiliary(Head):
+        def __init__(self) -> None:
+            super().__init__(bias=True, positive=True)
+            self.aside = nn.Linear(CLASSES, CLASSES)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            logits = super().forward(clips)
+            self.aside(logits)
+            return logits
+
+    model = build(Auxiliary)
+    for label in range(CLASSES):
+        assert infer_labels(observe(model, scene().clips[:1], torch.tensor([label]))).tolist() == [label]
+
+
 def test_labels_of_a_batch_without_a_bias() -> None:
     model = build(partial(Head, bias=False, positive=True))
     observation = observe(model, scene().clips[:4], torch.tensor([1, 1, 5, 1]))
@@ -842,6 +875,16 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
     "labels of another batch": (knowing(labels=torch.tensor([1, 2])), ["1 labels", "(2,)"]),
     "a label too large": (knowing(labels=torch.tensor([6])), ["labels", "0 to 5", "[6]"]),
     "a label below 0": (knowing(labels=torch.tensor([-1])), ["labels", "0 to 5", "[-1]"]),
+    "another batch size": (knowing(batch_size=2), ["batch_size is 2", "tells of 1"]),
+    "dp of unknown strength": (
+        knowing(defense="dp", defense_settings={"noise_multiplier": 1.0}),
+        ["'dp'", "with max_grad_norm;", "defense.settings()"],
+    ),
+    "compression of unknown kind": (knowing(defense="compress", defense_settings={}), ["with codec;"]),
+    "compression of unknown strength": (
+        knowing(defense="compress", defense_settings={"codec": "qsgd", "bits": 4}),
+        ["with bucket;"],
+    ),
     "no clip": (knowing(batch_size=0), ["positive", "(0, 3, 4, 16, 16)"]),
     "public clips of another size": (
         knowing(public_clips=torch.zeros(2, 3, 4, 8, 8)),
@@ -860,6 +903,11 @@ def test_observations_that_do_not_fit_are_refused(attack: str, case: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_losses_are_those_of_the_client() -> None:
+    assert matching.LOSSES is client.LOSSES
+    assert set(client.LOSSES) == {"cross_entropy"}
+
+
 def test_attack_that_returns_another_shape_is_refused() -> None:
     class Short(Grey):
         def _reconstruct(self, observation: Observation, *rest: Any) -> Reconstruction:
@@ -873,9 +921,11 @@ def test_attack_that_returns_another_shape_is_refused() -> None:
 # ---- linkage
 
 
-def candidates(name: str) -> list[Update]:
-    data = scene()
-    return [send(built_in(name), c[None], y[None]) for c, y in zip(data.clips, data.labels, strict=True)]
+def candidates(name: str) -> list[list[Update]]:
+    """Every clip under every label: who holds the clips does not hold their labels."""
+    data, model = scene(), built_in(name)
+    labels = torch.arange(len(data.classes))
+    return [[send(model, clip[None], label[None]) for label in labels] for clip in data.clips]
 
 
 def vector(*values: float) -> Update:
@@ -896,11 +946,11 @@ def test_linkage_is_exact_behind_weak_defenses(name: str, defense: Defense) -> N
 def test_linkage_is_chance_when_the_noise_is_huge() -> None:
     known, hits, draws = candidates("c3d_tiny_pool"), 0, 240
     defense = DpSgd(noise_multiplier=1e3)
-    honest = known[0]
     for draw in range(draws):
-        numbers = generator("huge", draw)
-        noisy = {k: t + 1e3 * torch.randn(t.shape, generator=numbers) for k, t in honest.tensors.items()}
-        hits += link_rank(link_scores(Update(noisy, 0, {}), known, knowledge_of(defense)), 0) == 1
+        numbers, index = generator("huge", draw), draw % len(known)
+        honest = known[index][int(scene().labels[index])].tensors
+        noisy = {k: t + 1e3 * torch.randn(t.shape, generator=numbers) for k, t in honest.items()}
+        hits += link_rank(link_scores(Update(noisy, 0, {}), known, knowledge_of(defense)), index) == 1
     chance = 1 / len(known)
     assert abs(hits / draws - chance) < 4 * math.sqrt(chance * (1 - chance) / draws)
 
@@ -916,36 +966,48 @@ def test_rank_is_pessimistic() -> None:
 def test_under_dp_the_likelihood_ranks() -> None:
     sent = vector(0.9, 0.05, 0.0)
     aligned, long = vector(0.45, 0.025, 0.0), vector(3.0, 0.4, 0.0)
-    scores = link_scores(sent, [aligned, long], knowledge_of(DpSgd(max_grad_norm=1.0)))
+    scores = link_scores(sent, [[aligned], [long]], knowledge_of(DpSgd(max_grad_norm=1.0)))
     clipped = torch.tensor([3.0, 0.4]).double() / math.sqrt(9.16)
     expected = [-(0.45**2 + 0.025**2), -float((clipped - torch.tensor([0.9, 0.05])).square().sum())]
-    assert scores.tolist() == pytest.approx(expected, rel=1e-5)
+    assert scores.tolist() == pytest.approx(
+        [(each + 0.8125) / 2 for each in expected], rel=1e-5
+    )  # + |sent|^2
     assert [link_rank(scores, index) for index in (0, 1)] == [2, 1]
     # Without the defense the direction ranks, and there the other one is exact.
-    plain = link_scores(sent, [aligned, long], knowledge_of(Defense()))
+    plain = link_scores(sent, [[aligned], [long]], knowledge_of(Defense()))
     assert [link_rank(plain, index) for index in (0, 1)] == [1, 2]
     assert plain[0].item() == pytest.approx(1.0)
+
+
+def test_labels_that_are_not_known_are_summed_over() -> None:
+    sent, far, near = vector(1.0, 0.0, 0.0), vector(-1.0, 0.0, 0.0), vector(0.6, 0.8, 0.0)
+    told = knowledge_of(DpSgd(noise_multiplier=1.0))
+    scores = link_scores(sent, [[sent, far], [near, near]], told)
+    one, other = math.log(math.exp(0.5) + math.exp(-1.5)), math.log(2 * math.exp(0.1))
+    assert scores.tolist() == pytest.approx([one, other], rel=1e-5)
+    plain = link_scores(sent, [[far, sent], [near, near]], knowledge_of(Defense()))
+    assert plain.tolist() == pytest.approx([1.0, 0.6])
 
 
 def test_pruned_entries_do_not_count() -> None:
     sent = vector(1.0, 0.0, 2.0)
     same, other = vector(1.0, 9.0, 2.0), vector(1.0, 0.0, 1.0)
-    scores = link_scores(sent, [same, other], knowledge_of(Prune(fraction=0.5)))
+    scores = link_scores(sent, [[same], [other]], knowledge_of(Prune(fraction=0.5)))
     assert scores[0].item() == pytest.approx(1.0)
     assert [link_rank(scores, index) for index in (0, 1)] == [1, 2]
-    assert link_rank(link_scores(sent, [same, other], knowledge_of(Defense())), 0) == 2
+    assert link_rank(link_scores(sent, [[same], [other]], knowledge_of(Defense())), 0) == 2
 
 
 def test_linkage_goes_by_names_not_by_order() -> None:
     sent = vector(1.0, 2.0, 3.0, 4.0)
     swapped = Update(dict(reversed(sent.tensors.items())), 0, {})
-    assert link_scores(sent, [swapped], knowledge_of(Defense())).tolist() == pytest.approx([1.0])
+    assert link_scores(sent, [[swapped]], knowledge_of(Defense())).tolist() == pytest.approx([1.0])
 
 
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        ([], ["at least one candidate"]),
+        ([], ["at least one update"]),
         ([vector(1.0, 2.0, 3.0), vector(1.0, 2.0, 3.0, 4.0)], ["candidate 1", "other tensors"]),
         ([Update({"c": torch.zeros(3)}, 0, {})], ["candidate 0", "other tensors"]),
     ],
@@ -953,5 +1015,5 @@ def test_linkage_goes_by_names_not_by_order() -> None:
 )
 def test_linkage_refuses_what_cannot_be_compared(others: list[Update], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        link_scores(vector(1.0, 2.0, 3.0), others, knowledge_of(Defense()))
+        link_scores(vector(1.0, 2.0, 3.0), [[each] for each in others], knowledge_of(Defense()))
     assert all(word in str(caught.value) for word in words), caught.value

@@ -141,6 +141,58 @@ def test_report_is_written_again_also_of_a_killed_run(
         assert "σ=0.1" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_report_of_a_stopped_run_says_so_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = evaluate(tiny(), tmp_path / "run")
+    partial = results | {"cells": results["cells"][:10]}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(partial))
+    journal = (tmp_path / "run" / "cells.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "cells.jsonl").write_text("".join(journal[:10]))
+    assert run(["report", "run"]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == "10 of 12 cells finished; rows may be missing."
+    (tmp_path / "run" / "results.json").unlink()
+    assert run(["report", "run"]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == "10 cells finished, the run did not; rows may be missing."
+
+
+def shown_table(results: dict[str, Any], width: int = 140) -> str:
+    from rich.console import Console
+
+    from vleak.cli.table import leak_table
+    from vleak.evaluation import summarise
+
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(leak_table(results, summarise(results), width))
+    return capture.get()
+
+
+def test_the_table_of_a_stopped_run_says_so_and_counts_one_clip(tmp_path: Path) -> None:
+    results = evaluate(tiny(clips=1), tmp_path / "run")
+    assert "synthetic, 1 clip, c3d_tiny" in shown_table(results)
+    assert "rows may be missing" not in shown_table(results)
+    stopped = shown_table(results | {"planned_cells": 9}).splitlines()
+    caption = next(place for place, line in enumerate(stopped) if "in brackets:" in line)
+    assert stopped[caption - 1].strip() == "4 of 9 cells finished; rows may be missing."
+
+
+def test_a_long_label_leaves_room_for_the_verdict(tmp_path: Path) -> None:
+    codecs = tuple(f"compress:codec=qsgd,bits=4,bucket={bucket}" for bucket in (64, 4096))
+    results = evaluate(tiny(clips=1, iterations=1, defenses=codecs), tmp_path / "run")
+    assert "qsgd 4 bit, bucket=4096" in shown_table(results)
+    narrow = " ".join(shown_table(results, 80).split())
+    assert "bucket=4096" in narrow
+    assert "…" not in narrow
+
+
+def test_the_table_prints_epsilon_as_the_report_does(tmp_path: Path) -> None:
+    results = evaluate(tiny(clips=1), tmp_path / "run")
+    for cell in results["cells"]:
+        if cell["defense"]["name"] == "dp":
+            cell["defense"]["epsilon"] = 498_765.0
+    assert " 5.0e5 " in shown_table(results)
+
+
 @pytest.mark.parametrize(
     ("kind", "some"),
     [

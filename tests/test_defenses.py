@@ -265,7 +265,7 @@ def test_dp_privacy_is_of_one_release_beside_the_run() -> None:
     assert privacy is not None
     assert privacy.epsilon == pytest.approx(3.2388, abs=1e-4)
     assert privacy.training_epsilon < privacy.epsilon
-    assert (privacy.unit, privacy.adjacency, privacy.delta) == ("one clip", "add or remove", 1e-5)
+    assert (privacy.unit, privacy.adjacency, privacy.delta) == ("one clip", "zero out", 1e-5)
     assert (privacy.noise_multiplier, privacy.rounds, privacy.accountant) == (1.3, 100, "prv")
 
 

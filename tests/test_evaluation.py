@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from vleak import ops
 from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Observation, Reconstruction
+from vleak.certificates.gaussian import identification_bound
 from vleak.data import ClipSet, load_clips
 from vleak.errors import InputError
 from vleak.evaluation import StoppedError, evaluate, read_results, run, summarise
-from vleak.evaluation.flags import BEATS_UNDEFENDED, FAILS_UNDEFENDED, NO_BETTER, mark
+from vleak.evaluation.flags import BEATS_UNDEFENDED, FAILS_UNDEFENDED, NO_BETTER, WEAKER_BEATS, mark
 from vleak.federated import Client, Update
 
 NOTHING = type(None)
@@ -189,7 +190,10 @@ def test_every_cell_that_was_asked_for_is_there_once(finished: tuple[Path, dict[
     assert results["planned_cells"] == len(results["cells"]) == 3 * len(wanted)
     assert [cell["clip_index"] for cell in results["cells"]] == [0, 1, 2] * len(wanted)
     assert [cell["clip"] for cell in results["cells"]] == names * len(wanted)
-    assert len({cell["seed"] for cell in results["cells"]}) == len(results["cells"])
+    # The seed is that of the message: one a clip and defense, the same for every attack.
+    messages = {(cell["defense"]["label"], cell["clip"]): cell["seed"] for cell in results["cells"]}
+    assert len(set(messages.values())) == len(messages)
+    assert all(cell["seed"] == messages[cell["defense"]["label"], cell["clip"]] for cell in results["cells"])
     assert results["settings"]["defenses"] == spelled
 
 
@@ -244,6 +248,39 @@ def test_the_bound_is_the_stated_one(finished: tuple[Path, dict[str, Any]]) -> N
     assert [cell["certificate"]["bound"] for cell in of(finished[1], defense="dp")] == [
         pytest.approx(expected)
     ] * 3
+
+
+def test_every_attack_meets_the_same_message(tmp_path: Path) -> None:
+    results = evaluate(tiny(attacks=("matching", "matching_blind")), tmp_path / "run")
+    told, untold = of(results, "matching"), of(results, "matching_blind")
+    assert len(told) == len(untold) == 6
+    for one, other in zip(told, untold, strict=True):
+        assert one["seed"] == other["seed"]
+        assert one["update"] == other["update"]
+        assert one["scores"]["link_rank"] == other["scores"]["link_rank"]
+
+
+def test_a_granted_label_narrows_the_certificate(tmp_path: Path) -> None:
+    results = evaluate(tiny(clips=8, iterations=1, labels="granted"), tmp_path / "run")
+    labels = results["data"]["labels"]
+    for cell in of(results, defense="dp"):
+        alike = labels.count(labels[cell["clip_index"]])
+        assert cell["certificate"]["bound"] == pytest.approx(identification_bound(alike, 0.1))
+
+
+def test_linkage_does_not_know_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def spy(update: Update, candidates: Any, knowledge: Any) -> Tensor:
+        asked.extend(len(each) for each in candidates)
+        return torch.zeros(len(candidates))
+
+    monkeypatch.setattr(run, "link_scores", spy)
+    evaluate(tiny(iterations=1), tmp_path / "inferred")
+    assert set(asked) == {6}  # every candidate under each of the six labels
+    asked.clear()
+    evaluate(tiny(iterations=1, labels="granted"), tmp_path / "granted")
+    assert set(asked) == {1}
 
 
 def test_a_guarantee_beyond_json_is_none(tmp_path: Path) -> None:
@@ -648,6 +685,49 @@ def test_flags_of_a_pair(
     for _ in range(2):  # marking twice adds nothing
         mark(cells)
         assert (cells[0]["flags"], cells[1]["flags"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("matching", "blind", "raised"),
+    [
+        ((1.0, False), (2.1, False), True),
+        ((1.0, False), (2.0, False), False),
+        ((5.0, False), (1.0, True), True),  # less gain, yet recognised
+        ((5.0, True), (1.0, True), False),
+        ((1.0, True), (2.1, False), True),
+        ((5.0, True), (-1.0, False), False),
+    ],
+)
+@pytest.mark.parametrize("defense", ["none", "dp"])
+def test_a_weaker_attack_that_wins_is_flagged(
+    defense: str, matching: tuple[float, bool], blind: tuple[float, bool], raised: bool
+) -> None:
+    cells = [scored(defense, *matching), scored(defense, *blind, attack={"name": "matching_blind"})]
+    for _ in range(2):
+        mark(cells)
+        assert cells[0]["flags"] == ([WEAKER_BEATS] if raised else [])
+        assert WEAKER_BEATS not in cells[1]["flags"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip": "b@0"},
+        {"defense": {"name": "dp", "settings": {"noise_multiplier": 2.0}}},
+        {"defense": {"name": "prune", "settings": {"noise_multiplier": 1.0}}},
+        {"status": "failed: why", "scores": None},
+        {"attack": {"name": "other"}},
+    ],
+)
+def test_a_weaker_attack_is_compared_on_the_same_message_alone(changes: dict[str, Any]) -> None:
+    defense = {"defense": {"name": "dp", "settings": {"noise_multiplier": 1.0}}}
+    blind = {**scored("dp", 9.0, True), **defense, "attack": {"name": "matching_blind"}}
+    same = [scored("dp", 0.0) | defense, blind]
+    mark(same)
+    assert same[0]["flags"] == [WEAKER_BEATS]
+    cells = [scored("dp", 0.0) | defense, blind | changes]
+    mark(cells)
+    assert cells[0]["flags"] == []
 
 
 def test_flags_compare_like_with_like() -> None:

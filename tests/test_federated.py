@@ -156,6 +156,12 @@ def _overflowing() -> nn.Module:
     return _returning(lambda logits: (logits - logits.detach()) * 1e20 * 1e20)
 
 
+def _masked(value: float) -> nn.Module:
+    model = _conv()
+    model.register_buffer("mask", torch.full((2, 2), value).triu(1))
+    return model
+
+
 def _conv() -> nn.Module:
     return build(Conv)
 
@@ -193,6 +199,7 @@ REFUSALS = {
     ),
     "NaN weight": (lambda: _with_value(float("nan")), {}, X, Y, InputError, "'head.weight' .* NaN"),
     "infinite weight": (lambda: _with_value(float("inf")), {}, X, Y, InputError, "'head.weight'"),
+    "NaN buffer": (lambda: _masked(float("nan")), {}, X, Y, InputError, "buffer 'mask' .* NaN"),
     "float64 model": (lambda: build(Conv).double(), {}, X, Y, CapabilityError, "is torch.float64, not"),
     "no parameters": (nn.Identity, {}, X, Y, InputError, "Identity has no parameters"),
     "overflow": (_overflowing, {}, X, Y, CapabilityError, "gradient of parameter .* is not finite"),
@@ -209,6 +216,10 @@ def test_client_refusals(row: str) -> None:
     with pytest.raises(error, match=words):
         Client(made, **options).update(clips, labels, generator(0))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_causal_mask_is_no_refusal() -> None:
+    assert Client(_masked(float("-inf"))).update(X, Y, generator(0)).metadata["batch_size"] == 3
 
 
 def _update() -> Update:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vleak.backends import differentiable_rnn, exact_arithmetic
 from vleak.data import ClipSet
 from vleak.errors import CapabilityError, InputError
 from vleak.evaluation import Settings, evaluate
@@ -56,6 +58,14 @@ def plain():
 
 def by_classes(num_classes):
     return Net(num_classes)
+
+
+def by_both(classes, num_classes):
+    return Net(max(classes, num_classes))
+
+
+def by_short_name(classes):
+    return Net(classes)
 
 
 def by_size(size, frames=7, other="default"):
@@ -188,6 +198,8 @@ def test_factory_without_arguments(factories: str) -> None:
 
 def test_factory_gets_the_arguments_that_it_names(factories: str) -> None:
     assert build(f"{factories}:by_classes", classes=9).get_parameter("head.weight").shape == (9, 3)
+    assert build(f"{factories}:by_short_name", classes=9).get_parameter("head.weight").shape == (9, 3)
+    assert build(f"{factories}:by_both", classes=9).get_parameter("head.weight").shape == (9, 3)
     assert build(f"{factories}:by_size", size=32, frames=5).asked == (32, 5, "default")
     assert build(f"{factories}:Net").get_parameter("head.weight").shape == (6, 3)
 
@@ -366,6 +378,37 @@ def test_operators_without_a_second_derivative_are_named_with_the_remedy(
     refusal(CapabilityError, lambda: check_second_derivative(model, clip()), *words)
 
 
+def test_compiled_models_are_named_with_the_remedy() -> None:
+    message = "torch.compile with aot_autograd does not currently support double backward"
+    told = preflight._explain(message)
+    assert f"{message}; pass the model as it was before torch.compile" in told
+    assert "has no second derivative" not in told
+
+
+def test_recurrent_models_are_checked_without_cudnn() -> None:
+    class Asked(Answers):
+        """Its cuDNN layer would have no second derivative on a GPU; here it tells whether it could run."""
+
+        def __init__(self) -> None:
+            super().__init__(lambda logits: seen.append(torch.backends.cudnn.enabled) or logits)
+            self.unused = nn.GRU(1, 1)
+
+    seen: list[bool] = []
+    check_second_derivative(Asked(), clip())
+    assert seen == [False]
+    assert torch.backends.cudnn.enabled
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@models
+def test_models_on_a_gpu_pass_with_a_clip_anywhere(name: str) -> None:
+    model = build(name).cuda()
+    for place in ("cpu", "cuda"):
+        assert check_classifier(model, clip().to(place), 6) == 6
+        check_second_derivative(model, clip().to(place))
+
+
 class Checkpointed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=True)
@@ -472,6 +515,74 @@ def test_a_thread_that_ends_leaves_math_attention_to_one_that_runs() -> None:
     assert switches() == before
 
 
+def cuda_switches() -> tuple[bool, ...]:
+    cudnn = torch.backends.cudnn
+    return cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("held", [partial(differentiable_rnn, nn.GRU(1, 1)), exact_arithmetic])
+def test_a_switch_of_overlapping_threads_stays_set_and_is_put_back(held: Callable[[], Any]) -> None:
+    before = cuda_switches()
+    with held():
+        inside = cuda_switches()
+    assert inside != before
+    both_in, one_out = threading.Barrier(2, timeout=10), threading.Barrier(2, timeout=10)
+    seen: list[tuple[bool, ...]] = []
+
+    def leaves_first() -> None:
+        for _ in range(50):
+            with held():
+                both_in.wait()
+                seen.append(cuda_switches())
+            one_out.wait()
+
+    def leaves_last() -> None:
+        for _ in range(50):
+            with held():
+                both_in.wait()
+                one_out.wait()
+                seen.append(cuda_switches())
+
+    threads = [threading.Thread(target=work) for work in (leaves_first, leaves_last)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(seen) == 100
+    assert set(seen) == {inside}
+    assert cuda_switches() == before
+
+
+def test_switches_change_nothing_else() -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with differentiable_rnn(nn.Linear(1, 1)):
+        assert cudnn.enabled
+    with pytest.raises(KeyError), exact_arithmetic():
+        raise KeyError
+    cudnn.deterministic, matmul.allow_tf32 = True, True
+    try:
+        with differentiable_rnn(build("lrcn")):
+            assert cuda_switches() == (False, True, True, True)
+        with exact_arithmetic():
+            assert cuda_switches() == (True, True, False, False)
+        assert cuda_switches() == (True, True, True, True)
+    finally:
+        cudnn.deterministic, matmul.allow_tf32 = False, False
+
+
+def test_exact_arithmetic_puts_back_the_newer_switches_of_a_user() -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn.conv.fp32_precision, matmul.fp32_precision = "ieee", "tf32"
+    try:
+        with exact_arithmetic():
+            assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) != ("tf32", "tf32")
+            assert matmul.fp32_precision == "ieee"
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("ieee", "tf32")
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = True, False
+
+
 # ---- training
 
 
@@ -530,6 +641,22 @@ def test_training_runs_in_eval_mode_as_the_client_does() -> None:
     assert torch.equal(flat(model), flat(twin))
     assert not model.training
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_frozen_parameters_stay_while_the_others_learn() -> None:
+    model = build("c3d_tiny", classes=3)
+    model.features.requires_grad_(False)
+    features, head = flat(model.features), flat(model.head)
+    train(model, *easy(12), 3, generator(0))
+    assert torch.equal(flat(model.features), features)
+    assert not torch.equal(flat(model.head), head)
+    assert [p.requires_grad for p in model.parameters()] == [False] * 6 + [True] * 2
+
+
+def test_training_a_wholly_frozen_model_is_refused() -> None:
+    model = build("c3d_tiny", classes=3).requires_grad_(False)
+    refusal(InputError, lambda: train(model, *easy(12), 3, generator(0)), "frozen", "'untrained'")
+    train(model, *easy(12), 0, generator(0))
 
 
 def test_training_without_clips_or_with_nan_is_refused() -> None:

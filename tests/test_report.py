@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vleak.attacks import matching
 from vleak.errors import InputError
+from vleak.evaluation import flags
 from vleak.evaluation.summary import summarise
 from vleak.metrics import score_clip
 from vleak.report import read_array, write_report
@@ -253,7 +255,13 @@ def test_the_numbers_of_the_run_are_on_the_page(page: Page, run):
         "walk, fall",
     ):
         assert text in page.text
-    assert "Without defense 12 of 12 clips are recognisable" in page.text
+    assert "Without defense 12 of 12 clips are recognised" in page.text
+    for text in (
+        "That is absence of evidence",
+        "zero is a conservative line",
+        "not their labels, unless granted",
+    ):
+        assert text in page.text
     assert "still improving at the end" in page.text
     assert "4 cells" in page.text
     assert "Frames were cropped to a square." in page.text
@@ -267,8 +275,12 @@ def test_pictures_stand_side_by_side_and_move(page: Page):
     assert styles.count("--n:8;") == 12 * tiles * 2 + 3  # and three films at the top
     assert "prefers-reduced-motion" in page.source
     assert "steps(var(--n), jump-none)" in page.source
-    assert "identified" in page.text
-    assert "not identified" in page.text
+    assert "not recognised" in page.text
+    assert "recognisable" not in page.text
+    assert "identified" not in page.text
+    nulls = re.findall(r'<figure class="null[^"]*">.*?</figure>', page.source, flags=re.DOTALL)
+    assert len(nulls) == 12
+    assert not any("recognised" in tile or " hit" in tile for tile in nulls)
 
 
 def test_plots_take_the_colours_of_the_page(page: Page):
@@ -319,8 +331,8 @@ def test_one_clip_is_shown_without_an_interval(tmp_path):
     page = rendered(tmp_path / "run", fake_run(tmp_path / "run", clips=1, frames=1, size=8))
     assert "1 clip; an interval needs at least 8" in page.text or "needs at least 8" in page.text
     assert (
-        "identified"
-        not in page.text.replace("not identified", "").split("See for yourself")[1].split("Health")[0]
+        "recognised"
+        not in page.text.replace("is recognised in it", "").split("See for yourself")[1].split("Health")[0]
     )
 
 
@@ -354,6 +366,63 @@ def test_null_values_become_dashes(small):
     page = rendered(folder, results)
     assert "None" not in page.text
     assert "nan" not in page.text.lower().split("health of the attacks")[0]
+
+
+def test_defenses_that_share_a_label_have_a_picture_each(small):
+    folder, results = small
+    twins = []
+    for record in results["cells"]:
+        if record["defense"]["name"] == "dp":
+            record["defense"]["settings"] = {"bucket": 64}
+            twins.append({**record, "defense": {**record["defense"], "settings": {"bucket": 4096}}})
+            twins[-1]["scores"] = {**record["scores"], "psnr_gain_db": -33.3}
+    results["cells"] += twins
+    page = rendered(folder, results)
+    for label, gain in (("bucket=64", "−33.3"), ("bucket=4096", "−33.3")):
+        tiles = re.findall(rf"<b>dp σ=0.1, {label}</b>\s*<span>(\S+) dB", page.source)
+        assert len(tiles) == 2
+        assert all((tile == gain) == (label == "bucket=4096") for tile in tiles)
+        assert f"<td>dp σ=0.1, {label}</td>" in page.source  # the table of cells
+
+
+def test_a_stopped_run_says_so_first(small):
+    folder, results = small
+    page = rendered(folder, results | {"planned_cells": 56})
+    first = re.search(r'<ul class="headline">\s*<li class="(\w+)">([^<]*)<', page.source)
+    assert first.groups() == (
+        "unclear",
+        f"{len(results['cells'])} of 56 cells finished; rows may be missing.",
+    )
+    assert "rows may be missing" not in rendered(folder, results | {"planned_cells": 8}).text
+
+
+def test_one_clip_and_one_cell_are_singular(tmp_path):
+    results = fake_run(tmp_path / "run", clips=1, frames=2, size=8, defenses=DEFENSES[:1])
+    results["cells"] = results["cells"][-1:]
+    assert "1 private clip · 1 model · 1 cell " in rendered(tmp_path / "run", results).text
+
+
+def test_epsilon_is_printed_as_everywhere(small):
+    folder, results = small
+    for record in results["cells"]:
+        if record["defense"]["name"] == "dp":
+            record["defense"]["epsilon"] = 498_765.0
+    text = rendered(folder, results).text.replace("\u00a0", " ")
+    assert text.count("ε 5.0e5") == 2  # the headline and the table
+    assert "498" not in text
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [flags.NO_BETTER, flags.FAILS_UNDEFENDED, flags.BEATS_UNDEFENDED, flags.WEAKER_BEATS,
+     matching.NEAR_ZERO, matching.NOT_FALLING, matching.STILL_FALLING, matching.NOT_A_NUMBER],
+)  # fmt: skip
+def test_every_flag_has_its_meaning(small, flag):
+    folder, results = small
+    results["cells"][2]["flags"] = [flag]
+    text = rendered(folder, results).text
+    assert f"⚑ {flag} 1 cell" in text
+    assert "raised by the attack" not in text
 
 
 def test_an_empty_run_is_a_page(tmp_path):

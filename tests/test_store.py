@@ -270,6 +270,7 @@ def test_results_of_a_killed_run_come_from_its_journal(tmp_path: Path) -> None:
     filled(tmp_path, 2)
     found = read_results(tmp_path)
     assert (found["schema_version"], found["settings"]) == (1, HEADER["settings"])
+    assert found["planned_cells"] is None  # the journal does not know it
     assert [record["flags"] for record in found["cells"]] == [[NO_BETTER], [NO_BETTER]]
 
 
@@ -279,6 +280,7 @@ def test_the_journal_counts_where_a_resumed_run_was_killed(tmp_path: Path) -> No
         store.write_results(store.results(["c0", "c1"]))
         store.add(cell("c1"), PICTURE)
     assert names(tmp_path) == ["c0", "c1"]
+    assert read_results(tmp_path)["planned_cells"] == 2
 
 
 @pytest.mark.parametrize("path", ["missing", "file", "empty"])

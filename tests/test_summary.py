@@ -4,7 +4,16 @@ import pytest
 
 from vleak.errors import InputError
 from vleak.evaluation.statistics import binomial_interval
-from vleak.evaluation.summary import Row, describe_knowledge, headline, number, ratio, summarise
+from vleak.evaluation.summary import (
+    Row,
+    describe_knowledge,
+    epsilon_text,
+    headline,
+    number,
+    ratio,
+    row_key,
+    summarise,
+)
 
 GAINS = [8.0, 9.0, 10.0, 11.0, 12.0, 9.0, 10.0, 9.5, 10.5, 10.0, 9.0, 10.0]
 
@@ -129,10 +138,10 @@ def test_nan_and_null_scores_do_not_poison_the_means():
             6,
             "leaks",
         ),  # identification alone: pictures can be ugly and tell all
-        ([-5.0 + 0.1 * n for n in range(12)], 1, "nothing beyond the prior"),
-        ([0.0] * 12, 0, "nothing beyond the prior"),
+        ([-5.0 + 0.1 * n for n in range(12)], 1, "nothing found"),
+        ([0.0] * 12, 0, "nothing found"),
         ([-3.0, 4.0] * 6, 1, "unclear"),
-        ([-5.0] * 12, 3, "nothing beyond the prior"),  # 3 of 12 has its lower end at 5 %, below chance
+        ([-5.0] * 12, 3, "nothing found"),  # 3 of 12 has its lower end at 5 %, below chance
         ([-5.0] * 12, 4, "leaks"),  # 4 of 12: 10 %, above
         ([9.0] * 3, 0, "too few clips to say"),
         ([9.0] * 3, 3, "leaks"),  # three of three among twelve is beyond chance without any mean
@@ -152,7 +161,7 @@ def test_a_single_candidate_never_counts_as_recognition():
     cells = group([-5.0] * 12, 12)
     for record in cells:
         record["scores"]["candidates"] = 1
-    assert only(cells).verdict == "nothing beyond the prior"
+    assert only(cells).verdict == "nothing found"
 
 
 def test_null_attackers_are_baselines():
@@ -175,7 +184,7 @@ def test_a_null_attacker_that_only_the_scores_name_is_one():
 def test_a_measurement_above_the_certificate_is_loud():
     found = rows(group(GAINS, 12), group(GAINS, 12, defense=DP, certificate=BOUND))
     assert [row.bound_broken for row in found] == [False, True]
-    assert found[1].bound == 0.35
+    assert found[1].bound == pytest.approx(0.35)
     line = headline(found)[0]
     assert line.startswith("BOUND BROKEN: matching recognised 12 of 12 clips under dp σ=1")
     assert "at least 74 %, where the certificate allows 35 %" in line
@@ -193,11 +202,48 @@ def with_links(cells: list[dict[str, Any]], linked: int) -> list[dict[str, Any]]
     return cells
 
 
+def test_bounds_that_differ_by_clip_are_averaged_over_the_scored_clips():
+    cells = group(GAINS, 6, defense=DP)
+    for place, record in enumerate(cells):
+        record["certificate"] = {"kind": "identification", "bound": 0.2 if place < 6 else 0.6}
+    lost = cell(12, 0.0, False, defense=DP, status="failed: x", scores=None)
+    lost["certificate"] = {"kind": "identification", "bound": 1.0}
+    assert only(cells, [lost]).bound == pytest.approx(0.4)
+    assert only([lost]).bound == 1.0
+
+
 def test_what_is_not_rebuilt_may_still_be_linked():
     row = only(with_links(group([-5.0] * 12, 1, defense=DP), 12))
-    assert (row.linked, row.linkage.n, row.verdict) == (12, 12, "no picture, but linkable")
-    assert only(with_links(group([-5.0] * 12, 1, defense=DP), 1)).verdict == "nothing beyond the prior"
+    assert (row.linked, row.linkage.n, row.verdict) == (12, 12, "linkable, no picture")
+    assert only(with_links(group([-5.0] * 12, 1, defense=DP), 1)).verdict == "nothing found"
     assert only(with_links(group(GAINS, 12), 12)).verdict == "leaks"
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([0.4] * 6 + [-0.4] * 6, "linkable, no picture"),  # the interval ends at 0.27 dB
+        ([1.0] * 6 + [-1.0] * 6, "linkable, picture unclear"),  # at 0.66 dB
+        ([-5.0] * 7, "linkable, picture unclear"),  # too few clips for an interval
+    ],
+)
+def test_no_picture_is_said_only_where_nothing_found_would_be(gains: list[float], verdict: str):
+    linked = only(with_links(group(gains, 0, defense=DP), len(gains)))
+    assert linked.verdict == verdict
+    hidden = only(with_links(group(gains, 0, defense=DP), 0))
+    assert (hidden.verdict == "nothing found") == (verdict == "linkable, no picture")
+
+
+@pytest.mark.parametrize("gains", [[-5.0] * 12, [1.0] * 6 + [-1.0] * 6])
+def test_what_weakens_a_linkable_verdict_reaches_the_headline(gains: list[float]):
+    blind = with_links(group(gains, 0, defense=DP, adaptive=False), 12)
+    compared = rows(with_links(group([-5.0] * 12, 0), 12), blind)
+    expected = ("this attack fails even undefended", "the attack does not know the defense")
+    assert compared[1].caveats == expected
+    assert "; ".join(expected) in headline(compared)[1]
+    alone = "not run without defense, so its failure may be the attack's"
+    assert alone in headline(rows(blind))[0]
+    assert headline(rows(blind))[0].startswith("Linkable, ")
 
 
 def test_a_link_above_the_certificate_is_loud():
@@ -231,6 +277,46 @@ def test_order_is_nulls_then_undefended_then_as_run():
         ("second", "none", "matching"),
         ("second", "prune 90 %", "matching"),
     ]
+
+
+def sent(**settings: Any) -> dict[str, Any]:
+    return {"name": "compress", "label": "qsgd 4 bit", "settings": {"codec": "qsgd", "bits": 4} | settings}
+
+
+def test_defenses_that_share_a_label_stay_apart():
+    small, large = sent(bucket=64), sent(bucket=4096)
+    found = rows(
+        group(GAINS, 12),
+        group(GAINS, 12, defense=small),
+        group([-5.0] * 12, 0, defense=large),
+    )
+    assert [(row.defense, row.verdict) for row in found] == [
+        ("none", "leaks"),
+        ("qsgd 4 bit, bucket=64", "leaks"),
+        ("qsgd 4 bit, bucket=4096", "nothing found"),
+    ]
+    text = " ".join(headline(found))
+    assert "Still leaking: qsgd 4 bit, bucket=64 (" in text
+    assert "Nothing found: qsgd 4 bit, bucket=4096 (" in text
+    assert found[1].key == row_key(cell(0, 0.0, False, defense=small))
+
+
+def test_a_label_names_only_the_settings_that_differ():
+    strict = DP | {"settings": {"noise_multiplier": 1.0, "delta": 1e-9}}
+    usual = DP | {"settings": {"noise_multiplier": 1.0, "delta": 1e-5}}
+    found = rows(group(GAINS, 12, defense=strict), group(GAINS, 12, defense=usual))
+    assert [row.defense for row in found] == ["dp σ=1, delta=1e-9", "dp σ=1, delta=1e-5"]
+    assert [row.defense for row in rows(group(GAINS, 12, defense=usual))] == ["dp σ=1"]
+    other = rows(group(GAINS, 12, defense=usual | {"name": "mine"}), group(GAINS, 12, defense=usual))
+    assert [row.defense for row in other] == ["dp σ=1, defense=mine", "dp σ=1, defense=dp"]
+
+
+def test_defenses_of_one_label_in_different_models_stay_apart():
+    found = rows(
+        group(GAINS, 12, defense=sent(bucket=64)),
+        group([-5.0] * 12, 0, defense=sent(bucket=4096), model="second"),
+    )
+    assert [row.defense for row in found] == ["qsgd 4 bit, bucket=64", "qsgd 4 bit, bucket=4096"]
 
 
 def test_different_knowledge_is_never_averaged_together():
@@ -280,11 +366,51 @@ def test_headline_of_a_good_run():
         group([2.1] * 12, 3, defense={"name": "prune", "label": "prune 90 %"}, update={"bytes": 150}),
     )
     assert headline(found) == [
-        "Without defense 12 of 12 clips are recognisable (+9.8 dB over the prior).",
-        "Still leaking: prune 90 % (3 of 12 recognisable; +2.1 dB).",
-        "Nothing beyond the prior: dp σ=1 (ε 5; 1 of 12 recognisable; −5.0 dB; "
-        "the guarantee allows at most 35 % identification).",
+        "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior).",
+        "Still leaking: prune 90 % (3 of 12 recognised; +2.1 dB).",
+        "Nothing found: dp σ=1 (ε 5; 1 of 12 recognised (at most 38 %); −5.0 dB (at most −5.0 dB); "
+        "the guarantee allows at most 35 % recognised).",
         "Bytes sent, against no defense: prune 90 % ×0.15; the others as many.",
+    ]
+
+
+def test_where_nothing_was_found_the_upper_ends_are_given():
+    gains = [-1.0] * 6 + [0.0] * 6
+    found = rows(group(GAINS, 12), with_links(group(gains, 1, defense=DP), 3))
+    assert (
+        "1 of 12 recognised (at most 38 %), 3 linked (at most 57 %); −0.5 dB (at most −0.2 dB)"
+        in (headline(found)[1])
+    )
+    linked = rows(group(GAINS, 12), with_links(group(gains, 1, defense=DP), 12))
+    assert "1 of 12 recognised (at most 38 %), 12 linked; −0.5 dB" in headline(linked)[1]
+
+
+def test_a_negative_gain_is_said_to_be_below_the_prior():
+    (line,) = headline(rows(group([-2.0] * 12, 0)))
+    assert "0 of 12 clips are recognised (2.0 dB below the prior): nothing found, so" in line
+    (line,) = headline(rows(group([-0.01] * 12, 0)))
+    assert "(+0.0 dB over the prior)" in line
+
+
+@pytest.mark.parametrize(
+    ("planned", "first"),
+    [
+        ({"planned_cells": 56}, "12 of 56 cells finished; rows may be missing."),
+        ({"planned_cells": None}, "12 cells finished, the run did not; rows may be missing."),
+        ({"planned_cells": 12}, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
+        ({}, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
+    ],
+)
+def test_a_run_that_is_not_finished_says_so_first(planned: dict[str, Any], first: str):
+    results = {"schema_version": 1, "cells": group(GAINS, 12), **planned}
+    assert headline(summarise(results), results)[0] == first
+
+
+def test_an_unfinished_run_without_a_cell_says_both():
+    results = {"schema_version": 1, "cells": [], "planned_cells": 3}
+    assert headline([], results) == [
+        "0 of 3 cells finished; rows may be missing.",
+        "No attack was scored, so this run says nothing about leakage.",
     ]
 
 
@@ -296,9 +422,9 @@ def test_headline_judges_a_defense_by_its_worst_attack_and_names_it():
         group([9.0] * 12, 11, defense=DP, attack="strong"),
     )
     text = " ".join(headline(found))
-    assert "Without defense 12 of 12 clips are recognisable (+9.8 dB over the prior) by matching." in text
-    assert "Still leaking: dp σ=1 (ε 5; 11 of 12 recognisable by strong; +9.0 dB)" in text
-    assert "Nothing beyond the prior" not in text
+    assert "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior) by matching." in text
+    assert "Still leaking: dp σ=1 (ε 5; 11 of 12 recognised by strong; +9.0 dB)" in text
+    assert "Nothing found" not in text
 
 
 def test_headline_stays_short_with_many_defenses():
@@ -312,7 +438,7 @@ def test_headline_of_nothing():
     assert headline([]) == ["No attack was scored, so this run says nothing about leakage."]
     failed = rows([cell(0, 0.0, False, status="failed: x", scores=None)])
     assert "no attack gave a result" in headline(failed)[0]
-    assert "1 of 1 clips is recognisable" in headline(rows(group([9.0], 1)))[0]
+    assert "1 of 1 clip is recognised" in headline(rows(group([9.0], 1)))[0]
 
 
 # --- refusals and numbers ---------------------------------------------------------------------------------
@@ -352,6 +478,15 @@ def test_a_cell_without_its_place_is_refused_by_name(missing: str):
 )
 def test_numbers_for_people(value: float | None, text: str):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(4.876, "4.88"), (47.0, "47"), (999.4, "999"), (999.7, "1.0e3"), (1234.5, "1.2e3"), (5e5, "5.0e5"),
+     (2e12, "2.0e12"), (0.0, "0")],
+)  # fmt: skip
+def test_epsilon_for_people(value: float, text: str):
+    assert epsilon_text(value) == text
 
 
 def test_ratios_for_people():

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"errors", "seeds", "files"},
+    {"errors", "seeds", "files", "backends"},
     {"ops", "engine", "data", "models", "federated"},
     {"defenses", "attacks", "metrics", "certificates"},
     {"evaluation"},

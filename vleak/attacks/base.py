@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from vleak.errors import InputError
 from vleak.federated import Update
 
+#: What an attacker who is told of a defense has to know of it.
+_NEEDED = {"dp": ("noise_multiplier", "max_grad_norm"), "compress": ("codec",)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
@@ -27,7 +30,7 @@ class Knowledge:
         labels: (B,) int64 when granted, else None: the attack infers them.
         public_clips: (M, C, T, H, W) in [0, 1] of the same kind of scene, M may be 0; never a private clip.
         defense: name of the client's defense, or None when the attacker is not told.
-        defense_settings: its public settings.
+        defense_settings: its public settings, by name; of "dp" and "compress" an attack needs the strength.
     """
 
     clip_shape: tuple[int, int, int, int]
@@ -164,6 +167,7 @@ def _check(observation: Observation) -> None:
         raise InputError(
             f"knowledge: expected labels from 0 to {knowledge.classes - 1}, got {knowledge.labels.tolist()}"
         )
+    _check_told(observation)
     public = knowledge.public_clips
     if public is not None and tuple(public.shape[1:]) != tuple(knowledge.clip_shape):
         raise InputError(
@@ -173,3 +177,23 @@ def _check(observation: Observation) -> None:
     for name, tensor in observation.update.tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"update tensor {name!r} holds NaN or infinity; it cannot be attacked")
+
+
+def _check_told(observation: Observation) -> None:
+    """Refuse a batch size that is not the update's, and a defense without the settings that attacks read."""
+    knowledge = observation.knowledge
+    sent = observation.update.metadata.get("batch_size", knowledge.batch_size)
+    if sent != knowledge.batch_size:
+        raise InputError(
+            f"knowledge: batch_size is {knowledge.batch_size}, but the update tells of {sent}; give that one"
+        )
+    settings = knowledge.defense_settings
+    needed = _NEEDED.get(knowledge.defense or "", ())
+    if knowledge.defense == "compress" and settings.get("codec") == "qsgd":
+        needed = (*needed, "bits", "bucket")
+    missing = [name for name in needed if name not in settings]
+    if missing:
+        raise InputError(
+            f"knowledge: defense {knowledge.defense!r} needs defense_settings with {', '.join(missing)}; "
+            "give defense.settings(), or defense=None for an attacker who is not told"
+        )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from vleak.attacks.base import Observation
 
@@ -15,8 +20,9 @@ def infer_labels(observation: Observation) -> Tensor:
     batch. One clip: its class is the smallest entry, exactly (iDLG, arXiv 2001.02610). Several: the mean
     softmax is estimated on what the attacker holds and the counts follow (after LLG, arXiv 2105.09369).
 
-    Falls back to the row sums of the last weight where there is no bias, and to class 0 where no tensor
-    of the update has a row for every class.
+    The last layer is the linear one that the model called last with an output a class; where there is none,
+    the last tensor of the update with a row a class. Falls back to the row sums of its weight where it has
+    no bias, and to class 0 where no tensor of the update has a row for every class.
     """
     knowledge = observation.knowledge
     scores = _class_gradient(observation)
@@ -31,22 +37,58 @@ def infer_labels(observation: Observation) -> Tensor:
 
 
 def _class_gradient(observation: Observation) -> Tensor | None:
-    """Return one number a class from the last tensor of the update that has a row a class."""
-    model, knowledge = observation.model, observation.knowledge
-    with torch.no_grad():
-        device = next(model.parameters()).device
-        logits = model(torch.full((1, *knowledge.clip_shape), 0.5, device=device)).shape[1]
-    tensors = [t for t in observation.update.tensors.values() if t.ndim and t.shape[0] == logits]
-    if not tensors:
+    """Return one number a class from the last layer's gradient."""
+    knowledge = observation.knowledge
+    last = _last_layer(observation)
+    if last is None:
         return None
-    sums = tensors[-1].detach().cpu().reshape(logits, -1).sum(1)
-    if tensors[-1].ndim == 1 or (knowledge.batch_size == 1 and logits == 2):
+    logits = len(last)
+    sums = last.detach().cpu().reshape(logits, -1).sum(1)
+    if last.ndim == 1 or (knowledge.batch_size == 1 and logits == 2):
         return sums
     # The rows are what the bias would be, times features whose sum is unknown. Of a single clip its own class
     # has the longest row and is negative in the bias; in a batch some class is missing and so has no share.
     if knowledge.batch_size == 1:
         return -sums * sums[sums.abs().argmax()].sign()
     return sums / (sums / _mean_softmax(observation)).max().clamp(min=1e-12)
+
+
+def _last_layer(observation: Observation) -> Tensor | None:
+    """Return the gradient of the last layer's bias, or of its weight where it has no bias."""
+    model, tensors = observation.model, observation.update.tensors
+    device = next(model.parameters()).device
+    with torch.no_grad(), _LinearCalls() as calls:
+        logits = model(torch.full((1, *observation.knowledge.clip_shape), 0.5, device=device))
+    classes = logits.shape[1]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [(id(w), id(b), out is logits) for w, b, out in calls.seen if out.shape[-1] == classes]
+    # What is the output itself comes before what was called after it, such as an auxiliary head.
+    for weight, bias, _ in sorted(found, key=lambda call: call[2])[-1:]:
+        for part in (bias, weight):
+            if part in names:
+                return tensors[names[part]]
+    rows = [tensor for tensor in tensors.values() if tensor.ndim and tensor.shape[0] == classes]
+    return rows[-1] if rows else None
+
+
+class _LinearCalls(TorchFunctionMode):
+    """Notes (weight, bias, output) of linear layers as they are called, in this thread alone.
+
+    A hook on the modules would be seen by every other thread that runs the same model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor | None, Tensor]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is F.linear:
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            self.seen.append((given["weight"], given.get("bias"), out))
+        return out
 
 
 def _mean_softmax(observation: Observation) -> Tensor:

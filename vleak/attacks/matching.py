@@ -10,21 +10,19 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
 from vleak.engine.loop import Descent, Loop, Problem, State
 from vleak.errors import InputError, unknown_name
+from vleak.federated import LOSSES
 from vleak.models import math_attention
 
 NEAR_ZERO = "target gradient near zero"
 NOT_FALLING = "objective did not fall"
 STILL_FALLING = "still improving at the end"
 NOT_A_NUMBER = "objective became NaN"
-
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy}
 
 
 class Matching(Attack):
@@ -123,11 +121,11 @@ class Matching(Attack):
         model = observation.model
         device = next(model.parameters()).device
         loss = str(observation.update.metadata.get("loss", "cross_entropy"))
-        if loss not in _LOSSES:
-            raise unknown_name("loss", loss, _LOSSES)
+        if loss not in LOSSES:
+            raise unknown_name("loss", loss, LOSSES)
         problem = Problem(
             model=model,
-            loss=_LOSSES[loss],
+            loss=LOSSES[loss],
             labels=labels.to(device),
             target=observation.update.tensors,
             masks=channel.masks,

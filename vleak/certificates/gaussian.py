@@ -1,7 +1,8 @@
 """What Gaussian noise proves: epsilon of a release and a cap on identifying one clip among N.
 
 Throughout, ``noise_multiplier`` is the standard deviation of the noise divided by the clipping norm, and
-two batches are neighbours when one clip is added or removed: the sensitivity is then one clipping norm.
+two batches are neighbours when the contribution of one clip to the sum is replaced by zero ("zero out"): the
+sensitivity is then one clipping norm. The size of the batch is public, the same for both.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float, releases: int = 1) -
 def identification_bound(candidates: int, noise_multiplier: float, releases: int = 1) -> float:
     """Return the highest chance any attacker has to name the right clip among equally likely candidates.
 
-    ``Phi(Phi^-1(1/N) + sqrt(T)/s)``: each candidate's release is compared with the release without any of
-    them through the trade-off curve of the Gaussian mechanism (Dong, Roth and Su, JRSS-B 2022,
+    ``Phi(Phi^-1(1/N) + sqrt(T)/s)``: each candidate's release is compared with the release that has zero in
+    its place through the trade-off curve of the Gaussian mechanism (Dong, Roth and Su, JRSS-B 2022,
     arXiv 1905.02383), and the curve is concave, so the mean over candidates is at most its value at 1/N.
     An attacker who can exclude candidates beforehand (by a granted label, say) faces fewer: pass that number.
 
@@ -111,7 +112,8 @@ def training_epsilon(
 
     ``sample_rate`` 1 is exact (analytic). Below 1: Opacus' PRV accountant (Gopi et al., NeurIPS 2021,
     arXiv 2106.02848), its RDP accountant where PRV fails or would overflow; never the ``gdp`` one, which is
-    an approximation from below. Sampling cannot cost privacy, so the analytic figure also caps both.
+    an approximation from below. Sampling cannot cost privacy, so the analytic figure also caps both. The
+    gain of sampling is that of an attacker who cannot tell from a round's batch size who was in it.
 
     Args:
         noise_multiplier: noise standard deviation over clipping norm, at least 0; 0 gives infinity.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vleak import ops
+from vleak.backends import differentiable_rnn
 from vleak.errors import InputError
 
 ENGINES = ("native", "reference")
@@ -168,10 +169,7 @@ class Loop:
             ops.use_reference() if self.engine == "reference" else nullcontext()
         )
         stack.enter_context(kernels)
-        if any(isinstance(module, nn.RNNBase) for module in self.problem.model.modules()):
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=False)
-            )  # its RNNs have no second derivative
+        stack.enter_context(differentiable_rnn(self.problem.model))
         return stack
 
     def distance_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:

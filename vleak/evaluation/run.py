@@ -29,6 +29,7 @@ from vleak.attacks import (
     Reconstruction,
 )
 from vleak.attacks.linkage import link_rank, link_scores
+from vleak.backends import exact_arithmetic, math_attention
 from vleak.certificates.gaussian import identification_bound
 from vleak.data import ClipSet, load_clips
 from vleak.defenses import Defense, spell
@@ -45,7 +46,6 @@ from vleak.models import (
     build_model,
     check_classifier,
     check_second_derivative,
-    math_attention,
     train,
 )
 from vleak.seeds import derive_seed, generator
@@ -66,8 +66,8 @@ class Job:
 class Bench:
     """All that the cells of one run share. The truth lives here; an attack never gets this object.
 
-    ``honest`` holds the undefended update of every clip, ``nulls`` the answer of every null attacker,
-    ``prior`` the answer that is subtracted before correlating.
+    ``honest`` holds the undefended update of every clip and ``hypotheses`` that under every label, ``nulls``
+    the answer of every null attacker, ``prior`` the one that is subtracted before correlating.
     """
 
     settings: dict[str, Any]
@@ -76,7 +76,11 @@ class Bench:
     nulls: dict[str, Tensor]
     prior: Tensor
     honest: list[Update]
+    hypotheses: list[list[Update]]
 
+
+_LINK_BYTES = 2**31
+"""Updates under all labels are kept up to this size; beyond it linkage is not measured."""
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, cells finished, cells in all)."""
@@ -118,24 +122,33 @@ def evaluate(
         raise InputError(f"--workers {workers}: expected at least 1")
     stop = stop or threading.Event()
     tell = progress or (lambda what, done, total: None)
+    out = Path(out)
     check_folder(out, settings.resolved())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that no sum depends on the number of cores
     try:
-        tell("loading clips", 0, 0)
-        bench, header = _prepare(settings, tell)
-        jobs = _plan(settings, bench.data)
-        with math_attention(), Store(out, header) as store:
-            write_clips(out / "clips.npy", bench.data.clips)
-            try:
-                _run_jobs(jobs, bench, store, workers, tell, stop)
-            except BaseException:
-                with suppress(VleakError):  # why it ended is the news; the journal holds every cell
-                    _write_results(store, jobs)
-                raise
-            return _write_results(store, jobs)
+        with exact_arithmetic(), math_attention():
+            tell("loading clips", 0, 0)
+            bench, header = _prepare(settings, tell)
+            jobs = _plan(settings, bench.data)
+            with Store(out, header) as store:
+                write_clips(out / "clips.npy", bench.data.clips)
+                _run_and_write(jobs, bench, store, workers, tell, stop)
+                return _write_results(store, jobs)
     finally:
         torch.set_num_threads(threads)
+
+
+def _run_and_write(
+    jobs: list[Job], bench: Bench, store: Store, workers: int, tell: Progress, stop: threading.Event
+) -> None:
+    """Run the cells; where that ends early, leave results of those that are finished."""
+    try:
+        _run_jobs(jobs, bench, store, workers, tell, stop)
+    except BaseException:
+        with suppress(VleakError):  # why it ended is the news; the journal holds every cell
+            _write_results(store, jobs)
+        raise
 
 
 def _write_results(store: Store, jobs: list[Job]) -> dict[str, Any]:
@@ -153,17 +166,18 @@ def _prepare(settings: Settings, tell: Progress) -> tuple[Bench, dict[str, Any]]
     model = build_model(settings.model, frames=settings.frames, size=settings.size, classes=len(data.classes),
                         seed=settings.seed)  # fmt: skip
     check_classifier(model, data.clips[:1], len(data.classes))
-    check_second_derivative(model, data.clips[:1])
     steps = TRAINING_STATES[settings.training_state]
     train(model, data.public_clips, data.public_labels, steps, generator(settings.seed, "training"))
     check_classifier(model, data.clips[:1], len(data.classes))
     facts = _model_facts(settings, model, data, steps)
     model = model.to(settings.torch_device())
+    check_second_derivative(model, data.clips[:1])  # where it will run: a device may lack what the CPU has
     nulls = _null_answers(model, data, settings)
     prior = nulls.get("public_mean", nulls["grey"])
     tell("computing updates", 0, 0)
-    honest = _honest_updates(model, data, settings.seed)
-    return Bench(resolved, data, model, nulls, prior, honest), _header(resolved, data, facts)
+    honest = _honest_updates(model, data, data.labels, settings.seed)
+    hypotheses = _hypotheses(model, data, settings.seed)
+    return Bench(resolved, data, model, nulls, prior, honest, hypotheses), _header(resolved, data, facts)
 
 
 def _model_facts(settings: Settings, model: nn.Module, data: ClipSet, steps: int) -> dict[str, Any]:
@@ -266,7 +280,10 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> tuple[dict[str
         StoppedError: ``stop`` said so; an answer that was cut short is worth nothing.
     """
     settings, data = bench.settings, bench.data
-    seed = derive_seed(settings["seed"], job.id)
+    # The message belongs to clip and defense, the start to the clip: every attack meets the same message.
+    model_name = f"{settings['model']}.{settings['training_state']}"
+    seed = derive_seed(settings["seed"], model_name, spell(job.defense), data.names[job.clip])
+    start = generator(settings["seed"], model_name, data.names[job.clip], "attack")
     record = _blank(job, bench, seed)
     # functional_call swaps a module's tensors while it runs: a cell needs a module of its own.
     model = copy.deepcopy(bench.model)
@@ -274,33 +291,46 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> tuple[dict[str
     try:
         update = Client(model, defense=job.defense).update(clip, label, generator(seed, "client"))
         observation = Observation(model, update, _knowledge(job, bench, label))
-        answer = _attack(job, settings).reconstruct(observation, generator(seed, "attack"), stop=stop)
+        answer = _attack(job, settings).reconstruct(observation, start, stop=stop)
+        if stop():
+            raise StoppedError(f"stopped within {job.id}")
+        record |= _judge(job, bench, update, observation.knowledge, answer)
+    except StoppedError:
+        raise
     except VleakError as error:
         return {**record, "status": f"failed: {error}"}, None
     except Exception as error:  # noqa: BLE001  a stranger's model may raise anything; other cells go on
         first = str(error).strip().partition("\n")[0]
         return {**record, "status": f"failed: {type(error).__name__}: {first}"}, None
-    if stop():
-        raise StoppedError(f"stopped within {job.id}")
+    return record, answer.clips[0]
+
+
+def _judge(
+    job: Job, bench: Bench, update: Update, knowledge: Knowledge, answer: Reconstruction
+) -> dict[str, Any]:
+    """Return the part of a record that the truth is needed for."""
+    data = bench.data
     scores = score_clip(answer.clips[0], data.clips[job.clip], job.clip, data.clips, bench.nulls, bench.prior)
-    scores["label_correct"] = bool(answer.labels[0] == label[0])
-    scores |= _linkage(job, bench, update, observation.knowledge)
-    record |= {
+    scores["label_correct"] = bool(answer.labels[0] == data.labels[job.clip])
+    scores |= _linkage(job, bench, update, knowledge)
+    return {
         "attack": _attack_facts(job, answer),
         "scores": scores,
         "update": _compare(update, bench.honest[job.clip]),
         "flags": list(answer.flags),
         "status": "ok",
     }
-    return record, answer.clips[0]
 
 
 def _linkage(job: Job, bench: Bench, update: Update, knowledge: Knowledge) -> dict[str, Any]:
     """Ask the update itself which candidate it came from; a null attacker never saw it."""
-    if job.null:
+    if job.null or not bench.hypotheses:
         return {"linked": None, "link_rank": None}
-    rank = link_rank(link_scores(update, bench.honest, knowledge), job.clip)
-    return {"linked": rank == 1 and len(bench.honest) > 1, "link_rank": rank}
+    candidates = bench.hypotheses
+    if knowledge.labels is not None:
+        candidates = [[each[int(knowledge.labels[0])]] for each in candidates]
+    rank = link_rank(link_scores(update, candidates, knowledge), job.clip)
+    return {"linked": rank == 1 and len(candidates) > 1, "link_rank": rank}
 
 
 def _attack(job: Job, settings: dict[str, Any]) -> Attack:
@@ -325,8 +355,8 @@ def _knowledge(job: Job, bench: Bench, label: Tensor) -> Knowledge:
 
 def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
     """Return the part of a record that is known before the cell runs."""
-    settings, privacy, candidates = bench.settings, job.defense.privacy(), len(bench.data.clips)
-    bound = None if privacy is None else identification_bound(candidates, privacy.noise_multiplier)
+    settings, privacy = bench.settings, job.defense.privacy()
+    bound = None if privacy is None else identification_bound(_open(job, bench), privacy.noise_multiplier)
     return {
         "id": job.id,
         "pipeline": settings["pipeline"],
@@ -368,6 +398,13 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
     }
 
 
+def _open(job: Job, bench: Bench) -> int:
+    """Return how many candidates nothing but the update can exclude; a granted label may exclude some."""
+    labels = bench.data.labels
+    granted = bench.settings["labels"] == "granted"
+    return int((labels == labels[job.clip]).sum()) if granted else len(labels)
+
+
 def _attack_facts(job: Job, answer: Reconstruction) -> dict[str, Any]:
     return {
         "name": job.attack,
@@ -396,10 +433,19 @@ def _compare(update: Update, plain: Update) -> dict[str, Any]:
     }
 
 
-def _honest_updates(model: nn.Module, data: ClipSet, seed: int) -> list[Update]:
-    client = Client(model)
-    pairs = zip(data.clips, data.labels, strict=True)
+def _honest_updates(model: nn.Module, data: ClipSet, labels: Tensor, seed: int) -> list[Update]:
+    """Return the undefended update of every clip, under these labels (N,)."""
+    client, pairs = Client(model), zip(data.clips, labels, strict=True)
     return [client.update(clip[None], label[None], generator(seed, "honest")) for clip, label in pairs]
+
+
+def _hypotheses(model: nn.Module, data: ClipSet, seed: int) -> list[list[Update]]:
+    """Return for every candidate its update under every label; nothing where they would not fit in memory."""
+    size = 4 * sum(p.numel() for p in model.parameters()) * len(data.clips) * len(data.classes)
+    if size > _LINK_BYTES:
+        return []
+    every = [torch.full_like(data.labels, label) for label in range(len(data.classes))]
+    return [list(each) for each in zip(*(_honest_updates(model, data, y, seed) for y in every), strict=True)]
 
 
 def _clip_shape(data: ClipSet) -> tuple[int, int, int, int]:

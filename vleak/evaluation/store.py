@@ -183,6 +183,8 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> None:
 def read_results(folder: Path) -> dict[str, Any]:
     """Read the results of a run, finished, stopped or killed.
 
+    ``planned_cells`` is None where the run wrote no results.json: the journal does not say what was to come.
+
     Raises:
         InputError: there is no such folder, no run in it, or its files are damaged.
     """
@@ -198,7 +200,8 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no run, no {_RESULTS}; give the --out of `vleak evaluate`")
     cells = list(journal.values())
     mark(cells)
-    return {"schema_version": SCHEMA_VERSION, **_read_json(folder / _HEADER), "cells": cells}
+    header, planned = _read_json(folder / _HEADER), (results or {}).get("planned_cells")
+    return {"schema_version": SCHEMA_VERSION, **header, "planned_cells": planned, "cells": cells}
 
 
 def write_clips(path: Path, clips: Tensor) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from vleak.attacks import NULL_ATTACKS
 from vleak.errors import InputError
 from vleak.evaluation.statistics import Interval, binomial_interval, mean_interval
+from vleak.evaluation.store import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 NEGLIGIBLE_GAIN_DB = 0.5
 """A gain whose whole interval lies below this is called nothing: no eye sees half a decibel."""
+NOT_COMPARED = "not run without defense, so its failure may be the attack's"
+FAILS_EVEN_UNDEFENDED = "this attack fails even undefended"
+NOT_ADAPTIVE = "the attack does not know the defense"
 
 Verdict = Literal[
     "leaks",
-    "no picture, but linkable",
-    "nothing beyond the prior",
+    "linkable, no picture",
+    "linkable, picture unclear",
+    "nothing found",
     "unclear",
     "too few clips to say",
     "baseline",
@@ -25,16 +31,18 @@ Verdict = Literal[
 ]
 Cell = dict[str, Any]
 
-_NULL_ATTACKS = frozenset({"grey", "public_mean", "reference_still"})
 _SEVERITY: tuple[Verdict, ...] = (
     "leaks",
-    "no picture, but linkable",
+    "linkable, picture unclear",
+    "linkable, no picture",
     "unclear",
     "too few clips to say",
     "no result",
-    "nothing beyond the prior",
+    "nothing found",
     "baseline",
 )
+_QUIET: tuple[Verdict, ...] = ("nothing found", "linkable, no picture", "linkable, picture unclear")
+"""Verdicts that claim a defense hides something: the headline says what weakens them."""
 _NAMED = 6  # labels spelled out in one sentence before "and n more"
 
 
@@ -46,7 +54,8 @@ class Row:
         pipeline: "raw" or "feature".
         model: name of the model.
         training_state: "untrained", "early", "late".
-        defense: label such as "dp σ=0.1"; "none" without one.
+        defense: label such as "dp σ=0.1"; "none" without one. Where a run holds several defenses of one
+            label, with the settings that tell them apart: "qsgd 4 bit, bucket=64".
         attack: name of the attack.
         null: whether the attack never sees the update.
         adaptive: whether the attack knew the defense in every scored cell.
@@ -69,7 +78,7 @@ class Row:
         linkage: share of those with its exact interval.
         candidates: how many clips it had to be told from.
         chance: 1 / candidates, what an answer without any knowledge reaches.
-        bound: highest share that the certificate allows, None without a certificate.
+        bound: share that the certificates allow, a mean over the scored clips; None without a certificate.
         bound_broken: the interval of a measured share lies above the bound: certificate or code is wrong.
         labels_correct: clips whose label was right.
         labels: clips for which a label was guessed or granted.
@@ -79,6 +88,7 @@ class Row:
         seconds: mean time of the attack a clip.
         verdict: the row in plain words.
         caveats: what weakens the verdict.
+        key: what `row_key` gives for every cell of this row.
     """
 
     pipeline: str
@@ -117,10 +127,13 @@ class Row:
     seconds: float | None
     verdict: Verdict
     caveats: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
 
 
 def summarise(results: dict[str, Any]) -> list[Row]:
     """Return one row for each pipeline, model, training state, defense, attack and knowledge of a run.
+
+    Defenses are told apart by name and settings, not by their labels.
 
     Args:
         results: the content of ``results.json``, schema version 1. A clip that occurs twice in a group
@@ -139,23 +152,28 @@ def summarise(results: dict[str, Any]) -> list[Row]:
             f"results of schema version {results.get('schema_version')!r}; "
             f"this vleak reads version {SCHEMA_VERSION}, with a list of cells"
         )
-    nulls = null_attacks(cells)
-    groups: dict[tuple[str, ...], dict[str, Cell]] = {}
+    nulls, groups = null_attacks(cells), dict[tuple[str, ...], dict[str, Cell]]()
     for cell in cells:
         *key, clip = _key(cell)
         groups.setdefault(tuple(key), {})[clip] = cell
-    rows = [_row(list(group.values()), nulls) for group in _ordered(groups, nulls)]
+    labels = _labels(cells)
+    rows = [_row(list(group.values()), nulls, labels) for group in _ordered(groups, nulls)]
     return _with_caveats(_with_ratios(rows))
 
 
-def headline(rows: Sequence[Row]) -> list[str]:
+def headline(rows: Sequence[Row], results: dict[str, Any] | None = None) -> list[str]:
     """Return a few plain sentences that say what still leaks, what does not, and what each defense costs.
 
     Every defense is judged by the attack and model that got most out of it; they are named where they are not
     those of the first sentence.
+
+    Args:
+        rows: what `summarise` made of a run.
+        results: that run, for a first sentence where it is not finished.
     """
     worst = _worst_by_defense(row for row in rows if not row.null)
-    lines = [
+    lines = unfinished(results or {})
+    lines += [
         _broken_sentence(row) for row in _worst_by_defense(row for row in rows if row.bound_broken).values()
     ]
     usual = _where(worst["none"], rows) if "none" in worst else ""
@@ -170,19 +188,36 @@ def headline(rows: Sequence[Row]) -> list[str]:
             ]
             lines.append(f"{opening}: {_listed(described)}.")
     lines.extend(_cost_sentence(defended))
-    return lines or ["No attack was scored, so this run says nothing about leakage."]
+    return lines if worst else [*lines, "No attack was scored, so this run says nothing about leakage."]
+
+
+def unfinished(results: dict[str, Any]) -> list[str]:
+    """Return one sentence where a run was stopped before its end, none where it is whole.
+
+    Args:
+        results: content of results.json; ``planned_cells`` is None where only the journal is left, which
+            does not know it.
+    """
+    if "planned_cells" not in results:
+        return []
+    done, planned = len(results["cells"]), results["planned_cells"]
+    if planned is None:
+        return [f"{done} cell{plural(done)} finished, the run did not; rows may be missing."]
+    return [f"{done} of {planned} cells finished; rows may be missing."] if done < planned else []
 
 
 def null_attacks(cells: Iterable[Cell]) -> frozenset[str]:
     """Return the names of the attackers that never see the update: the known ones and all in the scores."""
     named = (name for cell in cells for name in (cell.get("scores") or {}).get("null") or {})
-    return _NULL_ATTACKS | frozenset(named)
+    return frozenset(NULL_ATTACKS) | frozenset(named)
 
 
-def row_key(cell: Cell) -> tuple[str, str, str, str, str, str]:
-    """Return what places a cell in its row: pipeline, model, training state, defense, attack, knowledge.
+def row_key(cell: Cell) -> tuple[str, ...]:
+    """Return what places a cell in its row.
 
-    Whether the attack was adaptive is not part of it: a cell that failed before its attack ran cannot know.
+    That is pipeline, model, training state, label of the defense, attack, knowledge, and the defense's name
+    and settings as JSON: a label leaves settings out, so two defenses may share one. Whether the attack was
+    adaptive is not part of it: a cell that failed before its attack ran cannot know.
     """
     attack = cell["attack"]
     return (
@@ -192,6 +227,7 @@ def row_key(cell: Cell) -> tuple[str, str, str, str, str, str]:
         str(cell["defense"]["label"]),
         str(attack["name"]),
         describe_knowledge(cell.get("knowledge") or {}),
+        json.dumps(_identity(cell), sort_keys=True),
     )
 
 
@@ -226,21 +262,43 @@ def _key(cell: Cell) -> tuple[str, ...]:
         raise InputError(f"cell {name!r} lacks {error}; expected schema version {SCHEMA_VERSION}") from error
 
 
+def _identity(cell: Cell) -> dict[str, Any]:
+    defense = cell["defense"]
+    return {"defense": defense.get("name"), **(defense.get("settings") or {})}
+
+
+def _labels(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    """Return labels that are one defense's alone, by label and identity as in `row_key`."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in cells:
+        key = row_key(cell)
+        found.setdefault(key[3], {})[key[6]] = _identity(cell)
+    labels = {}
+    for label, variants in found.items():
+        names = dict.fromkeys(name for settings in variants.values() for name in settings)
+        told = [n for n in names if len({json.dumps(v.get(n)) for v in variants.values()}) > 1]
+        for identity, settings in variants.items():
+            parts = [f"{n}={str(settings[n]).replace('e-0', 'e-')}" for n in told if n in settings]
+            labels[label, identity] = ", ".join([label, *parts])
+    return labels
+
+
 def _ordered(groups: dict[tuple[str, ...], dict[str, Cell]], nulls: frozenset[str]) -> list[dict[str, Cell]]:
     """Sort by first appearance, null attackers and the undefended first within a model."""
     models = {key[:3]: place for place, key in reversed(list(enumerate(groups)))}
-    labels = {key[3]: place for place, key in reversed(list(enumerate(groups)))}
+    defenses = {(key[3], key[6]): place for place, key in reversed(list(enumerate(groups)))}
 
     def place(key: tuple[str, ...]) -> tuple[int, bool, int]:
-        return models[key[:3]], key[4] not in nulls, -1 if key[3] == "none" else labels[key[3]]
+        return models[key[:3]], key[4] not in nulls, -1 if key[3] == "none" else defenses[key[3], key[6]]
 
     return [groups[key] for key in sorted(groups, key=place)]
 
 
-def _row(cells: list[Cell], nulls: frozenset[str]) -> Row:
+def _row(cells: list[Cell], nulls: frozenset[str], labels: dict[tuple[str, str], str]) -> Row:
     ok = [cell for cell in cells if cell.get("status") == "ok" and cell.get("scores")]
     failed = [cell for cell in cells if not (cell.get("status") == "ok" and cell.get("scores"))]
-    pipeline, model, state, label, attack, knowledge = row_key(cells[0])
+    key = row_key(cells[0])
+    pipeline, model, state, label, attack, knowledge, identity = key
     scores = [cell["scores"] for cell in ok]
     identified = sum(bool(score.get("identified")) for score in scores)
     identification = binomial_interval(identified, len(scores))
@@ -248,7 +306,7 @@ def _row(cells: list[Cell], nulls: frozenset[str]) -> Row:
     linkage = binomial_interval(sum(asked), len(asked))
     gain = mean_interval(_numbers(scores, "psnr_gain_db"))
     candidates = max((int(score["candidates"]) for score in scores if score.get("candidates")), default=None)
-    bound = max((b for b in map(_bound, cells) if b is not None), default=None)
+    bound = _mean([b for b in map(_bound, ok or failed) if b is not None])
     guesses = [score["label_correct"] for score in scores if score.get("label_correct") is not None]
     flagged = [cell for cell in ok if cell.get("flags")]
     privacy = cells[0]["defense"]
@@ -256,7 +314,7 @@ def _row(cells: list[Cell], nulls: frozenset[str]) -> Row:
         pipeline=pipeline,
         model=model,
         training_state=state,
-        defense=label,
+        defense=labels[label, identity],
         attack=attack,
         null=attack in nulls,
         adaptive=all(cell["attack"].get("adaptive") for cell in ok),
@@ -288,6 +346,7 @@ def _row(cells: list[Cell], nulls: frozenset[str]) -> Row:
         cosine=_mean(_numbers([cell.get("update") or {} for cell in ok], "cosine_to_undefended")),
         seconds=_mean(_numbers([cell["attack"] for cell in ok], "seconds")),
         verdict="baseline" if attack in nulls and ok else _verdict(gain, identification, linkage, candidates),
+        key=key,
     )
 
 
@@ -295,15 +354,24 @@ def _verdict(gain: Interval, identification: Interval, linkage: Interval, candid
     if identification.n == 0:
         return "no result"
     chance = 1 / candidates if candidates else 1.0
-    recognisable = identification.low is not None and identification.low > chance
-    if recognisable or (gain.low is not None and gain.low > 0):
+    if _above(identification, chance) or _above(gain, 0.0):
         return "leaks"
-    if linkage.low is not None and linkage.low > chance:
-        return "no picture, but linkable"
+    small = gain.high is not None and gain.high <= NEGLIGIBLE_GAIN_DB
+    no_picture = small and _reaches(identification, chance)
+    if _above(linkage, chance):
+        return "linkable, no picture" if no_picture else "linkable, picture unclear"
     if gain.high is None:
         return "too few clips to say"
-    at_chance = identification.high is not None and identification.high >= chance
-    return "nothing beyond the prior" if gain.high <= NEGLIGIBLE_GAIN_DB and at_chance else "unclear"
+    return "nothing found" if no_picture and _reaches(linkage, chance) else "unclear"
+
+
+def _above(interval: Interval, level: float) -> bool:
+    return interval.low is not None and interval.low > level
+
+
+def _reaches(interval: Interval, level: float) -> bool:
+    """Return whether a level may be reached: no upper end, as of what was never asked, rules nothing out."""
+    return interval.high is None or interval.high >= level
 
 
 def _with_ratios(rows: list[Row]) -> list[Row]:
@@ -322,13 +390,13 @@ def _with_caveats(rows: list[Row]) -> list[Row]:
 
     def caveats(row: Row) -> tuple[str, ...]:
         found = []
-        if row.defense != "none" and row.verdict not in ("leaks", "no picture, but linkable", "no result"):
+        if row.defense != "none" and row.verdict not in ("leaks", "no result"):
             if _setting(row) not in undefended:
-                found.append("not run without defense, so its failure may be the attack's")
+                found.append(NOT_COMPARED)
             elif _setting(row) not in working:
-                found.append("this attack fails even undefended")
+                found.append(FAILS_EVEN_UNDEFENDED)
             if not row.adaptive:
-                found.append("the attack does not know the defense")
+                found.append(NOT_ADAPTIVE)
         if row.flagged:
             found.append(f"{row.flagged} of {row.n} flagged")
         if row.failed:
@@ -344,11 +412,12 @@ def _setting(row: Row) -> tuple[str, ...]:
 
 _OPENINGS: dict[Verdict, str] = {
     "leaks": "Still leaking",
-    "no picture, but linkable": "No picture, but who holds the candidate clips can still tell which it was",
+    "linkable, picture unclear": "Linkable, picture unclear",
+    "linkable, no picture": "Linkable, no picture (who holds the candidate clips can tell which it was)",
     "unclear": "Unclear",
     "too few clips to say": "Too few clips to say",
     "no result": "No result, because every cell failed",
-    "nothing beyond the prior": "Nothing beyond the prior",
+    "nothing found": "Nothing found",
 }
 
 
@@ -373,8 +442,8 @@ def _worst_by_defense(rows: Iterable[Row]) -> dict[str, Row]:
 def _undefended_sentence(row: Row, where: str) -> str:
     if row.verdict == "no result":
         return "Without defense no attack gave a result, so nothing can be said of any defense."
-    verb = "is" if row.n == 1 else "are"
-    text = f"Without defense {row.identified} of {row.n} clips {verb} recognisable{_gain(row)}{where}"
+    clips = "clip is" if row.n == 1 else "clips are"
+    text = f"Without defense {row.identified} of {row.n} {clips} recognised{_gain(row)}{where}"
     if row.verdict == "leaks":
         return f"{text}."
     return f"{text}: {row.verdict}, so the attack's failure under a defense would prove nothing."
@@ -389,29 +458,56 @@ def _where(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _describe(row: Row, where: str) -> str:
-    parts = [f"ε {number(row.epsilon)}"] if row.epsilon is not None else []
+    parts = [f"ε {epsilon_text(row.epsilon)}"] if row.epsilon is not None else []
     if row.n:
-        parts.append(f"{row.identified} of {row.n} recognisable{where}")
-        if row.linkage.n:
-            parts.append(f"{row.linked} linkable")
+        parts.append(_counts(row, where))
         if row.psnr_gain_db.mean is not None:
-            parts.append(f"{row.psnr_gain_db.mean:+.1f} dB".replace("-", "−"))
+            parts.append(f"{_decibel(row.psnr_gain_db.mean)}{_at_most_decibel(row)}")
     if row.bound is not None:
         parts.append(_guarantee(row.bound))
-    if row.verdict == "nothing beyond the prior":
-        parts.extend(c for c in row.caveats if "undefended" in c or "know" in c or "defense" in c)
+    if row.verdict in _QUIET:
+        parts.extend(c for c in row.caveats if c in (NOT_COMPARED, FAILS_EVEN_UNDEFENDED, NOT_ADAPTIVE))
     return f"{row.defense} ({'; '.join(parts)})" if parts else row.defense
+
+
+def _counts(row: Row, where: str) -> str:
+    """Say how many were recognised and linked; what is not told from chance, with its upper end."""
+    chance = row.chance or 1.0
+    recognised = f"{row.identified} of {row.n} recognised{where}"
+    texts = [recognised + _at_most(row, row.identification, chance)]
+    if row.linkage.n:
+        texts.append(f"{row.linked} linked{_at_most(row, row.linkage, chance)}")
+    return ", ".join(texts)
+
+
+def _at_most(row: Row, share: Interval, chance: float) -> str:
+    if row.verdict not in _QUIET or share.high is None or _above(share, chance):
+        return ""
+    return f" (at most {percent(share.high)})"
+
+
+def _at_most_decibel(row: Row) -> str:
+    high = row.psnr_gain_db.high
+    return f" (at most {_decibel(high)})" if row.verdict in _QUIET and high is not None else ""
+
+
+def _decibel(gain: float) -> str:
+    return f"{round(gain, 1) + 0.0:+.1f} dB".replace("-", "−")  # + 0.0 makes 0 of -0
 
 
 def _guarantee(bound: float) -> str:
     if bound >= 0.995:
         return "the guarantee rules nothing out"
-    return f"the guarantee allows at most {percent(bound)} identification"
+    return f"the guarantee allows at most {percent(bound)} recognised"
 
 
 def _gain(row: Row) -> str:
     gain = row.psnr_gain_db.mean
-    return "" if gain is None else f" ({gain:+.1f} dB over the prior)".replace("-", "−")
+    if gain is None:
+        return ""
+    if round(gain, 1) < 0:
+        return f" ({-gain:.1f} dB below the prior)"
+    return f" ({_decibel(gain)} over the prior)"
 
 
 def _broken_sentence(row: Row) -> str:
@@ -419,7 +515,7 @@ def _broken_sentence(row: Row) -> str:
     interval = row.linkage if linked else row.identification
     what = f"linked {row.linked}" if linked else f"recognised {row.identified}"
     return (
-        f"BOUND BROKEN: {row.attack} {what} of {row.n} clips under {row.defense} on "
+        f"BOUND BROKEN: {row.attack} {what} of {row.n} clip{plural(row.n)} under {row.defense} on "
         f"{row.model} ({row.training_state}), at least {percent(interval.low or 0.0)}, where the certificate "
         f"allows {percent(row.bound or 0.0)}; the certificate or the defense's code is wrong."
     )
@@ -439,6 +535,19 @@ def _cost_sentence(rows: list[Row]) -> list[str]:
 def _listed(items: list[str]) -> str:
     more = len(items) - _NAMED
     return "; ".join(items[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def plural(count: object) -> str:
+    """Return what makes a noun agree with a count: "" for 1, "s" for all else."""
+    return "" if count == 1 else "s"
+
+
+def epsilon_text(value: float) -> str:
+    """Return a privacy loss for people: three digits below a thousand, above as ``"5.0e5"``."""
+    if float(f"{value:.3g}") < 1000:
+        return number(value)
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def percent(share: float) -> str:

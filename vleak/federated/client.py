@@ -97,11 +97,13 @@ class Client:
         for name, tensor in parameters.items():
             if tensor.dtype != torch.float32:
                 raise CapabilityError(f"parameter {name!r} is {tensor.dtype}, not float32; use model.float()")
-        for name, held in [*parameters.items(), *self.model.named_buffers()]:
-            if not torch.isfinite(held).all():
+            if not torch.isfinite(tensor).all():
                 raise InputError(
-                    f"parameter or buffer {name!r} of the model holds NaN or infinity; train or load it again"
+                    f"parameter {name!r} of the model holds NaN or infinity; train or load it again"
                 )
+        for name, buffer in self.model.named_buffers():
+            if torch.isnan(buffer).any():  # infinity is what a causal mask is made of
+                raise InputError(f"buffer {name!r} of the model holds NaN; train or load it again")
 
     def _logits(self, clips: Tensor) -> Tensor:
         """Run the model once and refuse what is not a finite (clip, class) table; returns (N, classes)."""

@@ -34,7 +34,8 @@ class Privacy:
         delta: failure probability of both epsilons.
         noise_multiplier: noise standard deviation over clipping norm.
         unit: what is protected, such as "one clip".
-        adjacency: how neighbouring batches differ, such as "add or remove".
+        adjacency: how neighbouring batches differ, such as "zero out": one clip's contribution to the sum is
+            replaced by zero, and the size of the batch is public.
         rounds: releases of the training run that ``training_epsilon`` is about.
         sample_rate: chance of a clip to be in a round's batch.
         training_epsilon: epsilon of the whole run, under sampling.

@@ -7,13 +7,13 @@ also one that is frozen (``requires_grad=False``) or unused (its gradient is zer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from vleak.backends import differentiable_rnn, recurrent
 from vleak.errors import CapabilityError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -38,7 +38,7 @@ def mean_gradient(model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -
     parameters, buffers = _state(model)
     for tensor in parameters.values():
         tensor.requires_grad_()
-    with torch.enable_grad(), _rnn_backward(model):
+    with torch.enable_grad(), differentiable_rnn(model):
         logits = functional_call(model, {**parameters, **buffers}, (clips,))
         value = loss(logits, labels)
         if not value.requires_grad:
@@ -74,7 +74,7 @@ def per_clip_gradients(model: nn.Module, loss: Loss, clips: Tensor, labels: Tens
         logits = functional_call(model, {**weights, **buffers}, (clip[None],))
         return loss(logits, label[None])
 
-    if not _recurrent(model):
+    if not recurrent(model):  # vmap has no rule for RNNs
         try:
             with torch.enable_grad():
                 gradients = vmap(grad(value), in_dims=(None, 0, 0))(parameters, clips, labels)
@@ -89,15 +89,3 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return detached parameters (own tensors, shared memory) and copies of the buffers."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     return parameters, {name: b.detach().clone() for name, b in model.named_buffers()}
-
-
-def _recurrent(model: nn.Module) -> bool:
-    """Tell whether there is an RNN: vmap has no rule for them, cuDNN no backward in eval mode."""
-    return any(isinstance(module, nn.RNNBase) for module in model.modules())
-
-
-@contextmanager
-def _rnn_backward(model: nn.Module) -> Iterator[None]:
-    """Switch cuDNN off for recurrent models, whose backward it refuses in eval mode."""
-    with torch.backends.cudnn.flags(enabled=False) if _recurrent(model) else nullcontext():
-        yield

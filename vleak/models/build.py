@@ -30,7 +30,8 @@ def build_model(name: str, *, frames: int, size: int, classes: int, seed: int) -
 
     Args:
         name: a key of ``MODELS``, or ``package.module:factory``. A factory is called without
-            arguments, or with those of ``frames``, ``size`` and ``num_classes`` that it names.
+            arguments, or with those of ``frames``, ``size``, ``num_classes`` and ``classes`` (the same
+            number) that it names.
         frames: T of the clips (N, 3, T, size, size) that it will see.
         size: height and width of the clips.
         classes: number of logits.
@@ -45,7 +46,7 @@ def build_model(name: str, *, frames: int, size: int, classes: int, seed: int) -
         model = model.to_empty(device="cpu")
         initialise(model, generator(seed, "weights", name))
     elif ":" in name:
-        arguments = {"frames": frames, "size": size, "num_classes": classes}
+        arguments = {"frames": frames, "size": size, "num_classes": classes, "classes": classes}
         model = _call_factory(name, _import_factory(name), arguments, derive_seed(seed, "weights", name))
     else:
         raise unknown_name("model", name, MODELS, also="package.module:factory")

@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vleak.backends import differentiable_rnn, math_attention
 from vleak.errors import CapabilityError, InputError
 
 _REMEDIES = {
     "scaled_dot_product": "run attention on its math backend (vleak does, unless the model forces another)",
     "hardsigmoid": "replace nn.Hardsigmoid by relu6(x + 3) / 6",
     "hardswish": "replace nn.Hardswish by x * relu6(x + 3) / 6",
-    "rnn": "run recurrent layers with torch.backends.cudnn.flags(enabled=False)",
-    "compiled": "pass the model as it was before torch.compile",
+    "aot_autograd": "pass the model as it was before torch.compile",
     "checkpoint": "use torch.utils.checkpoint with use_reentrant=False",
 }
-
-_lock = threading.Lock()
-_holders = 0
-_saved = sdpa_kernel(SDPBackend.MATH)
-
-
-@contextmanager
-def math_attention() -> Iterator[None]:
-    """Keep scaled-dot-product attention on the math backend, the only one with a second derivative.
-
-    PyTorch's switch is one for the whole process. Holders are counted, so that a thread that ends does
-    not switch it back under one that still runs.
-    """
-    global _holders, _saved
-    with _lock:
-        if _holders == 0:
-            _saved = sdpa_kernel(SDPBackend.MATH)
-            _saved.__enter__()
-        _holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _holders -= 1
-            if _holders == 0:
-                _saved.__exit__(None, None, None)
 
 
 def check_classifier(model: nn.Module, clip: Tensor, classes: int) -> int:
@@ -56,7 +26,7 @@ def check_classifier(model: nn.Module, clip: Tensor, classes: int) -> int:
 
     Args:
         model: what `build_model` returned.
-        clip: one clip (1, C, T, H, W) in [0, 1] that the model will have to take.
+        clip: one clip (1, C, T, H, W) in [0, 1] that the model will have to take; moved to its device.
         classes: number of classes in the data.
 
     Raises:
@@ -72,9 +42,9 @@ def check_classifier(model: nn.Module, clip: Tensor, classes: int) -> int:
             raise InputError(f"weight {name!r} of the model holds NaN or infinity; load other weights")
     try:
         with torch.no_grad():
-            logits = model(clip)
+            logits = model(clip.to(next(model.parameters()).device))
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = _first_line(str(error)) or type(error).__name__
         raise InputError(
             f"the model does not take a clip of shape {tuple(clip.shape)} (clip, channel, frame, "
             f"height, width): {first}; choose --frames and --size that fit it"
@@ -100,18 +70,18 @@ def check_second_derivative(model: nn.Module, clip: Tensor) -> None:
 
     Args:
         model: a classifier that passed `check_classifier`.
-        clip: one clip (1, C, T, H, W) in [0, 1].
+        clip: one clip (1, C, T, H, W) in [0, 1]; moved to the model's device.
 
     Raises:
         CapabilityError: an operator of the model cannot be differentiated twice (the message names it and
             the remedy), or the clip has no influence on the gradient.
     """
-    x = clip.detach().clone().requires_grad_()
+    x = clip.detach().to(next(model.parameters()).device, copy=True).requires_grad_()
     try:
-        with math_attention(), torch.enable_grad():
+        with math_attention(), differentiable_rnn(model), torch.enable_grad():
             influence = _influence(model, x)
     except (RuntimeError, NotImplementedError) as error:
-        raise CapabilityError(_explain(str(error))) from error
+        raise CapabilityError(_explain(str(error) or type(error).__name__)) from error
     if not torch.isfinite(influence).all() or not influence.any():
         raise CapabilityError(
             "the clip has no finite influence on the model's gradient; is it detached inside the model?"
@@ -137,9 +107,13 @@ def _influence(model: nn.Module, x: Tensor) -> Tensor:
 
 def _explain(message: str) -> str:
     found = re.search(r"derivative for (\S+) is not implemented", message)
-    operator = found.group(1) if found else message.splitlines()[0]
+    why = f"{found.group(1)} has no second derivative" if found else _first_line(message)
     remedy = next(
         (text for key, text in _REMEDIES.items() if key in message.lower()),
         "replace that layer by one built from ordinary operators",
     )
-    return f"the model cannot be attacked by gradient matching: {operator} has no second derivative; {remedy}"
+    return f"the model cannot be attacked by gradient matching: {why}; {remedy}"
+
+
+def _first_line(message: str) -> str:
+    return message.strip().partition("\n")[0]

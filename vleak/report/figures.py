@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vleak.evaluation.statistics import Interval
-from vleak.evaluation.summary import Row, number, ratio
+from vleak.evaluation.summary import Row, epsilon_text, ratio
 
 MAX_SERIES = 6
 MAX_LABELS = 18
@@ -203,7 +203,7 @@ def _epsilon_axis(axes: Axes, values: list[float]) -> None:
     axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
     wide = max(values) / min(values) > 30
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: epsilon_text(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("ε of one update  (left: more private)")
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vleak.errors import InputError
-from vleak.evaluation.summary import Cell, Row, failure, finite, leak_order, null_attacks, row_key
+from vleak.evaluation.summary import (
+    Cell,
+    Row,
+    failure,
+    finite,
+    leak_order,
+    null_attacks,
+    plural,
+    row_key,
+)
 from vleak.report.media import Strip, film_strip, read_array
 
 MAX_CLIPS = 12
@@ -28,7 +37,7 @@ class Tile:
         missing: why it cannot be shown.
         gain_db: gain over the best null attacker, None where it means nothing.
         psnr_db: PSNR of this very answer.
-        identified: whether the right clip was picked out, None where it means nothing.
+        recognised: whether the right clip was picked out, None where it means nothing.
         flags: the attack's health flags on this clip.
     """
 
@@ -38,7 +47,7 @@ class Tile:
     missing: str = ""
     gain_db: float | None = None
     psnr_db: float | None = None
-    identified: bool | None = None
+    recognised: bool | None = None
     flags: tuple[str, ...] = ()
 
 
@@ -128,7 +137,7 @@ class _Shelf:
             missing,
             gain_db=finite(scores.get("psnr_gain_db")) if role == "attack" else None,
             psnr_db=finite(scores.get("psnr_db")),
-            identified=bool(scores.get("identified")) if (scores.get("candidates") or 0) > 1 else None,
+            recognised=_recognised(scores) if role == "attack" else None,
             flags=tuple(map(str, cell.get("flags") or ())),
         )
 
@@ -160,7 +169,7 @@ def _gallery(shelf: _Shelf, chosen: list[Row], rows: Sequence[Row], limit: int) 
 
 
 def _scene(shelf: _Shelf, columns: list[Row], clip: str, index: object) -> Scene:
-    cells = [shelf.cells.get((*_place(row), clip)) for row in columns]
+    cells = [shelf.cells.get((*row.key, clip)) for row in columns]
     nulls = [cell["scores"].get("best_null") for cell in cells if cell and cell.get("scores")]
     tiles = [shelf.truth(index)]
     if nulls:
@@ -170,18 +179,11 @@ def _scene(shelf: _Shelf, columns: list[Row], clip: str, index: object) -> Scene
     return Scene(clip, tuple(tiles))
 
 
-def _place(row: Row) -> tuple[str, str, str, str, str, str]:
-    return (
-        row.pipeline,
-        row.model,
-        row.training_state,
-        row.defense,
-        row.attack,
-        row.knowledge,
-    )
+def _recognised(scores: dict[str, Any]) -> bool | None:
+    return bool(scores.get("identified")) if (scores.get("candidates") or 0) > 1 else None
 
 
 def _note(scenes: int, clips: int, columns: int, labels: int) -> str:
-    parts = [f"the first {scenes} of {clips} clips"] if scenes < clips else []
+    parts = [f"the first {scenes} of {clips} clip{plural(clips)}"] if scenes < clips else []
     parts += [f"the first {columns} of {labels} defenses"] if columns < labels else []
     return f"Shown: {' and '.join(parts)}, in the order of the run." if parts else ""

@@ -12,17 +12,22 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from vleak.attacks import matching
+from vleak.evaluation import flags as health
 from vleak.evaluation.statistics import Interval
 from vleak.evaluation.store import read_results
 from vleak.evaluation.summary import (
     Cell,
     Row,
+    epsilon_text,
     failure,
     finite,
     headline,
     number,
     percent,
+    plural,
     ratio,
+    row_key,
     summarise,
 )
 from vleak.files import write_atomic
@@ -33,28 +38,29 @@ MAX_CELLS = 1500
 _NO_BREAK = "\u00a0"
 
 _FLAGS: dict[str, str] = {
-    "target gradient near zero": "the update carried almost nothing; failing here is not the defense's merit",
-    "objective did not fall": "the attack never got going; try more restarts or another step size",
-    "no better than the prior": "the answer scores no better than one made without the update",
-    "fails even undefended": "the attack does not work here at all, so it cannot judge a defense",
-    "weaker attack beats stronger": "the strong attack is badly tuned here; believe the higher figure",
-    "still improving at the end": "more iterations would leak more; the figure is a lower bound",
-    "leaks more than undefended": "the attack is uneven from cell to cell; run more restarts",
-    "objective became nan": "numbers ran out of range; the answer is of the last sound step",
+    matching.NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
+    matching.NOT_FALLING: "the attack never got going; try more restarts or another step size",
+    health.NO_BETTER: "the answer scores no better than one made without the update",
+    health.FAILS_UNDEFENDED: "the attack does not work here at all, so it cannot judge a defense",
+    health.WEAKER_BEATS: "the strong attack is badly tuned here; believe the higher figure",
+    matching.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
+    health.BEATS_UNDEFENDED: "the attack is uneven from cell to cell; run more restarts",
+    matching.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",
 }
 _TONES = (
     ("bound broken", "loud"),
     ("still leaking", "leaks"),
-    ("no picture", "unclear"),
-    ("nothing beyond", "safe"),
+    ("linkable", "unclear"),
+    ("nothing found", "safe"),
     ("without defense", "plain"),
     ("cost", "cost"),
     ("bytes", "cost"),
 )
 _VERDICT_TONES = {
     "leaks": "leaks",
-    "no picture, but linkable": "unclear",
-    "nothing beyond the prior": "safe",
+    "linkable, no picture": "unclear",
+    "linkable, picture unclear": "unclear",
+    "nothing found": "safe",
     "unclear": "unclear",
 }
 
@@ -106,9 +112,10 @@ def render(run_dir: Path, results: dict[str, Any]) -> str:
         models=results.get("models") or [],
         settings=results.get("settings") or {},
         environment=results.get("environment") or {},
-        headline=[(_with_units(line), _tone(line)) for line in headline(rows)],
+        headline=[(_with_units(line), _tone(line)) for line in headline(rows, results)],
         blocks=_blocks(rows),
         rows=rows,
+        label={row.key: row.defense for row in rows},
         span=_span(rows),
         chances={row.chance for row in rows if row.chance},
         grants={row.knowledge for row in rows},
@@ -134,6 +141,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "number": lambda value: number(finite(value)),
+        "epsilon": epsilon_text,
         "fixed": _fixed,
         "signed": _signed,
         "percent": _percent,
@@ -141,6 +149,8 @@ def _environment() -> Environment:
         "bytes": _bytes,
         "tone": lambda verdict: _VERDICT_TONES.get(verdict, "plain"),
         "plain": _plain,
+        "plural": plural,
+        "row_key": row_key,
         "failure": failure,
         "place": _place,
         "markup": Markup,
@@ -197,9 +207,7 @@ def _flag_counts(cells: Sequence[Cell]) -> list[tuple[str, int, str]]:
 
 
 def _meaning(flag: str) -> str:
-    return next(
-        (text for start, text in _FLAGS.items() if flag.lower().startswith(start)), "raised by the attack"
-    )
+    return next((text for start, text in _FLAGS.items() if flag.startswith(start)), "raised by the attack")
 
 
 def _failure_counts(cells: Sequence[Cell]) -> list[tuple[str, int]]:
