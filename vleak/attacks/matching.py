@@ -34,6 +34,7 @@ class Matching(Attack):
     """
 
     name: ClassVar[str] = "matching"
+    told: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Matching(Attack):
         observation = replace(observation, model=_in_mode(observation.model, mode))
         knowledge = observation.knowledge
         labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
-        channel = observe_channel(observation.update, knowledge)
+        channel = observe_channel(observation.update, knowledge) if self.told else Channel()
         if not any(bool(t.any()) for t in observation.update.tensors.values()):
             clips = _centre(knowledge).expand(knowledge.batch_shape).clone()
             return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
@@ -152,16 +153,7 @@ class MatchingBlind(Matching):
     """The same attack by an attacker who is not told of the defense: what a weak attack would report."""
 
     name: ClassVar[str] = "matching_blind"
-
-    def _reconstruct(
-        self,
-        observation: Observation,
-        generator: torch.Generator,
-        progress: Callable[[int], None] | None,
-        stop: Callable[[], bool] | None,
-    ) -> Reconstruction:
-        untold = replace(observation.knowledge, defense=None, defense_settings={})
-        return super()._reconstruct(replace(observation, knowledge=untold), generator, progress, stop)
+    told: ClassVar[bool] = False
 
 
 def health(state: State) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from vleak.errors import InputError, VleakError
 from vleak.evaluation.flags import mark
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.store import Store, check_folder, write_clips
-from vleak.federated import Client, Update
+from vleak.federated import Client, Privacy, Update
 from vleak.metrics import score_clip
 from vleak.models import (
     TRAINING_STATES,
@@ -362,16 +362,7 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
         "pipeline": settings["pipeline"],
         "model": settings["model"],
         "training_state": settings["training_state"],
-        "defense": {
-            "name": job.defense.name,
-            "label": job.defense.label,
-            "settings": job.defense.settings(),
-            "epsilon": None if privacy is None else _finite(privacy.epsilon),
-            "delta": None if privacy is None else privacy.delta,
-            "unit": None if privacy is None else privacy.unit,
-            "adjacency": None if privacy is None else privacy.adjacency,
-            "training_epsilon": None if privacy is None else _finite(privacy.training_epsilon),
-        },
+        "defense": _defense_facts(job.defense, privacy),
         "attack": {
             "name": job.attack,
             "adaptive": False,
@@ -395,6 +386,20 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
         "update": None,
         "flags": [],
         "status": "",
+    }
+
+
+def _defense_facts(defense: Defense, privacy: Privacy | None) -> dict[str, Any]:
+    facts = {"name": defense.name, "label": defense.label, "settings": defense.settings()}
+    if privacy is None:
+        names = ("epsilon", "delta", "unit", "adjacency", "training_epsilon")
+        return facts | dict.fromkeys(names)
+    return facts | {
+        "epsilon": _finite(privacy.epsilon),
+        "delta": privacy.delta,
+        "unit": privacy.unit,
+        "adjacency": privacy.adjacency,
+        "training_epsilon": _finite(privacy.training_epsilon),
     }
 
 
