@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from vleak.cli import stopping
@@ -33,7 +32,9 @@ def run(arguments: list[str]) -> int:
         return _stopped()
     except OSError as error:
         # The reader of our output went away, or its disk is full; the exit must not complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from vleak.cli import output
+
+        output.close_stdout()
         if not isinstance(error, BrokenPipeError):
             print(f"vleak: cannot write to stdout: {error.strerror}; send it elsewhere", file=sys.stderr)
         return 2

@@ -48,7 +48,8 @@ def link_scores(update: Update, candidates: Sequence[Sequence[Update]], knowledg
             )
     sent = _flat(update, names)
     score = _SCORES.get(knowledge.defense or "", _cosine)
-    flat = [[_flat(hypothesis, names) for hypothesis in hypotheses] for hypotheses in candidates]
+    # One candidate at a time: in float64 all of them would take twice the memory of the updates.
+    flat = ([_flat(hypothesis, names) for hypothesis in hypotheses] for hypotheses in candidates)
     return torch.stack([score(sent, hypotheses, knowledge.defense_settings) for hypotheses in flat])
 
 

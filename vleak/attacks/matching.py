@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
+from vleak.backends import math_attention
 from vleak.engine.loop import Descent, Loop, Problem, State
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
-from vleak.models import math_attention
 
 NEAR_ZERO = "target gradient near zero"
 NOT_FALLING = "objective did not fall"

@@ -174,10 +174,15 @@ class Loop:
 
     def distance_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return D(dL/dw(x), target), a scalar, and its derivative by x, shaped (B, C, T, H, W)."""
+        with self._contexts():
+            return self._distance_and_gradient(x)
+
+    def _distance_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # Without the contexts: `run` holds them once for all its iterations.
         x = x.detach().requires_grad_()
         problem, parameters = self.problem, self._parameters
         buffers = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
-        with self._contexts(), torch.enable_grad():
+        with torch.enable_grad():
             value = problem.loss(
                 functional_call(problem.model, {**parameters, **buffers}, (x,)), problem.labels
             )
@@ -192,7 +197,7 @@ class Loop:
 
     def _step(self, done: int) -> None:
         descent, state = self.descent, self.state
-        distance, gradient = self.distance_and_gradient(state.x)
+        distance, gradient = self._distance_and_gradient(state.x)
         moved, objective = ops.descend(
             state.x.flatten(0, 1)[None],
             gradient.flatten(0, 1)[None],

@@ -226,8 +226,7 @@ def _header(resolved: dict[str, Any], data: ClipSet, model: dict[str, Any]) -> d
 def _plan(settings: Settings, data: ClipSet) -> list[Job]:
     """List the cells: null attackers, then every defense and attack; a clip after the other within each."""
     where = f"{settings.model}.{settings.training_state}"
-    nulls = [name for name in NULL_ATTACKS if name != "public_mean" or len(data.public_clips)]
-    rows = [(Defense(), name, True) for name in nulls]
+    rows = [(Defense(), name, True) for name in _null_names(data)]
     rows += [(defense, name, False) for defense in settings.strengths() for name in settings.attacks]
     return [
         Job(f"{where}/{spell(defense)}/{attack}/{clip}", index, defense, attack, null)
@@ -458,12 +457,18 @@ def _clip_shape(data: ClipSet) -> tuple[int, int, int, int]:
     return channels, frames, height, width
 
 
+def _null_names(data: ClipSet) -> list[str]:
+    """Return the null attackers that can answer: there is no public mean without public clips."""
+    return [name for name in NULL_ATTACKS if name != "public_mean" or len(data.public_clips)]
+
+
 def _null_answers(model: nn.Module, data: ClipSet, settings: Settings) -> dict[str, Tensor]:
     """Return what each null attacker answers, (C, T, H, W) by name; it is the same for every clip."""
     update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
     knowledge = Knowledge(clip_shape=_clip_shape(data), batch_size=1, classes=len(data.classes),
                           public_clips=data.public_clips)  # fmt: skip
     observation = Observation(model, update, knowledge)
-    names = [name for name in NULL_ATTACKS if name != "public_mean" or len(data.public_clips)]
     unused = generator(settings.seed, "null")
-    return {name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in names}
+    return {
+        name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in _null_names(data)
+    }
