@@ -650,7 +650,8 @@ def samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     gradients = [g.requires_grad_() for g in gradients]
     x = uniform(2, 3, 3, 4, 5, dtype=dtype)
     zeros = [torch.zeros_like(x) for _ in range(3)]
-    numbers = (0.3, 0.1, 0.2, False, 0.01, 1, 0.1, 0.9, 0.999, 1e-8)
+    settings = ops.step_settings(step=1, lr=0.1, prior_weight=0.3, spatial=0.1, temporal=0.2)
+    row = torch.tensor(settings, dtype=torch.float64)
     distance, best = uniform(2, dtype=dtype), torch.full((2,), math.inf, dtype=dtype)
     return {
         "match": (gradients, targets, [], "cosine"),
@@ -664,12 +665,12 @@ def samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
             *zeros,
             best,
             None,
-            *numbers,
+            row,
+            False,
+            0.01,
             "adam",
-            0.0,
-            1.0,
         ),
-        "descend prior": (x, -x, distance, *zeros, best, x[:1].clone(), *numbers, "sign_adam", 0.0, 1.0),
+        "descend prior": (x, -x, distance, *zeros, best, x[:1].clone(), row, False, 0.01, "sign_adam"),
     }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from vleak.engine import extension
 from vleak.errors import CapabilityError, InputError
 
-__all__ = ["backend", "descend", "gradient_match", "total_variation", "use_reference"]
+__all__ = ["backend", "descend", "gradient_match", "step_settings", "total_variation", "use_reference"]
 
 Kind = Literal["cosine", "l2"]
 Rule = Literal["adam", "sign", "sign_adam"]
@@ -261,9 +261,10 @@ def _match_kernel(
     if masks:
         gradients = [torch.where(mask, g, 0.0) for g, mask in zip(gradients, masks, strict=True)]
         targets = [torch.where(mask, t, 0.0) for t, mask in zip(targets, masks, strict=True)]
-    match = _match_cosine if kind == "cosine" else _match_l2
-    distance, residuals = match(gradients, targets)
-    return distance.to(gradients[0].dtype), [residual.contiguous() for residual in residuals]
+    sums = _match_sums(gradients, targets, kind)
+    distance, factors = _match_result(sums, kind)
+    distance, factors = distance.to(gradients[0].dtype), factors.to(gradients[0].dtype)
+    return distance, _residuals(gradients, targets, factors, kind)
 
 
 def _dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
@@ -271,23 +272,35 @@ def _dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def _match_cosine(gradients: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    norm_g, norm_t = _dot(gradients, gradients).sqrt(), _dot(targets, targets).sqrt()
+def _match_sums(gradients: list[Tensor], targets: list[Tensor], kind: str) -> Tensor:
+    """Return <g, t> (|g - t|^2 for l2), |g|^2 and |t|^2."""
+    if kind == "cosine":
+        pairs = ((gradients, targets), (gradients, gradients), (targets, targets))
+        return torch.stack([_dot(left, right) for left, right in pairs])
+    gaps = [g - t for g, t in zip(gradients, targets, strict=True)]
+    square = _dot(gaps, gaps)
+    return torch.stack([square, torch.zeros_like(square), torch.zeros_like(square)])
+
+
+def _match_result(sums: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Return the distance, and a and b of residual = a g + b t."""
+    if kind == "l2":
+        return sums[0], torch.stack([torch.full_like(sums[0], 2.0), torch.full_like(sums[0], -2.0)])
+    norm_g, norm_t = sums[1].sqrt(), sums[2].sqrt()
     product = norm_g * norm_t
     vanishes = product == 0
-    cosine = torch.where(vanishes, 0.0, _dot(gradients, targets) / product)
+    cosine = torch.where(vanishes, 0.0, sums[0] / product)
     of_gradient = torch.where(vanishes, 0.0, cosine / norm_g / norm_g)
-    of_target = torch.where(vanishes, 0.0, 1.0 / product)
-    # The factors take the gradients' precision: between 0-d tensors, float64 would win.
-    of_gradient, of_target = of_gradient.to(gradients[0].dtype), of_target.to(gradients[0].dtype)
-    residuals = [of_gradient * g - of_target * t for g, t in zip(gradients, targets, strict=True)]
+    of_target = torch.where(vanishes, 0.0, -1.0 / product)
     # Rounding can put the distance of parallel vectors a hair below zero.
-    return (1.0 - cosine).clamp(min=0.0), residuals
+    return (1.0 - cosine).clamp(min=0.0), torch.stack([of_gradient, of_target])
 
 
-def _match_l2(gradients: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    gaps = [g - t for g, t in zip(gradients, targets, strict=True)]
-    return _dot(gaps, gaps), [2.0 * gap for gap in gaps]
+def _residuals(gradients: list[Tensor], targets: list[Tensor], factors: Tensor, kind: str) -> list[Tensor]:
+    pairs = zip(gradients, targets, strict=True)
+    if kind == "l2":  # rounds once where the sum of two products would round three times
+        return [(2.0 * (g - t)).contiguous() for g, t in pairs]
+    return [(factors[0] * g + factors[1] * t).contiguous() for g, t in pairs]
 
 
 def _match_fake(
@@ -318,6 +331,34 @@ _declare(
     _match_fake,
 )
 _differentiate("gradient_match", _match_setup, _match_backward)
+
+
+def _match_partial_kernel(
+    gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], sums: Tensor, kind: str
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    if masks:
+        gradients = [torch.where(mask, g, 0.0) for g, mask in zip(gradients, masks, strict=True)]
+        targets = [torch.where(mask, t, 0.0) for t, mask in zip(targets, masks, strict=True)]
+    distance, factors = _match_result(_match_sums(gradients, targets, kind) + sums, kind)
+    distance, factors = distance.to(gradients[0].dtype), factors.to(gradients[0].dtype)
+    return distance, _residuals(gradients, targets, factors, kind), factors
+
+
+def _match_partial_fake(
+    gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], sums: Tensor, kind: str
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    return gradients[0].new_empty(()), [g.new_empty(g.shape) for g in gradients], gradients[0].new_empty(2)
+
+
+# Graph passes alone call this one: the gradients of wide linear layers are never made, so their share comes
+# as sums (float64: <g, t> or |g - t|^2, |g|^2, |t|^2), and their residual is factors[0] g + factors[1] t.
+_declare(
+    "gradient_match_partial",
+    "(Tensor[] gradients, Tensor[] targets, Tensor[] masks, Tensor sums, str kind) "
+    "-> (Tensor, Tensor[], Tensor)",
+    _match_partial_kernel,
+    _match_partial_fake,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -506,17 +547,55 @@ def descend(
     """
     _check_clip("descend", "x", x)
     _check_state(x, data_gradient, distance, m, v, best, best_objective)
-    _check_settings(step, lr, prior_weight, betas, eps, rule, low, high)
     _check_tv("descend", spatial, temporal, smoothing)
+    row = step_settings(
+        step=step, lr=lr, prior_weight=prior_weight, spatial=spatial, temporal=temporal, betas=betas, eps=eps,
+        low=low, high=high,
+    )  # fmt: skip
+    _check_choice("descend", "rule", rule, _RULES)
     prior = None if prior is None else _prior_like(x, prior)
     constants = [tensor.detach() for tensor in (x, data_gradient, distance)]
+    settings = torch.tensor(row, dtype=torch.float64, device=x.device)
     operator = _operator("descend", x.device)
     with torch.no_grad():
         moved: tuple[Tensor, Tensor] = operator(
-            *constants, m, v, best, best_objective, prior, prior_weight, spatial, temporal, isotropic,
-            smoothing, step, lr, *betas, eps, rule, low, high,
-        )  # fmt: skip
+            *constants, m, v, best, best_objective, prior, settings, isotropic, smoothing, rule
+        )
     return moved
+
+
+def step_settings(
+    *,
+    step: int,
+    lr: float,
+    prior_weight: float = 0.0,
+    spatial: float = 0.0,
+    temporal: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[float, ...]:
+    """Return the numbers of a step of :func:`descend` as the operator reads them, from a float64 tensor.
+
+    They are an input of the operator, not part of its call, so that a captured step takes other ones at
+    every iteration. The arguments are those of :func:`descend`.
+
+    Raises:
+        InputError: a number lies outside its range.
+    """
+    op = "descend"
+    if step < 1:
+        raise InputError(f"{op}: expected step to count from 1, got {step}")
+    if not low <= high:
+        raise InputError(f"{op}: expected low <= high, got low {low} and high {high}")
+    _check_tv(op, spatial, temporal, 0.0)
+    for name, value in {"lr": lr, "prior_weight": prior_weight, "eps": eps}.items():
+        _check_number(op, name, value, 0.0)
+    for value in betas:
+        _check_number(op, "betas", value, 0.0, 1.0)
+    corrections = 1.0 - betas[0] ** step, math.sqrt(1.0 - betas[1] ** step)
+    return (lr, prior_weight, spatial, temporal, *betas, eps, low, high, *corrections)
 
 
 def _check_state(
@@ -527,28 +606,6 @@ def _check_state(
         _check_like("descend", name, tensor, "x", x, x.shape, "it needs the shape of x")
     for name, tensor in {"distance": distance, "best_objective": objective}.items():
         _check_like("descend", name, tensor, "x", x, x.shape[:1], "it holds one number a clip of x")
-
-
-def _check_settings(
-    step: int,
-    lr: float,
-    prior_weight: float,
-    betas: tuple[float, float],
-    eps: float,
-    rule: str,
-    low: float,
-    high: float,
-) -> None:
-    op = "descend"
-    _check_choice(op, "rule", rule, _RULES)
-    if step < 1:
-        raise InputError(f"{op}: expected step to count from 1, got {step}")
-    if not low <= high:
-        raise InputError(f"{op}: expected low <= high, got low {low} and high {high}")
-    for name, value in {"lr": lr, "prior_weight": prior_weight, "eps": eps}.items():
-        _check_number(op, name, value, 0.0)
-    for value in betas:
-        _check_number(op, "betas", value, 0.0, 1.0)
 
 
 def _prior_like(x: Tensor, prior: Tensor) -> Tensor:
@@ -569,20 +626,14 @@ def _descend_kernel(
     best: Tensor,
     best_objective: Tensor,
     prior: Tensor | None,
-    prior_weight: float,
-    spatial: float,
-    temporal: float,
+    settings: Tensor,
     isotropic: bool,
     smoothing: float,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
     rule: str,
-    low: float,
-    high: float,
 ) -> tuple[Tensor, Tensor]:
+    row = settings.tolist()
+    lr, prior_weight, spatial, temporal = row[:4]
+    low, high = row[7:9]
     value, total = _tv_terms(x, spatial, temporal, isotropic, smoothing)
     total += data_gradient
     value += distance
@@ -594,7 +645,7 @@ def _descend_kernel(
     _keep_best(x, objective, best, best_objective)
     direction = total if rule == "adam" else total.sign()
     if rule != "sign":
-        direction = _adam(direction, m, v, step, beta1, beta2, eps)
+        direction = _adam(direction, m, v, row[4:7], row[9:])
     return (x - lr * direction).clamp(low, high).contiguous(), objective
 
 
@@ -605,12 +656,12 @@ def _keep_best(x: Tensor, objective: Tensor, best: Tensor, best_objective: Tenso
 
 
 def _adam(
-    gradient: Tensor, m: Tensor, v: Tensor, step: int, beta1: float, beta2: float, eps: float
+    gradient: Tensor, m: Tensor, v: Tensor, constants: list[float], corrections: list[float]
 ) -> Tensor:
+    beta1, beta2, eps = constants
     m.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
     v.mul_(beta2).add_(gradient * gradient, alpha=1.0 - beta2)
-    root = v.sqrt() / math.sqrt(1.0 - beta2**step)
-    return m / (1.0 - beta1**step) / (root + eps)
+    return m / corrections[0] / (v.sqrt() / corrections[1] + eps)
 
 
 def _descend_fake(x: Tensor, data_gradient: Tensor, distance: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -620,9 +671,8 @@ def _descend_fake(x: Tensor, data_gradient: Tensor, distance: Tensor, *_: Any) -
 _declare(
     "descend",
     "(Tensor x, Tensor data_gradient, Tensor distance, Tensor(a!) m, Tensor(b!) v, Tensor(c!) best, "
-    "Tensor(d!) best_objective, Tensor? prior, float prior_weight, float spatial, float temporal, "
-    "bool isotropic, float smoothing, int step, float lr, float beta1, float beta2, float eps, str rule, "
-    "float low, float high) -> (Tensor, Tensor)",
+    "Tensor(d!) best_objective, Tensor? prior, Tensor settings, bool isotropic, float smoothing, str rule) "
+    "-> (Tensor, Tensor)",
     _descend_kernel,
     _descend_fake,
 )

@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -107,29 +106,22 @@ inline Rule rule_of(const std::string& name) {
   return name == "adam" ? Rule::kAdam : name == "sign" ? Rule::kSign : Rule::kSignAdam;
 }
 
-inline StepSettings step_settings(const TvSettings& tv, double prior_weight, int64_t step, double lr,
-                                  double beta1, double beta2, double eps, const std::string& rule, double low,
-                                  double high) {
-  const double bias1 = 1.0 - std::pow(beta1, static_cast<double>(step));
-  const double bias2 = 1.0 - std::pow(beta2, static_cast<double>(step));
-  return {tv, prior_weight, rule_of(rule), lr, beta1, beta2, eps, low, high, bias1, std::sqrt(bias2)};
-}
-
 // The tensors of one descend call as contiguous memory, and its two results.
 struct State {
   ClipSize size;
-  Tensor x, data_gradient, distance;
+  Tensor x, data_gradient, distance, numbers;
   std::optional<Tensor> prior;
   InPlace m, v, best, best_objective;
   Tensor moved, objective;
 
   State(const Tensor& x_, const Tensor& data_gradient_, const Tensor& distance_, const Tensor& m_,
         const Tensor& v_, const Tensor& best_, const Tensor& best_objective_,
-        const std::optional<Tensor>& prior_)
+        const std::optional<Tensor>& prior_, const Tensor& settings)
       : size(clip_size(x_)),
         x(dense(x_)),
         data_gradient(dense(data_gradient_)),
         distance(dense(distance_)),
+        numbers(dense(settings)),
         m(m_),
         v(v_),
         best(best_),
@@ -159,6 +151,9 @@ struct State {
 
  private:
   void check() const {
+    STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Double && numbers.numel() == kStepNumbers &&
+                        numbers.device() == x.device(),
+                    "vleak: descend: settings do not match; see vleak.ops.step_settings");
     check_like(data_gradient, x, "data_gradient");
     check_like(m.tensor(), x, "m");
     check_like(v.tensor(), x, "v");

@@ -32,15 +32,15 @@ std::vector<MatchPiece<T>> cut_pieces(const std::vector<Tensor>& gradients,
   return pieces;
 }
 
+// all: sums of tensors that are not in the pieces
 template <typename T>
-double match(const std::vector<MatchPiece<T>>& pieces, MatchKind kind) {
+MatchResult match(const std::vector<MatchPiece<T>>& pieces, MatchKind kind, MatchSums all) {
   const int64_t count = static_cast<int64_t>(pieces.size());
   const int64_t grain = std::max<int64_t>(1, kGrain / kMatchPiece);
   std::vector<MatchSums> sums(pieces.size());
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     cpu_kernels<T>().match_sums(pieces.data(), begin, end, kind, sums.data());
   });
-  MatchSums all = {0.0, 0.0, 0.0};
   for (const MatchSums& piece : sums) {
     all = {all.dot + piece.dot, all.gradient + piece.gradient, all.target + piece.target};
   }
@@ -48,7 +48,7 @@ double match(const std::vector<MatchPiece<T>>& pieces, MatchKind kind) {
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     cpu_kernels<T>().match_residuals(pieces.data(), begin, end, result);
   });
-  return result.distance;
+  return result;
 }
 
 std::tuple<Tensor, std::vector<Tensor>> gradient_match(std::vector<Tensor> gradients,
@@ -63,9 +63,34 @@ std::tuple<Tensor, std::vector<Tensor>> gradient_match(std::vector<Tensor> gradi
   with_type(gradients[0], [&](auto zero) {
     using T = decltype(zero);
     const auto pieces = cut_pieces<T>(gradients, targets, masks, residuals);
-    *distance.mutable_data_ptr<T>() = static_cast<T>(match(pieces, match_kind(kind)));
+    *distance.mutable_data_ptr<T>() =
+        static_cast<T>(match(pieces, match_kind(kind), {0.0, 0.0, 0.0}).distance);
   });
   return {distance, residuals};
+}
+
+std::tuple<Tensor, std::vector<Tensor>, Tensor> gradient_match_partial(std::vector<Tensor> gradients,
+                                                                       std::vector<Tensor> targets,
+                                                                       std::vector<Tensor> masks, Tensor sums,
+                                                                       std::string kind) {
+  check_lists(gradients, targets, masks);
+  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.numel() == 3 && sums.is_contiguous(),
+                  "vleak: gradient_match_partial: sums do not match");
+  gradients = dense(gradients);
+  targets = dense(targets);
+  masks = dense(masks);
+  const std::vector<Tensor> residuals = new_contiguous_each(gradients);
+  Tensor distance = new_contiguous(gradients[0], {}), factors = new_contiguous(gradients[0], {2});
+  const double* others = sums.const_data_ptr<double>();
+  with_type(gradients[0], [&](auto zero) {
+    using T = decltype(zero);
+    const auto pieces = cut_pieces<T>(gradients, targets, masks, residuals);
+    const MatchResult result = match(pieces, match_kind(kind), {others[0], others[1], others[2]});
+    *distance.mutable_data_ptr<T>() = static_cast<T>(result.distance);
+    factors.mutable_data_ptr<T>()[0] = static_cast<T>(result.of_gradient);
+    factors.mutable_data_ptr<T>()[1] = static_cast<T>(result.of_target);
+  });
+  return {distance, residuals, factors};
 }
 
 int64_t plane_grain(const ClipSize& size) {
@@ -116,18 +141,16 @@ void keep_best(const Trials<T>& trials, const T* objective, T* best, T* best_obj
 
 std::tuple<Tensor, Tensor> descend(Tensor x, Tensor data_gradient, Tensor distance, Tensor m, Tensor v,
                                    Tensor best, Tensor best_objective, std::optional<Tensor> prior,
-                                   double prior_weight, double spatial, double temporal, bool isotropic,
-                                   double smoothing, int64_t step, double lr, double beta1, double beta2,
-                                   double eps, std::string rule, double low, double high) {
-  const StepSettings settings = step_settings({spatial, temporal, smoothing, isotropic}, prior_weight, step,
-                                              lr, beta1, beta2, eps, rule, low, high);
-  State state(x, data_gradient, distance, m, v, best, best_objective, prior);
+                                   Tensor settings, bool isotropic, double smoothing, std::string rule) {
+  State state(x, data_gradient, distance, m, v, best, best_objective, prior, settings);
+  const StepSettings step =
+      step_settings(state.numbers.const_data_ptr<double>(), isotropic, smoothing, rule_of(rule));
   with_type(state.x, [&](auto zero) {
     using T = decltype(zero);
     const Trials<T> trials = state.trials<T>();
     const auto values =
         trial_values(state.size, [&](int64_t begin, int64_t end, double* scratch, double* partial) {
-          cpu_kernels<T>().descend_planes(trials, settings, begin, end, scratch, partial);
+          cpu_kernels<T>().descend_planes(trials, step, begin, end, scratch, partial);
         });
     const T* terms = state.distance.const_data_ptr<T>();
     T* sum = state.objective.mutable_data_ptr<T>();
@@ -144,6 +167,7 @@ std::tuple<Tensor, Tensor> descend(Tensor x, Tensor data_gradient, Tensor distan
 
 STABLE_TORCH_LIBRARY_IMPL(vleak, CPU, library) {
   library.impl("gradient_match", TORCH_BOX(&vleak::gradient_match));
+  library.impl("gradient_match_partial", TORCH_BOX(&vleak::gradient_match_partial));
   library.impl("total_variation", TORCH_BOX(&vleak::total_variation));
   library.impl("descend", TORCH_BOX(&vleak::descend));
 }

@@ -104,19 +104,16 @@ std::tuple<Tensor, Tensor> total_variation(Tensor x, double spatial, double temp
 
 std::tuple<Tensor, Tensor> descend(Tensor x, Tensor data_gradient, Tensor distance, Tensor m, Tensor v,
                                    Tensor best, Tensor best_objective, std::optional<Tensor> prior,
-                                   double prior_weight, double spatial, double temporal, bool isotropic,
-                                   double smoothing, int64_t step, double lr, double beta1, double beta2,
-                                   double eps, std::string rule, double low, double high) {
+                                   Tensor settings, bool isotropic, double smoothing, std::string rule) {
   const DeviceGuard guard(x.get_device_index());
-  const StepSettings settings = step_settings({spatial, temporal, smoothing, isotropic}, prior_weight, step,
-                                              lr, beta1, beta2, eps, rule, low, high);
-  State state(x, data_gradient, distance, m, v, best, best_objective, prior);
+  State state(x, data_gradient, distance, m, v, best, best_objective, prior, settings);
+  const cuda::StepRow row = {state.numbers.const_data_ptr<double>(), isotropic, smoothing, rule_of(rule)};
   const ClipSize& size = state.size;
   const Tensor partial = scratch(x, cuda::plane_blocks(size) * sizeof(double)),
                better = scratch(x, size.trials);
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
-    cuda::descend(state.trials<T>(), settings, state.distance.const_data_ptr<T>(),
+    cuda::descend(state.trials<T>(), row, state.distance.const_data_ptr<T>(),
                   partial.mutable_data_ptr<double>(), static_cast<bool*>(better.mutable_data_ptr()),
                   state.objective.mutable_data_ptr<T>(), state.best.data<T>(), state.best_objective.data<T>(),
                   current_stream(x));

@@ -47,10 +47,18 @@ template <typename T>
 void total_variation(const T* x, const ClipSize& size, const TvSettings& tv, double* partial, T* gradient,
                      T* value, Stream stream);
 
+// The settings of a step: numbers that change from step to step lie in device memory.
+struct StepRow {
+  const double* numbers;  // [kStepNumbers]
+  bool isotropic;
+  double smoothing;
+  Rule rule;
+};
+
 // partial: [plane_blocks]; better: [N] scratch; distance, objective, best_objective: [N]; best: [N, C, T, H,
 // W]
 template <typename T>
-void descend(const Trials<T>& trials, const StepSettings& step, const T* distance, double* partial,
-             bool* better, T* objective, T* best, T* best_objective, Stream stream);
+void descend(const Trials<T>& trials, const StepRow& row, const T* distance, double* partial, bool* better,
+             T* objective, T* best, T* best_objective, Stream stream);
 
 }  // namespace vleak::cuda

@@ -12,11 +12,24 @@ struct Penalties {
   double prior_weight;  // per entry
 };
 
+template <typename T>
+__device__ Penalties<T> penalties_of(const Trials<T>& trials, const StepSettings& step) {
+  const double weight = trials.prior ? per_pair(step.prior_weight, trial_size(trials.size)) : 0.0;
+  return {tv_scale(trials.size, step.tv), step.tv.isotropic, T(step.tv.smoothing), weight};
+}
+
 template <Rule kRule, bool kSmooth, typename T>
-__global__ void step_kernel(const __grid_constant__ Trials<T> trials, Penalties<T> penalties,
-                            StepNumbers<T> step, double* partial) {
+__global__ void step_kernel(const __grid_constant__ Trials<T> trials, StepRow row, double* partial) {
   __shared__ double shared[kThreads];
+  __shared__ Penalties<T> penalties;
+  __shared__ StepNumbers<T> step;
   const ClipSize& size = trials.size;
+  if (threadIdx.x == 0) {
+    const StepSettings settings = step_settings(row.numbers, row.isotropic, row.smoothing, row.rule);
+    penalties = penalties_of(trials, settings);
+    step = StepNumbers<T>::from(settings);
+  }
+  __syncthreads();
   const BlockPlace place = block_place(size);
   const int64_t plane_start = place.plane * frame_size(size), trial_start = place.trial * trial_size(size);
   double mine = 0.0;
@@ -69,36 +82,32 @@ __global__ void keep_kernel(const T* x, ClipSize size, const bool* better, T* be
 }
 
 template <Rule kRule, typename T>
-void launch_step(const Trials<T>& trials, const StepSettings& step, double* partial, Stream stream) {
-  const int64_t blocks = plane_blocks(trials.size);
-  const double weight = trials.prior ? per_pair(step.prior_weight, trial_size(trials.size)) : 0.0;
-  const Penalties<T> penalties = {tv_scale(trials.size, step.tv), step.tv.isotropic, T(step.tv.smoothing),
-                                  weight};
-  const auto kernel = step.tv.smoothing > 0.0 ? step_kernel<kRule, true, T> : step_kernel<kRule, false, T>;
-  kernel<<<blocks, kThreads, 0, stream>>>(trials, penalties, StepNumbers<T>::from(step), partial);
+void launch_step(const Trials<T>& trials, const StepRow& row, double* partial, Stream stream) {
+  const auto kernel = row.smoothing > 0.0 ? step_kernel<kRule, true, T> : step_kernel<kRule, false, T>;
+  kernel<<<plane_blocks(trials.size), kThreads, 0, stream>>>(trials, row, partial);
 }
 
 }  // namespace
 
 template <typename T>
-void descend(const Trials<T>& trials, const StepSettings& step, const T* distance, double* partial,
-             bool* better, T* objective, T* best, T* best_objective, Stream stream) {
+void descend(const Trials<T>& trials, const StepRow& row, const T* distance, double* partial, bool* better,
+             T* objective, T* best, T* best_objective, Stream stream) {
   const ClipSize& size = trials.size;
   if (size.trials == 0) return;
   const int64_t blocks = plane_blocks(size);
   if (blocks) {
-    if (step.rule == Rule::kAdam) launch_step<Rule::kAdam>(trials, step, partial, stream);
-    if (step.rule == Rule::kSign) launch_step<Rule::kSign>(trials, step, partial, stream);
-    if (step.rule == Rule::kSignAdam) launch_step<Rule::kSignAdam>(trials, step, partial, stream);
+    if (row.rule == Rule::kAdam) launch_step<Rule::kAdam>(trials, row, partial, stream);
+    if (row.rule == Rule::kSign) launch_step<Rule::kSign>(trials, row, partial, stream);
+    if (row.rule == Rule::kSignAdam) launch_step<Rule::kSignAdam>(trials, row, partial, stream);
   }
   objective_kernel<T><<<size.trials, kThreads, 0, stream>>>(partial, blocks / size.trials, distance,
                                                             objective, best_objective, better);
   if (blocks) keep_kernel<T><<<blocks, kThreads, 0, stream>>>(trials.x, size, better, best);
 }
 
-template void descend<float>(const Trials<float>&, const StepSettings&, const float*, double*, bool*, float*,
+template void descend<float>(const Trials<float>&, const StepRow&, const float*, double*, bool*, float*,
                              float*, float*, Stream);
-template void descend<double>(const Trials<double>&, const StepSettings&, const double*, double*, bool*,
-                              double*, double*, double*, Stream);
+template void descend<double>(const Trials<double>&, const StepRow&, const double*, double*, bool*, double*,
+                              double*, double*, Stream);
 
 }  // namespace vleak::cuda

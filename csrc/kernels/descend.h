@@ -19,6 +19,9 @@ struct Trials {
   T* moved;                // [N, C, T, H, W], the new x
 };
 
+// How many numbers a row of settings holds: see step_settings.
+constexpr int kStepNumbers = 11;
+
 struct StepSettings {
   TvSettings tv;
   double prior_weight;
@@ -32,6 +35,22 @@ struct StepSettings {
   double bias1;       // 1 - beta1^step
   double bias2_root;  // sqrt(1 - beta2^step)
 };
+
+// row: [kStepNumbers], as vleak.ops.step_settings writes it; in memory of the device, so that a captured
+// graph finds other numbers there at every step.
+VLEAK_INLINE StepSettings step_settings(const double* row, bool isotropic, double smoothing, Rule rule) {
+  return {{row[2], row[3], smoothing, isotropic},
+          row[1],
+          rule,
+          row[0],
+          row[4],
+          row[5],
+          row[6],
+          row[7],
+          row[8],
+          row[9],
+          row[10]};
+}
 
 // The settings in the precision of the clip, made once a kernel.
 template <typename T>
