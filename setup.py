@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,13 @@ class BuildWithLibrary(build_py):
         if torch is None:
             self.warn("vleak: torch is not visible to this build: native code will be compiled at first use")
             return
-        for kind in ("cpu", "cuda") if torch.cuda and build.find_nvcc() else ("cpu",):
-            self.compile_kind(build, kind, torch, folder / "vleak" / "engine" / build.library_name(kind))
+        kinds = ("cpu", "loop", "cuda") if torch.cuda and build.find_nvcc() else ("cpu", "loop")
+        engine = folder / "vleak" / "engine"
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda kind: self.compile_kind(build, kind, torch, engine), kinds))
 
-    def compile_kind(self, build: Any, kind: str, torch: Any, output: Path) -> None:
+    def compile_kind(self, build: Any, kind: str, torch: Any, engine: Path) -> None:
+        output = engine / build.library_name(kind)
         self.announce(f"vleak: compiling {output.name} for torch {torch.version}", level=2)
         try:
             build.compile_library(kind, ROOT / "csrc", torch, output)
@@ -81,7 +85,11 @@ class BuildWithLibrary(build_py):
 
 
 class TaggedWheel(bdist_wheel):
-    """Tag a wheel by what is in it: the library uses no Python API, so any Python will do."""
+    """Tag a wheel by what is in it.
+
+    The kernels use no Python API, so any Python will do. The runner does, but its file is named for one
+    Python: any other does not see it, and compiles its own at first use.
+    """
 
     def run(self) -> None:
         self.run_command("build_py")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vleak.cli import output, stopping
+from vleak.cli.bench import bench
 from vleak.cli.doctor import doctor
 from vleak.cli.evaluate import evaluate
 from vleak.cli.listing import list_names
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(evaluate)
 app.command()(report)
 app.command("list")(list_names)
+app.command()(bench)
 app.command()(doctor)
 
 

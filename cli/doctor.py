@@ -42,6 +42,7 @@ def _findings() -> dict[str, str]:
     found["library"] = str(status.library or "none")
     found["built for torch"] = status.built_for or "–"
     found["instruction set"] = status.instruction_set or "chosen by PyTorch"
+    found["loop"] = status.loop
     found["cuda"] = status.cuda
     found["cuda devices"] = (
         str(torch.cuda.device_count()) if torch.cuda.is_available() else "none visible to PyTorch"

@@ -171,14 +171,29 @@ def test_determinism_by_generator_alone(attack: str) -> None:
 
 
 @every_attack
-def test_progress_counts_all_restarts_and_stop_ends_them(attack: str) -> None:
-    made, seen = ATTACKS[attack](iterations=4, restarts=3), []
+def test_restarts_side_by_side_are_restarts_one_after_the_other(
+    attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, answers = ATTACKS[attack](iterations=8, restarts=4), []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        answers.append(run(made, observe_clip()))
+    assert same_answer(*answers)
+    assert answers[0].iterations == 32
+
+
+@every_attack
+def test_progress_counts_all_restarts_and_stop_ends_them(
+    attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # so that they run one after the other
+    made, seen = ATTACKS[attack](iterations=14, restarts=3), []
     run(made, observe_clip(), progress=seen.append)
-    assert seen == list(range(1, 13))
+    assert seen == [10, 14, 24, 28, 38, 42]
     seen.clear()
-    answer = run(made, observe_clip(), progress=seen.append, stop=lambda: len(seen) == 6)
-    assert seen == list(range(1, 7))
-    assert (answer.iterations, answer.restarts) == (6, 2)
+    answer = run(made, observe_clip(), progress=seen.append, stop=lambda: len(seen) == 3)
+    assert seen == [10, 14, 24]
+    assert (answer.iterations, answer.restarts) == (24, 2)
     assert answer.clips.shape == (1, *SHAPE)
     answer = run(made, observe_clip(), stop=lambda: True)
     assert (answer.iterations, answer.restarts, len(answer.history)) == (0, 0, 0)
@@ -372,10 +387,13 @@ def test_the_smallest_objective_is_chosen_even_if_another_restart_is_the_truth(
     queue = iter(states if truth_first else [*states[1:], states[0]])
 
     class Planted:
-        def __init__(self, *_: object, **__: object) -> None: ...
+        engine = "native"
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.state = next(queue)
 
         def run(self, *_: object, **__: object) -> State:
-            return next(queue)
+            return self.state
 
     monkeypatch.setattr(matching, "Loop", Planted)
     answer = run(Matching(iterations=2, restarts=3), observation)

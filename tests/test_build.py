@@ -188,7 +188,7 @@ def test_native_wheel(tree: Path, tmp_path: Path, quick_compiler: Path) -> None:
     assert "-py3-none-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
     names = check_contents(wheel)
-    assert "vleak/engine/libvleak_cpu.so" in names
+    assert {f"vleak/engine/{build.library_name(kind)}" for kind in ("cpu", "loop")} <= set(names)
     (environment.site / "torch").unlink()
     environment.install(wheel)
     landed = {path.name for path in environment.site.iterdir()}
@@ -197,6 +197,7 @@ def test_native_wheel(tree: Path, tmp_path: Path, quick_compiler: Path) -> None:
     assert report["state"] == "built"
     assert report["backend"] == "native"
     assert report["warnings"] == []
+    assert report["loop"] == "built: came with this installation"
     assert report["built_for"] == torch.__version__
     assert report["remedy"] is None
     assert report["library"] == str(environment.site / "vleak" / "engine" / "libvleak_cpu.so")
@@ -222,6 +223,7 @@ def test_editable_install(tmp_path: Path, quick_compiler: Path) -> None:
         assert Path(line).parent == tree / name
     report = environment.report(Path("/"), PATH="")
     assert report["state"] == "built"
+    assert report["loop"] == "built: came with this installation"
     assert report["home"] == str(tree / "vleak" / "__init__.py")
     assert not {"defenses", "cli", "csrc", "tests"} & {path.name for path in environment.site.iterdir()}
     # An edited source must not be hidden by the library built from the old one.
@@ -296,12 +298,15 @@ def test_first_use_compiles_once_and_replaces_a_broken_cache_entry(
         assert errors == ""
         assert (report["state"], report["warnings"]) == ("compiled at first use", [])
         assert report["library"] == str(place / "libvleak_cpu.so")
+        assert report["loop"].startswith("compiled at first use: ")
         assert report["values"] == [[1.0]] * 3
-    once = len(build.units("cpu", HEADERS)) + 1
+    once = sum(len(build.units(kind, HEADERS)) + 1 for kind in ("cpu", "loop"))
     assert runs(quick_compiler) - before == once, "two processes at once must compile once"
     assert environment.report(tmp_path, **variables)["backend"] == "native"
     assert runs(quick_compiler) - before == once, "a later process must find the cache"
-    assert {path.name for path in place.parent.iterdir()} == {place.name, f"{place.name}.lock"}
+    runner = place.with_name(f"loop-{build.fingerprint('loop', ROOT / 'csrc', HEADERS)}")
+    left = {f"{entry.name}{lock}" for entry in (place, runner) for lock in ("", ".lock")}
+    assert {path.name for path in place.parent.iterdir()} == left
 
 
 @pytest.mark.parametrize("mode", ["auto", "jit"])
@@ -316,6 +321,7 @@ def test_without_a_compiler_one_warning_and_plain_torch(
     assert report["warnings"][0].startswith("vleak runs in plain PyTorch on cpu: ")
     assert "install a C++ compiler" in report["remedy"]
     assert report["instruction_set"] is None
+    assert report["loop"].startswith("Python: ")
 
 
 def test_a_compile_error_is_told_in_its_first_line(pure: tuple[Environment, Path], tmp_path: Path) -> None:
@@ -330,6 +336,7 @@ def test_off_is_silent(pure: tuple[Environment, Path], tmp_path: Path) -> None:
     report = pure[0].report(tmp_path, VLEAK_EXTENSION="off")
     assert (report["state"], report["backend"], report["warnings"]) == ("pure torch", "torch", [])
     assert report["remedy"] == "unset VLEAK_EXTENSION"
+    assert report["loop"] == "Python: VLEAK_EXTENSION=off"
 
 
 def test_an_unwritable_cache_is_no_failure(pure: tuple[Environment, Path], tmp_path: Path) -> None:
@@ -358,6 +365,47 @@ def test_a_library_that_does_not_load_says_what_it_was_built_for(tmp_path: Path)
     assert f"built for torch 2.99.0, you have {torch.__version__}: " in outcome.reason
     assert "invalid ELF header" in outcome.reason or "file too short" in outcome.reason
     assert "\n" not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("built_for", "python"), [("2.99.0", build._interpreter()), (torch.__version__, ".cpython-399-x86_64.so")]
+)
+def test_a_runner_for_another_torch_or_python_is_never_loaded(
+    built_for: str, python: str, tmp_path: Path
+) -> None:
+    library = tmp_path / build.library_name("loop")
+    library.write_bytes(f'vleak-build-info:{{"torch": "{built_for}", "python": "{python}"}}\0'.encode())
+    outcome = extension._import(library, "built", "")
+    assert outcome.module is None
+    assert outcome.reason == f"the runner was built for torch {built_for} and {python}, you have torch " + (
+        f"{torch.__version__} and {build._interpreter()}"
+    )
+
+
+def test_a_runner_that_does_not_load_is_no_failure(tmp_path: Path) -> None:
+    library = tmp_path / build.library_name("loop")
+    info = json.dumps({"torch": torch.__version__, "python": build._interpreter()})
+    library.write_bytes(f"no ELF file vleak-build-info:{info}\0".encode())
+    outcome = extension._import(library, "built", "")
+    assert outcome.module is None
+    assert "invalid ELF header" in outcome.reason or "file too short" in outcome.reason
+
+
+@needs_compiler
+def test_without_python_headers_the_runner_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert HEADERS is not None
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(build.BuildError, match=f"no Python headers found .looked in {tmp_path}"):
+        build.compile_library("loop", ROOT / "csrc", HEADERS, tmp_path / "library.so")
+
+
+def test_one_warning_where_the_runner_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "_outcomes", {})
+    monkeypatch.setattr(extension, "_attempt", lambda kind, mode: extension._pure("no reason"))
+    expected = "^vleak runs its inner loop in Python: no reason; results are the same, only slower$"
+    with pytest.warns(extension.ExtensionWarning, match=expected):
+        assert extension.loop_module() is None
+    assert extension.loop_module() is None
 
 
 def test_only_a_whole_cache_entry_counts(tmp_path: Path) -> None:
@@ -428,17 +476,18 @@ def test_the_key_changes_with_sources_torch_and_compiler(
 
 def test_every_cpu_source_is_in_the_list() -> None:
     assert HEADERS is not None
-    listed = {unit.source for unit in [*build.units("cpu", HEADERS), *build.units("cuda", HEADERS)]}
+    listed = {unit.source for kind in ("cpu", "cuda", "loop") for unit in build.units(kind, HEADERS)}
     there = {path.relative_to(ROOT / "csrc").as_posix() for path in (ROOT / "csrc").rglob("*.c[pu]*")}
     assert there == listed
 
 
 @pytest.mark.slow
 @needs_compiler
-def test_cpu_sources_compile_without_warnings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["cpu", "loop"])
+def test_sources_compile_without_warnings(kind: build.Kind, tmp_path: Path) -> None:
     assert HEADERS is not None
-    for unit in build.units("cpu", HEADERS):
-        command = [*build.command(unit, "cpu", ROOT / "csrc", HEADERS, tmp_path), "-Werror"]
+    for unit in build.units(kind, HEADERS):
+        command = [*build.command(unit, kind, ROOT / "csrc", HEADERS, tmp_path), "-Werror"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 

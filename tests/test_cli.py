@@ -227,7 +227,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr()
     found = json.loads(shown.out)
     assert found["torch"] == torch.__version__
-    assert {"vleak", "python", "extension", "cuda", "cores", "what to do"} <= found.keys()
+    assert {"vleak", "python", "extension", "loop", "cuda", "cores", "what to do"} <= found.keys()
     assert all(isinstance(value, str) and value for value in found.values())
     assert shown.err == ""
     assert run(["doctor"]) == 0

@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +45,16 @@ class Smooth(nn.Module):
         return self.head(torch.tanh(self.conv(clips)).flatten(1))
 
 
+class Fickle(Smooth):
+    """Returns one class fewer at every other call."""
+
+    calls = 0
+
+    def forward(self, clips: Tensor) -> Tensor:
+        Fickle.calls += 1
+        return super().forward(clips)[:, : CLASSES - (Fickle.calls + 1) % 2]
+
+
 def draw(clips: int, *seed: object) -> Tensor:
     return torch.rand(clips, 3, FRAMES, SIZE, SIZE, generator=generator("engine", clips, *seed))
 
@@ -60,6 +71,12 @@ def make_problem(
     update = Client(model).update(draw(clips, "truth"), labels, generator(0)).tensors
     masks = {name: t.abs() >= t.abs().median() for name, t in update.items()} if masked else None
     return Problem(model, F.cross_entropy, labels, update, masks, distance)
+
+
+def doubled(problem: Problem) -> Problem:
+    """Return the problem in float64."""
+    target = {name: t.double() for name, t in problem.target.items()}
+    return replace(problem, model=copy.deepcopy(problem.model).double(), target=target)
 
 
 def make_descent(problem: Problem, iterations: int = 20, **changes: Any) -> Descent:
@@ -139,9 +156,7 @@ def test_engines_take_the_same_path(name: str, distance: str, masked: bool, clip
         pytest.skip(f"no native code here: {extension.status().reason}")
     problem = make_problem(built_in(name), clips, masked=masked, distance=distance)
     # In float32 a pixel that sits on a kink of a ReLU may fall to either side and part the paths.
-    problem = Problem(
-        problem.model.double(), problem.loss, problem.labels, problem.target, problem.masks, distance
-    )
+    problem = doubled(problem)
     start = draw(clips, "start").double()
     native, reference = (Loop(problem, make_descent(problem), start, engine=e).run(20) for e in ENGINES)
     assert len(native.history) == 20
@@ -167,7 +182,7 @@ def test_engines_start_alike_in_float32(name: str) -> None:
 def test_gradient_agrees_with_finite_differences(distance: str, engine: str) -> None:
     model = build(Smooth)
     problem = make_problem(model, 2, distance=distance, masked=True)
-    problem = Problem(model.double(), problem.loss, problem.labels, problem.target, problem.masks, distance)
+    problem = doubled(problem)
     x = draw(2, "start").double()
     loop = Loop(problem, make_descent(problem), x, engine=engine)
     gradient = loop.distance_and_gradient(x)[1]
@@ -225,7 +240,7 @@ def test_step_descends_the_whole_objective(engine: str) -> None:
 @engines
 def test_path_is_that_of_adam(engine: str) -> None:
     problem = make_problem(build(Smooth))
-    problem = Problem(problem.model.double(), problem.loss, problem.labels, problem.target)
+    problem = doubled(problem)
     descent, start = make_descent(problem, 6), draw(1, "start").double()
     x = start.clone().requires_grad_()
     adam = torch.optim.Adam([x], lr=1.0)
@@ -305,16 +320,37 @@ def test_two_halves_are_one_run(name: str, engine: str) -> None:
     assert got.best_objective == expected.best_objective
 
 
-def test_progress_counts_and_stop_pauses() -> None:
+@engines
+def test_progress_counts_and_stop_pauses(engine: str) -> None:
     problem = make_problem(build(Smooth))
-    loop, undisturbed = (Loop(problem, make_descent(problem, 9), draw(1, "start")) for _ in range(2))
+    loop, undisturbed = (
+        Loop(problem, make_descent(problem, 9), draw(1, "start"), engine=engine) for _ in range(2)
+    )
     seen: list[int] = []
-    assert len(loop.run(9, progress=seen.append, stop=lambda: len(seen) == 4).history) == 4
-    assert seen == [1, 2, 3, 4]
+    assert len(loop.run(9, progress=seen.append, stop=lambda: len(seen) == 2, every=2).history) == 4
+    assert seen == [2, 4]
     assert len(loop.run(9, stop=lambda: True).history) == 4
-    state = loop.run(9, progress=seen.append)
-    assert seen == list(range(1, 10))
+    state = loop.run(9, progress=seen.append, every=3)
+    assert seen == [2, 4, 7, 9]
     assert torch.equal(state.x, undisturbed.run(9).x)
+    assert state.history == undisturbed.state.history
+
+
+@engines
+def test_a_plateau_ends_the_descent_however_the_run_is_cut(engine: str) -> None:
+    problem = make_problem(build(Smooth))
+    descent = make_descent(problem, 400, patience=5, tolerance=0.02)
+    whole, cut = (Loop(problem, descent, draw(1, "start"), engine=engine) for _ in range(2))
+    state = whole.run(400)
+    while not cut.state.settled:
+        cut.run(3, every=2)
+    assert state.settled
+    assert cut.state.history == state.history
+    assert 10 < len(state.history) < 400
+    assert len(whole.run(10).history) == len(state.history)
+    # The last five brought less than 2 % below what stood before them.
+    assert min(state.history[-5:]) >= 0.98 * min(state.history[:-5])
+    assert state.best_objective == min(state.history)
 
 
 @engines
@@ -326,38 +362,40 @@ def test_no_iteration_changes_nothing(engine: str) -> None:
     assert torch.equal(state.best, start)
 
 
+class Cliff(Smooth):
+    """Has no answer for clips that are too dark."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return super().forward(clips) + (clips.mean() - 0.4).sqrt()
+
+
 @engines
 def test_nan_ends_the_descent_and_is_named(engine: str) -> None:
-    problem = make_problem(build(Smooth))
-    calls = []
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        calls.append(1)
-        value = F.cross_entropy(logits, labels)
-        return value * math.nan if len(calls) == 4 else value
-
-    broken = Problem(problem.model, loss, problem.labels, problem.target)
-    state = Loop(broken, make_descent(problem), draw(1, "start"), engine=engine).run(20)
-    healthy = Loop(problem, make_descent(problem), draw(1, "start"), engine=engine).run(3)
-    assert state.nan_at == 4
-    assert state.history[:3] == healthy.history
-    assert len(state.history) == 4
-    assert math.isnan(state.history[3])
-    assert state.best_objective == min(healthy.history)
-    assert torch.equal(state.best, healthy.best)
+    problem = make_problem(build(Cliff))
+    # A pull to black that the match cannot resist.
+    descent = make_descent(problem, rule="sign", schedule="steps", learning_rate=0.02, prior_weight=1e9)
+    descent = replace(descent, prior=torch.zeros(3, FRAMES, SIZE, SIZE))
+    loop, healthy = (Loop(problem, descent, draw(1, "start"), engine=engine) for _ in range(2))
+    state = loop.run(20)
+    before = (state.nan_at or 1) - 1
+    assert 2 < before < 10
+    assert len(state.history) == before + 1
+    assert math.isnan(state.history[-1])
+    assert healthy.run(before).history == state.history[:-1]
+    assert state.best_objective == min(state.history[:-1])
+    assert torch.equal(state.best, healthy.state.best)
     assert torch.isfinite(state.x).all()
+    assert len(loop.run(5).history) == before + 1
 
 
-def test_nothing_runs_after_nan() -> None:
-    problem = make_problem(build(Smooth))
-    broken = Problem(
-        problem.model, lambda a, b: F.cross_entropy(a, b) * math.nan, problem.labels, problem.target
-    )
-    loop = Loop(broken, make_descent(problem), draw(1, "start"))
-    assert loop.run(5).nan_at == 1
-    assert len(loop.run(5).history) == 1
-    assert loop.state.best_objective == math.inf
-    assert torch.equal(loop.state.best, draw(1, "start"))
+@engines
+def test_nan_from_the_start_leaves_the_start(engine: str) -> None:
+    problem = make_problem(build(Cliff))
+    dark = 0.1 * draw(1, "start")
+    state = Loop(problem, make_descent(problem), dark, engine=engine).run(5)
+    assert state.nan_at == 1
+    assert state.best_objective == math.inf
+    assert torch.equal(state.best, dark)
 
 
 def test_nothing_outside_changes() -> None:
@@ -424,6 +462,22 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
         ),
         ["mask", "'head.bias'", "(6,)", "(2,)"],
     ),
+    "target of another dtype": (
+        lambda p: replace(p, target={n: t.double() for n, t in p.target.items()}),
+        ["'conv.weight'", "float64", "float32"],
+    ),
+    "target on another device": (
+        lambda p: replace(p, target={**p.target, "head.bias": torch.zeros(6, device="meta")}),
+        ["'head.bias'", "meta", "cpu"],
+    ),
+    "mask that is not boolean": (
+        lambda p: replace(p, masks={n: t.float() for n, t in (p.masks or {}).items()}),
+        ["mask", "'conv.weight'", "bool"],
+    ),
+    "model that changes shape between calls": (
+        lambda p: replace(p, model=build(Fickle)),
+        ["changes shape between calls", "(1, 6)", "(1, 5)"],
+    ),
     "labels of another batch": (
         lambda p: Problem(p.model, p.loss, torch.tensor([0, 1]), p.target),
         ["labels", "(1,)", "(2,)"],
@@ -446,13 +500,17 @@ def test_tensors_that_do_not_fit_are_named(case: str) -> None:
         (torch.zeros(3, 4, 8, 8), ["start", "(3, 4, 8, 8)"]),
         (torch.zeros(0, 3, 4, 8, 8), ["start", "(0, 3, 4, 8, 8)"]),
         (torch.full((1, 3, 4, 8, 8), math.nan), ["start", "NaN"]),
+        (torch.zeros(1, 3, 1, 8, 8), ["one frame", "temporal=0"]),
+        (torch.zeros(1, 3, 4, 8, 8).half(), ["start", "float16"]),
+        (torch.zeros(1, 3, 4, 8, 8).double(), ["'conv.weight'", "float64", "float32"]),
+        (torch.zeros(1, 3, 4, 9, 9), ["does not take", "(1, 3, 4, 9, 9)"]),
     ],
-    ids=["no clip axis", "no clip", "NaN"],
+    ids=["no clip axis", "no clip", "NaN", "one frame", "half", "double", "other size"],
 )
 def test_start_that_does_not_fit_is_refused(start: Tensor, words: list[str]) -> None:
     problem = make_problem(build(Smooth))
     with pytest.raises(InputError) as caught:
-        Loop(problem, make_descent(problem), start)
+        Loop(problem, make_descent(problem, prior=None), start)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -462,6 +520,12 @@ def test_start_that_does_not_fit_is_refused(start: Tensor, words: list[str]) -> 
         ({"iterations": 0}, "native", ["iterations", "0"]),
         ({"iterations": -3}, "native", ["iterations", "-3"]),
         ({"prior": torch.zeros(3, 4, 8, 9)}, "native", ["prior", "(3, 4, 8, 9)"]),
+        ({"prior": torch.full((3, 4, 8, 8), math.inf)}, "native", ["prior", "infinity"]),
+        ({"low": 1.0, "high": 1.0}, "native", ["box", "low 1.0", "high 1.0"]),
+        ({"low": math.nan}, "native", ["box", "nan"]),
+        ({"patience": -1}, "native", ["patience", "-1"]),
+        ({"rule": "sgd"}, "native", ["'sgd'", "adam"]),
+        ({"schedule": "linear"}, "native", ["'linear'", "cosine"]),
         ({}, "fast", ["'fast'", "native", "reference"]),
     ],
 )

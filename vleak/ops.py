@@ -22,7 +22,15 @@ from torch import Tensor
 from vleak.engine import extension
 from vleak.errors import CapabilityError, InputError
 
-__all__ = ["backend", "descend", "gradient_match", "step_settings", "total_variation", "use_reference"]
+__all__ = [
+    "backend",
+    "descend",
+    "descend_with",
+    "gradient_match",
+    "step_settings",
+    "total_variation",
+    "use_reference",
+]
 
 Kind = Literal["cosine", "l2"]
 Rule = Literal["adam", "sign", "sign_adam"]
@@ -555,11 +563,39 @@ def descend(
     _check_choice("descend", "rule", rule, _RULES)
     prior = None if prior is None else _prior_like(x, prior)
     constants = [tensor.detach() for tensor in (x, data_gradient, distance)]
-    settings = torch.tensor(row, dtype=torch.float64, device=x.device)
+    return descend_with(
+        torch.tensor(row, dtype=torch.float64, device=x.device), *constants, m, v, best, best_objective,
+        prior=prior, isotropic=isotropic, smoothing=smoothing, rule=rule,
+    )  # fmt: skip
+
+
+def descend_with(
+    settings: Tensor,
+    x: Tensor,
+    data_gradient: Tensor,
+    distance: Tensor,
+    m: Tensor,
+    v: Tensor,
+    best: Tensor,
+    best_objective: Tensor,
+    *,
+    prior: Tensor | None = None,
+    isotropic: bool = False,
+    smoothing: float = 0.0,
+    rule: Rule = "adam",
+) -> tuple[Tensor, Tensor]:
+    """Take the step of :func:`descend` with numbers from a tensor, as a captured iteration does.
+
+    Args:
+        settings: a row of :func:`step_settings` as a float64 tensor on the device of x.
+        x, data_gradient, distance, m, v, best, best_objective, prior: as for :func:`descend`, the prior as
+            (1 or clip, channel, frame, height, width). They are not checked again.
+        isotropic, smoothing, rule: as for :func:`descend`.
+    """
     operator = _operator("descend", x.device)
     with torch.no_grad():
         moved: tuple[Tensor, Tensor] = operator(
-            *constants, m, v, best, best_objective, prior, settings, isotropic, smoothing, rule
+            x, data_gradient, distance, m, v, best, best_objective, prior, settings, isotropic, smoothing, rule
         )
     return moved
 

@@ -3,8 +3,9 @@
 #include <atomic>
 #include <cstring>
 
-#define VLEAK_CPU_KERNELS(variant, T) \
-  {variant::match_sums<T>, variant::match_residuals<T>, variant::tv_planes<T>, variant::descend_planes<T>}
+#define VLEAK_CPU_KERNELS(variant, T)                                                                      \
+  {variant::match_sums<T>, variant::match_residuals<T>, variant::tv_planes<T>, variant::descend_planes<T>, \
+   variant::tile<T>,       variant::tile_limits<T>}
 
 namespace vleak {
 namespace {
@@ -23,7 +24,7 @@ constexpr CpuKernels<double> kDouble[] = {VLEAK_CPU_KERNELS(baseline, double),
                                           VLEAK_CPU_KERNELS(avx2, double), VLEAK_CPU_KERNELS(avx512, double)};
 
 bool supported(int level) {
-  if (level == 1) return __builtin_cpu_supports("avx2");
+  if (level == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (level == 2) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -3,6 +3,7 @@
 
 #include "kernels/descend.h"
 #include "kernels/gradient_match.h"
+#include "kernels/product.h"
 
 #define VLEAK_DECLARE_CPU_KERNELS(variant)                                                                   \
   namespace variant {                                                                                        \
@@ -16,6 +17,10 @@
   template <typename T>                                                                                      \
   void descend_planes(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,         \
                       double* scratch, double* value);                                                       \
+  template <typename T>                                                                                      \
+  Tile<T> tile(int64_t rows, int64_t vectors);                                                               \
+  template <typename T>                                                                                      \
+  TileLimits tile_limits();                                                                                  \
   }
 
 namespace vleak {
@@ -30,6 +35,8 @@ struct CpuKernels {
   decltype(&baseline::match_residuals<T>) match_residuals;
   decltype(&baseline::tv_planes<T>) tv_planes;
   decltype(&baseline::descend_planes<T>) descend_planes;
+  decltype(&baseline::tile<T>) tile;
+  decltype(&baseline::tile_limits<T>) tile_limits;
 };
 
 // Doubles of scratch space that tv_planes and descend_planes need for rows of this width.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
-from vleak.backends import math_attention
 from vleak.engine.loop import Descent, Loop, Problem, State
+from vleak.engine.trials import run_trials
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 
@@ -92,19 +92,14 @@ class Matching(Attack):
         if not any(bool(t.any()) for t in observation.update.tensors.values()):
             clips = _centre(knowledge).expand(knowledge.batch_shape).clone()
             return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
-        states: list[State] = []
-        for start in self._starts(knowledge, generator):
-            loop = self._loop(observation, labels, channel, start)
-            base = sum(len(state.history) for state in states)
-            report = None if progress is None else (lambda done, base=base: progress(base + done))
-            with math_attention():
-                states.append(loop.run(self.iterations, progress=report, stop=stop))
+        loops = [self._loop(observation, labels, channel, s) for s in self._starts(knowledge, generator)]
+        states = run_trials(loops, self.iterations, progress=progress, stop=stop)
         chosen = min(states, key=lambda state: state.best_objective)
         return Reconstruction(
             clips=chosen.best.cpu(),
             labels=labels,
             adaptive=channel.adaptive,
-            engine=self.engine,
+            engine=loops[0].engine,
             iterations=sum(len(state.history) for state in states),
             restarts=sum(bool(state.history) for state in states),
             objective=chosen.best_objective if math.isfinite(chosen.best_objective) else math.nan,
@@ -120,16 +115,19 @@ class Matching(Attack):
 
     def _loop(self, observation: Observation, labels: Tensor, channel: Channel, start: Tensor) -> Loop:
         model = observation.model
-        device = next(model.parameters()).device
+        weight = next(model.parameters())
         loss = str(observation.update.metadata.get("loss", "cross_entropy"))
         if loss not in LOSSES:
             raise unknown_name("loss", loss, LOSSES)
+        masks = channel.masks
+        if masks is not None:
+            masks = {name: mask.to(weight.device) for name, mask in masks.items()}
         problem = Problem(
             model=model,
             loss=LOSSES[loss],
-            labels=labels.to(device),
-            target=observation.update.tensors,
-            masks=channel.masks,
+            labels=labels.to(weight.device),
+            target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
+            masks=masks,
             distance=self.distance,
         )
         knowledge = observation.knowledge
@@ -146,7 +144,7 @@ class Matching(Attack):
             prior=prior,
             prior_weight=0.0 if prior is None else unit * pull,
         )
-        return Loop(problem, descent, start.to(device), engine=self.engine)
+        return Loop(problem, descent, start.to(weight), engine=self.engine)
 
 
 class MatchingBlind(Matching):

@@ -22,7 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["cpu", "cuda"]
+Kind = Literal["cpu", "cuda", "loop"]
+"""Kernels for a device, or the runner of captured steps."""
 
 # The oldest torch whose stable ABI the bindings use: a library built on any later one runs on all of them.
 OLDEST_TORCH = (2, 10)
@@ -48,10 +49,20 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
     "avx2": ("-mavx2",),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 }
-_CPU_KERNELS = ("kernels/gradient_match.cpp", "kernels/tv.cpp", "kernels/descend.cpp")
-_CPU_SOURCES = ("kernels/dispatch.cpp", "bindings/cpu.cpp", "bindings/info.cpp")
+_CPU_KERNELS = ("kernels/gradient_match.cpp", "kernels/tv.cpp", "kernels/descend.cpp", "kernels/product.cpp")
+# Sums of products: promised to float tolerance only, not bit for bit on every instruction set, so they fuse.
+_FUSED = {"kernels/product.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
+_CPU_SOURCES = (
+    "kernels/dispatch.cpp",
+    "kernels/conv.cpp",
+    "kernels/conv_weight.cpp",
+    "bindings/cpu.cpp",
+    "bindings/bilinear.cpp",
+    "bindings/info.cpp",
+)
 _CUDA_KERNELS = ("kernels/gradient_match.cu", "kernels/tv.cu", "kernels/descend.cu")
 _CUDA_SOURCES = ("bindings/cuda.cpp", "bindings/info.cpp")
+_LOOP_SOURCES = ("loop/program.cpp", "loop/module.cpp", "bindings/info.cpp")
 # Real code for the data-centre cards in use; newer ones compile the PTX at load.
 _CUDA_ARCHITECTURES = (
     "-gencode=arch=compute_80,code=sm_80",
@@ -114,8 +125,12 @@ def source_folder() -> Path | None:
 
 
 def library_name(kind: Kind) -> str:
-    """Return the file name of the library for a device kind."""
-    return f"libvleak_{kind}.so"
+    """Return the file name of a library; that of the runner names the interpreter it is for."""
+    return f"libvleak_{kind}{_interpreter() if kind == 'loop' else '.so'}"
+
+
+def _interpreter() -> str:
+    return str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
 def find_torch(folders: Iterable[Path] | None = None) -> Torch | None:
@@ -174,6 +189,10 @@ def units(kind: Kind, torch: Torch) -> list[Unit]:
     """Return every compiler run that makes the library: the one list of sources and flags."""
     includes = tuple(f"-isystem{folder}" for folder in torch.include)
     bindings = (*_COMMON, *_STABLE_ABI, *includes)
+    if kind == "loop":
+        # It moves tensors about and computes nothing, so it needs no instruction set.
+        python = f"-isystem{sysconfig.get_path('include')}"
+        return [Unit(source, "c++", (*_COMMON, "-O2", *includes, python)) for source in _LOOP_SOURCES]
     if kind == "cuda":
         bindings = (*bindings, "-DUSE_CUDA", f"-isystem{_cuda_home() / 'include'}")
         kernels = [Unit(source, "nvcc", _NVCC) for source in _CUDA_KERNELS]
@@ -181,15 +200,24 @@ def units(kind: Kind, torch: Torch) -> list[Unit]:
     variants = _VARIANTS if platform.machine() in ("x86_64", "AMD64") else {"baseline": ()}
     several = () if len(variants) > 1 else ("-DVLEAK_BASELINE_ONLY",)
     kernels = [
-        Unit(source, "c++", (*_COMMON, f"-DVLEAK_VARIANT={name}", *flags))
+        Unit(source, "c++", (*_COMMON, f"-DVLEAK_VARIANT={name}", *flags, *_fused_flags(source, name)))
         for source in _CPU_KERNELS
         for name, flags in variants.items()
     ]
     return kernels + [Unit(source, "c++", (*bindings, *several)) for source in _CPU_SOURCES]
 
 
+def _fused_flags(source: str, variant: str) -> tuple[str, ...]:
+    """Return the flags that let a kernel fuse a*b+c; they come after, and so undo, the ban in _COMMON."""
+    return ("-ffp-contract=fast", *_FUSED[source].get(variant, ())) if source in _FUSED else ()
+
+
 def _link_flags(kind: Kind, torch: Torch) -> list[str]:
-    libraries = ["-ltorch_cpu"] if kind == "cpu" else ["-ltorch_cpu", "-ltorch_cuda", "-lcudart"]
+    libraries = {
+        "cpu": ["-ltorch_cpu"],
+        "cuda": ["-ltorch_cpu", "-ltorch_cuda", "-lcudart"],
+        "loop": ["-ltorch_python", "-ltorch_cpu", "-lc10"],
+    }[kind]
     folders = [f"-L{torch.root / 'lib'}"]
     if kind == "cuda":
         folders += [f"-L{_cuda_home() / folder}" for folder in ("lib64", "targets/x86_64-linux/lib")]
@@ -218,7 +246,7 @@ def source_hash(folder: Path) -> str:
 def fingerprint(kind: Kind, folder: Path, torch: Torch) -> str:
     """Return the key of a compiled library: sources, torch, flags and compilers."""
     tools = _tools(kind)
-    flags = [(unit.source, unit.flags) for unit in units(kind, torch)]
+    flags = [library_name(kind), *((unit.source, unit.flags) for unit in units(kind, torch))]
     parts = (source_hash(folder), torch.version, flags, [_compiler_version(tool) for tool in tools.values()])
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
@@ -237,6 +265,8 @@ def _tools(kind: Kind) -> dict[str, str]:
         if nvcc is None:
             raise BuildError("no nvcc found (looked on PATH, in $CUDA_HOME and /usr/local/cuda)")
         tools["nvcc"] = nvcc
+    if kind == "loop" and not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise BuildError(f"no Python headers found (looked in {sysconfig.get_path('include')})")
     return tools
 
 
@@ -244,7 +274,7 @@ def compile_library(kind: Kind, folder: Path, torch: Torch, output: Path) -> Non
     """Compile the library into ``output``, replacing it in one step; nothing is printed.
 
     Args:
-        kind: ``"cpu"`` or ``"cuda"``.
+        kind: which library.
         folder: the csrc folder.
         torch: whose headers and libraries to build against.
         output: the library's path; its folder must exist.
@@ -314,6 +344,7 @@ def _info_flag(kind: Kind, folder: Path, torch: Torch) -> str:
         "kind": kind,
         "torch": torch.version,
         "cuda": torch.cuda,
+        "python": _interpreter() if kind == "loop" else None,
         "sources": source_hash(folder),
         "compiler": _compiler_version(_tools(kind)["c++"]).splitlines()[0],
     }

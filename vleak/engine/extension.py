@@ -12,23 +12,26 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
 import shutil
+import sysconfig
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from vleak.engine import build
 from vleak.errors import InputError
 
-__all__ = ["ExtensionStatus", "ExtensionWarning", "ensure_loaded", "status"]
+__all__ = ["ExtensionStatus", "ExtensionWarning", "ensure_loaded", "loop_module", "status"]
 
 State = Literal["built", "compiled at first use", "pure torch"]
 _MODES = ("auto", "jit", "off")
@@ -52,6 +55,8 @@ class ExtensionStatus:
     """``"avx512"``, ``"avx2"`` or ``"baseline"``; None in plain PyTorch."""
     cuda: str
     """One line on the CUDA library."""
+    loop: str
+    """One line on the runner of captured iterations, which is built for one torch and one Python."""
     remedy: str | None
     """What to do to get native code; None if nothing is needed."""
 
@@ -64,6 +69,8 @@ class _Loaded:
     reason: str
     library: Path | None = None
     built_for: str | None = None
+    module: Any = None
+    """What Python imports, of the runner only."""
 
 
 _lock = threading.RLock()
@@ -93,13 +100,25 @@ def ensure_loaded(device_type: str = "cpu") -> bool:
     return outcome.library is not None
 
 
+def loop_module() -> Any:
+    """Return the C++ runner's module, looking for it if nobody has yet; None where it cannot be had.
+
+    The first call may compile for some seconds, or warn, as that of :func:`ensure_loaded`.
+
+    Raises:
+        InputError: ``VLEAK_EXTENSION`` holds an unknown word.
+    """
+    return (_outcomes.get("loop") or _find("loop")).module
+
+
 def status() -> ExtensionStatus:
     """Describe the extension as it is used in this process, loading it first if need be."""
     with warnings.catch_warnings():
         # The reason is part of the answer.
         warnings.simplefilter("ignore", ExtensionWarning)
         ensure_loaded("cpu")
-    cpu = _outcomes["cpu"]
+        loop_module()
+    cpu, loop = _outcomes["cpu"], _outcomes["loop"]
     return ExtensionStatus(
         state=cpu.state,
         reason=cpu.reason,
@@ -107,6 +126,7 @@ def status() -> ExtensionStatus:
         built_for=cpu.built_for,
         instruction_set=_instruction_set(cpu.library),
         cuda=_cuda_line(),
+        loop=f"{'Python' if loop.library is None else loop.state}: {loop.reason}",
         remedy=_remedy(cpu),
     )
 
@@ -124,8 +144,9 @@ def _find(kind: build.Kind) -> _Loaded:
         _outcomes[kind] = outcome
     # A CUDA tensor on a torch without nvcc around is the usual case and no fault of the installation.
     if outcome.library is None and mode != "off":
+        what = "its inner loop in Python" if kind == "loop" else f"in plain PyTorch on {kind}"
         warnings.warn(
-            f"vleak runs in plain PyTorch on {kind}: {outcome.reason}; results are the same, only slower",
+            f"vleak runs {what}: {outcome.reason}; results are the same, only slower",
             ExtensionWarning,
             stacklevel=3,
         )
@@ -152,9 +173,7 @@ def _attempt(kind: build.Kind, mode: str) -> _Loaded:
     for attempt in attempts[1:] if mode == "jit" else attempts:
         outcome = attempt(kind)
         if outcome.library is not None:
-            return _Loaded(
-                outcome.state, "; ".join([*reasons, outcome.reason]), outcome.library, outcome.built_for
-            )
+            return replace(outcome, reason="; ".join([*reasons, outcome.reason]))
         reasons.append(outcome.reason)
     return _pure("; ".join(reasons))
 
@@ -182,7 +201,7 @@ def _prebuilt(kind: build.Kind) -> _Loaded:
     folder = build.source_folder()
     if folder is not None and info.get("sources") != build.source_hash(folder):
         return _pure("the installed library was built from other sources")
-    return _load(library, "built", "came with this installation")
+    return _LOADERS[kind](library, "built", "came with this installation")
 
 
 def _load(library: Path, state: State, reason: str) -> _Loaded:
@@ -194,6 +213,34 @@ def _load(library: Path, state: State, reason: str) -> _Loaded:
         line = str(error.__cause__ or error).splitlines()[0]
         return _pure(f"the library was built for torch {built_for}, you have {torch.__version__}: {line}")
     return _Loaded(state, reason, library, built_for)
+
+
+def _import(library: Path, state: State, reason: str) -> _Loaded:
+    """Load the runner, which no other torch and no other Python must load: they would crash, not refuse."""
+    info = build.read_info(library)
+    built_for, python = info.get("torch"), info.get("python")
+    ours = sysconfig.get_config_var("EXT_SUFFIX")
+    if (built_for, python) != (torch.__version__, ours):
+        return _pure(
+            f"the runner was built for torch {built_for} and {python}, "
+            f"you have torch {torch.__version__} and {ours}"
+        )
+    loader = importlib.machinery.ExtensionFileLoader("vleak_loop", str(library))
+    spec = importlib.util.spec_from_loader("vleak_loop", loader)
+    assert spec is not None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError as error:
+        return _pure(f"the runner cannot be loaded: {str(error).splitlines()[0]}")
+    return _Loaded(state, reason, library, built_for, module)
+
+
+_LOADERS: dict[build.Kind, Callable[[Path, State, str], _Loaded]] = {
+    "cpu": _load,
+    "cuda": _load,
+    "loop": _import,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -211,7 +258,7 @@ def _compiled(kind: build.Kind) -> _Loaded:
             library = _intact(place, kind) or _fill(place, kind, folder, headers)
     except (build.BuildError, OSError) as error:
         return _pure(f"compiling failed: {error}")
-    return _load(library, "compiled at first use", f"compiled into {place}")
+    return _LOADERS[kind](library, "compiled at first use", f"compiled into {place}")
 
 
 def _cache_folder() -> Path:

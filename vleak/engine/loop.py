@@ -1,136 +1,65 @@
-"""Gradient matching, iteration by iteration: forward, gradient, distance, second derivative, step.
+"""Gradient matching, iteration by iteration: prepare once, run so many iterations, read the state.
 
-Both engines run this loop. ``reference`` uses the plain PyTorch form of every operator and is the oracle
-of the tests; ``native`` lets the compiled kernels of ``vleak.ops`` do the passes over parameters and pixels.
+``reference`` calls every iteration's PyTorch operators one by one, with autograd, and is the oracle of the
+tests; ``native`` runs the captured iteration in C++.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from vleak import ops
-from vleak.backends import differentiable_rnn
-from vleak.errors import InputError
+from vleak.backends import differentiable_rnn, math_attention
+from vleak.engine.native import program_for
+from vleak.engine.problem import Descent, Problem, State, check
+from vleak.engine.runner import Outcome, Plateau
+from vleak.engine.steps import STATE, Step, Values, first_values, settings_table
+from vleak.errors import InputError, unknown_name
+
+__all__ = ["ENGINES", "Descent", "Loop", "Problem", "State"]
 
 ENGINES = ("native", "reference")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is to be matched: find clips whose gradient is the target.
-
-    Attributes:
-        model: maps (B, C, T, H, W) in [0, 1] to logits (B, classes); used in the mode it is in.
-        loss: (logits, labels) -> scalar.
-        labels: (B,) int64.
-        target: one tensor a parameter, by name; what arrived at the server.
-        masks: boolean tensors by name, True where an entry is to be matched; None matches all.
-        distance: "cosine" or "l2".
-    """
-
-    model: nn.Module
-    loss: Callable[[Tensor, Tensor], Tensor]
-    labels: Tensor
-    target: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor] | None = None
-    distance: Literal["cosine", "l2"] = "cosine"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Descent:
-    """How to descend.
-
-    Attributes:
-        iterations: length of the schedule, at least 1.
-        learning_rate: first step, in pixel values.
-        rule: "adam", "sign" or "sign_adam" (`vleak.ops.descend`).
-        schedule: "cosine" decays to a hundredth; "steps" divides by 10 at 3/8, 5/8 and 7/8, as
-            Inverting Gradients does (NeurIPS 2020, arXiv 2003.14053).
-        spatial, temporal, isotropic, smoothing: total variation (`vleak.ops.total_variation`).
-        prior: (B, C, T, H, W), or (C, T, H, W) for all clips, towards which they are drawn; or None.
-        prior_weight: weight of half the mean squared distance to the prior.
-    """
-
-    iterations: int
-    learning_rate: float = 0.1
-    rule: Literal["adam", "sign", "sign_adam"] = "adam"
-    schedule: Literal["cosine", "steps"] = "cosine"
-    spatial: float = 0.0
-    temporal: float = 0.0
-    isotropic: bool = False
-    smoothing: float = 0.0
-    prior: Tensor | None = None
-    prior_weight: float = 0.0
-
-    def rate(self, iteration: int) -> float:
-        """Return the learning rate of an iteration, counted from 0."""
-        done = iteration / self.iterations
-        if self.schedule == "cosine":
-            return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-        return self.learning_rate * float(0.1 ** sum(done >= drop for drop in (3 / 8, 5 / 8, 7 / 8)))
-
-
-@dataclass
-class State:
-    """Where a descent stands. All tensors have the shape of the start, (B, C, T, H, W).
-
-    Attributes:
-        x: the current clips.
-        best: the clips of the smallest objective so far.
-        best_objective: that objective; infinity before the first iteration.
-        history: objective at the start of every iteration.
-        nan_at: iteration whose objective was not a number, which ended the descent; else None.
-    """
-
-    x: Tensor
-    best: Tensor
-    best_objective: float = math.inf
-    history: list[float] = field(default_factory=list)
-    nan_at: int | None = None
-
-
 class Loop:
-    """Prepare once, run iterations, read the state."""
+    """Prepare once, run iterations, read the state.
+
+    Attributes:
+        engine: the engine that runs: "reference" also where "native" was asked for and cannot be had.
+        state: where the descent stands.
+    """
 
     def __init__(self, problem: Problem, descent: Descent, start: Tensor, *, engine: str = "native") -> None:
-        """Check that everything fits together before the first iteration.
+        """Check that everything fits together, and capture the iteration if no descent of its kind has.
 
         Args:
             problem: what to match.
             descent: how to descend.
-            start: (B, C, T, H, W) in [0, 1].
+            start: (B, C, T, H, W) in [0, 1], or rows of features (B, ...).
             engine: "native" or "reference".
 
         Raises:
-            InputError: a tensor is missing, has another shape, or is not finite (the message names it).
+            InputError: a tensor is missing, has another shape, dtype or device, or is not finite; a setting
+                is out of range; the model changes shape between calls (the message names which).
         """
         if engine not in ENGINES:
-            raise InputError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
-        if descent.iterations < 1:
-            raise InputError(f"iterations: expected at least 1, got {descent.iterations}")
-        _check_start(problem, descent, start)
-        _check_target(problem)
-        self.problem, self.descent, self.engine = problem, descent, engine
+            raise unknown_name("engine", engine, ENGINES)
+        check(problem, descent, start)
+        self.problem, self.descent = problem, descent
         self.state = State(start.clone(), start.clone())
-        self._parameters = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
-        self._targets = [problem.target[name].to(start) for name in self._parameters]
-        masks = problem.masks
-        self._masks = None if masks is None else [masks[name].to(start.device) for name in self._parameters]
-        # The clips of one batch share one distance, so they are one trial: batch and channels are one axis.
-        flat = start.flatten(0, 1)[None]
-        self._m, self._v = torch.zeros_like(flat), torch.zeros_like(flat)
-        self._best, self._best_objective = flat.clone(), flat.new_full((1,), math.inf)
-        self._prior = (
-            None if descent.prior is None else descent.prior.to(start).expand_as(start).flatten(0, 1)[None]
-        )
+        self._step = Step(problem.model, problem.loss, problem.distance, descent)
+        self._table = settings_table(descent).to(start.device)
+        values = first_values(problem, descent, start) | {"settings": self._table[0]}
+        program = program_for(self._step, values) if engine == "native" else None
+        self.engine = "reference" if program is None else "native"
+        self._plateau = Plateau(descent.patience, descent.tolerance)
+        self._iterations = _Eager(self._step, values, self._plateau) if program is None else program.bind(values, self._plateau)
 
     def run(
         self,
@@ -138,120 +67,78 @@ class Loop:
         *,
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
+        every: int = 10,
     ) -> State:
         """Run up to so many further iterations; fewer at the end of the schedule, at NaN, or when stopped.
 
         Args:
             iterations: how many.
-            progress: called after every iteration with the number done in all.
-            stop: asked before every iteration; True ends the call, which may be taken up again.
+            progress: called after every so many iterations with the number done in all.
+            stop: asked as often; True ends the call, which may be taken up again.
+            every: iterations between two such calls, at least 1.
+
+        Raises:
+            InputError: negative iterations, or fewer than one between two calls.
         """
-        state = self.state
-        with self._contexts():
-            for _ in range(iterations):
-                done = len(state.history)
-                if (
-                    done >= self.descent.iterations
-                    or state.nan_at is not None
-                    or (stop is not None and stop())
-                ):
-                    break
-                self._step(done)
-                if progress is not None:
-                    progress(done + 1)
-        state.best = self._best[0].view_as(state.x).clone()
-        state.best_objective = float(self._best_objective)
+        if iterations < 0 or every < 1:
+            raise InputError(f"run: expected iterations >= 0 and every >= 1, got {iterations} and {every}")
+        state, history = self.state, self.state.history
+        last = min(self.descent.iterations, len(history) + iterations)
+        while len(history) < last and not self._ended() and not (stop is not None and stop()):
+            done = len(history)
+            self._take(self._iterations.run(min(every, last - done), self._table[done:last]))
+            if progress is not None:
+                progress(len(history))
         return state
 
-    def _contexts(self) -> ExitStack:
-        stack = ExitStack()
-        kernels: AbstractContextManager[object] = (
-            ops.use_reference() if self.engine == "reference" else nullcontext()
-        )
-        stack.enter_context(kernels)
-        stack.enter_context(differentiable_rnn(self.problem.model))
-        return stack
-
     def distance_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return D(dL/dw(x), target), a scalar, and its derivative by x, shaped (B, C, T, H, W)."""
-        with self._contexts():
-            return self._distance_and_gradient(x)
+        """Return D(dL/dw(x), target), a scalar, and its derivative by x, as the reference engine has them."""
+        values = first_values(self.problem, self.descent, x)
+        with ops.use_reference(), math_attention(), differentiable_rnn(self.problem.model):
+            return self._step.evaluate(values, x)
 
-    def _distance_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # Without the contexts: `run` holds them once for all its iterations.
-        x = x.detach().requires_grad_()
-        problem, parameters = self.problem, self._parameters
-        buffers = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
-        with torch.enable_grad():
-            value = problem.loss(
-                functional_call(problem.model, {**parameters, **buffers}, (x,)), problem.labels
-            )
-            gradients = torch.autograd.grad(
-                value, list(parameters.values()), create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            distance, _ = ops.gradient_match(
-                gradients, self._targets, masks=self._masks, kind=problem.distance
-            )
-            (gradient,) = torch.autograd.grad(distance, x, allow_unused=True, materialize_grads=True)
-        return distance.detach(), gradient
+    def _ended(self) -> bool:
+        return self.state.nan_at is not None or self.state.settled
 
-    def _step(self, done: int) -> None:
-        descent, state = self.descent, self.state
-        distance, gradient = self._distance_and_gradient(state.x)
-        moved, objective = ops.descend(
-            state.x.flatten(0, 1)[None],
-            gradient.flatten(0, 1)[None],
-            distance[None],
-            self._m,
-            self._v,
-            self._best,
-            self._best_objective,
-            step=done + 1,
-            lr=descent.rate(done),
-            prior=self._prior,
-            prior_weight=descent.prior_weight,
-            spatial=descent.spatial,
-            temporal=descent.temporal,
-            isotropic=descent.isotropic,
-            smoothing=descent.smoothing,
-            rule=descent.rule,
-        )
-        state.history.append(float(objective))
-        if math.isnan(state.history[-1]):
-            state.nan_at = done + 1
-            return
-        state.x = moved[0].view_as(state.x)
+    def _take(self, outcome: Outcome) -> None:
+        """Bring the state up to where the iterations stand."""
+        state, values = self.state, self._iterations.values
+        state.history += outcome.history
+        state.nan_at = len(state.history) if outcome.reason == "nan" else None
+        state.settled = outcome.reason == "plateau"
+        state.x = values["x"].clone()
+        state.best = values["best"].view_as(state.x).clone()
+        state.best_objective = float(values["best_objective"])
 
 
-def _check_start(problem: Problem, descent: Descent, start: Tensor) -> None:
-    if start.ndim != 5 or start.numel() == 0:
-        raise InputError(
-            f"start: expected shape (clip, channel, frame, height, width), got {tuple(start.shape)}"
-        )
-    if not torch.isfinite(start).all():
-        raise InputError("start holds NaN or infinity; expected pixel values in [0, 1]")
-    if problem.labels.shape != start.shape[:1]:
-        raise InputError(
-            f"labels: expected shape {tuple(start.shape[:1])}, one a clip, got {tuple(problem.labels.shape)}"
-        )
-    prior = descent.prior
-    if prior is not None and prior.shape not in (start.shape, start.shape[1:]):
-        raise InputError(f"prior: expected shape {tuple(start.shape)}, got {tuple(prior.shape)}")
+class _Eager:
+    """The reference engine's iterations: the same interface as a program that is bound to its values."""
 
+    def __init__(self, step: Step, values: Values, plateau: Plateau) -> None:
+        # functional_call swaps a module's tensors while it runs: two descents must not share a module.
+        self._step, self._plateau = replace(step, model=copy.deepcopy(step.model)), plateau
+        # A step changes the optimizer's state in place, and the caller's tensors are not ours to change.
+        self.values = {name: v.clone() if name in STATE else v for name, v in values.items()}
+        self._level, self._since = math.inf, 0
 
-def _check_target(problem: Problem) -> None:
-    for name, parameter in problem.model.named_parameters():
-        for kind, tensors in (("target", problem.target), ("mask", problem.masks)):
-            if tensors is None:
-                continue
-            if name not in tensors:
-                raise InputError(
-                    f"the update has no {kind} for parameter {name!r}; is it an update of this model?"
-                )
-            if tensors[name].shape != parameter.shape:
-                raise InputError(
-                    f"{kind} {name!r}: expected shape {tuple(parameter.shape)}, got "
-                    f"{tuple(tensors[name].shape)}; is it an update of this model?"
-                )
-        if not torch.isfinite(problem.target[name]).all():
-            raise InputError(f"target {name!r} holds NaN or infinity; the update cannot be attacked")
+    def run(self, n: int, table: Tensor) -> Outcome:
+        """Run up to n iterations; row i of the table is what iteration i sees as "settings"."""
+        history: list[float] = []
+        with ops.use_reference(), math_attention(), differentiable_rnn(self._step.model):
+            for row in table[:n]:
+                after = self._step({**self.values, "settings": row})
+                history.append(float(after["objective"]))
+                if math.isnan(history[-1]):
+                    return Outcome(history, "nan")
+                self.values |= {name: value for name, value in after.items() if name in self.values}
+                if self._stalled(history[-1]):
+                    return Outcome(history, "plateau")
+        return Outcome(history, "done")
+
+    def _stalled(self, objective: float) -> bool:
+        margin = 0.0 if math.isinf(self._level) else self._plateau.tolerance * abs(self._level)
+        if objective < self._level - margin:
+            self._level, self._since = objective, 0
+        else:
+            self._since += 1
+        return 0 < self._plateau.patience <= self._since

@@ -1,0 +1,142 @@
+"""The five cases of the inner loop: models, starts and the updates that are to be matched.
+
+Nothing is drawn from the process-wide generators: weights, clips, starts and labels follow the case's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak.models.classifiers import initialise
+from vleak.seeds import generator
+
+SPATIAL, TEMPORAL = 0.01, 0.03
+"""Weights of total variation for clips; rows of features have none."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One update to be matched.
+
+    Attributes:
+        start: (B, C, T, H, W) in [0, 1], or rows of features (B, features).
+        labels: (B,) int64.
+        target: by parameter name, the gradient of other inputs with the same labels.
+    """
+
+    start: Tensor
+    labels: Tensor
+    target: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in eval mode and the trials that share its weights."""
+
+    name: str
+    title: str
+    model: nn.Module
+    trials: tuple[Trial, ...]
+    spatial: float
+    temporal: float
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    title: str
+    build: Callable[[int, Shape, int], nn.Module]  # (width, shape of the input, classes)
+    width: int
+    shape: Shape
+    classes: int
+    trials: int = 1
+
+
+def lenet3d(width: int, shape: Shape, classes: int) -> nn.Module:
+    """5x5x5 convolutions, ReLU, MaxPool3d; (B, 3, T, H, W) to (B, classes)."""
+    positions = shape[2] // 4 * (shape[3] // 4) * (shape[4] // 4)
+    return nn.Sequential(
+        nn.Conv3d(3, width, 5, padding=2), nn.ReLU(), nn.MaxPool3d(2),
+        nn.Conv3d(width, width, 5, padding=2), nn.ReLU(), nn.MaxPool3d(2),
+        nn.Conv3d(width, width, 5, padding=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(width * positions, classes),
+    )  # fmt: skip
+
+
+def mlp(width: int, shape: Shape, classes: int) -> nn.Module:
+    """Linear layers and ReLU; (B, features) to (B, classes)."""
+    return nn.Sequential(
+        nn.Linear(shape[-1], width), nn.ReLU(), nn.Linear(width, 32), nn.ReLU(),
+        nn.Linear(32, classes),
+    )  # fmt: skip
+
+
+def cnn3d(width: int, _: Shape, classes: int) -> nn.Module:
+    """3x3x3 convolutions, ReLU, MaxPool3d, average over space and time; (B, 3, T, H, W) to (B, classes)."""
+    return nn.Sequential(
+        nn.Conv3d(3, width, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2),
+        nn.Conv3d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2),
+        nn.Conv3d(2 * width, 4 * width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4 * width, classes),
+    )  # fmt: skip
+
+
+class FramesThenLSTM(nn.Module):
+    """Three strided convolutions on every frame, an LSTM over time; (B, 3, T, H, W) to (B, classes)."""
+
+    def __init__(self, width: int, shape: Shape, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, o in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
+            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.lstm = nn.LSTM(4 * width * (shape[3] // 8) * (shape[4] // 8), 8 * width, batch_first=True)
+        self.head = nn.Linear(8 * width, classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        frames = clips.transpose(1, 2)
+        features = self.features(frames.flatten(0, 1)).flatten(1).unflatten(0, frames.shape[:2])
+        logits: Tensor = self.head(self.lstm(features)[0][:, -1])
+        return logits
+
+
+_A = _Recipe("3-D LeNet, 5x5x5, 1x3x8x32x32", lenet3d, 12, (1, 3, 8, 32, 32), 10)
+_RECIPES = {
+    "A": _A,
+    "B": _Recipe("MLP 2048-512-32-2, 32 rows", mlp, 512, (32, 2048), 2),
+    "C": _Recipe("3-D CNN 32-64-128, 3x3x3, 1x3x16x64x64", cnn3d, 32, (1, 3, 16, 64, 64), 10),
+    "D": _Recipe("CNN on frames + LSTM, 1x3x16x64x64", FramesThenLSTM, 16, (1, 3, 16, 64, 64), 10),
+    "E": _Recipe("eight trials of A, shared weights", _A.build, _A.width, _A.shape, _A.classes, trials=8),
+}
+CASES = tuple(_RECIPES)
+
+
+def build(name: str, *, tiny: bool = False) -> Case:
+    """Return a case; ``tiny`` is the same kind of model and input, small enough to load all code with."""
+    recipe = _RECIPES[name]
+    width, shape = recipe.width, recipe.shape
+    if tiny:
+        width, shape = 2, tuple(min(length, 16) for length in shape)
+    with torch.device("meta"):  # allocating weights there draws no random numbers
+        model = recipe.build(width, shape, recipe.classes)
+    model = model.to_empty(device="cpu").eval()
+    initialise(model, generator("inner loop", name, "weights"))
+    trials = tuple(_trial(model, shape, recipe.classes, (name, i)) for i in range(recipe.trials))
+    spatial, temporal = (SPATIAL, TEMPORAL) if len(shape) == 5 else (0.0, 0.0)
+    return Case(name, recipe.title, model, trials, spatial, temporal)
+
+
+def _trial(model: nn.Module, shape: Shape, classes: int, seed: tuple[object, ...]) -> Trial:
+    draws = generator("inner loop", *seed)
+    private, start = torch.rand(shape, generator=draws), torch.rand(shape, generator=draws)
+    labels = torch.randint(classes, shape[:1], generator=draws)
+    gradient = torch.autograd.grad(F.cross_entropy(model(private), labels), list(model.parameters()))
+    return Trial(
+        start, labels, {name: g for (name, _), g in zip(model.named_parameters(), gradient, strict=True)}
+    )

@@ -1,0 +1,334 @@
+"""The inner loop, iteration for iteration: bare PyTorch, vleak's two engines, breaching where installed.
+
+All contestants of a case take turns in one process with one thread, and CPU time is counted; the figures are
+medians over the rounds. Before any of it counts, all must have computed the same objective. Peak memory is
+measured in a process of its own a contestant, above what was there before it was built.
+
+    python benchmarks/inner_loop.py [--case A ...] [--rounds 7] [--no-memory] [--json]
+
+A 3-D LeNet; B MLP head on 32 rows; C 3-D CNN; D CNN on frames and LSTM; E eight trials of A that share
+weights, whose figures are those of one trial. Every iteration is the same work: gradient, 1 - cosine, total
+variation in space and time (clips only), signed Adam, box. See bare_loop.py and breaching_loop.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import breaching_loop
+import torch
+from bare_loop import BareLoop
+from cases import CASES, Case, Trial, build
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch.nn import functional as F
+
+from vleak.engine import extension
+from vleak.engine.loop import Descent, Loop, Problem
+from vleak.engine.timing import Measured, interleaved, iterations_needed
+
+Runner = Any  # has run(iterations), history (an objective an iteration) and x (where it stands)
+console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 124)
+_MEMORY_ITERATIONS = 5
+_SCHEDULE = 2_400  # of memory, as in time_to_quality.py
+# How much glibc keeps of what was freed differs from run to run, in case D by tens of percent and up to four
+# times what is alive. Told to give everything back at once, peaks repeat to a percent.
+_FRUGAL_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_NUM_THREADS": "1",
+}
+_SAME = 2e-5  # relative; float32 sums of up to a million terms in different orders
+
+
+class VleakLoop:
+    """A trial of a case in vleak's loop."""
+
+    def __init__(self, case: Case, trial: Trial, schedule: int, engine: str) -> None:
+        problem = Problem(case.model, F.cross_entropy, trial.labels, trial.target)
+        descent = Descent(
+            iterations=schedule, learning_rate=0.1, rule="sign_adam", schedule="steps",
+            spatial=case.spatial, temporal=case.temporal,
+        )  # fmt: skip
+        self.loop = Loop(problem, descent, trial.start, engine=engine)
+        self.run = self.loop.run
+
+    @property
+    def history(self) -> list[float]:
+        return self.loop.state.history
+
+    @property
+    def x(self) -> torch.Tensor:
+        return self.loop.state.x
+
+
+def bare(case: Case, trial: Trial, _: int) -> Runner:
+    return BareLoop(
+        case.model, trial.labels, list(trial.target.values()), trial.start, case.spatial, case.temporal
+    )
+
+
+def breaching(case: Case, trial: Trial, _: int) -> Runner:
+    target = list(trial.target.values())
+    return breaching_loop.BreachingLoop(
+        case.model, trial.labels, target, trial.start, case.spatial, case.temporal
+    )
+
+
+#: name -> (case, trial, length of the schedule, which must suffice) -> what can be run
+CONTESTANTS: dict[str, Callable[[Case, Trial, int], Runner]] = {
+    "bare": bare,
+    "reference": partial(VleakLoop, engine="reference"),
+    "native": partial(VleakLoop, engine="native"),
+    "breaching": breaching,
+}
+
+
+def forward_backward(case: Case) -> Callable[[int], None]:
+    """Return what every iteration cannot do without: the gradient by the parameters, of every trial."""
+    parameters = list(case.model.parameters())
+
+    def run(iterations: int) -> None:
+        for _ in range(iterations):
+            for trial in case.trials:
+                torch.autograd.grad(F.cross_entropy(case.model(trial.start), trial.labels), parameters)
+
+    return run
+
+
+def in_turn(runners: list[Runner]) -> Callable[[int], None]:
+    def run(iterations: int) -> None:
+        for runner in runners:
+            wanted = len(runner.history) + iterations
+            runner.run(iterations)
+            if len(runner.history) != wanted:
+                raise SystemExit(
+                    f"{type(runner).__name__} ended {wanted - len(runner.history)} iterations early"
+                )
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Nobody is timed doing less work
+
+
+def check_same_work(case: Case, runners: dict[str, list[Runner]]) -> None:
+    """Run one iteration of every trial; the objectives must agree, and so must where the step led."""
+    for index, trial in enumerate(case.trials):
+        for each in runners.values():
+            each[index].run(1)
+        expected, moved = runners["bare"][index].history[0], runners["bare"][index].x.detach()
+        for name, each in runners.items():
+            wanted = _in_breachings_words(case, trial, expected) if name == "breaching" else expected
+            found = each[index].history[0]
+            if not math.isclose(found, wanted, rel_tol=_SAME):
+                raise SystemExit(f"case {case.name}: {name} computes {found!r}, expected {wanted!r}")
+            # The sign of a derivative near 0 is rounding; breaching's total variation differs at borders.
+            apart = float(((each[index].x - moved).abs() > 1e-4).float().mean())
+            if apart > (0.05 if name == "breaching" else 0.005):
+                raise SystemExit(f"case {case.name}: the step of {name} leads elsewhere in {apart:.1%} of x")
+
+
+def _in_breachings_words(case: Case, trial: Trial, objective: float) -> float:
+    if not case.spatial:
+        return objective
+    x = trial.start
+    frame, row, column = (float(x.diff(dim=axis).abs().mean()) for axis in (2, 3, 4))
+    distance = objective - case.spatial * (row + column) - case.temporal * frame
+    return distance + breaching_loop.clip_variation(x, case.spatial, case.temporal)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Time
+
+
+def measure(case: Case, names: list[str], rounds: int, tell: Callable[[], None]) -> dict[str, Any]:
+    """Return the record of a case without its peaks."""
+    schedule = 1 + iterations_needed(rounds)
+    runners = {name: [CONTESTANTS[name](case, each, schedule) for each in case.trials] for name in names}
+    check_same_work(case, runners)
+    calls = {name: in_turn(each) for name, each in runners.items()}
+    measured = interleaved(
+        {"forward_backward": forward_backward(case), **calls}, rounds=rounds, progress=tell
+    )
+    each = {name: value.divided_by(len(case.trials)) for name, value in measured.items()}
+    record: dict[str, Any] = {"case": case.name, "title": case.title, "trials": len(case.trials)}
+    record |= dict.fromkeys(CONTESTANTS)
+    for name, value in each.items():
+        record[name] = _figures(value) | {
+            "over_forward_backward": _spread(value.divided_by(each["forward_backward"])),
+            "faster_than_bare": _spread(each["bare"].divided_by(value)),
+            "faster_than_breaching": _spread(each["breaching"].divided_by(value))
+            if "breaching" in each
+            else None,
+        }
+    for name in ("reference", "native"):
+        record[name]["engine"] = runners[name][0].loop.engine
+    return record
+
+
+def _figures(value: Measured) -> dict[str, float]:
+    return {"cpu_s": value.median, "cpu_s_low": value.low, "cpu_s_high": value.high}
+
+
+def _spread(value: Measured) -> dict[str, float]:
+    return {"median": value.median, "low": value.low, "high": value.high}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def peaks_in_own_process(case: str, contestant: str) -> dict[str, int]:
+    """Return how far the memory of a fresh process rises, see `peaks_here`."""
+    command = [sys.executable, __file__, "--case", case, "--peaks-of", contestant]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **_FRUGAL_MALLOC}
+    )
+    if done.returncode:
+        raise SystemExit(f"case {case}, memory of {contestant}: {done.stderr.strip().splitlines()[-1]}")
+    peaks: dict[str, int] = json.loads(done.stdout)
+    return peaks
+
+
+def peaks_here(name: str, contestant: str) -> dict[str, int]:
+    """Build a contestant and run some iterations, and return two peaks in bytes.
+
+    ``peak_bytes`` is that of iterating, ``prepare_peak_bytes`` that of building it and of its first
+    iteration. Both count everything that the contestant holds: they stand above what the process held
+    before it was built, which is the case itself (weights, update, start) and all code that is needed,
+    loaded by a tiny case of the same kind.
+    """
+    tiny = build(name, tiny=True)
+    in_turn([CONTESTANTS[contestant](tiny, trial, _SCHEDULE) for trial in tiny.trials])(2)
+    case = build(name)
+    before = _start_over()
+    iterate = in_turn([CONTESTANTS[contestant](case, trial, _SCHEDULE) for trial in case.trials])
+    iterate(1)
+    prepare = _status("VmHWM") - before
+    _start_over()
+    iterate(_MEMORY_ITERATIONS)
+    return {"peak_bytes": _status("VmHWM") - before, "prepare_peak_bytes": prepare}
+
+
+def _start_over() -> int:
+    """Give freed memory back, let the peak start anew, and return what is held, in bytes."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what capture freed would hide what the loop takes
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) if found else 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What comes out
+
+
+def environment(rounds: int) -> dict[str, Any]:
+    status = extension.status()
+    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return {
+        "vleak": version("vleak"),
+        "torch": torch.__version__,
+        "breaching": version("breaching") if breaching_loop.load() else None,
+        "python": platform.python_version(),
+        "processor": cpu[1] if cpu else platform.processor(),
+        "extension": status.state,
+        "instruction_set": status.instruction_set,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+    }
+
+
+def show(record: dict[str, Any]) -> None:
+    ratios = ("bare / this", "10 .. 90 %", "breaching / this")
+    columns = ("", "ms", "10 .. 90 %", "x fwd+bwd", *ratios, "peak MiB", "start MiB")
+    table = Table(*columns, title=f"{record['case']}: {record['title']}")
+    for index, column in enumerate(table.columns):
+        column.justify, column.no_wrap = ("right" if index else "left"), True
+    for name in ("forward_backward", *CONTESTANTS):
+        row = record[name]
+        if row is None:
+            table.add_row(name, "not installed")
+            continue
+        faster, over_breaching = row["faster_than_bare"], row["faster_than_breaching"]
+        peaks = [row.get(key) for key in ("peak_bytes", "prepare_peak_bytes")]
+        table.add_row(
+            _name(name, row),
+            f"{1e3 * row['cpu_s']:.2f}",
+            f"{1e3 * row['cpu_s_low']:.2f} .. {1e3 * row['cpu_s_high']:.2f}",
+            f"{row['over_forward_backward']['median']:.1f}",
+            f"{faster['median']:.2f}",
+            f"{faster['low']:.2f} .. {faster['high']:.2f}",
+            "" if over_breaching is None else f"{over_breaching['median']:.2f}",
+            *("" if peak is None else f"{peak / 2**20:.1f}" for peak in peaks),
+        )
+    console.print(table)
+
+
+def _name(name: str, row: dict[str, Any]) -> str:
+    """Say which engine ran, where it was not the one that was asked for."""
+    ran = row.get("engine", name)
+    return name.replace("forward_backward", "fwd+bwd") if ran == name else f"{name} ({ran} ran)"
+
+
+def run(names: list[str], rounds: int, memory: bool) -> list[dict[str, Any]]:
+    contestants = [name for name in CONTESTANTS if name != "breaching" or breaching_loop.load()]
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    records = []
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        for name in names:
+            task = bar.add_task(f"case {name}, time", total=rounds * (1 + len(contestants)))
+            record = measure(build(name), contestants, rounds, lambda task=task: bar.advance(task))
+            for contestant in contestants if memory else ():
+                bar.update(task, description=f"case {name}, memory of {contestant}")
+                record[contestant] |= peaks_in_own_process(name, contestant)
+            bar.remove_task(task)
+            show(record)
+            records.append(record)
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="cases to run")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds a case")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
+    parser.add_argument("--peaks-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.peaks_of:
+        breaching_loop.load()
+        print(json.dumps(peaks_here(arguments.case[0], arguments.peaks_of)))
+        return
+    records = run(arguments.case, arguments.rounds, not arguments.no_memory)
+    if arguments.json:
+        json.dump({"environment": environment(arguments.rounds), "cases": records}, sys.stdout, indent=1)
+        print()
+
+
+if __name__ == "__main__":
+    main()

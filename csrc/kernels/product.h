@@ -1,0 +1,28 @@
+// The one inner loop of all convolutions and products: a block of sums held in registers.
+#pragma once
+
+#include "kernels/common.h"
+
+namespace vleak {
+
+// sums[row][vector][lane] += sum over k of left[k][row] * right[offsets[k] + bases[vector] + lane]
+//
+// left is packed, right is read wherever its entries lie, so no operand is ever unfolded. Every sum is added
+// up in the order of k, whatever the shape of the block.
+template <typename T>
+using Tile = void (*)(const T* left /* [count, rows] */, const T* right, const int64_t* offsets /* [count] */,
+                      int64_t count, const int64_t* bases /* [vectors] */,
+                      T* sums /* [rows, vectors, lanes] */);
+
+// A block of rows x vectors fits if rows <= most_rows, rows * vectors <= sums and vectors <= kMaxTileVectors.
+struct TileLimits {
+  int64_t lanes;
+  int64_t sums;
+  int64_t most_rows;
+};
+
+// Upper bounds over all instruction sets.
+constexpr int64_t kMaxTileVectors = 8;
+constexpr int64_t kMaxTileBytes = 24 * 64;
+
+}  // namespace vleak

@@ -1,0 +1,331 @@
+"""Convolutions, their two derivatives and products with a packed matrix, as operators without autograd.
+
+The inner loop is captured after differentiation and calls these in place of ATen's: a convolution is linear
+in its input and in its weight, so the forward pass, the gradient and the second derivative are made of the
+same three sums. Like the operators of :mod:`vleak.ops`, each exists in plain PyTorch (namespace
+``vleak_reference``) and, on the CPU, in native code.
+
+Native results do not depend on the number of threads. They may differ between instruction sets in the last
+digits, since products and sums are fused where the machine can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vleak.errors import InputError
+from vleak.ops import _check_dtype, _check_like, _check_same_kind, _declare, _operator
+
+__all__ = ["conv_input", "conv_output", "conv_weight", "pack_rows", "product"]
+
+# Columns that are packed side by side; the same on every machine, so that a packed matrix can be moved.
+_PANEL = 32
+
+# ---------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def _check_axes(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.ndim not in (4, 5):
+        raise InputError(
+            f"{op}: expected {name} of shape (clip, channel, [frame,] height, width), "
+            f"got {tuple(tensor.shape)}"
+        )
+
+
+def _check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
+    for name, values in settings.items():
+        least = 0 if name == "padding" else 1
+        if len(values) != axes or any(type(value) is not int or value < least for value in values):
+            raise InputError(
+                f"{op}: expected {name} to be {axes} integers >= {least}, one a spatial axis, "
+                f"got {list(values)}"
+            )
+
+
+def _output_shape(
+    op: str, x: Sequence[int], w: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    """Return the shape of y; raises InputError where x, w, stride and padding do not belong together."""
+    if len(w) != len(x) or w[1] != x[1] or min(w) < 1:
+        raise InputError(
+            f"{op}: expected a weight of shape (out, {x[1]}, {len(x) - 2} kernel sizes), all at least 1, for "
+            f"an input of shape {tuple(x)}, got {tuple(w)}; groups are not supported"
+        )
+    _check_settings(op, len(x) - 2, stride=stride, padding=padding)
+    room = [size + 2 * pad - kernel for size, pad, kernel in zip(x[2:], padding, w[2:], strict=True)]
+    if min(room) < 0:
+        raise InputError(
+            f"{op}: the kernel {tuple(w[2:])} is larger than the input {tuple(x[2:])} with padding "
+            f"{tuple(padding)}; use a smaller kernel or more padding"
+        )
+    return [x[0], w[0], *(space // step + 1 for space, step in zip(room, stride, strict=True))]
+
+
+def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
+    if not inputs or len(inputs) != len(ws):
+        raise InputError(
+            f"{op}: expected as many {name} as ws, at least one, got {len(inputs)} and {len(ws)}"
+        )
+    _check_dtype(op, f"{name}[0]", inputs[0])
+    _check_axes(op, f"{name}[0]", inputs[0])
+    for label, tensors in ((name, inputs), ("ws", ws)):
+        for index, tensor in enumerate(tensors):
+            _check_same_kind(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0])
+            advice = f"all {label} need one shape"
+            _check_like(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0], tensors[0].shape, advice)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Convolutions
+
+
+def conv_output(
+    xs: Sequence[Tensor],
+    ws: Sequence[Tensor],
+    bias: Tensor | None = None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """Convolve and add up: y = sum over i of conv(x_i, w_i), plus the bias.
+
+    Args:
+        xs: inputs of one shape, (clip, channel, [frame,] height, width), any strides; float32 or float64.
+        ws: as many weights of one shape, (out, channel, [frames,] rows, columns).
+        bias: (out,), or None.
+        stride: one step a spatial axis, >= 1.
+        padding: zeros put on both ends of each spatial axis, >= 0.
+
+    Returns:
+        (clip, out, [frame,] height, width), contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: lists of different lengths, shapes, dtypes or devices that disagree, or a kernel that is
+            larger than the padded input.
+    """
+    op, xs, ws = "conv_output", list(xs), list(ws)
+    _check_pairs(op, "xs", xs, ws)
+    _output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
+    if bias is not None:
+        _check_like(
+            op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], "it holds one number an output channel"
+        )
+    return _call(op, xs[0].device, xs, ws, bias, list(stride), list(padding))
+
+
+def conv_input(
+    dys: Sequence[Tensor],
+    ws: Sequence[Tensor],
+    *,
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """Derivative of :func:`conv_output` in its input: dx = sum over i of conv_transpose(dy_i, w_i).
+
+    Args:
+        dys: derivatives of one shape, that of the convolution's output.
+        ws: as many weights of one shape, (out, channel, [frames,] rows, columns).
+        input_shape: shape of the convolution's input, (clip, channel, [frame,] height, width).
+        stride, padding: those of the convolution.
+
+    Returns:
+        dx of shape ``input_shape``, contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: as :func:`conv_output`; or dys do not have the shape that ``input_shape`` leads to.
+    """
+    op, dys, ws = "conv_input", list(dys), list(ws)
+    _check_pairs(op, "dys", dys, ws)
+    if len(input_shape) != dys[0].ndim:
+        raise InputError(
+            f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
+        )
+    expected = _output_shape(op, input_shape, ws[0].shape, stride, padding)
+    _check_like(op, "dys[0]", dys[0], "dys[0]", dys[0], expected, "that is the output for input_shape")
+    return _call(op, dys[0].device, dys, ws, list(input_shape), list(stride), list(padding))
+
+
+def conv_weight(
+    x: Tensor, dy: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """Derivative of :func:`conv_output` in a weight, summed over the clips.
+
+    Args:
+        x: the convolution's input, (clip, channel, [frame,] height, width).
+        dy: derivative with respect to its output, (clip, out, [frame,] height, width).
+        kernel: the weight's spatial sizes, >= 1.
+        stride, padding: those of the convolution.
+
+    Returns:
+        dw of shape (out, channel, *kernel), contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: as :func:`conv_output`; or dy does not have the shape that x leads to.
+    """
+    op = "conv_weight"
+    _check_dtype(op, "x", x)
+    _check_axes(op, "x", x)
+    _check_same_kind(op, "dy", dy, "x", x)
+    _check_axes(op, "dy", dy)
+    _check_settings(op, x.ndim - 2, kernel=kernel)
+    expected = _output_shape(op, x.shape, (dy.shape[1], x.shape[1], *kernel), stride, padding)
+    _check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
+    return _call(op, x.device, x, dy, list(kernel), list(stride), list(padding))
+
+
+def _call(name: str, device: torch.device, *arguments: Any) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = _operator(name, device)(*arguments)
+    return result
+
+
+def _output_kernel(
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    conv = torch.nn.functional.conv2d if xs[0].ndim == 4 else torch.nn.functional.conv3d
+    total = conv(xs[0], ws[0], bias, stride, padding)
+    for x, w in zip(xs[1:], ws[1:], strict=True):
+        total = total + conv(x, w, None, stride, padding)
+    return total.contiguous()
+
+
+def _output_fake(
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    return xs[0].new_empty(_output_shape("conv_output", xs[0].shape, ws[0].shape, stride, padding))
+
+
+def _backward(
+    dy: Tensor, x: Tensor, w: Tensor, stride: list[int], padding: list[int], mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    axes = len(stride)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        dy, x, w, None, stride, padding, [1] * axes, False, [0] * axes, 1, mask
+    )
+    return found
+
+
+def _input_kernel(
+    dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    x = dys[0].new_empty(input_shape)
+    found = [
+        _backward(dy, x, w, stride, padding, [True, False, False])[0] for dy, w in zip(dys, ws, strict=True)
+    ]
+    return sum(found[1:], found[0]).contiguous()
+
+
+def _input_fake(
+    dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    return dys[0].new_empty(input_shape)
+
+
+def _weight_kernel(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    w = x.new_empty([dy.shape[1], x.shape[1], *kernel])
+    return _backward(dy, x, w, stride, padding, [False, True, False])[1].contiguous()
+
+
+def _weight_fake(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    return x.new_empty([dy.shape[1], x.shape[1], *kernel])
+
+
+_declare(
+    "conv_output",
+    "(Tensor[] xs, Tensor[] ws, Tensor? bias, int[] stride, int[] padding) -> Tensor",
+    _output_kernel,
+    _output_fake,
+)
+_declare(
+    "conv_input",
+    "(Tensor[] dys, Tensor[] ws, int[] input_shape, int[] stride, int[] padding) -> Tensor",
+    _input_kernel,
+    _input_fake,
+)
+_declare(
+    "conv_weight",
+    "(Tensor x, Tensor dy, int[] kernel, int[] stride, int[] padding) -> Tensor",
+    _weight_kernel,
+    _weight_fake,
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# Products with a matrix that stays the same
+
+
+def pack_rows(m: Tensor) -> Tensor:
+    """Lay a matrix out for :func:`product`.
+
+    Args:
+        m: (columns, depth), any strides; float32 or float64.
+
+    Returns:
+        (columns / 32 rounded up, depth, 32): entry [p, k, i] is m[32 p + i, k], 0 where m has no such row.
+
+    Raises:
+        InputError: m is not a matrix, or of another dtype.
+    """
+    _check_matrix("pack_rows", "m", m)
+    return _call("pack_rows", m.device, m)
+
+
+def product(x: Tensor, packed: Tensor, columns: int) -> Tensor:
+    """Multiply rows by a packed matrix: x @ m.T.
+
+    Args:
+        x: (rows, depth), any strides; rows may be few.
+        packed: ``pack_rows(m)``, of x's dtype.
+        columns: the rows of m.
+
+    Returns:
+        (rows, columns), contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: x is not a matrix, or packed is not ``pack_rows`` of a matrix with ``columns`` rows and as
+            many columns as x.
+    """
+    _check_matrix("product", "x", x)
+    if type(columns) is not int or columns < 0:
+        raise InputError(f"product: expected columns to be an integer >= 0, got {columns!r}")
+    expected = (_panels(columns), x.shape[1], _PANEL)
+    _check_like("product", "packed", packed, "x", x, expected, "pack the matrix with pack_rows")
+    return _call("product", x.device, x, packed, columns)
+
+
+def _panels(columns: int) -> int:
+    return -(-columns // _PANEL)
+
+
+def _check_matrix(op: str, name: str, tensor: Tensor) -> None:
+    _check_dtype(op, name, tensor)
+    if tensor.ndim != 2:
+        raise InputError(f"{op}: expected {name} to be a matrix, got shape {tuple(tensor.shape)}")
+
+
+def _pack_kernel(m: Tensor) -> Tensor:
+    columns, depth = m.shape
+    padded = torch.nn.functional.pad(m, (0, 0, 0, _panels(columns) * _PANEL - columns))
+    return padded.view(-1, _PANEL, depth).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+
+
+def _pack_fake(m: Tensor) -> Tensor:
+    return m.new_empty(_panels(m.shape[0]), m.shape[1], _PANEL)
+
+
+def _product_kernel(x: Tensor, packed: Tensor, columns: int) -> Tensor:
+    m = packed.transpose(1, 2).reshape(-1, x.shape[1])[:columns]
+    return (x @ m.T).contiguous()
+
+
+def _product_fake(x: Tensor, packed: Tensor, columns: int) -> Tensor:
+    return x.new_empty(x.shape[0], columns)
+
+
+_declare("pack_rows", "(Tensor m) -> Tensor", _pack_kernel, _pack_fake)
+_declare("product", "(Tensor x, Tensor packed, int columns) -> Tensor", _product_kernel, _product_fake)

@@ -1,0 +1,37 @@
+"""Graph passes: each takes a captured step and returns one with the same numbers and less work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vleak.engine.capture import Capture
+from vleak.engine.passes.convolution import convolution
+from vleak.engine.passes.rewrite import Rewrite, rewritten
+from vleak.engine.passes.simplify import simplify
+from vleak.errors import unknown_name
+
+_REWRITES: dict[str, Rewrite] = {"simplify": simplify, "convolution": convolution}
+
+
+def _as_pass(rewrite: Rewrite) -> Callable[[Capture], Capture]:
+    return lambda capture: rewritten(capture, [rewrite])
+
+
+PASSES: dict[str, Callable[[Capture], Capture]] = {name: _as_pass(each) for name, each in _REWRITES.items()}
+"""In the order in which `optimize` runs them; each leaves the capture it is given alone."""
+
+
+def optimize(capture: Capture, passes: Sequence[str] = tuple(PASSES)) -> Capture:
+    """Run passes over a captured step, in the order given.
+
+    Args:
+        capture: is left alone.
+        passes: names in `PASSES`; what the later ones look for, the earlier ones make.
+
+    Raises:
+        InputError: there is no pass of such a name.
+    """
+    for name in passes:
+        if name not in PASSES:
+            raise unknown_name("pass", name, PASSES)
+    return rewritten(capture, [_REWRITES[name] for name in passes])

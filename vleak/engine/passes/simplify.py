@@ -1,0 +1,255 @@
+"""Work that need not be done: dead code, repeated code, and operators that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from vleak.engine.capture import mutated, roots
+from vleak.engine.passes.rewrite import (
+    argument,
+    aten,
+    calls,
+    changed_memory,
+    emit,
+    parts,
+    replace,
+    value,
+)
+
+Rule = Callable[[Node], Any]
+"""Returns the node whose value a node has already, or None."""
+
+
+def simplify(module: GraphModule) -> None:
+    """Make temporaries' in-place operators pure, then drop what is dead, repeated or without effect.
+
+    The numbers are exactly those of the graph before, but for the sign of a zero.
+    """
+    graph = module.graph
+    _purify(graph)
+    graph.eliminate_dead_code()
+    for _ in range(2):  # what one sweep removes lets another see more
+        _sweep(graph)
+        _narrow_masks(graph)
+        graph.eliminate_dead_code()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In-place operators on temporaries
+
+
+def _purify(graph: Graph) -> None:
+    """Replace in-place operators whose effect nobody sees but through their result."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        changes = mutated(node)
+        if not changes:
+            continue
+        owner = roots(graph)
+        if all(_private(each, node, owner, order) for each in changes):
+            _make_pure(node, order)
+
+
+def _private(changed: Node, by: Node, owner: dict[Node, Node], order: dict[Node, int]) -> bool:
+    """Tell whether memory is a temporary whose old names nobody reads after it changed."""
+    root = owner[changed]
+    if root.op != "call_function":
+        return False
+    names = [node for node, own in owner.items() if own is root and order[node] < order[by]]
+    if by.target is aten.native_batch_norm_backward.default:
+        return True
+    readers = [user for name in names for user in name.users if order[user] > order[by]]
+    return not any(_reads(user, name) for user in readers for name in names)
+
+
+def _reads(user: Node, name: Node) -> bool:
+    """Tell whether a call reads an argument; batch norm in train mode leaves the running statistics alone."""
+    if user.target is aten.native_batch_norm_backward.default and argument(user, "train"):
+        return name in user.args[:3] or name in user.args[5:7]
+    return name in user.all_input_nodes
+
+
+def _make_pure(node: Node, order: dict[Node, int]) -> None:
+    target: Any = node.target
+    if target is aten.native_batch_norm.default:
+        x, weight, bias, _, _, training, momentum, eps = node.args
+        node.target = aten._native_batch_norm_legit.no_stats
+        node.args = (x, weight, bias, training, momentum, eps)
+        return
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    overload = target._overloadname
+    if packet is not None and overload in packet.overloads():
+        node.target = getattr(packet, overload)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One sweep, in order
+
+
+def _sweep(graph: Graph) -> None:
+    owner = roots(graph)
+    changed = changed_memory(graph, owner)
+    seen: dict[Hashable, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or mutated(node):
+            continue
+        touched = any(owner[each] in changed for each in (node, *node.all_input_nodes))
+        rule = None if touched and node.target not in _ALIASES else _RULES.get(node.target)
+        found = None if rule is None else rule(node)
+        if found is None and not touched:
+            found = seen.setdefault(_key(node), node)
+        if found is not None and found is not node:
+            owner.setdefault(found, found)
+            replace(node, found)
+
+
+def _key(node: Node) -> Hashable:
+    return node.target, _frozen(node.args), _frozen(node.kwargs)
+
+
+def _frozen(value: Any) -> Hashable:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(each) for each in value)
+    if isinstance(value, dict):
+        return tuple((name, _frozen(each)) for name, each in sorted(value.items()))
+    return value if isinstance(value, Node) else (type(value), repr(value))
+
+
+def _same_layout(node: Node, other: Any) -> bool:
+    if not isinstance(other, Node):
+        return False
+    mine, its = value(node), value(other)
+    return (mine.shape, mine.stride(), mine.dtype, mine.device) == (
+        its.shape,
+        its.stride(),
+        its.dtype,
+        its.device,
+    )
+
+
+def _nothing(node: Node) -> Any:
+    """Skip a copy or view that is laid out as its argument."""
+    return node.args[0] if _same_layout(node, node.args[0]) else None
+
+
+def _view(node: Node) -> Any:
+    """Skip a view without effect, and let a view of a view look at the first."""
+    source: Any = node.args[0]
+    if _same_layout(node, source):
+        return source
+    if calls(source, *_VIEWS) and value(source.args[0]).is_contiguous():
+        with node.graph.inserting_before(node):
+            return emit(node.graph, aten.view.default, source.args[0], list(value(node).shape))
+    return None
+
+
+def _transpose(node: Node) -> Any:
+    """Skip a transpose of a transpose."""
+    inner: Any = node.args[0]
+    return inner.args[0] if calls(inner, *_TRANSPOSES) and _same_layout(node, inner.args[0]) else None
+
+
+def _add(node: Node) -> Any:
+    """Skip zeros."""
+    left, right = node.args
+    for kept, other in ((left, right), (right, left)):
+        if _same_layout(node, kept) and _constant(other, 0) and not (other is left and node.kwargs):
+            return kept
+    return None
+
+
+def _subtract(node: Node) -> Any:
+    left, right = node.args
+    return left if _same_layout(node, left) and _constant(right, 0) else None
+
+
+def _multiply(node: Node) -> Any:
+    left, right = node.args
+    for kept, other in ((left, right), (right, left)):
+        if _same_layout(node, kept) and _constant(other, 1):
+            return kept
+    return None
+
+
+def _divide(node: Node) -> Any:
+    left, right = node.args
+    return left if _same_layout(node, left) and _constant(right, 1) else None
+
+
+def _threshold(node: Node) -> Any:
+    """Skip a mask that was put on already."""
+    inner: Any = node.args[0]
+    masked = calls(inner, node.target) and inner.args[1:] == node.args[1:]
+    return inner if masked and _same_layout(node, inner) else None
+
+
+def _constant(node: Any, number: float) -> bool:
+    """Tell whether an argument is this number, or a tensor filled with it."""
+    if isinstance(node, (int, float)):
+        return node == number
+    if not isinstance(node, Node) or node.op != "call_function":
+        return False
+    if node.target in _FILLED:
+        return bool(_FILLED[node.target](node) == number)
+    if node.target in _LOOKS:
+        return _constant(node.args[0], number)
+    if node.target in (aten.mm.default, aten.threshold_backward.default, aten.neg.default) and number == 0:
+        return any(_constant(each, 0) for each in node.args[: 2 if node.target is aten.mm.default else 1])
+    return False
+
+
+_ALIASES = (aten.detach.default, aten.alias.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
+_CUTS = (aten.expand.default, aten.select.int, aten.slice.Tensor, aten.unsqueeze.default)
+_LOOKS = (*_ALIASES, *_VIEWS, *_TRANSPOSES, *_CUTS, aten.clone.default)
+_FILLED: dict[Any, Callable[[Node], Any]] = {
+    aten.zeros.default: lambda node: 0,
+    aten.zeros_like.default: lambda node: 0,
+    aten.new_zeros.default: lambda node: 0,
+    aten.ones.default: lambda node: 1,
+    aten.ones_like.default: lambda node: 1,
+    aten.new_ones.default: lambda node: 1,
+    aten.full.default: lambda node: node.args[1],
+    aten.full_like.default: lambda node: node.args[1],
+    aten.new_full.default: lambda node: node.args[2],
+    aten.fill.Scalar: lambda node: node.args[1],
+}
+_RULES: dict[Any, Rule] = {
+    **dict.fromkeys(_ALIASES, lambda node: node.args[0]),
+    **dict.fromkeys(_VIEWS, _view),
+    **dict.fromkeys(_TRANSPOSES, lambda node: _nothing(node) or _transpose(node)),
+    **dict.fromkeys((*_CUTS, aten.squeeze.dim, aten.squeeze.dims, aten.clone.default), _nothing),
+    aten._to_copy.default: _nothing,
+    aten.add.Tensor: _add,
+    aten.add.Scalar: _subtract,
+    aten.sub.Tensor: _subtract,
+    aten.mul.Tensor: _multiply,
+    aten.mul.Scalar: _divide,
+    aten.div.Tensor: _divide,
+    aten.div.Scalar: _divide,
+    aten.threshold_backward.default: _threshold,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Results that nobody reads
+
+
+def _narrow_masks(graph: Graph) -> None:
+    """Let a backward operator with a mask of outputs compute only those that are read."""
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        names = [each.name for each in node.target._schema.arguments]
+        if "output_mask" not in names:
+            continue
+        used = {index for index, part in parts(node).items() if part.users}
+        place = names.index("output_mask")
+        mask = [bool(wanted) and index in used for index, wanted in enumerate(argument(node, "output_mask"))]
+        node.args = (*node.args[:place], mask, *node.args[place + 1 :])

@@ -1,0 +1,213 @@
+"""What an attack solves, how it descends, where it stands; and what is refused before the first iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vleak.errors import InputError
+
+RULES = ("adam", "sign", "sign_adam")
+SCHEDULES = ("cosine", "steps")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be matched: find clips whose gradient is the target.
+
+    Attributes:
+        model: maps (B, C, T, H, W) in [0, 1], or rows of features (B, ...), to logits (B, classes); used in
+            the mode it is in.
+        loss: (logits, labels) -> scalar.
+        labels: (B,) int64.
+        target: one tensor a parameter, by name; what arrived at the server.
+        masks: boolean tensors by name, True where an entry is to be matched; None matches all.
+        distance: "cosine" or "l2".
+    """
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    labels: Tensor
+    target: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor] | None = None
+    distance: Literal["cosine", "l2"] = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """How to descend.
+
+    Attributes:
+        iterations: length of the schedule, at least 1.
+        learning_rate: first step, in pixel values.
+        rule: "adam", "sign" or "sign_adam" (`vleak.ops.descend`).
+        schedule: "cosine" decays to a hundredth; "steps" divides by 10 at 3/8, 5/8 and 7/8, as
+            Inverting Gradients does (NeurIPS 2020, arXiv 2003.14053).
+        spatial, temporal, isotropic, smoothing: total variation (`vleak.ops.total_variation`); of clips only.
+        prior: of the start's shape, or of one clip's for all of them, towards which they are drawn; or None.
+        prior_weight: weight of half the mean squared distance to the prior.
+        low, high: the box that x stays in; may be infinite.
+        patience: iterations without progress after which the descent ends; 0 for never.
+        tolerance: what counts as progress: the best objective falls by more than this part of itself.
+    """
+
+    iterations: int
+    learning_rate: float = 0.1
+    rule: Literal["adam", "sign", "sign_adam"] = "adam"
+    schedule: Literal["cosine", "steps"] = "cosine"
+    spatial: float = 0.0
+    temporal: float = 0.0
+    isotropic: bool = False
+    smoothing: float = 0.0
+    prior: Tensor | None = None
+    prior_weight: float = 0.0
+    low: float = 0.0
+    high: float = 1.0
+    patience: int = 0
+    tolerance: float = 1e-3
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate of an iteration, counted from 0."""
+        done = iteration / self.iterations
+        if self.schedule == "cosine":
+            return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.learning_rate * float(0.1 ** sum(done >= drop for drop in (3 / 8, 5 / 8, 7 / 8)))
+
+
+@dataclass
+class State:
+    """Where a descent stands. All tensors have the shape of the start.
+
+    Attributes:
+        x: the current clips.
+        best: the clips of the smallest objective so far.
+        best_objective: that objective; infinity before the first iteration.
+        history: objective at the start of every iteration.
+        nan_at: iteration whose objective was not a number, which ended the descent; else None.
+        settled: whether the descent ended because it made no progress.
+    """
+
+    x: Tensor
+    best: Tensor
+    best_objective: float = math.inf
+    history: list[float] = field(default_factory=list)
+    nan_at: int | None = None
+    settled: bool = False
+
+
+def check(problem: Problem, descent: Descent, start: Tensor) -> None:
+    """Refuse what could only fail, or mislead, later.
+
+    Raises:
+        InputError: one line that names the tensor or the setting.
+    """
+    _check_descent(descent)
+    _check_start(descent, start)
+    _check_labels(problem, start)
+    _check_target(problem, start)
+    _check_model(problem, start)
+
+
+def _check_descent(descent: Descent) -> None:
+    if descent.iterations < 1:
+        raise InputError(f"iterations: expected at least 1, got {descent.iterations}")
+    if not descent.low < descent.high:
+        raise InputError(f"box: expected low < high, got low {descent.low} and high {descent.high}")
+    if descent.patience < 0 or not descent.tolerance >= 0:
+        raise InputError(
+            f"plateau: expected patience and tolerance >= 0, got {descent.patience} and {descent.tolerance}"
+        )
+    for kind, given, known in (("rule", descent.rule, RULES), ("schedule", descent.schedule, SCHEDULES)):
+        if given not in known:
+            raise InputError(f"unknown {kind} {given!r}; known: {', '.join(known)}")
+
+
+def _check_start(descent: Descent, start: Tensor) -> None:
+    varies = bool(descent.spatial or descent.temporal)
+    if start.ndim < 2 or start.numel() == 0 or (start.ndim != 5 and varies):
+        raise InputError(
+            f"start: expected shape (clip, channel, frame, height, width), got {tuple(start.shape)}; "
+            "other shapes, of at least one row, are taken without total variation"
+        )
+    if descent.temporal and start.shape[2] == 1:
+        raise InputError(
+            "start: a clip of one frame has no total variation over time; give temporal=0, or more frames"
+        )
+    if start.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"start: expected float32 or float64, got {start.dtype}; convert it with .float()")
+    if not torch.isfinite(start).all():
+        raise InputError("start holds NaN or infinity; expected pixel values in [0, 1]")
+    prior = descent.prior
+    if prior is not None and prior.shape not in (start.shape, start.shape[1:]):
+        raise InputError(f"prior: expected shape {tuple(start.shape)}, got {tuple(prior.shape)}")
+    if prior is not None and not torch.isfinite(prior).all():
+        raise InputError("prior holds NaN or infinity; expected pixel values in [0, 1]")
+
+
+def _check_labels(problem: Problem, start: Tensor) -> None:
+    labels = problem.labels
+    if labels.shape != start.shape[:1]:
+        raise InputError(
+            f"labels: expected shape {tuple(start.shape[:1])}, one a clip, got {tuple(labels.shape)}"
+        )
+    if labels.device != start.device:
+        raise InputError(f"labels: expected them on {start.device} like the start, got {labels.device}")
+
+
+def _check_target(problem: Problem, start: Tensor) -> None:
+    for name, parameter in problem.model.named_parameters():
+        _check_alike(f"parameter {name!r}", parameter, parameter, start, start.dtype)
+        target = _of(problem.target, "target", name)
+        _check_alike(f"target {name!r}", target, parameter, start, start.dtype)
+        if not torch.isfinite(target).all():
+            raise InputError(f"target {name!r} holds NaN or infinity; the update cannot be attacked")
+        if problem.masks is not None:
+            mask = _of(problem.masks, "mask", name)
+            _check_alike(f"mask {name!r}", mask, parameter, start, torch.bool)
+
+
+def _of(tensors: Mapping[str, Tensor], kind: str, name: str) -> Tensor:
+    if name not in tensors:
+        raise InputError(f"the update has no {kind} for parameter {name!r}; is it an update of this model?")
+    return tensors[name]
+
+
+def _check_alike(name: str, tensor: Tensor, parameter: Tensor, start: Tensor, dtype: torch.dtype) -> None:
+    if tensor.shape != parameter.shape:
+        raise InputError(
+            f"{name}: expected shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}; "
+            "is it an update of this model?"
+        )
+    if tensor.dtype != dtype or tensor.device != start.device:
+        raise InputError(
+            f"{name}: expected {dtype} on {start.device}, as the start ({start.dtype}) needs it, "
+            f"got {tensor.dtype} on {tensor.device}; convert it with .to()"
+        )
+
+
+def _check_model(problem: Problem, start: Tensor) -> None:
+    """Call the model twice: one that answers otherwise the second time has no gradient to match."""
+    state = {name: p.detach() for name, p in problem.model.named_parameters()}
+    shapes = []
+    for _ in range(2):
+        buffers = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
+        try:
+            with torch.no_grad():
+                logits = functional_call(problem.model, {**state, **buffers}, (start,))
+        except RuntimeError as error:
+            first = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"the model does not take an input of shape {tuple(start.shape)}: {first}"
+            ) from error
+        shapes.append(tuple(logits.shape))
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"the model changes shape between calls: it returned {shapes[0]}, then {shapes[1]}; "
+            "give a model whose output depends on its input alone"
+        )
