@@ -36,13 +36,15 @@ from cases import CASES, Case, Trial, build
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import Tensor
 from torch.nn import functional as F
 
 from vleak.engine import extension
 from vleak.engine.loop import Descent, Loop, Problem
-from vleak.engine.timing import Measured, interleaved, iterations_needed
+from vleak.engine.timing import Call, Measured, interleaved, iterations_needed
+from vleak.engine.trials import run_trials
+from vleak.errors import VleakError
 
-Runner = Any  # has run(iterations), history (an objective an iteration) and x (where it stands)
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 124)
 _MEMORY_ITERATIONS = 5
 _SCHEDULE = 2_400  # of memory, as in time_to_quality.py
@@ -56,46 +58,56 @@ _FRUGAL_MALLOC = {
 _SAME = 2e-5  # relative; float32 sums of up to a million terms in different orders
 
 
-class VleakLoop:
-    """A trial of a case in vleak's loop."""
+class InTurn:
+    """One loop a trial, one after the other: what there is without vleak."""
 
-    def __init__(self, case: Case, trial: Trial, schedule: int, engine: str) -> None:
-        problem = Problem(case.model, F.cross_entropy, trial.labels, trial.target)
+    def __init__(self, make: Callable[..., Any], case: Case, _: int) -> None:
+        self.loops = [
+            make(case.model, each.labels, list(each.target.values()), each.start, case.spatial, case.temporal)
+            for each in case.trials
+        ]
+
+    def run(self, iterations: int) -> None:
+        for loop in self.loops:
+            loop.run(iterations)
+
+    def histories(self) -> list[list[float]]:
+        return [loop.history for loop in self.loops]
+
+    def positions(self) -> list[Tensor]:
+        return [loop.x for loop in self.loops]
+
+
+class Vleak:
+    """The trials of a case as the library's attacks run them."""
+
+    def __init__(self, engine: str, case: Case, schedule: int) -> None:
         descent = Descent(
             iterations=schedule, learning_rate=0.1, rule="sign_adam", schedule="steps",
             spatial=case.spatial, temporal=case.temporal,
         )  # fmt: skip
-        self.loop = Loop(problem, descent, trial.start, engine=engine)
-        self.run = self.loop.run
+        self.loops = [
+            Loop(Problem(case.model, F.cross_entropy, t.labels, t.target), descent, t.start, engine=engine)
+            for t in case.trials
+        ]
 
-    @property
-    def history(self) -> list[float]:
-        return self.loop.state.history
+    def run(self, iterations: int) -> None:
+        run_trials(self.loops, iterations)
 
-    @property
-    def x(self) -> torch.Tensor:
-        return self.loop.state.x
+    def histories(self) -> list[list[float]]:
+        return [loop.state.history for loop in self.loops]
 
-
-def bare(case: Case, trial: Trial, _: int) -> Runner:
-    return BareLoop(
-        case.model, trial.labels, list(trial.target.values()), trial.start, case.spatial, case.temporal
-    )
+    def positions(self) -> list[Tensor]:
+        return [loop.state.x for loop in self.loops]
 
 
-def breaching(case: Case, trial: Trial, _: int) -> Runner:
-    target = list(trial.target.values())
-    return breaching_loop.BreachingLoop(
-        case.model, trial.labels, target, trial.start, case.spatial, case.temporal
-    )
-
-
-#: name -> (case, trial, length of the schedule, which must suffice) -> what can be run
-CONTESTANTS: dict[str, Callable[[Case, Trial, int], Runner]] = {
-    "bare": bare,
-    "reference": partial(VleakLoop, engine="reference"),
-    "native": partial(VleakLoop, engine="native"),
-    "breaching": breaching,
+Contestant = InTurn | Vleak
+#: name -> (case, length of the schedule, which must suffice) -> what can be run
+CONTESTANTS: dict[str, Callable[[Case, int], Contestant]] = {
+    "bare": partial(InTurn, BareLoop),
+    "reference": partial(Vleak, "reference"),
+    "native": partial(Vleak, "native"),
+    "breaching": partial(InTurn, breaching_loop.BreachingLoop),
 }
 
 
@@ -111,15 +123,14 @@ def forward_backward(case: Case) -> Callable[[int], None]:
     return run
 
 
-def in_turn(runners: list[Runner]) -> Callable[[int], None]:
+def in_full(contestant: Contestant) -> Callable[[int], None]:
+    """Return its `run`, refusing one that ends before the iterations asked for."""
+
     def run(iterations: int) -> None:
-        for runner in runners:
-            wanted = len(runner.history) + iterations
-            runner.run(iterations)
-            if len(runner.history) != wanted:
-                raise SystemExit(
-                    f"{type(runner).__name__} ended {wanted - len(runner.history)} iterations early"
-                )
+        before = [len(history) for history in contestant.histories()]
+        contestant.run(iterations)
+        if [len(history) for history in contestant.histories()] != [done + iterations for done in before]:
+            raise SystemExit(f"{type(contestant).__name__} ended before {iterations} iterations were done")
 
     return run
 
@@ -128,19 +139,20 @@ def in_turn(runners: list[Runner]) -> Callable[[int], None]:
 # Nobody is timed doing less work
 
 
-def check_same_work(case: Case, runners: dict[str, list[Runner]]) -> None:
+def check_same_work(case: Case, contestants: dict[str, Contestant]) -> None:
     """Run one iteration of every trial; the objectives must agree, and so must where the step led."""
-    for index, trial in enumerate(case.trials):
-        for each in runners.values():
-            each[index].run(1)
-        expected, moved = runners["bare"][index].history[0], runners["bare"][index].x.detach()
-        for name, each in runners.items():
-            wanted = _in_breachings_words(case, trial, expected) if name == "breaching" else expected
-            found = each[index].history[0]
+    for each in contestants.values():
+        in_full(each)(1)
+    expected, moved = contestants["bare"].histories(), contestants["bare"].positions()
+    for name, each in contestants.items():
+        for index, trial in enumerate(case.trials):
+            wanted, found = expected[index][0], each.histories()[index][0]
+            if name == "breaching":
+                wanted = _in_breachings_words(case, trial, wanted)
             if not math.isclose(found, wanted, rel_tol=_SAME):
                 raise SystemExit(f"case {case.name}: {name} computes {found!r}, expected {wanted!r}")
             # The sign of a derivative near 0 is rounding; breaching's total variation differs at borders.
-            apart = float(((each[index].x - moved).abs() > 1e-4).float().mean())
+            apart = float(((each.positions()[index] - moved[index]).abs() > 1e-4).float().mean())
             if apart > (0.05 if name == "breaching" else 0.005):
                 raise SystemExit(f"case {case.name}: the step of {name} leads elsewhere in {apart:.1%} of x")
 
@@ -161,12 +173,11 @@ def _in_breachings_words(case: Case, trial: Trial, objective: float) -> float:
 def measure(case: Case, names: list[str], rounds: int, tell: Callable[[], None]) -> dict[str, Any]:
     """Return the record of a case without its peaks."""
     schedule = 1 + iterations_needed(rounds)
-    runners = {name: [CONTESTANTS[name](case, each, schedule) for each in case.trials] for name in names}
-    check_same_work(case, runners)
-    calls = {name: in_turn(each) for name, each in runners.items()}
-    measured = interleaved(
-        {"forward_backward": forward_backward(case), **calls}, rounds=rounds, progress=tell
-    )
+    contestants = {name: CONTESTANTS[name](case, schedule) for name in names}
+    check_same_work(case, contestants)
+    calls: dict[str, Call] = {"forward_backward": forward_backward(case)}
+    calls |= {name: in_full(contestant) for name, contestant in contestants.items()}
+    measured = interleaved(calls, rounds=rounds, progress=tell)
     each = {name: value.divided_by(len(case.trials)) for name, value in measured.items()}
     record: dict[str, Any] = {"case": case.name, "title": case.title, "trials": len(case.trials)}
     record |= dict.fromkeys(CONTESTANTS)
@@ -179,7 +190,7 @@ def measure(case: Case, names: list[str], rounds: int, tell: Callable[[], None])
             else None,
         }
     for name in ("reference", "native"):
-        record[name]["engine"] = runners[name][0].loop.engine
+        record[name]["engine"] = contestants[name].loops[0].engine
     return record
 
 
@@ -215,15 +226,14 @@ def peaks_here(name: str, contestant: str) -> dict[str, int]:
     before it was built, which is the case itself (weights, update, start) and all code that is needed,
     loaded by a tiny case of the same kind.
     """
-    tiny = build(name, tiny=True)
-    in_turn([CONTESTANTS[contestant](tiny, trial, _SCHEDULE) for trial in tiny.trials])(2)
+    CONTESTANTS[contestant](build(name, tiny=True), _SCHEDULE).run(2)
     case = build(name)
     before = _start_over()
-    iterate = in_turn([CONTESTANTS[contestant](case, trial, _SCHEDULE) for trial in case.trials])
-    iterate(1)
+    built = CONTESTANTS[contestant](case, _SCHEDULE)
+    built.run(1)
     prepare = _status("VmHWM") - before
     _start_over()
-    iterate(_MEMORY_ITERATIONS)
+    built.run(_MEMORY_ITERATIONS)
     return {"peak_bytes": _status("VmHWM") - before, "prepare_peak_bytes": prepare}
 
 
@@ -255,13 +265,14 @@ def environment(rounds: int) -> dict[str, Any]:
         "processor": cpu[1] if cpu else platform.processor(),
         "extension": status.state,
         "instruction_set": status.instruction_set,
+        "runner": status.loop,
         "threads": torch.get_num_threads(),
         "rounds": rounds,
     }
 
 
 def show(record: dict[str, Any]) -> None:
-    ratios = ("bare / this", "10 .. 90 %", "breaching / this")
+    ratios = ("bare / this", "10 .. 90 %", "breaching")
     columns = ("", "ms", "10 .. 90 %", "x fwd+bwd", *ratios, "peak MiB", "start MiB")
     table = Table(*columns, title=f"{record['case']}: {record['title']}")
     for index, column in enumerate(table.columns):
@@ -274,7 +285,7 @@ def show(record: dict[str, Any]) -> None:
         faster, over_breaching = row["faster_than_bare"], row["faster_than_breaching"]
         peaks = [row.get(key) for key in ("peak_bytes", "prepare_peak_bytes")]
         table.add_row(
-            _name(name, row),
+            name.replace("forward_backward", "fwd+bwd"),
             f"{1e3 * row['cpu_s']:.2f}",
             f"{1e3 * row['cpu_s_low']:.2f} .. {1e3 * row['cpu_s_high']:.2f}",
             f"{row['over_forward_backward']['median']:.1f}",
@@ -283,13 +294,9 @@ def show(record: dict[str, Any]) -> None:
             "" if over_breaching is None else f"{over_breaching['median']:.2f}",
             *("" if peak is None else f"{peak / 2**20:.1f}" for peak in peaks),
         )
+    if record["native"]["engine"] != "native":
+        table.caption = f"native: the {record['native']['engine']} engine ran in its place"
     console.print(table)
-
-
-def _name(name: str, row: dict[str, Any]) -> str:
-    """Say which engine ran, where it was not the one that was asked for."""
-    ran = row.get("engine", name)
-    return name.replace("forward_backward", "fwd+bwd") if ran == name else f"{name} ({ran} ran)"
 
 
 def run(names: list[str], rounds: int, memory: bool) -> list[dict[str, Any]]:
@@ -324,7 +331,10 @@ def main() -> None:
         breaching_loop.load()
         print(json.dumps(peaks_here(arguments.case[0], arguments.peaks_of)))
         return
-    records = run(arguments.case, arguments.rounds, not arguments.no_memory)
+    try:
+        records = run(arguments.case, arguments.rounds, not arguments.no_memory)
+    except VleakError as error:
+        raise SystemExit(f"inner_loop: {error}") from error
     if arguments.json:
         json.dump({"environment": environment(arguments.rounds), "cases": records}, sys.stdout, indent=1)
         print()

@@ -5,8 +5,9 @@
 breaching runs its published `invertinggradients` settings (signed Adam, rate 0.1 with its drops, cosine,
 total variation 0.2, box, start from a normal distribution) for so many iterations. vleak runs `matching` with
 its defaults, once with the same knowledge and once with public clips. Both are granted the label. Both run on
-one thread; CPU time is counted, without that of looking. The truth is only looked at: it sets no setting. vleak's attack is run again and again from the beginning with a stop at a growing number of
-iterations of one and the same schedule, so that every PSNR is that of the answer a user would have had.
+one thread; CPU time is counted, without that of looking. The truth is only looked at: it sets no setting.
+vleak's attack is run again and again from the beginning with a stop at a growing number of iterations of one
+and the same schedule, so that every PSNR is that of the answer which a user would have had then.
 
 vleak captures an iteration once a process and shape of clip; every ratio counts it in full for every clip.
 """
@@ -254,9 +255,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         "breaching s",
         "ends at dB",
         "s to that",
-        "part",
+        "part of it",
         "reached",
-        "its end: s",
+        "its end s",
         "dB",
     )
     table = Table(*columns, title="CPU seconds to the PSNR at which breaching ends, medians over clips")

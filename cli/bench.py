@@ -82,6 +82,7 @@ def _environment() -> dict[str, str | None]:
         "extension": status.state,
         "reason": status.reason,
         "instruction_set": status.instruction_set,
+        "runner": status.loop,
         "remedy": status.remedy,
     }
 
@@ -173,7 +174,10 @@ def _caption(results: dict[str, Any]) -> list[str]:
     if environment["instruction_set"] is None:
         lines.append(f"no native code here ({environment['reason']}): both columns ran plain PyTorch.")
         return [*lines, f"what to do: {environment['remedy']}."] if environment["remedy"] else lines
-    lines.append(f"native kernels: {environment['instruction_set']}, {environment['extension']}.")
+    lines.append(
+        f"native: kernels {environment['instruction_set']}, {environment['extension']}; "
+        f"runner {environment['runner']}."
+    )
     fell_back = [row["model"] for row in results["models"] if row["native"]["engine"] != "native"]
     if fell_back:
         lines.append(f"not captured, so the reference ran in its place: {', '.join(fell_back)}.")

@@ -300,14 +300,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Sequence(nn.LSTM(8, 6, 2, dropout=0.5, batch_first=True), 6),
         "draws random numbers",
     ),
-    "item": (around(lambda x: x * x.max().item()), "_local_scalar_dense.* reads the contents"),
-    "branch": (around(lambda x: x if x.sum() > 0 else -x), "reads the contents of a tensor into Python"),
-    "nonzero": (around(lambda x: x * x.nonzero().shape[0]), "nonzero.* shape depends on the contents"),
-    "indexing": (around(lambda x: x - x[x > 0].mean()), "shape depends on the contents"),
+    "item": (around(lambda x: x * x.max().item()), "_local_scalar_dense.* reads what a tensor holds"),
+    "branch": (around(lambda x: x if x.sum() > 0 else -x), "reads what a tensor holds into Python"),
+    "nonzero": (around(lambda x: x * x.nonzero().shape[0]), "nonzero.* shape depends on what a tensor holds"),
+    "indexing": (around(lambda x: x - x[x > 0].mean()), "shape depends on what a tensor holds"),
     "no second derivative": (lambda: volumes(nn.Hardsigmoid(), width=1024), "ard.?sigmoid.* no second deriv"),
-    "packed sequence": (lambda: Packed(), "pack_padded_sequence.* shape depends on the contents"),
+    "packed sequence": (lambda: Packed(), "pack_padded_sequence"),
     "numpy": (around(lambda x: x * float(x.detach().numpy().max())), "cannot be captured"),
-    "changed constant": (lambda: Hidden(lambda x, scale: x * scale.add_(1)), "add_.* changes tensor"),
+    "changed constant": (
+        lambda: Hidden(lambda x, scale: x * scale.add_(1)),
+        "add_.* changes a tensor of shape .768,. that is not among",
+    ),
 }
 
 

@@ -272,6 +272,8 @@ def test_learning_rates_of_the_schedules() -> None:
     steps = Descent(iterations=8, learning_rate=0.2, schedule="steps")
     expected = [0.2, 0.2, 0.2, 0.02, 0.02, 0.002, 0.002, 0.0002]
     assert [steps.rate(i) for i in range(8)] == pytest.approx(expected)
+    risen = [each * share for each, share in zip(expected, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1], strict=True)]
+    assert [replace(steps, warmup=4).rate(i) for i in range(8)] == pytest.approx(risen)
 
 
 def test_schedule_reaches_the_step() -> None:
@@ -524,6 +526,7 @@ def test_start_that_does_not_fit_is_refused(start: Tensor, words: list[str]) -> 
         ({"low": 1.0, "high": 1.0}, "native", ["box", "low 1.0", "high 1.0"]),
         ({"low": math.nan}, "native", ["box", "nan"]),
         ({"patience": -1}, "native", ["patience", "-1"]),
+        ({"warmup": -2}, "native", ["warmup", "-2"]),
         ({"rule": "sgd"}, "native", ["'sgd'", "adam"]),
         ({"schedule": "linear"}, "native", ["'linear'", "cosine"]),
         ({}, "fast", ["'fast'", "native", "reference"]),

@@ -310,3 +310,266 @@ def test_sums_that_do_not_fit_stay_sums() -> None:
 def test_output_padding_is_part_of_the_shape() -> None:
     function = lambda x, y: F.conv_transpose2d(x, y, stride=2, padding=1, output_padding=1)  # noqa: E731
     assert merged(function, draw(2, 4, 5, 5), draw(4, 3, 3, 3)) == (0, 1, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# pooling
+
+
+class Pooled(nn.Module):
+    """Convolution, ReLU, max pooling, with something else that may read between them."""
+
+    def __init__(
+        self, pool: nn.Module, width: int, between: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = nn.Conv3d(3, 4, 3, padding=1), pool, nn.Linear(width, 5)
+        self.between = between
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = F.relu(self.conv(clips))
+        y = self.head(self.pool(x).flatten(1))
+        return y if self.between is None else y + self.between(x)
+
+
+def pooled(model: nn.Module) -> tuple[Capture, Capture]:
+    """Return the graph without and with the pass, after checking that they agree."""
+    values = make_values(model)
+    before = PASSES["simplify"](captured(model, values))
+    after = PASSES["pooling"](before)
+    torch.testing.assert_close(run(after, values), run(before, values), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(run(after, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+    return before, after
+
+
+def masked_sizes(made: Capture) -> set[int]:
+    nodes = made.graph.graph.find_nodes(op="call_function", target=aten.threshold_backward.default)
+    return {node.meta["val"].numel() for node in nodes}
+
+
+@pytest.mark.parametrize(
+    ("pool", "width"), [(nn.MaxPool3d(2), 128), (nn.MaxPool3d(3, 2, 1), 128), (nn.MaxPool3d((1, 2, 2)), 256)]
+)
+def test_masks_move_behind_max_pooling(pool: nn.Module, width: int) -> None:
+    before, after = pooled(made(lambda: Pooled(pool, width)).double())
+    assert masked_sizes(before) == {2 * 1024}
+    assert masked_sizes(after) == {2 * width}
+    (relu,) = after.graph.graph.find_nodes(op="call_function", target=aten.relu.default)
+    assert relu.meta["val"].numel() == 2 * width
+
+
+def test_masks_move_behind_max_pooling_of_frames() -> None:
+    model = made(lambda: Frames(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))).double()
+    before, after = pooled(model)
+    assert max(masked_sizes(after)) < max(masked_sizes(before))
+
+
+def test_a_relu_that_others_read_stays() -> None:
+    between = lambda x: x.mean((2, 3, 4)).square().sum(1, keepdim=True)  # noqa: E731
+    _, after = pooled(made(lambda: Pooled(nn.MaxPool3d(2), 128, between)).double())
+    (relu,) = after.graph.graph.find_nodes(op="call_function", target=aten.relu.default)
+    assert relu.meta["val"].numel() == 2 * 1024
+
+
+@pytest.mark.parametrize("between", [nn.GELU(), nn.LeakyReLU(), nn.Hardtanh(0, 1)], ids=str)
+def test_other_activations_stay_before_the_pool(between: nn.Module) -> None:
+    model = made(lambda: volumes(between, nn.MaxPool3d(2), width=128)).double()
+    before, after = pooled(model)
+    assert Counter(calls_of(after)) == Counter(calls_of(before))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# stack
+
+
+def test_sums_of_outer_products_become_one_product() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        rows = [(a[None].t().mm(b[None])) for a, b in zip(x, y, strict=True)]
+        return rows[0] + rows[1] + (rows[2] + rows[3]) + x.new_ones(20, 30)
+
+    graph, values = of(function, draw(4, 20), draw(4, 30))
+    stacked = PASSES["stack"](PASSES["simplify"](graph))
+    assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
+    assert count(stacked, aten.add.Tensor) == 1
+    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_meet_a_matrix_made_later_meet_it_together() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        rows = [each.sin() for each in x.split(2)]
+        matrix = y.exp()
+        return torch.stack([row.mm(matrix) * place for place, row in enumerate(rows)])
+
+    graph, values = of(function, draw(8, 5), draw(5, 6))
+    stacked = PASSES["stack"](graph)
+    assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
+    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_follow_from_each_other_are_not_stacked() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        matrix = y.exp()
+        for _ in range(4):
+            x = x.mm(matrix).tanh()
+        return x
+
+    graph, values = of(function, draw(1, 5), draw(5, 5))
+    stacked = PASSES["stack"](graph)
+    assert count(stacked, aten.mm.default) == 4
+    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=0, atol=0)
+
+
+def test_recurrent_gradients_are_stacked() -> None:
+    model = made(lambda: Sequence(nn.LSTM(8, 24, batch_first=True), 24)).double()
+    values = make_values(model)
+    simple = PASSES["simplify"](captured(model, values))
+    stacked = PASSES["stack"](simple)
+    # Four frames, the first state zero: three products each for the gradient and both sides of the residual.
+    assert count(stacked, aten.mm.default) == count(simple, aten.mm.default) - 6
+    torch.testing.assert_close(run(stacked, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# low_rank and products
+
+PARTIAL = torch.ops.vleak.gradient_match_partial.default
+WIDE = (2, 3, 4, 8, 8)
+
+
+def wide(*layers: nn.Module) -> Callable[[], nn.Module]:
+    """Linear layers on the 8 frames of two clips."""
+    return lambda: Sequence(nn.Sequential(nn.Linear(8, 256), *layers), 8)
+
+
+def ranked(model: nn.Module, *, masked: bool = False, kind: str = "cosine") -> Capture:
+    values = make_values(model, masked=masked)
+    step = make_step(model, kind=kind)
+    graph = PASSES["stack"](PASSES["simplify"](capture(step, values, set(values) - {"x"})))
+    optimized = PASSES["low_rank"](graph)
+    torch.testing.assert_close(run(optimized, values), step(values), rtol=1e-7, atol=1e-9)
+    return optimized
+
+
+def listed(made: Capture) -> int:
+    (node,) = made.graph.graph.find_nodes(op="call_function", target=PARTIAL)
+    return len(node.args[0])
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    # and how many of the parameters' gradients are still made
+    "one of three": (wide(nn.Tanh(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 8)), 9),
+    "without bias": (wide(nn.Tanh(), nn.Linear(256, 300, bias=False), nn.ReLU(), nn.Linear(300, 8)), 8),
+    "two": (wide(nn.Tanh(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 512), nn.Linear(512, 8)), 10),
+    "lstm": (lambda: Sequence(nn.LSTM(8, 256, batch_first=True), 256), 7),
+    "first": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 256), nn.Tanh(), nn.Linear(256, 5)), 3),
+}
+
+
+@pytest.mark.parametrize("kind", ["cosine", "l2"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_wide_layers_are_not_made(name: str, kind: str) -> None:
+    factory, kept = LAYERS[name]
+    model = made(factory).double()
+    optimized = ranked(model, kind=kind)
+    assert count(optimized, torch.ops.vleak.gradient_match.default) == 0
+    assert listed(optimized) == kept
+    large = [p.shape for p in model.parameters() if p.numel() >= 1 << 16]
+    products = optimized.graph.graph.find_nodes(op="call_function", target=aten.mm.default)
+    assert not {node.meta["val"].shape for node in products} & {*large}
+
+
+def test_one_gradient_stays_listed() -> None:
+    layers = nn.Linear(768, 256, bias=False), nn.Tanh(), nn.Linear(256, 512, bias=False)
+    assert listed(ranked(made(lambda: nn.Sequential(nn.Flatten(), *layers)).double())) == 1
+
+
+class Shared(nn.Module):
+    """One wide layer, called twice, or whose weight is also read by something else."""
+
+    def __init__(self, second: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.wide, self.head, self.second = nn.Linear(768, 256), nn.Linear(256, 5), second
+
+    def forward(self, clips: Tensor) -> Tensor:
+        rows = clips.flatten(1)
+        return self.head(self.wide(rows).tanh() + self.second(self.wide, rows))
+
+
+STAYS: dict[str, Callable[[], nn.Module]] = {
+    "small": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 64), nn.Tanh(), nn.Linear(64, 5)),
+    "weight read elsewhere": lambda: Shared(lambda wide, rows: wide.weight.square().mean(1)),
+    "shared transposed weight": lambda: Shared(lambda wide, rows: (rows[:, :256] @ wide.weight)[:, :256]),
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_gradients_that_are_needed_are_made(name: str) -> None:
+    assert count(ranked(made(STAYS[name]).double()), PARTIAL) == 0
+
+
+def test_many_rows_are_no_low_rank() -> None:
+    model = made(LAYERS["first"][0]).double()
+    values = make_values(model, (70, 3, 4, 8, 8))
+    graph = PASSES["low_rank"](PASSES["simplify"](captured(model, values)))
+    assert count(graph, PARTIAL) == 0
+
+
+def test_masked_gradients_are_made() -> None:
+    assert count(ranked(made(LAYERS["first"][0]).double(), masked=True), PARTIAL) == 0
+
+
+def test_a_layer_used_twice_is_of_the_rank_of_both() -> None:
+    model = made(lambda: Shared(lambda wide, rows: wide(rows.flip(1)).tanh())).double()
+    ranked(model)
+
+
+def packed(function: Callable[..., Tensor], *tensors: Tensor) -> Capture:
+    """Run the pass with y and z fixed; tensors in float32."""
+    values = {name: tensor.float() for name, tensor in zip("xyzw", tensors, strict=False)}
+    graph = capture(lambda given: {"out": function(*given.values())}, values, {*values} - {"x", "w"})
+    optimized = PASSES["products"](PASSES["simplify"](graph))
+    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
+    return optimized
+
+
+def packs(made: Capture) -> tuple[int, int]:
+    ops = torch.ops.vleak
+    return count(made, ops.pack_rows.default), count(made, ops.product.default)
+
+
+ROWS, MATRIX = draw(16, 256), draw(256, 300)
+
+
+def test_products_with_fixed_matrices_are_packed() -> None:
+    assert packs(packed(lambda x, y: x.mm(y), ROWS, MATRIX)) == (1, 1)
+    assert packs(packed(lambda x, y: x.mm(y.t()), ROWS, MATRIX.t())) == (1, 1)
+    with_bias = packed(lambda x, y, z: torch.addmm(z, x, y), ROWS, MATRIX, draw(300))
+    assert packs(with_bias) == (1, 1)
+    twice = packed(lambda x, y: x.mm(y) + x.cos().mm(y).sin(), ROWS, MATRIX)
+    assert count(twice, torch.ops.vleak.product.default) == 2
+
+
+def test_sums_of_products_with_fixed_matrices_are_one() -> None:
+    both = packed(lambda x, y, z: x.sin().mm(y) + x.mm(z.t()), ROWS, MATRIX, MATRIX.t())
+    assert packs(both) == (1, 1)
+    assert count(both, aten.add.Tensor) == 0
+    mixed = lambda x, y, z, w: x.sin().mm(y) + w + x.mm(z.t()) + x.mm(w)  # noqa: E731
+    third = packed(mixed, *[draw(256, 256)] * 4)
+    assert packs(third) == (1, 1)
+    assert count(third, aten.addmm.default) == 1
+
+
+def test_other_products_stay() -> None:
+    assert packs(packed(lambda x, y: y.t().mm(x), draw(256, 16), MATRIX)) == (0, 0)  # fixed on the left
+    assert packs(packed(lambda x, y: x.mm(y), draw(2, 256), MATRIX)) == (0, 0)  # few rows
+    assert packs(packed(lambda x, y: x.mm(y), draw(16, 8), draw(8, 30))) == (0, 0)  # small
+    assert packs(packed(lambda x, y, z: y.mm(z) + x, draw(16, 300), ROWS, MATRIX)) == (0, 0)  # all fixed
+    scaled = packed(lambda x, y, z: torch.addmm(z, x, y, beta=2), ROWS, MATRIX, draw(300))
+    assert packs(scaled) == (0, 0)
+    changed = packed(lambda x, y, z, w: x.mm(w.mul_(1)), ROWS, ROWS, ROWS, MATRIX)
+    assert packs(changed) == (0, 0)
+
+
+def test_float64_stays() -> None:
+    graph, _ = of(lambda x, y: x.mm(y), ROWS, MATRIX, fixed=("y",))
+    assert packs(PASSES["products"](graph)) == (0, 0)

@@ -1,30 +1,27 @@
 """One iteration of an attack, recorded once as a flat graph of ATen and vleak operators.
 
-A step is a function of named tensors. It is run a single time on tensors without contents (fake tensors),
-derivatives included, and every operator it dispatches is written down. What depends on the contents of a
-tensor (a branch, a shape, a random draw) cannot be written down and is refused, never baked in.
+A step is a function of named tensors. It is run a single time on tensors without contents (PyTorch's meta
+device), derivatives included, and every operator that reaches the dispatcher below autograd is written down.
+What depends on the contents of a tensor (a branch, a shape, a random draw) cannot be, and is refused.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vleak.backends import math_attention
 from vleak.errors import CapabilityError, InputError, VleakError
@@ -32,12 +29,18 @@ from vleak.errors import CapabilityError, InputError, VleakError
 Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Named tensors in, named tensors out; differentiates inside, and branches on no tensor's contents."""
 
-# make_fx and functional_call patch process-wide state while they run.
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+
+# functional_call, which steps use, swaps the tensors of a module while it runs.
 _tracing = threading.Lock()
 
 
 class CaptureError(CapabilityError):
     """A step cannot be written down as a graph; the message is one line that names the operator and why."""
+
+    def __init__(self, why: str) -> None:
+        """Take the reason."""
+        super().__init__(f"the step cannot be captured: {why}")
 
 
 @dataclass(frozen=True)
@@ -46,29 +49,32 @@ class Capture:
 
     Attributes:
         graph: calls ATen and vleak operators only; placeholders in the order of `inputs`, returns a list in
-            the order of `outputs`. Every node's ``meta["val"]`` is a fake tensor of its shape, dtype and
-            strides. Tensors that belong to nothing among the inputs are attributes of the module.
+            the order of `outputs`. Every node's ``meta["val"]`` is a meta tensor of its shape, dtype and
+            strides, or a list of them; a placeholder's is a fake one, which has a device too. Tensors that are not among the inputs are attributes of the module.
         inputs: names of the placeholders.
         outputs: names of what is returned.
         fixed: inputs that stay the same over all iterations.
+        device: where the graph is to run.
     """
 
     graph: GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     fixed: frozenset[str]
+    device: torch.device = _CPU
 
 
 def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) -> Capture:
     """Record one call of a step; nothing is computed, and no tensor in ``values`` is read or changed.
 
     Scaled-dot-product attention is recorded from its math backend, which alone has a second derivative, and
-    an LSTM as plain operators. Calls from several threads take turns. A module that keeps tensors of its
-    forward pass as attributes would keep fake ones: record a step on a copy of such a module.
+    recurrent layers as plain operators. Calls from several threads take turns. A module that keeps tensors
+    of its forward pass as attributes would keep empty ones: record a step on a copy of such a module.
 
     Args:
         step: may differentiate; runs in the grad mode of the caller.
-        values: every tensor that the step reads, by name, any shapes; only shape, dtype and device matter.
+        values: every tensor that the step reads, by name, any shapes; only shape, strides, dtype and device
+            matter.
         fixed: names among ``values`` that stay the same over all iterations.
 
     Returns:
@@ -82,82 +88,160 @@ def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) ->
     strangers = sorted(set(fixed) - set(values))
     if strangers:
         raise InputError(f"capture: fixed names {strangers[0]!r}, which is not among the step's values")
-    outputs: list[str] = []
-    graph = _trace(step, values, outputs)
-    made = Capture(graph, tuple(values), tuple(outputs), frozenset(fixed))
-    _check_operators(made)
-    _check_outputs(made)
-    return made
+    recorder = _Recorder(values)
+    returned = recorder.run(step)
+    inputs = dict(zip(values, recorder.graph.find_nodes(op="placeholder"), strict=True))
+    _check_changes(recorder.graph, {node: name for name, node in inputs.items() if name not in fixed})
+    for name, node in returned.items():
+        _check_output(name, node, inputs.get(name), name in fixed)
+    recorder.graph.output(list(returned.values()))
+    module = GraphModule(recorder.constants, recorder.graph)
+    return Capture(module, tuple(values), tuple(returned), frozenset(fixed), recorder.device)
 
 
-def _trace(step: Step, values: Mapping[str, Tensor], outputs: list[str]) -> GraphModule:
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        result = step(dict(zip(values, tensors, strict=True)))
-        outputs.extend(result)
-        return list(result.values())
-
-    # Without a shape environment, whatever depends on contents raises instead of becoming a symbol.
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        with _tracing, math_attention(), _plain_lstm():
-            fakes = [mode.from_tensor(value.detach(), static_shapes=True) for value in values.values()]
-            graph: GraphModule = make_fx(flat, tracing_mode="fake")(*fakes)
-    except VleakError:
-        raise
-    except Exception as error:
-        raise CaptureError(f"the step cannot be captured: {_explain(error)}") from error
-    return graph
+def _check_changes(graph: Graph, changeable: Mapping[Node, str]) -> None:
+    """Refuse in-place operators on what has to stay: fixed inputs and tensors of the model's own."""
+    owner = roots(graph)
+    for node in graph.nodes:
+        for root in (owner[changed] for changed in mutated(node)):
+            if root.op != "call_function" and root not in changeable:
+                raise CaptureError(f"{node.target} changes {root.meta['name']}, which has to stay as it is")
 
 
-def _explain(error: Exception) -> str:
-    """Return why a trace failed, in one line that names the operator where PyTorch does."""
-    if isinstance(error, DataDependentOutputException):
-        return f"{error.func} reads the contents of a tensor into Python (an .item() or an if on a tensor)"
-    if isinstance(error, DynamicOutputShapeException):
-        return f"{error.func} has a result whose shape depends on the contents of a tensor"
+def _check_output(name: str, node: object, before: Node | None, fixed: bool) -> None:
+    if not isinstance(node, Node):
+        raise CaptureError(f"it returns no tensor as {name!r}")
+    if fixed:
+        raise CaptureError(f"it returns {name!r}, which is fixed")
+    after, expected = (each.meta["val"] for each in (node, node if before is None else before))
+    if (after.shape, after.dtype) != (expected.shape, expected.dtype):
+        raise CaptureError(
+            f"it takes {name!r} as {tuple(expected.shape)} {expected.dtype} and returns it as "
+            f"{tuple(after.shape)} {after.dtype}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Recording
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs every operator on meta tensors, and writes it down."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else every call is wrapped to keep PyTorch's compiler away, which never meets this mode.
+        return False
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        """Add a placeholder for every value."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph, self.constants = Graph(), nn.Module()
+        self.device = Counter(value.device for value in values.values()).most_common(1)[0][0]
+        self._nodes: dict[int, Node] = {}
+        self._alive: list[Tensor] = []  # as long as `_nodes` names tensors by their identity
+        self._running: Any = None
+        self._fake = FakeTensorMode()
+        self._inputs = {name: self._input(name, value) for name, value in values.items()}
+
+    def run(self, step: Step) -> dict[str, Any]:
+        """Return the node of every output, or what is no tensor as it is."""
+        try:
+            with _tracing, math_attention(), _PlainLstm(), self:
+                returned = step(dict(self._inputs))
+            return {name: self._find(value) for name, value in returned.items()}
+        except VleakError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(error, self._running)) from error
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.data_dependent_output in func.tags and not _any_meta(args):
+            return func(*args, **kwargs)  # of a constant
+        _check_operator(func)
+        self._running = func
+        node = self.graph.call_function(func, *torch.fx.node.map_aggregate((args, kwargs), self._find))  # type: ignore[arg-type]
+        if any(argument.name == "device" for argument in func._schema.arguments):
+            if node.kwargs.get("device") == _META:
+                node.kwargs = {**node.kwargs, "device": self.device}
+            kwargs["device"] = _META
+        made = func(*(_without_contents(each) for each in args), **kwargs)
+        self._running = None
+        return self._track(node, made)
+
+    def _input(self, name: str, value: Tensor) -> Tensor:
+        node = self.graph.placeholder(re.sub(r"\W", "_", name))
+        node.meta["name"] = name
+        made: Tensor = self._track(node, _without_contents(value.detach()))
+        node.meta["meta"] = node.meta["val"]
+        node.meta["val"] = self._fake.from_tensor(value.detach(), static_shapes=True)
+        return made
+
+    def _find(self, value: Any) -> Any:
+        """Return the node that made a tensor; a tensor that none made becomes a constant."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._nodes:
+            if value.is_meta:
+                raise CaptureError("a tensor came from outside of the step's operators")
+            name = f"constant_{len(self._alive)}"
+            self.constants.register_buffer(name, value.detach())
+            node = self.graph.create_node("get_attr", name)
+            node.meta["name"] = f"a tensor of shape {tuple(value.shape)} that is not among the step's values"
+            node.meta["val"] = _without_contents(value.detach())
+            self._nodes[id(value)] = node
+            self._alive.append(value)
+        return self._nodes[id(value)]
+
+    def _track(self, node: Node, made: Any) -> Any:
+        if isinstance(made, Tensor):
+            node.meta["val"] = made.detach()
+            self._nodes[id(made)] = node
+            self._alive.append(made)
+        elif isinstance(made, (list, tuple)):
+            items = [self.graph.call_function(operator.getitem, (node, place)) for place in range(len(made))]
+            for item, part in zip(items, made, strict=True):
+                self._track(item, part)
+            node.meta["val"] = [item.meta["val"] for item in items]
+        else:
+            node.meta["val"] = made
+        return made
+
+
+def _any_meta(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(each, Tensor) and each.is_meta for each in args)
+
+
+def _without_contents(value: Any) -> Any:
+    """Return a meta tensor of the same shape and strides; lists of tensors alike."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_contents(each) for each in value)
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
+
+
+def _check_operator(func: Any) -> None:
+    """Refuse an operator whose result depends on more than a graph can hold."""
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        raise CaptureError(f"{func} draws random numbers; put the model in eval mode")
+    if torch.Tag.data_dependent_output in func.tags:
+        raise CaptureError(f"{func} reads what a tensor holds into Python (an .item() or an if on a tensor)")
+    if torch.Tag.dynamic_output_shape in func.tags:
+        raise CaptureError(f"{func} has a result whose shape depends on what a tensor holds")
+
+
+def _explain(error: Exception, running: Any) -> str:
+    """Return why a trace failed, in one line that names the operator where there is one."""
     message = str(error).strip()
     missing = re.search(r"derivative for (\S+) is not implemented", message)
     if missing:
         return f"{missing.group(1)} has no second derivative"
-    return message.partition("\n")[0] or type(error).__name__
-
-
-def _check_operators(made: Capture) -> None:
-    kept = dict(zip(made.graph.graph.find_nodes(op="placeholder"), made.inputs, strict=True))
-    owner = roots(made.graph.graph)
-    for node in made.graph.graph.find_nodes(op="get_attr"):
-        kept[node] = f"tensor {node.target}"
-    for node in made.graph.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
-            raise CaptureError(
-                f"the step cannot be captured: {node.target} draws random numbers; put the model in eval mode"
-            )
-        for changed in mutated(node):
-            name = kept.get(owner[changed])
-            if name is not None and (name in made.fixed or name not in made.inputs):
-                raise CaptureError(
-                    f"the step cannot be captured: {node.target} changes {name}, which has to stay as it is"
-                )
-
-
-def _check_outputs(made: Capture) -> None:
-    """Check that every output is a tensor, and fits the input that it is carried into, if any."""
-    inputs = dict(zip(made.inputs, made.graph.graph.find_nodes(op="placeholder"), strict=True))
-    (returned,) = made.graph.graph.output_node().args
-    for name, node in zip(made.outputs, returned, strict=True):  # type: ignore[arg-type]
-        value = node.meta["val"] if isinstance(node, Node) else node
-        if not isinstance(value, Tensor):
-            raise CaptureError(f"the step cannot be captured: it returns no tensor as {name!r}")
-        if name in made.fixed:
-            raise CaptureError(f"the step cannot be captured: it returns {name!r}, which is fixed")
-        before = inputs[name].meta["val"] if name in inputs else value
-        if (value.shape, value.dtype) != (before.shape, before.dtype):
-            raise CaptureError(
-                f"the step cannot be captured: it takes {name!r} as {tuple(before.shape)} {before.dtype} and "
-                f"returns it as {tuple(value.shape)} {value.dtype}"
-            )
+    line = message.partition("\n")[0] or type(error).__name__
+    return line if running is None else f"{running}: {line}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -213,12 +297,8 @@ def _nodes(value: Any) -> list[Node]:
 # LSTM
 
 
-def _plain_lstm() -> AbstractContextManager[object]:
-    return _PlainLstm()
-
-
 class _PlainLstm(TorchFunctionMode):
-    """Run torch.lstm as plain operators: oneDNN's fused layer has a workspace that no graph can carry."""
+    """Run torch.lstm as few plain operators: one product for all inputs, the sum of both biases once."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

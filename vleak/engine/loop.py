@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
 from vleak.engine.native import program_for
 from vleak.engine.problem import Descent, Problem, State, check
-from vleak.engine.runner import Outcome, Plateau
+from vleak.engine.runner import Bound, Outcome, Plateau, Program
+from vleak.engine.stages import Stage, divide, resize
 from vleak.engine.steps import STATE, Step, Values, first_values, settings_table
 from vleak.errors import InputError, unknown_name
 
@@ -53,13 +53,16 @@ class Loop:
         check(problem, descent, start)
         self.problem, self.descent = problem, descent
         self.state = State(start.clone(), start.clone())
-        self._step = Step(problem.model, problem.loss, problem.distance, descent)
-        self._table = settings_table(descent).to(start.device)
-        values = first_values(problem, descent, start) | {"settings": self._table[0]}
-        program = program_for(self._step, values) if engine == "native" else None
-        self.engine = "reference" if program is None else "native"
-        self._plateau = Plateau(descent.patience, descent.tolerance)
-        self._iterations = _Eager(self._step, values, self._plateau) if program is None else program.bind(values, self._plateau)
+        self._stages = divide(problem, descent, start)
+        self._programs: list[Program] = []
+        for stage in self._stages if engine == "native" else ():
+            program = program_for(stage.step, self._values(stage))
+            if program is None:
+                break
+            self._programs.append(program)
+        # One engine for all of a descent, so that there is one to name.
+        self.engine = "native" if len(self._programs) == len(self._stages) else "reference"
+        self._begin(0)
 
     def run(
         self,
@@ -82,33 +85,64 @@ class Loop:
         """
         if iterations < 0 or every < 1:
             raise InputError(f"run: expected iterations >= 0 and every >= 1, got {iterations} and {every}")
-        state, history = self.state, self.state.history
-        last = min(self.descent.iterations, len(history) + iterations)
+        history = self.state.history
+        last = len(history) + iterations
         while len(history) < last and not self._ended() and not (stop is not None and stop()):
-            done = len(history)
-            self._take(self._iterations.run(min(every, last - done), self._table[done:last]))
+            self._advance(min(every, last - len(history)))
             if progress is not None:
                 progress(len(history))
-        return state
+        return self.state
 
     def distance_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return D(dL/dw(x), target), a scalar, and its derivative by x, as the reference engine has them."""
         values = first_values(self.problem, self.descent, x)
         with ops.use_reference(), math_attention(), differentiable_rnn(self.problem.model):
-            return self._step.evaluate(values, x)
+            return self._stages[-1].step.evaluate(values, x)
 
     def _ended(self) -> bool:
-        return self.state.nan_at is not None or self.state.settled
+        finished = len(self._stages) == self._at + 1 and self._done == len(self._table)
+        return finished or self.state.nan_at is not None or self.state.settled
+
+    def _values(self, stage: Stage) -> Values:
+        """Return the tensors of a stage that starts from the best clips so far."""
+        values = first_values(stage.problem, stage.descent, resize(self.state.best, stage.size))
+        return values | {"settings": settings_table(stage.descent)[0].to(self.state.x.device)}
+
+    def _begin(self, at: int) -> None:
+        stage, values = self._stages[at], self._values(self._stages[at])
+        self._at, self._done = at, 0
+        self._table = settings_table(stage.descent).to(self.state.x.device)
+        plateau = Plateau(self.descent.patience, self.descent.tolerance)
+        self._iterations: Bound | _Eager = (
+            self._programs[at].bind(values, plateau)
+            if self.engine == "native"
+            else _Eager(stage.step, values, plateau)
+        )
+
+    def _advance(self, iterations: int) -> None:
+        """Run up to so many iterations of the stage, and go on to the next where it ends."""
+        last = self._at + 1 == len(self._stages)
+        table = self._table[self._done :][:iterations]
+        outcome = self._iterations.run(len(table), table)
+        self._take(outcome)
+        self._done += len(outcome.history)
+        ended = outcome.reason == "plateau" or self._done == len(self._table)
+        self.state.settled = outcome.reason == "plateau" and last
+        if ended and not last and self.state.nan_at is None:
+            self._begin(self._at + 1)
 
     def _take(self, outcome: Outcome) -> None:
         """Bring the state up to where the iterations stand."""
         state, values = self.state, self._iterations.values
+        size = tuple(state.x.shape[2:]) if self.descent.coarse else None
         state.history += outcome.history
         state.nan_at = len(state.history) if outcome.reason == "nan" else None
-        state.settled = outcome.reason == "plateau"
-        state.x = values["x"].clone()
-        state.best = values["best"].view_as(state.x).clone()
-        state.best_objective = float(values["best_objective"])
+        state.x = resize(values["x"], size)
+        objective = float(values["best_objective"])
+        # Where a stage has found nothing, the one before it stands.
+        if objective < math.inf:
+            state.best = resize(values["best"].view_as(values["x"]), size)
+            state.best_objective = objective
 
 
 class _Eager:

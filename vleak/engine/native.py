@@ -5,18 +5,19 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
-from vleak.engine.capture import CaptureError, capture
+from vleak.engine.capture import capture
 from vleak.engine.passes import optimize
 from vleak.engine.runner import Program
 from vleak.engine.steps import STATE, Step, Values
-from vleak.errors import VleakError
+from vleak.errors import CapabilityError
 
 __all__ = ["EngineWarning", "program_for"]
 
@@ -68,7 +69,7 @@ def _made(step: Step, values: Values) -> Program | str:
         with math_attention(), differentiable_rnn(step.model):
             program = Program(optimize(capture(step, values, fixed)))
         return program if _agrees(program, step, values) else "its captured iteration gave other numbers"
-    except CaptureError as error:
+    except CapabilityError as error:
         return str(error)
 
 
@@ -107,24 +108,36 @@ def _structure(model: nn.Module) -> Hashable:
 
 
 def _attributes(module: nn.Module) -> Hashable:
-    own = {name: value for name, value in vars(module).items() if name not in _OF_NN_MODULE}
-    return (*sorted((name, _plain(value)) for name, value in own.items()), _hooks(module))
+    kept = {name: value for name, value in vars(module).items() if name not in _OF_NN_MODULE or "hook" in name}
+    return tuple((name, _same(value)) for name, value in sorted(kept.items()))
 
 
-#: What nn.Module itself keeps: tensors, which come with the values, and hooks, see `_hooks`.
+#: What nn.Module itself keeps: tensors, which come with the values, modules, which are visited, and hooks.
 _OF_NN_MODULE = frozenset(vars(nn.Module())) - {"training"}
 
 
-def _hooks(module: nn.Module) -> Hashable:
-    return tuple((name, _plain(hook)) for name, hook in vars(module).items() if "hook" in name and hook)
+@dataclass(frozen=True)
+class _Itself:
+    """An object that only itself is equal to; as long as the key lives, no other object takes its place."""
+
+    held: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.held is self.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
 
 
-def _plain(value: object) -> str:
-    """Return a text that two values share only if they are the same; what is not plain, with itself alone."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
-        return f"{type(value).__name__}:{value!r}"
+def _same(value: object) -> Hashable:
+    """Return what two values share only if they are alike; of what is not plain, an object is like itself."""
+    if value is None or isinstance(value, _PLAIN):
+        return type(value), value
     if isinstance(value, tuple | list):
-        return f"{type(value).__name__}:[{','.join(_plain(each) for each in value)}]"
+        return type(value), tuple(_same(each) for each in value)
     if isinstance(value, Mapping):
-        return f"dict:[{','.join(f'{_plain(k)}={_plain(v)}' for k, v in value.items())}]"
-    return f"{type(value).__name__}@{id(value)}"
+        return type(value), tuple((_same(k), _same(v)) for k, v in value.items())
+    return _Itself(value)
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)

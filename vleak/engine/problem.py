@@ -13,7 +13,8 @@ from torch.func import functional_call
 
 from vleak.errors import InputError
 
-RULES = ("adam", "sign", "sign_adam")
+Rule = Literal["adam", "sign", "sign_adam", "lbfgs", "gauss_newton"]
+RULES = ("adam", "sign", "sign_adam", "lbfgs", "gauss_newton")
 SCHEDULES = ("cosine", "steps")
 
 
@@ -45,22 +46,31 @@ class Descent:
 
     Attributes:
         iterations: length of the schedule, at least 1.
-        learning_rate: first step, in pixel values.
-        rule: "adam", "sign" or "sign_adam" (`vleak.ops.descend`).
+        learning_rate: first step, in pixel values; for "lbfgs" that of every step straight along the
+            gradient; "gauss_newton" has none.
+        rule: "adam", "sign" or "sign_adam" (`vleak.ops.descend`), "lbfgs" or "gauss_newton"
+            (`vleak.engine.optimizers`).
         schedule: "cosine" decays to a hundredth; "steps" divides by 10 at 3/8, 5/8 and 7/8, as
             Inverting Gradients does (NeurIPS 2020, arXiv 2003.14053).
+        warmup: iterations over which the rate rises to what the schedule says; the first steps of Adam
+            are as long as the rate whatever the gradient, and spoil a good start.
         spatial, temporal, isotropic, smoothing: total variation (`vleak.ops.total_variation`); of clips only.
         prior: of the start's shape, or of one clip's for all of them, towards which they are drawn; or None.
         prior_weight: weight of half the mean squared distance to the prior.
         low, high: the box that x stays in; may be infinite.
-        patience: iterations without progress after which the descent ends; 0 for never.
+        patience: iterations without progress after which the descent, or its coarse level, ends; 0 for
+            never.
         tolerance: what counts as progress: the best objective falls by more than this part of itself.
+        coarse: levels of lower resolution to begin with, each half of the next in space and time; of clips
+            only (`vleak.engine.stages`). Each has its own schedule, and ends where it makes no progress.
+        coarse_share: part of the iterations that each of them takes at most.
     """
 
     iterations: int
     learning_rate: float = 0.1
-    rule: Literal["adam", "sign", "sign_adam"] = "adam"
+    rule: Rule = "adam"
     schedule: Literal["cosine", "steps"] = "cosine"
+    warmup: int = 0
     spatial: float = 0.0
     temporal: float = 0.0
     isotropic: bool = False
@@ -71,22 +81,25 @@ class Descent:
     high: float = 1.0
     patience: int = 0
     tolerance: float = 1e-3
+    coarse: int = 0
+    coarse_share: float = 0.2
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration, counted from 0."""
-        done = iteration / self.iterations
+        done, risen = iteration / self.iterations, min(1.0, (iteration + 1) / (self.warmup + 1))
         if self.schedule == "cosine":
-            return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-        return self.learning_rate * float(0.1 ** sum(done >= drop for drop in (3 / 8, 5 / 8, 7 / 8)))
+            return risen * self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        return risen * self.learning_rate * float(0.1 ** sum(done >= drop for drop in (3 / 8, 5 / 8, 7 / 8)))
 
 
 @dataclass
 class State:
-    """Where a descent stands. All tensors have the shape of the start.
+    """Where a descent stands. All tensors have the shape of the start, also on a coarse level.
 
     Attributes:
         x: the current clips.
-        best: the clips of the smallest objective so far.
+        best: the clips of the smallest objective so far; objectives of two levels are not compared, so that
+            of the level last begun.
         best_objective: that objective; infinity before the first iteration.
         history: objective at the start of every iteration.
         nan_at: iteration whose objective was not a number, which ended the descent; else None.
@@ -119,9 +132,20 @@ def _check_descent(descent: Descent) -> None:
         raise InputError(f"iterations: expected at least 1, got {descent.iterations}")
     if not descent.low < descent.high:
         raise InputError(f"box: expected low < high, got low {descent.low} and high {descent.high}")
+    if descent.warmup < 0:
+        raise InputError(f"warmup: expected iterations >= 0, got {descent.warmup}")
     if descent.patience < 0 or not descent.tolerance >= 0:
         raise InputError(
             f"plateau: expected patience and tolerance >= 0, got {descent.patience} and {descent.tolerance}"
+        )
+    if descent.coarse < 0 or not (descent.coarse_share > 0 and descent.coarse * descent.coarse_share < 1):
+        raise InputError(
+            "coarse: expected levels >= 0 that leave iterations for the full resolution, got "
+            f"{descent.coarse} of {descent.coarse_share} each"
+        )
+    if descent.coarse >= descent.iterations:
+        raise InputError(
+            f"coarse: expected fewer levels than iterations, got {descent.coarse} and {descent.iterations}"
         )
     for kind, given, known in (("rule", descent.rule, RULES), ("schedule", descent.schedule, SCHEDULES)):
         if given not in known:
@@ -135,6 +159,8 @@ def _check_start(descent: Descent, start: Tensor) -> None:
             f"start: expected shape (clip, channel, frame, height, width), got {tuple(start.shape)}; "
             "other shapes, of at least one row, are taken without total variation"
         )
+    if start.ndim != 5 and descent.coarse:
+        raise InputError(f"coarse: expected clips, got a start of shape {tuple(start.shape)}; give coarse=0")
     if descent.temporal and start.shape[2] == 1:
         raise InputError(
             "start: a clip of one frame has no total variation over time; give temporal=0, or more frames"

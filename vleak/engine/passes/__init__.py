@@ -6,11 +6,22 @@ from collections.abc import Callable, Sequence
 
 from vleak.engine.capture import Capture
 from vleak.engine.passes.convolution import convolution
+from vleak.engine.passes.low_rank import low_rank
+from vleak.engine.passes.pooling import pooling
+from vleak.engine.passes.products import products
 from vleak.engine.passes.rewrite import Rewrite, rewritten
 from vleak.engine.passes.simplify import simplify
+from vleak.engine.passes.stack import stack
 from vleak.errors import unknown_name
 
-_REWRITES: dict[str, Rewrite] = {"simplify": simplify, "convolution": convolution}
+_REWRITES: dict[str, Rewrite] = {
+    "simplify": simplify,
+    "convolution": convolution,
+    "pooling": pooling,
+    "stack": stack,
+    "low_rank": low_rank,
+    "products": products,
+}
 
 
 def _as_pass(rewrite: Rewrite) -> Callable[[Capture], Capture]:

@@ -6,30 +6,42 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 import vleak.bilinear  # noqa: F401 (declares the operators)
-from vleak.engine.passes.rewrite import argument, aten, calls, emit, parts, replace, value
+from vleak.engine.capture import Capture
+from vleak.engine.passes.rewrite import (
+    argument,
+    aten,
+    calls,
+    emit,
+    is_term,
+    parts,
+    substitute,
+    terms_of_sums,
+    value,
+)
 
 _DTYPES = (torch.float32, torch.float64)
 
 
-def convolution(module: GraphModule) -> None:
+def convolution(capture: Capture) -> None:
     """Call vleak.conv_output, conv_input and conv_weight where they apply, and merge what is added up.
 
     They apply to two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. The numbers
     agree to rounding.
     """
-    graph = module.graph
+    graph = capture.graph.graph
+    if capture.device.type != "cpu":
+        return
     for node in list(graph.nodes):
         if calls(node, aten.convolution.default) and _applies(node, node.args[0]):
             _forward(node)
         elif calls(node, aten.convolution_backward.default) and _applies(node, node.args[1]):
             _backward(node)
     graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if _plain_sum(node) and not _inner(node):
-            _merge(node)
+    for root, terms in terms_of_sums(graph):
+        _merge(root, terms)
 
 
 def _applies(node: Node, x: Any) -> bool:
@@ -40,7 +52,6 @@ def _applies(node: Node, x: Any) -> bool:
         and given.ndim in (4, 5)
         and given.numel() > 0
         and given.dtype in _DTYPES
-        and given.device.type == "cpu"
         and value(argument(node, "weight")).dtype == given.dtype
     )
 
@@ -64,7 +75,7 @@ def _forward(node: Node) -> None:
             made = emit(node.graph, torch.ops.vleak.conv_input.default, [x], [weight], shape, stride, padding)
         else:
             made = emit(node.graph, torch.ops.vleak.conv_output.default, [x], [weight], bias, stride, padding)
-    replace(node, made)
+    substitute(node, made)
 
 
 def _backward(node: Node) -> None:
@@ -78,23 +89,22 @@ def _backward(node: Node) -> None:
     with graph.inserting_before(node):
         if 0 in wanted:
             shape = list(value(x).shape)
-            replace(wanted[0], emit(graph, ops.conv_input.default, [dy], [weight], shape, stride, padding))
+            substitute(wanted[0], emit(graph, ops.conv_input.default, [dy], [weight], shape, stride, padding))
         if 1 in wanted:
             kernel = list(value(weight).shape[2:])
-            replace(wanted[1], emit(graph, ops.conv_weight.default, x, dy, kernel, stride, padding))
+            substitute(wanted[1], emit(graph, ops.conv_weight.default, x, dy, kernel, stride, padding))
         if 2 in wanted:
             axes = [0, *range(2, value(dy).ndim)]
-            replace(wanted[2], emit(graph, aten.sum.dim_IntList, dy, axes))
+            substitute(wanted[2], emit(graph, aten.sum.dim_IntList, dy, axes))
 
 
 # ---------------------------------------------------------------------------------------------------------
 # Sums
 
 
-def _merge(root: Node) -> None:
+def _merge(root: Node, terms: list[Node]) -> None:
     """Let convolutions among the terms of a sum become one call, which also takes a bias."""
-    terms = _terms(root, root)
-    if value(root).ndim not in (4, 5) or not all(isinstance(term, Node) for term in terms):
+    if value(root).ndim not in (4, 5):
         return
     with root.graph.inserting_before(root):
         fewer = _with_bias(_joined(terms, root), root)
@@ -103,23 +113,7 @@ def _merge(root: Node) -> None:
         total = fewer[0]
         for term in fewer[1:]:
             total = emit(root.graph, aten.add.Tensor, total, term)
-    replace(root, total)
-
-
-def _plain_sum(node: Any) -> bool:
-    return calls(node, aten.add.Tensor) and not node.kwargs
-
-
-def _inner(node: Any) -> bool:
-    """Tell whether a node is a term of a sum, of its shape, and of nothing else."""
-    users = list(node.users)
-    return len(users) == 1 and _plain_sum(users[0]) and value(users[0]).shape == value(node).shape
-
-
-def _terms(node: Any, root: Node) -> list[Any]:
-    if node is not root and not (isinstance(node, Node) and _plain_sum(node) and _inner(node)):
-        return [node]
-    return [*_terms(node.args[0], root), *_terms(node.args[1], root)]
+    substitute(root, total)
 
 
 def _joined(terms: list[Node], root: Node) -> list[Node]:
@@ -143,7 +137,7 @@ def _joined(terms: list[Node], root: Node) -> list[Node]:
 def _geometry(term: Node) -> Hashable:
     """Return what two convolutions must share to be added up in one call; None for what else is added."""
     ops = torch.ops.vleak
-    if not (calls(term, ops.conv_output.default, ops.conv_input.default) and _inner(term)):
+    if not (calls(term, ops.conv_output.default, ops.conv_input.default) and is_term(term)):
         return None
     first, weights, *rest = term.args
     shapes = tuple(value(each[0]).shape for each in (first, weights))  # type: ignore[index,arg-type]
@@ -167,7 +161,7 @@ def _with_bias(terms: list[Node], root: Node) -> list[Node]:
     for term in terms:
         if not vectors or not calls(term, torch.ops.vleak.conv_output.default) or term.args[2] is not None:
             continue
-        if term.users and not _inner(term):
+        if term.users and not is_term(term):
             continue
         absorbed, vector = vectors.popitem()
         xs, ws, _, *geometry = term.args

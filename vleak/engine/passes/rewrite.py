@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
 from vleak.engine.capture import Capture, mutated
 
 aten = torch.ops.aten
 
-Rewrite = Callable[[GraphModule], None]
-"""Changes a graph in place; the numbers that it computes stay the same."""
+Rewrite = Callable[[Capture], None]
+"""Changes the graph of a capture in place; the numbers that it computes stay the same."""
 
 
 def rewritten(capture: Capture, rewrites: Iterable[Rewrite]) -> Capture:
@@ -26,19 +26,23 @@ def rewritten(capture: Capture, rewrites: Iterable[Rewrite]) -> Capture:
     output = fresh.graph_copy(capture.graph.graph, copies)
     fresh.output(output)
     fresh.output_node().meta = dict(capture.graph.graph.output_node().meta)
-    module = GraphModule(capture.graph, fresh)
+    made = replace(capture, graph=GraphModule(capture.graph, fresh))
     for rewrite in rewrites:
-        rewrite(module)
-        module.graph.eliminate_dead_code()
-    module.recompile()
-    return Capture(module, capture.inputs, capture.outputs, capture.fixed)
+        rewrite(made)
+        fresh.eliminate_dead_code()
+    made.graph.recompile()
+    return made
 
 
 def value(node: Any) -> Tensor:
-    """Return the fake tensor of a node that computes one tensor: its shape, strides and dtype."""
-    made = node.meta["val"]
+    """Return the meta tensor of a node that computes one tensor: its shape, strides and dtype."""
+    made = _described(node)
     assert isinstance(made, Tensor)
     return made
+
+
+def _described(node: Node) -> Any:
+    return node.meta.get("meta", node.meta["val"])
 
 
 def calls(node: Any, *targets: Any) -> bool:
@@ -47,34 +51,38 @@ def calls(node: Any, *targets: Any) -> bool:
 
 
 def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
-    """Add a call at the graph's insertion point; what it computes is derived on fake tensors.
+    """Add a call at the graph's insertion point; what it computes is derived on meta tensors.
 
     Returns:
-        the node, or a list of nodes where the operator returns several tensors.
+        the node; where the operator returns several tensors or lists of them, as nested lists of nodes.
     """
     node = graph.call_function(target, args, kwargs)
-    fakes = torch.fx.map_arg((args, kwargs), lambda each: each.meta["val"])
-    with _mode(node), torch.no_grad():
-        node.meta["val"] = target(*fakes[0], **fakes[1])
-    return node if isinstance(node.meta["val"], Tensor) else items(graph, node)
+    metas = torch.fx.map_arg((args, kwargs), _described)
+    with torch.no_grad():
+        node.meta["val"] = target(*metas[0], **metas[1])
+    return _items(graph, node)
 
 
-def items(graph: Graph, node: Node) -> list[Node]:
-    """Add a getitem for every result of a call that returns several tensors."""
+def full(graph: Graph, like: Tensor, number: float, device: torch.device) -> Node:
+    """Add a contiguous tensor of one number, of another's shape and type."""
+    options: dict[str, Any] = {"dtype": like.dtype, "device": device, "pin_memory": False}
+    node = graph.call_function(aten.full.default, (list(like.shape), number), options)
+    node.meta["val"] = torch.empty(like.shape, dtype=like.dtype, device="meta")
+    return node
+
+
+def _items(graph: Graph, node: Node) -> Any:
+    if isinstance(node.meta["val"], Tensor):
+        return node
     parts = []
     for index, part in enumerate(node.meta["val"]):
         item = graph.call_function(operator.getitem, (node, index))
         item.meta["val"] = part
-        parts.append(item)
+        parts.append(_items(graph, item))
     return parts
 
 
-def _mode(node: Node) -> FakeTensorMode:
-    made = [each.meta["val"] for each in node.all_input_nodes]
-    return next(each.fake_mode for each in made if isinstance(each, FakeTensor))
-
-
-def replace(node: Node, by: Node) -> None:
+def substitute(node: Node, by: Node) -> None:
     """Let every user of a node use another one, and remove the node."""
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
@@ -89,7 +97,7 @@ def parts(node: Node) -> dict[int, Node]:
         index = user.args[1]
         assert isinstance(index, int)
         if index in found:
-            replace(user, found[index])
+            substitute(user, found[index])
         else:
             found[index] = user
     return found
@@ -104,6 +112,33 @@ def argument(node: Node, name: str) -> Any:
                 return node.args[place]
             return node.kwargs.get(name, known.default_value if known.has_default_value() else None)
     raise KeyError(name)
+
+
+def terms_of_sums(graph: Graph) -> list[tuple[Node, list[Node]]]:
+    """Return every sum that is not a term of another, with its terms in order, all of them tensors."""
+    found = [(node, _terms(node, node)) for node in graph.nodes if _plain_sum(node) and not is_term(node)]
+    return [(node, terms) for node, terms in found if all(isinstance(term, Node) for term in terms)]
+
+
+def is_term(node: Any) -> bool:
+    """Tell whether a node is a term of a sum, of its shape and type, and nothing else reads it."""
+    if len(node.users) != 1:
+        return False
+    (user,) = node.users
+    if not _plain_sum(user):
+        return False
+    mine, its = value(node), value(user)
+    return (mine.shape, mine.dtype) == (its.shape, its.dtype)
+
+
+def _plain_sum(node: Any) -> bool:
+    return calls(node, aten.add.Tensor) and not node.kwargs
+
+
+def _terms(node: Any, root: Node) -> list[Any]:
+    if node is not root and not (isinstance(node, Node) and _plain_sum(node) and is_term(node)):
+        return [node]
+    return [*_terms(node.args[0], root), *_terms(node.args[1], root)]
 
 
 def changed_memory(graph: Graph, owner: dict[Node, Node]) -> set[Node]:

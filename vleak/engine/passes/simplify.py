@@ -6,17 +6,18 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
-from vleak.engine.capture import mutated, roots
+from vleak.engine.capture import Capture, mutated, roots
 from vleak.engine.passes.rewrite import (
     argument,
     aten,
     calls,
     changed_memory,
     emit,
+    full,
     parts,
-    replace,
+    substitute,
     value,
 )
 
@@ -24,16 +25,18 @@ Rule = Callable[[Node], Any]
 """Returns the node whose value a node has already, or None."""
 
 
-def simplify(module: GraphModule) -> None:
+def simplify(capture: Capture) -> None:
     """Make temporaries' in-place operators pure, then drop what is dead, repeated or without effect.
 
     The numbers are exactly those of the graph before, but for the sign of a zero.
     """
-    graph = module.graph
+    graph = capture.graph.graph
     _purify(graph)
-    graph.eliminate_dead_code()
+    for _ in range(2):  # once the loss itself is not read, its values are not
+        graph.eliminate_dead_code()
+        _forget_values(graph, capture.device)
     for _ in range(2):  # what one sweep removes lets another see more
-        _sweep(graph)
+        sweep(graph)
         _narrow_masks(graph)
         graph.eliminate_dead_code()
 
@@ -88,10 +91,34 @@ def _make_pure(node: Node, order: dict[Node, int]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Values that are not read
+
+
+def _forget_values(graph: Graph, device: torch.device) -> None:
+    """Let what reads only the shape of a tensor depend on nothing, so that it is done once."""
+    for node in list(graph.nodes):
+        if node.target in _FILLED and node.all_input_nodes and value(node).is_contiguous():
+            with graph.inserting_before(node):
+                substitute(node, full(graph, value(node), _FILLED[node.target](node), device))
+        elif node.target in _LOSS_BACKWARDS:
+            _forget_argument(node, 1, device)
+        elif node.target in _LOSSES and not any(user.args[1] == 0 and user.users for user in node.users):
+            _forget_argument(node, 0, device)
+
+
+def _forget_argument(node: Node, place: int, device: torch.device) -> None:
+    """Give log-likelihood zeros: what it divides by, and its derivative, depend on the labels alone."""
+    with node.graph.inserting_before(node):
+        zeros = full(node.graph, value(node.args[place]), 0, device)
+    node.args = (*node.args[:place], zeros, *node.args[place + 1 :])
+
+
+# ---------------------------------------------------------------------------------------------------------
 # One sweep, in order
 
 
-def _sweep(graph: Graph) -> None:
+def sweep(graph: Graph) -> None:
+    """Go once over pure operators, in order: drop those without effect, and share those that are repeated."""
     owner = roots(graph)
     changed = changed_memory(graph, owner)
     seen: dict[Hashable, Node] = {}
@@ -105,7 +132,7 @@ def _sweep(graph: Graph) -> None:
             found = seen.setdefault(_key(node), node)
         if found is not None and found is not node:
             owner.setdefault(found, found)
-            replace(node, found)
+            substitute(node, found)
 
 
 def _key(node: Node) -> Hashable:
@@ -124,12 +151,7 @@ def _same_layout(node: Node, other: Any) -> bool:
     if not isinstance(other, Node):
         return False
     mine, its = value(node), value(other)
-    return (mine.shape, mine.stride(), mine.dtype, mine.device) == (
-        its.shape,
-        its.stride(),
-        its.dtype,
-        its.device,
-    )
+    return (mine.shape, mine.stride(), mine.dtype) == (its.shape, its.stride(), its.dtype)
 
 
 def _nothing(node: Node) -> Any:
@@ -220,6 +242,8 @@ _FILLED: dict[Any, Callable[[Node], Any]] = {
     aten.new_full.default: lambda node: node.args[2],
     aten.fill.Scalar: lambda node: node.args[1],
 }
+_LOSSES = (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
+_LOSS_BACKWARDS = (aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_ALIASES, lambda node: node.args[0]),
     **dict.fromkeys(_VIEWS, _view),

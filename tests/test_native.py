@@ -1,0 +1,176 @@
+"""The captured iteration: who shares it, who does not, and what happens where there can be none."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak import ops
+from vleak.engine import extension, native
+from vleak.engine.loop import Descent, Loop, Problem
+from vleak.engine.native import EngineWarning
+from vleak.federated import Client
+from vleak.seeds import generator
+
+SHAPE = (1, 3, 4, 8, 8)
+
+pytestmark = pytest.mark.skipif(
+    ops.backend() != "native", reason=f"no native code here: {extension.status().reason}"
+)
+
+
+class Net(nn.Module):
+    """Hides a number and a function that decide what it computes."""
+
+    def __init__(self, scale: float = 1.0, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        self.scale, self.activation = scale, activation
+        self.conv = nn.Conv3d(3, 4, 3, stride=2, padding=1)
+        self.head = nn.Linear(4 * 2 * 4 * 4, 6)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.head(self.activation(self.scale * self.conv(clips)).flatten(1))
+
+
+class Branching(Net):
+    def forward(self, clips: Tensor) -> Tensor:
+        return super().forward(clips) if clips.mean() > 0.5 else 2 * super().forward(clips)
+
+
+class Dropping(Net):
+    def forward(self, clips: Tensor) -> Tensor:
+        return F.dropout(super().forward(clips), 0.5, training=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_programs", type(native._programs)())
+    monkeypatch.setattr(native, "_told", set())
+
+
+def build(make: Callable[[], nn.Module] = Net, seed: int = 0) -> nn.Module:
+    model = make()
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator("net", seed, i)) / 5)
+    return model
+
+
+def problem(model: nn.Module, **changes: Any) -> Problem:
+    clip = torch.rand(SHAPE, generator=generator("truth"))
+    labels = torch.tensor([2])
+    update = Client(model).update(clip, labels, generator(0)).tensors
+    return replace(Problem(model, F.cross_entropy, labels, update), **changes)
+
+
+def loop(of: Problem, engine: str = "native", **settings: Any) -> Loop:
+    start = torch.rand(SHAPE, generator=generator("start"))
+    return Loop(of, Descent(**{"iterations": 20, "spatial": 0.03, **settings}), start, engine=engine)
+
+
+def programs() -> int:
+    return len(native._programs)
+
+
+def test_copies_of_a_model_and_other_weights_share_one_program() -> None:
+    model = build()
+    for each in (model, copy.deepcopy(model), build(seed=1)):
+        assert loop(problem(each)).engine == "native"
+    assert programs() == 1
+
+
+def test_a_shared_program_gives_each_its_own_numbers() -> None:
+    histories = []
+    for seed in (0, 1):
+        made = problem(build(seed=seed))
+        histories.append(loop(made).run(5).history)
+        assert histories[-1] == pytest.approx(loop(made, "reference").run(5).history, rel=1e-4)
+    assert programs() == 1
+    assert histories[0] != histories[1]
+
+
+def test_numbers_of_the_descent_are_no_part_of_the_program() -> None:
+    made = problem(build())
+    runs = [loop(made, **s).run(5).history for s in ({}, {"spatial": 0.3}, {"learning_rate": 0.01})]
+    assert programs() == 1
+    assert runs[0][0] != runs[1][0]
+    assert runs[0][0] == runs[2][0]
+    assert runs[0][1] != runs[2][1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: problem(build(lambda: Net(2.0))),
+        lambda: problem(build(lambda: Net(activation=torch.sin))),
+        lambda: problem(build(lambda: Net(activation=lambda x: torch.tanh(x)))),
+        lambda: problem(build().eval()),
+        lambda: problem(build(), distance="l2"),
+        lambda: problem(build(), loss=lambda a, b: F.cross_entropy(a, b)),
+        lambda: problem(build(), masks={n: torch.ones_like(p, dtype=torch.bool) for n, p in Net().named_parameters()}),
+    ],
+    ids=["number", "function", "lambda", "mode", "distance", "loss", "masks"],
+)
+def test_what_is_not_alike_shares_nothing(other: Callable[[], Problem]) -> None:
+    loop(problem(build()))
+    made = other()
+    got, expected = (loop(made, engine).run(3).history for engine in ("native", "reference"))
+    assert programs() == 2
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_cache_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_KEPT", 2)
+    for scale in (1.0, 2.0, 3.0):
+        loop(problem(build(lambda scale=scale: Net(scale))))
+    assert programs() == 2
+
+
+@pytest.mark.parametrize(("make", "word"), [(Branching, "captured"), (Dropping, "random")])
+def test_what_cannot_be_captured_runs_on_the_reference_and_says_so_once(make: Any, word: str) -> None:
+    made = replace(problem(build()), model=build(make))
+    with pytest.warns(EngineWarning, match=word) as told:
+        assert loop(made).engine == "reference"
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = loop(made)
+    assert again.engine == "reference"
+    if make is Branching:
+        assert again.run(5).history == loop(made, "reference").run(5).history
+
+
+def test_a_graph_that_computes_something_else_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = problem(build())
+    right = native.optimize
+
+    def wrong(capture: Any) -> Any:
+        optimized = right(capture)
+        for node in optimized.graph.graph.nodes:
+            if node.target is torch.ops.aten.tanh.default:
+                node.target = torch.ops.aten.sin.default
+        optimized.graph.recompile()
+        return optimized
+
+    monkeypatch.setattr(native, "optimize", wrong)
+    with pytest.warns(EngineWarning, match="other numbers"):
+        assert loop(made).engine == "reference"
+
+
+def test_nothing_of_the_model_changes() -> None:
+    model = build()
+    model.head.weight.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    loop(problem(model)).run(3)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
