@@ -1,6 +1,8 @@
 """Native operators against the same operators in plain PyTorch: one thread, CPU time, interleaved, medians.
 
-Both sides compute value and derivative, or the whole step. Run it on a quiet machine:
+Both sides compute value and derivative, or the whole step. Convolutions and products have tables of their
+own, with the rate of native code; products with the zeros of a border do not count, and PyTorch multiplies by
+the matrix as it is. Run it on a quiet machine:
 
     python benchmarks/kernels.py [--rounds 15] [--json]
 """
@@ -14,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vleak import ops
+from vleak import bilinear, ops
 from vleak.engine import extension
 from vleak.seeds import generator
 
@@ -32,6 +35,24 @@ ROUND_SECONDS = 0.02
 CNN = [(16, 3, 3, 3, 3), (16,), (32, 16, 3, 3, 3), (32,), (64, 32, 3, 3, 3), (64,), (10, 2048), (10,)]
 HEAD = [(512, 2048), (512,), (32, 512), (32,), (2, 32), (2,)]
 CLIPS = [(1, 3, 8, 32, 32), (8, 3, 16, 64, 64)]
+
+# Layers of the inner loop's cases: clips, channels, outputs, input, kernel and padding a side, stride.
+LAYERS: list[tuple[int, int, int, tuple[int, ...], int, tuple[int, ...]]] = [
+    (1, 3, 12, (8, 32, 32), 5, (1, 1, 1)),
+    (1, 12, 12, (4, 16, 16), 5, (1, 1, 1)),
+    (1, 12, 12, (2, 8, 8), 5, (1, 1, 1)),
+    (1, 3, 32, (16, 64, 64), 3, (1, 1, 1)),
+    (1, 32, 64, (8, 32, 32), 3, (1, 1, 1)),
+    (1, 64, 128, (4, 16, 16), 3, (1, 1, 1)),
+    (1, 3, 32, (8, 32, 32), 3, (2, 2, 2)),
+    (1, 32, 32, (4, 16, 16), 3, (1, 2, 2)),
+    (1, 32, 64, (4, 8, 8), 3, (2, 2, 2)),
+    (16, 3, 16, (64, 64), 3, (2, 2)),
+    (16, 16, 32, (32, 32), 3, (2, 2)),
+    (16, 32, 64, (16, 16), 3, (2, 2)),
+]
+# Rows, depth, columns.
+PRODUCTS = [(32, 2048, 512), (32, 512, 2048), (32, 2048, 1024), (1, 2048, 512), (256, 2048, 512)]
 
 
 def normal(*shape: int, seed: object = 0) -> Tensor:
@@ -84,6 +105,43 @@ def cases() -> dict[str, Call]:
     return found
 
 
+def sums_along(size: int, kernel: int, stride: int) -> int:
+    """Return how many pairs of an output and an input of one axis meet, with a padding of half the kernel."""
+    starts = range(-(kernel // 2), size + kernel // 2 - kernel + 1, stride)
+    return sum(0 <= start + tap < size for start in starts for tap in range(kernel))
+
+
+def convolutions() -> dict[str, tuple[Call, Call, float]]:
+    """Return every layer in its three directions, native and not, with the number of operations of a call."""
+    found: dict[str, tuple[Call, Call, float]] = {}
+    for clips, channels, outputs, size, kernel, stride in LAYERS:
+        x, w = normal(clips, channels, *size), normal(outputs, channels, *[kernel] * len(size))
+        given: dict[str, Any] = {"stride": stride, "padding": [kernel // 2] * len(size)}
+        dy = bilinear.conv_output([x], [w], **given)
+        directions: dict[str, Call] = {
+            "output": partial(bilinear.conv_output, [x], [w], **given),
+            "input": partial(bilinear.conv_input, [dy], [w], input_shape=x.shape, **given),
+            "weight": partial(bilinear.conv_weight, x, dy, kernel=w.shape[2:], **given),
+        }
+        pairs = math.prod(sums_along(n, kernel, step) for n, step in zip(size, stride, strict=True))
+        shape = "x".join(map(str, (clips, *size)))
+        name = f"{channels}->{outputs}, {shape}, kernel {kernel}, stride {max(stride)}"
+        for direction, call in directions.items():
+            found[f"{name}: {direction}"] = (call, in_torch(call), 2.0 * clips * channels * outputs * pairs)
+    return found
+
+
+def products() -> dict[str, tuple[Call, Call, float]]:
+    """Return products with a packed matrix, the same in PyTorch, and the number of operations of a call."""
+    found: dict[str, tuple[Call, Call, float]] = {}
+    for rows, depth, columns in PRODUCTS:
+        x, m = normal(rows, depth), normal(columns, depth)
+        native = partial(bilinear.product, x, bilinear.pack_rows(m), columns)
+        work = 2.0 * rows * depth * columns
+        found[f"{rows} rows, {depth} to {columns}"] = (native, partial(torch.mm, x, m.T), work)
+    return found
+
+
 def in_torch(call: Call) -> Call:
     def wrapped() -> None:
         with ops.use_reference():
@@ -107,9 +165,8 @@ def cpu_seconds(call: Call, count: int) -> float:
     return (time.process_time() - start) / count
 
 
-def measure(call: Call, rounds: int) -> dict[str, float]:
+def measure(native: Call, plain: Call, rounds: int) -> dict[str, float]:
     """Return median CPU seconds a call of both, and the median and spread of the ratio round by round."""
-    native, plain = call, in_torch(call)
     counts = repeats(native), repeats(plain)
     pairs = [(cpu_seconds(native, counts[0]), cpu_seconds(plain, counts[1])) for _ in range(rounds)]
     ratios = sorted(slow / fast for fast, slow in pairs)
@@ -120,6 +177,13 @@ def measure(call: Call, rounds: int) -> dict[str, float]:
         "speedup_low": ratios[len(ratios) // 10],
         "speedup_high": ratios[-1 - len(ratios) // 10],
     }
+
+
+def measure_rates(calls: dict[str, tuple[Call, Call, float]], rounds: int) -> dict[str, dict[str, float]]:
+    rows = {name: measure(native, plain, rounds) for name, (native, plain, _) in calls.items()}
+    for name, row in rows.items():
+        row["native_gflops"] = calls[name][2] / row["native_cpu_s"] / 1e9
+    return rows
 
 
 def environment() -> dict[str, Any]:
@@ -133,12 +197,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def show(rows: dict[str, dict[str, float]]) -> None:
-    table = Table("operator", "native ms", "torch ms", "speed-up", "10 % .. 90 %", title="CPU time a call")
+def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+    rated = any("native_gflops" in row for row in rows.values())
+    rate = ["GFLOP/s"] if rated else []
+    table = Table("operator", "native ms", "torch ms", "speed-up", "10 % .. 90 %", *rate, title=title)
     for name, row in rows.items():
         spread = f"{row['speedup_low']:.1f} .. {row['speedup_high']:.1f}"
         times = f"{1e3 * row['native_cpu_s']:.3f}", f"{1e3 * row['torch_cpu_s']:.3f}"
-        table.add_row(name, *times, f"{row['speedup']:.1f}x", spread)
+        rates = [f"{row['native_gflops']:.0f}"] if rated else []
+        table.add_row(name, *times, f"{row['speedup']:.1f}x", spread, *rates)
     Console().print(table)
 
 
@@ -152,11 +219,19 @@ def main() -> None:
     torch.set_num_threads(1)
     if ops.backend() != "native":
         raise SystemExit(f"no native code to measure: {extension.status().reason}")
-    rows = {name: measure(call, arguments.rounds) for name, call in cases().items()}
+    tables = {
+        "Passes over tensors": {
+            name: measure(call, in_torch(call), arguments.rounds) for name, call in cases().items()
+        },
+        "Convolutions": measure_rates(convolutions(), arguments.rounds),
+        "Products": measure_rates(products(), arguments.rounds),
+    }
     if arguments.json:
+        rows = {name: row for table in tables.values() for name, row in table.items()}
         print(json.dumps({"environment": environment(), "cases": rows}, indent=2))
     else:
-        show(rows)
+        for title, table in tables.items():
+            show(f"{title}: CPU time a call", table)
 
 
 if __name__ == "__main__":

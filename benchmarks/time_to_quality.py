@@ -206,7 +206,19 @@ def measure(arguments: argparse.Namespace, tell: Tell) -> list[dict[str, Any]]:
                 for name, public in KNOWLEDGE.items():
                     found = run_vleak(target, public, wanted, arguments.attack_iterations, tell)
                     cells[-1][name] = found | {"prepare_seconds": prepare[name]}
+                say(cells[-1])
     return cells
+
+
+def say(cell: dict[str, Any]) -> None:
+    """Print a finished clip at once: the whole takes an hour."""
+    theirs = cell["breaching"]
+    line = f"{cell['size']} {cell['training_state']} {cell['clip']}: breaching {theirs['seconds']:.1f} s,"
+    line += f" {theirs['psnr_db']:.1f} dB"
+    for name in KNOWLEDGE:
+        seconds, end = _seconds(cell[name]), cell[name]["end"]
+        line += f"; {name} {seconds:.2f} s, ends {end['seconds']:.2f} s, {end['psnr_db']:.1f} dB"
+    console.print(line, soft_wrap=True)
 
 
 def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:

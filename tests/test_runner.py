@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import _thread
 import math
+import platform
+import resource
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -46,7 +48,13 @@ def record(step: Step, values: Values, fixed: tuple[str, ...] = ()) -> Any:
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     graph = make_fx(flat, tracing_mode="fake")(*(mode.from_tensor(v.detach()) for v in values.values()))
-    return SimpleNamespace(graph=graph, inputs=tuple(values), outputs=tuple(outputs), fixed=frozenset(fixed))
+    return SimpleNamespace(
+        graph=graph,
+        inputs=tuple(values),
+        outputs=tuple(outputs),
+        fixed=frozenset(fixed),
+        device=torch.device("cpu"),
+    )
 
 
 def called_by_python(capture: Any, values: Values, table: Tensor) -> tuple[list[float], Values]:
@@ -355,6 +363,24 @@ def test_nothing_lives_longer_than_it_is_needed(executor: str) -> None:
     assert sum(reference() is not None for reference in alive) == 1
     del bound
     assert all(reference() is None for reference in alive)
+
+
+@needs_library
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_memory_is_asked_for_once() -> None:
+    def step(values: Values) -> Values:
+        x = values["x"]
+        for _ in range(4):
+            x = x * 0.5
+        return {"objective": x[0]}
+
+    bound = started(step, {"x": torch.ones(1 << 20)}, "native")
+    bound.run(2)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    bound.run(20)
+    faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+    pages_of_one_tensor = 4 * (1 << 20) // resource.getpagesize()
+    assert faults < 8 * pages_of_one_tensor, "eighty such tensors were made"
 
 
 @executors

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"errors", "seeds", "files", "backends"},
-    {"ops", "engine", "data", "models", "federated"},
+    {"ops", "bilinear", "engine", "data", "models", "federated"},
     {"defenses", "attacks", "metrics", "certificates"},
     {"evaluation"},
     {"report"},
@@ -27,6 +27,7 @@ FORBIDDEN = {
     "federated": {"data", "models", "engine", "ops"},
     "engine": {"data", "models", "federated"},
     "ops": {"data", "models", "federated"},
+    "bilinear": {"data", "models", "federated"},
     "attacks": {"data", "metrics", "defenses", "certificates"},
     "defenses": {"attacks", "data", "metrics"},
     "metrics": {"attacks", "defenses", "data"},

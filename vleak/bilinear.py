@@ -311,7 +311,11 @@ def _check_matrix(op: str, name: str, tensor: Tensor) -> None:
 def _pack_kernel(m: Tensor) -> Tensor:
     columns, depth = m.shape
     padded = torch.nn.functional.pad(m, (0, 0, 0, _panels(columns) * _PANEL - columns))
-    return padded.view(-1, _PANEL, depth).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return (
+        padded.view(_panels(columns), _PANEL, depth)
+        .transpose(1, 2)
+        .clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _pack_fake(m: Tensor) -> Tensor:
@@ -319,7 +323,7 @@ def _pack_fake(m: Tensor) -> Tensor:
 
 
 def _product_kernel(x: Tensor, packed: Tensor, columns: int) -> Tensor:
-    m = packed.transpose(1, 2).reshape(-1, x.shape[1])[:columns]
+    m = packed.transpose(1, 2).reshape(packed.shape[0] * _PANEL, x.shape[1])[:columns]
     return (x @ m.T).contiguous()
 
 

@@ -1,10 +1,12 @@
 // CPU implementations of the operators that vleak/bilinear.py declares.
 #include <algorithm>
 #include <array>
+#include <memory>
 
 #include "bindings/arguments.h"
 #include "kernels/conv.h"
 #include "kernels/dispatch.h"
+#include "kernels/transpose.h"
 
 namespace vleak {
 namespace {
@@ -18,6 +20,12 @@ constexpr int64_t kSumGrain = 1 << 20;
 
 int64_t grain(int64_t worth, int64_t each) {
   return std::max<int64_t>(1, worth / std::max<int64_t>(1, each));
+}
+
+// Scratch space, uninitialized: a tensor would cost a call of the dispatcher.
+template <typename T>
+std::unique_ptr<T[]> scratch(int64_t entries) {
+  return std::unique_ptr<T[]>(new T[entries]);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -42,13 +50,6 @@ template <typename T>
 View<const T> view(const Tensor& tensor) {
   const auto strides = tensor.strides();
   return {tensor.const_data_ptr<T>(), five(sizes_of(tensor), 1),
-          five(Sizes(strides.begin(), strides.end()), 0)};
-}
-
-template <typename T>
-View<T> output_view(const Tensor& tensor) {
-  const auto strides = tensor.strides();
-  return {tensor.mutable_data_ptr<T>(), five(sizes_of(tensor), 1),
           five(Sizes(strides.begin(), strides.end()), 0)};
 }
 
@@ -110,48 +111,56 @@ void check_pairs(const std::vector<Tensor>& inputs, const std::vector<Tensor>& w
 // conv_output, conv_input
 
 template <typename T>
+View<T> dense_view(T* data, const std::array<int64_t, 5>& sizes) {
+  std::array<int64_t, 5> strides{};
+  for (int64_t axis = 4, step = 1; axis >= 0; step *= sizes[axis--]) strides[axis] = step;
+  return {data, sizes, strides};
+}
+
+// weights: packed here, in room for rows * channels * taps.
+template <typename T>
 void run_part(const Schedule& schedule, const Planes& planes, const std::vector<WeightView<T>>& weights,
-              const T* copy, const T* bias, const Tensor& output) {
+              T* packed, const T* copy, const std::vector<T>& bias, const View<T>& output) {
   const int64_t blocks = static_cast<int64_t>(schedule.row_blocks.size()) - 1;
   const int64_t rows = schedule.row_blocks.back(), depth = schedule.offsets.size();
-  const Tensor packed = new_contiguous(output, {rows * depth});
-  T* to = packed.mutable_data_ptr<T>();
   if (depth > 0) {
     parallel_for(0, blocks, grain(kCopyGrain, rows * depth / blocks), [&](int64_t begin, int64_t end) {
       int64_t channel = 0;
       for (const WeightView<T>& weight : weights) {
-        pack_weight(schedule, weight, channel, planes.channels, begin, end, to);
+        pack_weight(schedule, weight, channel, planes.channels, begin, end, packed);
         channel += weight.channels;
       }
     });
   }
-  const int64_t groups = schedule.groups.size();
-  const int64_t each = rows * depth * schedule.vectors.size() * cpu_kernels<T>().tile_limits().lanes /
-                       std::max<int64_t>(1, groups);
-  const View<T> result = output_view<T>(output);
-  parallel_for(0, groups, grain(kSumGrain, each), [&](int64_t begin, int64_t end) {
-    run_groups(schedule, planes, to, copy, bias, begin, end, result);
-  });
+  const int64_t groups = schedule.groups.size(), lanes = cpu_kernels<T>().tile_limits().lanes;
+  const int64_t work = rows * depth * static_cast<int64_t>(schedule.vectors.size()) * lanes;
+  parallel_for(0, groups, grain(kSumGrain, work / std::max<int64_t>(1, groups)),
+               [&](int64_t begin, int64_t end) {
+                 run_groups(schedule, planes, packed, copy, bias.data(), begin, end, output);
+               });
 }
 
 template <typename T>
 void correlate(const std::vector<Tensor>& inputs, const std::vector<WeightView<T>>& weights,
-               const std::vector<Axes>& parts, const T* bias, const Tensor& output) {
+               const std::vector<Axes>& parts, const std::vector<T>& bias,
+               const std::vector<View<T>>& outputs) {
   const TileLimits limits = cpu_kernels<T>().tile_limits();
   const View<const T> first = view<T>(inputs[0]);
-  const int64_t channels = first.sizes[1], pairs = inputs.size();
+  const int64_t channels = first.sizes[1], pairs = inputs.size(), rows = bias.size();
   const Planes planes = plan_planes(parts, first.sizes[0], channels * pairs, limits.lanes);
-  const Tensor copy = new_contiguous(inputs[0], {planes_entries(planes)});
-  T* to = copy.mutable_data_ptr<T>();
+  const auto copy = scratch<T>(planes_entries(planes));
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const View<const T> input = view<T>(inputs[pair]);
-    parallel_for(
-        0, planes.batch * channels * planes.frames, grain(kCopyGrain, plane_size(planes)),
-        [&](int64_t begin, int64_t end) { copy_planes(planes, input, pair * channels, begin, end, to); });
+    parallel_for(0, planes.batch * channels * planes.frames,
+                 grain(kCopyGrain, planes.frame / planes.channels), [&](int64_t begin, int64_t end) {
+                   copy_planes(planes, input, pair * channels, begin, end, copy.get());
+                 });
   }
-  for (const Axes& axes : parts) {
-    const Schedule schedule = plan_schedule(axes, planes, output.size(1), limits);
-    run_part(schedule, planes, weights, to, bias, output);
+  const auto& kernel = weights[0].kernel;
+  const auto packed = scratch<T>(rows * planes.channels * kernel[0] * kernel[1] * kernel[2]);
+  for (size_t part = 0; part < parts.size(); ++part) {
+    const Schedule schedule = plan_schedule(parts[part], planes, rows, outputs[part].strides, limits);
+    run_part(schedule, planes, weights, packed.get(), copy.get(), bias, outputs[part]);
   }
 }
 
@@ -185,8 +194,10 @@ Tensor conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::optional
   for (int i = 0; i < 3; ++i) axes[i] = forward_axis(g.input[2 + i], g.kernel[i], g.stride[i], g.padding[i]);
   with_type(xs[0], [&](auto zero) {
     using T = decltype(zero);
-    const T* add = bias.has_value() ? bias->const_data_ptr<T>() : nullptr;
-    correlate<T>(xs, weight_views<T>(ws, false), {axes}, add, output);
+    std::vector<T> add(g.output[1], T(0));
+    if (bias.has_value()) std::copy_n(bias->const_data_ptr<T>(), add.size(), add.begin());
+    correlate<T>(xs, weight_views<T>(ws, false), {axes}, add,
+                 {dense_view(output.mutable_data_ptr<T>(), g.output)});
   });
   return output;
 }
@@ -196,14 +207,33 @@ std::vector<Axes> input_parts(const Geometry& g) {
   const auto axis = [&](int i, int64_t phase) {
     return backward_axis(g.input[2 + i], g.kernel[i], g.stride[i], g.padding[i], phase);
   };
-  for (int64_t t = 0; t < std::min(g.stride[0], g.input[2]); ++t) {
-    for (int64_t i = 0; i < std::min(g.stride[1], g.input[3]); ++i) {
-      for (int64_t j = 0; j < std::min(g.stride[2], g.input[4]); ++j) {
-        parts.push_back({axis(0, t), axis(1, i), axis(2, j)});
-      }
+  for (int64_t t = 0; t < g.stride[0]; ++t) {
+    for (int64_t i = 0; i < g.stride[1]; ++i) {
+      for (int64_t j = 0; j < g.stride[2]; ++j) parts.push_back({axis(0, t), axis(1, i), axis(2, j)});
     }
   }
   return parts;
+}
+
+// Each part dense, one after the other.
+template <typename T>
+std::vector<View<T>> part_views(const std::vector<Axes>& parts, const Geometry& g, T* data) {
+  std::vector<View<T>> views;
+  for (const Axes& axes : parts) {
+    views.push_back(dense_view(data, {g.input[0], g.input[1], axes[0].count, axes[1].count, axes[2].count}));
+    data += g.input[0] * views.back().strides[0];
+  }
+  return views;
+}
+
+template <typename T>
+void weave_parts(const std::vector<View<T>>& parts, const Geometry& g, const Tensor& output) {
+  std::vector<const T*> from;
+  for (const View<T>& part : parts) from.push_back(part.data);
+  const int64_t lines = output.numel() / g.input[4];
+  parallel_for(0, lines, grain(kCopyGrain, g.input[4]), [&](int64_t begin, int64_t end) {
+    weave(from, g.stride, g.input, begin, end, output.mutable_data_ptr<T>());
+  });
 }
 
 Tensor conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes input_shape, Sizes stride,
@@ -216,7 +246,14 @@ Tensor conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes input_s
   if (output.numel() == 0) return output;
   with_type(dys[0], [&](auto zero) {
     using T = decltype(zero);
-    correlate<T>(dys, weight_views<T>(ws, true), input_parts(g), static_cast<const T*>(nullptr), output);
+    const std::vector<T> zeros(g.input[1], T(0));
+    const std::vector<Axes> parts = input_parts(g);
+    T* result = output.mutable_data_ptr<T>();
+    const bool whole = parts.size() == 1;
+    const auto phases = scratch<T>(whole ? 0 : output.numel());
+    const std::vector<View<T>> views = part_views(parts, g, whole ? result : phases.get());
+    correlate<T>(dys, weight_views<T>(ws, true), parts, zeros, views);
+    if (!whole) weave_parts(views, g, output);
   });
   return output;
 }
@@ -231,23 +268,23 @@ Tensor conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes paddin
   shape.insert(shape.end(), kernel.begin(), kernel.end());
   const Geometry g = geometry(sizes_of(x), shape, stride, padding);
   check(sizes_of(dy) == like_input(g.output, x.dim()), "dy does not match x");
+  x = dense(x);
   dy = dense(dy);
   const Tensor result = new_contiguous(x, shape);
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
     const WeightProblem problem = {g.kernel, g.stride, g.padding, g.input, g.output};
     const WeightSchedule schedule = plan_weight(problem, cpu_kernels<T>().tile_limits());
-    const View<const T> input = view<T>(x);
-    const Tensor pixels = new_contiguous(x, {pixels_entries(schedule)}),
-                 sums = new_contiguous(x, {schedule.sums});
-    T* copy = pixels.mutable_data_ptr<T>();
+    const auto pixels = scratch<T>(pixels_entries(schedule)), sums = scratch<T>(g.output[1] * schedule.a_row);
     const int64_t frames = g.input[0] * g.input[2];
     parallel_for(0, frames, grain(kCopyGrain, pixels_entries(schedule) / std::max<int64_t>(1, frames)),
-                 [&](int64_t begin, int64_t end) { copy_pixels(schedule, input, begin, end, copy); });
+                 [&](int64_t begin, int64_t end) {
+                   copy_pixels(schedule, x.const_data_ptr<T>(), begin, end, pixels.get());
+                 });
     const int64_t blocks = static_cast<int64_t>(schedule.row_blocks.size()) - 1;
-    const int64_t each = dy.numel() * schedule.sums / g.output[1] / blocks;
+    const int64_t each = dy.numel() * schedule.a_row / blocks;
     parallel_for(0, blocks, grain(kSumGrain, each), [&](int64_t begin, int64_t end) {
-      run_weight(schedule, copy, dy.const_data_ptr<T>(), begin, end, sums.mutable_data_ptr<T>(),
+      run_weight(schedule, pixels.get(), dy.const_data_ptr<T>(), begin, end, sums.get(),
                  result.mutable_data_ptr<T>());
     });
   });
@@ -264,11 +301,11 @@ constexpr int64_t kDepth = 256;
 template <typename T>
 void pack_panel(const T* m, int64_t columns, int64_t depth, int64_t panel, T* packed) {
   const int64_t first = panel * kPanel, count = std::min(kPanel, columns - first);
+  const T* rows[kPanel];
+  for (int64_t i = 0; i < count; ++i) rows[i] = m + (first + i) * depth;
   T* to = packed + first * depth;
-  for (int64_t k = 0; k < depth; ++k, to += kPanel) {
-    for (int64_t i = 0; i < count; ++i) to[i] = m[(first + i) * depth + k];
-    std::fill(to + count, to + kPanel, T(0));
-  }
+  if (count < kPanel) std::fill_n(to, depth * kPanel, T(0));
+  transpose(rows, count, depth, to, kPanel);
 }
 
 Tensor pack_rows(Tensor m) {
@@ -287,19 +324,6 @@ Tensor pack_rows(Tensor m) {
   return packed;
 }
 
-// x as [depth piece][block of rows][depth][row]
-template <typename T>
-void pack_left(const T* x, int64_t depth, const std::vector<int64_t>& blocks, T* packed) {
-  for (int64_t start = 0; start < depth; start += kDepth) {
-    const int64_t end = std::min(depth, start + kDepth);
-    for (size_t block = 0; block + 1 < blocks.size(); ++block) {
-      for (int64_t k = start; k < end; ++k) {
-        for (int64_t row = blocks[block]; row < blocks[block + 1]; ++row) *packed++ = x[row * depth + k];
-      }
-    }
-  }
-}
-
 struct ProductPlan {
   int64_t rows, depth, columns, lanes, vectors;
   std::vector<int64_t> blocks;
@@ -310,37 +334,52 @@ ProductPlan plan_product(int64_t rows, int64_t depth, int64_t columns, const Til
   return {rows, depth, columns, limits.lanes, vectors, cut_rows(rows, most_rows(vectors, limits))};
 }
 
+// x as [depth piece][block of rows][depth][row]
 template <typename T>
-void multiply_panel(const ProductPlan& plan, const T* left, const T* panel, T* sums) {
-  const int64_t held = kPanel / plan.lanes;
-  int64_t offsets[kDepth], bases[kPanel];
-  for (int64_t k = 0; k < kDepth; ++k) offsets[k] = k * kPanel;
-  std::fill(sums, sums + plan.rows * kPanel, T(0));
+void pack_left(const ProductPlan& plan, const T* x, T* packed) {
+  const T* lines[kMaxTileRows];
   for (int64_t start = 0; start < plan.depth; start += kDepth) {
     const int64_t count = std::min(kDepth, plan.depth - start);
-    for (int64_t vector = 0; vector < held; vector += plan.vectors) {
-      const int64_t vectors = std::min(plan.vectors, held - vector);
-      for (int64_t v = 0; v < vectors; ++v) bases[v] = (vector + v) * plan.lanes;
+    for (size_t block = 0; block + 1 < plan.blocks.size(); ++block) {
+      const int64_t first = plan.blocks[block], rows = plan.blocks[block + 1] - first;
+      for (int64_t row = 0; row < rows; ++row) lines[row] = x + (first + row) * plan.depth + start;
+      transpose(lines, rows, count, packed, rows);
+      packed += rows * count;
+    }
+  }
+}
+
+// sums[row * row_stride + column] for the columns of one panel
+template <typename T>
+void multiply_panel(const ProductPlan& plan, const T* left, const T* panel, T* sums, int64_t row_stride) {
+  const T zeros[kMaxTileRows] = {};
+  int64_t offsets[kDepth], bases[kPanel];
+  for (int64_t k = 0; k < kDepth; ++k) offsets[k] = k * kPanel;
+  for (int64_t i = 0; i < kPanel / plan.lanes; ++i) bases[i] = i * plan.lanes;
+  for (int64_t start = 0; start < plan.depth; start += kDepth) {
+    const int64_t count = std::min(kDepth, plan.depth - start);
+    for (int64_t vector = 0; vector < kPanel / plan.lanes; vector += plan.vectors) {
+      const int64_t vectors = std::min(plan.vectors, kPanel / plan.lanes - vector);
       for (size_t block = 0; block + 1 < plan.blocks.size(); ++block) {
         const int64_t first = plan.blocks[block], rows = plan.blocks[block + 1] - first;
         cpu_kernels<T>().tile(rows, vectors)(left + start * plan.rows + first * count, panel + start * kPanel,
-                                             offsets, count, bases,
-                                             sums + (vector * plan.rows + first * vectors) * plan.lanes);
+                                             offsets, count, bases + vector, start == 0 ? zeros : nullptr,
+                                             sums + first * row_stride, row_stride, bases + vector);
       }
     }
   }
 }
 
+// Whole panels are summed up where they belong, the last columns in scratch space.
 template <typename T>
-void store_panel(const ProductPlan& plan, const T* sums, int64_t panel, T* result) {
-  const int64_t first = panel * kPanel, held = kPanel / plan.lanes;
-  for (int64_t vector = 0; vector < held; vector += plan.vectors) {
-    const int64_t width = std::min(plan.vectors, held - vector) * plan.lanes;
-    const int64_t column = first + vector * plan.lanes, count = std::min(width, plan.columns - column);
-    for (int64_t row = 0; row < plan.rows && count > 0; ++row) {
-      std::copy_n(sums + vector * plan.rows * plan.lanes + row * width, count,
-                  result + row * plan.columns + column);
-    }
+void run_panel(const ProductPlan& plan, const T* left, const T* packed, int64_t panel, T* scratch,
+               T* result) {
+  const int64_t first = panel * kPanel, count = std::min(kPanel, plan.columns - first);
+  const T* right = packed + first * plan.depth;
+  if (count == kPanel) return multiply_panel(plan, left, right, result + first, plan.columns);
+  multiply_panel(plan, left, right, scratch, kPanel);
+  for (int64_t row = 0; row < plan.rows; ++row) {
+    std::copy_n(scratch + row * kPanel, count, result + row * plan.columns + first);
   }
 }
 
@@ -353,20 +392,20 @@ Tensor product(Tensor x, Tensor packed, int64_t columns) {
   packed = dense(packed);
   const Tensor result = new_contiguous(x, {x.size(0), columns});
   if (result.numel() == 0) return result;
+  if (x.size(1) == 0) return torch::stable::fill_(result, 0.0);
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
     const ProductPlan plan = plan_product(x.size(0), x.size(1), columns, cpu_kernels<T>().tile_limits());
-    const Tensor left = new_contiguous(x);
-    pack_left(x.const_data_ptr<T>(), plan.depth, plan.blocks, left.mutable_data_ptr<T>());
-    parallel_for(0, packed.size(0), grain(kSumGrain, plan.rows * plan.depth * kPanel),
-                 [&](int64_t begin, int64_t end) {
-                   std::vector<T> sums(plan.rows * kPanel);
-                   for (int64_t panel = begin; panel < end; ++panel) {
-                     multiply_panel(plan, left.const_data_ptr<T>(),
-                                    packed.const_data_ptr<T>() + panel * plan.depth * kPanel, sums.data());
-                     store_panel(plan, sums.data(), panel, result.mutable_data_ptr<T>());
-                   }
-                 });
+    const auto left = scratch<T>(x.numel());
+    pack_left(plan, x.const_data_ptr<T>(), left.get());
+    const T* from = packed.const_data_ptr<T>();
+    T* products = result.mutable_data_ptr<T>();
+    const int64_t each = plan.rows * plan.depth * kPanel;
+    parallel_for(0, packed.size(0), grain(kSumGrain, each), [&](int64_t begin, int64_t end) {
+      const auto sums = scratch<T>(plan.rows * kPanel);
+      for (int64_t panel = begin; panel < end; ++panel)
+        run_panel(plan, left.get(), from, panel, sums.get(), products);
+    });
   });
   return result;
 }

@@ -23,7 +23,7 @@ struct View {
 // ---------------------------------------------------------------------------------------------------------
 // Sums over taps: the convolution and its derivative with respect to the input
 
-// One axis: out[out_first + out_step * o] = sum over taps of
+// One axis: out[o] = sum over taps of
 //   in[o * stride + start + tap] * weight[weight_first + weight_step * tap], in being 0 outside [0, size).
 struct Axis {
   int64_t size;
@@ -33,8 +33,6 @@ struct Axis {
   int64_t start;
   int64_t weight_first;
   int64_t weight_step;
-  int64_t out_first;
-  int64_t out_step;
 };
 
 using Axes = std::array<Axis, 3>;  // frame, row, column
@@ -42,7 +40,7 @@ using Axes = std::array<Axis, 3>;  // frame, row, column
 // The convolution itself.
 Axis forward_axis(int64_t size, int64_t kernel, int64_t stride, int64_t padding);
 
-// Its derivative: the inputs that meet the same taps, `phase` of 0 .. stride - 1. The count may be 0.
+// Its derivative: every stride-th entry of the input from `phase` on, which all meet the same taps.
 Axis backward_axis(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t phase);
 
 // How one axis of the input is copied: entry i of variant v is input entry first + stride * i + v. With one
@@ -56,18 +54,22 @@ struct Lines {
   bool spread;
 };
 
-// The padded copy of all inputs: [batch, channel, frame, column variant, row variant, row, column].
+// The padded copy of all inputs. Spread, [image, frame, channel, column variant, row variant, row, column]: a
+// plane is one long row. Otherwise [image, frame, row variant, row, channel, column variant, column]: what a
+// tile reads for all channels is as few streams as it meets rows.
 struct Planes {
   int64_t batch;
   int64_t channels;
   int64_t frames;
   Lines rows;
   Lines columns;
+  // From one to the next.
+  int64_t frame;
+  int64_t channel;
+  int64_t row_variant;
+  int64_t column_variant;
+  int64_t row;
 };
-
-VLEAK_INLINE int64_t plane_size(const Planes& planes) {
-  return planes.columns.variants * planes.rows.variants * planes.rows.length * planes.columns.length;
-}
 
 // Entries of the copy, with room for a vector to run over its end.
 int64_t planes_entries(const Planes& planes);
@@ -75,18 +77,18 @@ int64_t planes_entries(const Planes& planes);
 // The layout in which every part of a problem finds its inputs.
 Planes plan_planes(const std::vector<Axes>& parts, int64_t batch, int64_t channels, int64_t lanes);
 
-// begin, end: planes of [batch * channel * frame] of one input, whose channels start at `first_channel`.
+// begin, end: planes of [image * channel * frame] of one input, whose channels start at `first_channel`.
 template <typename T>
 void copy_planes(const Planes& planes, const View<const T>& input, int64_t first_channel, int64_t begin,
                  int64_t end, T* copy);
 
 // Outputs that one vector of sums stands for: `lanes` along a row, going on in the next row where spread.
 struct Lane {
-  int64_t base;   // in the copy, for tap 0
-  int64_t image;  // of the batch
-  int64_t frame;
+  int64_t base;   // of its first input in the copy
+  int64_t frame;  // of its output frame in the output, for channel 0
   int64_t row;
   int64_t column;
+  int64_t direct;  // where its lanes lie in the output, if they lie there side by side; else -1
 };
 
 // Vectors of one tile that meet the same taps in time, [first_tap, last_tap).
@@ -95,6 +97,7 @@ struct Group {
   int64_t end;
   int64_t first_tap;
   int64_t last_tap;
+  bool direct;  // all of them
 };
 
 // What a part of a problem needs to run: its vectors in groups, and where each tap of each channel lies.
@@ -106,7 +109,9 @@ struct Schedule {
   std::vector<int64_t> row_blocks;  // first row of each block of output channels, and the end
 };
 
-Schedule plan_schedule(const Axes& axes, const Planes& planes, int64_t rows, const TileLimits& limits);
+// output: strides of the dense result.
+Schedule plan_schedule(const Axes& axes, const Planes& planes, int64_t rows,
+                       const std::array<int64_t, 5>& output, const TileLimits& limits);
 
 // How a weight is read: weight[row * row_stride + channel * channel_stride + the three axes].
 template <typename T>
@@ -124,10 +129,16 @@ template <typename T>
 void pack_weight(const Schedule& schedule, const WeightView<T>& weight, int64_t first_channel,
                  int64_t channels, int64_t begin, int64_t end, T* packed);
 
-// begin, end: groups. bias: [channel] or null. output is dense.
+// begin, end: groups. bias: [row]. output is dense.
 template <typename T>
 void run_groups(const Schedule& schedule, const Planes& planes, const T* packed, const T* copy, const T* bias,
                 int64_t begin, int64_t end, const View<T>& output);
+
+// One dense tensor from those of its phases: part [(frame phase, row phase, column phase)] holds every
+// strides-th entry from that phase on. begin, end: lines of [image * channel * frame * row].
+template <typename T>
+void weave(const std::vector<const T*>& parts, const std::array<int64_t, 3>& strides,
+           const std::array<int64_t, 5>& sizes, int64_t begin, int64_t end, T* output);
 
 // ---------------------------------------------------------------------------------------------------------
 // Sums over positions: the derivative with respect to the weight
@@ -155,7 +166,7 @@ struct WeightGroup {
   int64_t frame_tap;
   int64_t vectors;
   int64_t bases[kMaxTileVectors];
-  int64_t sums;  // start of its sums, over [row][vector][lane]
+  int64_t at[kMaxTileVectors];  // in the sums of a row
 };
 
 struct WeightSchedule {
@@ -164,19 +175,19 @@ struct WeightSchedule {
   int64_t lanes;
   std::vector<WeightGroup> groups;
   std::vector<int64_t> row_blocks;
-  int64_t sums;  // entries of sums in all
+  int64_t a_row;  // entries of sums for one output channel
 };
 
 WeightSchedule plan_weight(const WeightProblem& problem, const TileLimits& limits);
 
 int64_t pixels_entries(const WeightSchedule& schedule);
 
-// begin, end: frames of [image * frame].
+// begin, end: frames of [image * frame]. x is dense.
 template <typename T>
-void copy_pixels(const WeightSchedule& schedule, const View<const T>& input, int64_t begin, int64_t end,
-                 T* pixels);
+void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int64_t end, T* pixels);
 
-// begin, end: blocks of output channels. dy is dense; sums is scratch space, result is [row][channel][taps].
+// begin, end: blocks of output channels. dy is dense; sums is scratch space, [row][a_row]; result is
+// [row][channel][taps].
 template <typename T>
 void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, int64_t begin, int64_t end,
                 T* sums, T* result);
@@ -184,7 +195,8 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
 // ---------------------------------------------------------------------------------------------------------
 // Shared
 
-// Cuts `count` rows into equal blocks of at most `most`: the first row of each, and the end.
+// Cuts `count` rows into nearly equal blocks of at most `most`, of a multiple of four rows where that is no
+// more blocks: the first row of each, and the end.
 std::vector<int64_t> cut_rows(int64_t count, int64_t most);
 
 // Vectors a tile should hold for this many rows and vectors: the choice of least estimated time.

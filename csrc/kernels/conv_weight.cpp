@@ -6,6 +6,7 @@
 
 #include "kernels/conv.h"
 #include "kernels/dispatch.h"
+#include "kernels/transpose.h"
 
 namespace vleak {
 namespace {
@@ -35,34 +36,41 @@ int64_t run_entries(const WeightSchedule& schedule) {
   return schedule.problem.kernel[2] * schedule.pixels.channels;
 }
 
-// All vectors of one tap in time, by where they start.
-std::vector<int64_t> tap_bases(const WeightSchedule& schedule, int64_t frame_tap) {
+// Runs of entries that lie apart, for one tap in time.
+int64_t tap_lines(const WeightSchedule& schedule) {
+  return schedule.pixels.folded ? 1 : schedule.problem.kernel[1];
+}
+
+// Entries of the sums that one run takes: whole vectors.
+int64_t padded_run(const WeightSchedule& schedule) {
+  return divide_up(run_entries(schedule), schedule.lanes) * schedule.lanes;
+}
+
+// Where the vectors of one tap in time start among the pixels and among the sums of a row.
+void add_group(int64_t frame_tap, int64_t begin, int64_t end, WeightSchedule& schedule) {
   const Pixels& pixels = schedule.pixels;
   const int64_t frame = (frame_tap - schedule.problem.padding[0]) * frame_entries(pixels);
-  std::vector<int64_t> bases;
-  for (int64_t down = 0; down < (pixels.folded ? 1 : schedule.problem.kernel[1]); ++down) {
-    for (int64_t at = 0; at < run_entries(schedule); at += schedule.lanes) {
-      bases.push_back(frame + down * pixels.columns * pixels.channels + at);
-    }
+  const int64_t a_line = padded_run(schedule), lines = tap_lines(schedule);
+  WeightGroup group{frame_tap, end - begin, {}, {}};
+  for (int64_t v = 0; v < group.vectors; ++v) {
+    const int64_t at = (begin + v) * schedule.lanes;
+    group.bases[v] = frame + at / a_line * pixels.columns * pixels.channels + at % a_line;
+    group.at[v] = frame_tap * lines * a_line + at;
   }
-  return bases;
+  schedule.groups.push_back(group);
 }
 
 }  // namespace
 
 WeightSchedule plan_weight(const WeightProblem& problem, const TileLimits& limits) {
   WeightSchedule plan{problem, plan_pixels(problem, limits.lanes), limits.lanes, {}, {}, 0};
-  const int64_t rows = problem.output[1];
+  const int64_t a_tap = tap_lines(plan) * padded_run(plan), vectors = a_tap / limits.lanes;
+  const int64_t held = best_vectors(problem.output[1], vectors, limits), blocks = divide_up(vectors, held);
+  plan.a_row = problem.kernel[0] * a_tap;
+  plan.row_blocks = cut_rows(problem.output[1], most_rows(held, limits));
   for (int64_t tap = 0; tap < problem.kernel[0]; ++tap) {
-    const std::vector<int64_t> bases = tap_bases(plan, tap);
-    const int64_t held = best_vectors(rows, bases.size(), limits);
-    plan.row_blocks = cut_rows(rows, most_rows(held, limits));
-    const std::vector<int64_t> cuts = cut_rows(bases.size(), held);
-    for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-      WeightGroup group{tap, cuts[i + 1] - cuts[i], {}, plan.sums};
-      std::copy(bases.begin() + cuts[i], bases.begin() + cuts[i + 1], group.bases);
-      plan.groups.push_back(group);
-      plan.sums += rows * group.vectors * limits.lanes;
+    for (int64_t i = 0; i < blocks; ++i) {
+      add_group(tap, i * vectors / blocks, (i + 1) * vectors / blocks, plan);
     }
   }
   return plan;
@@ -76,42 +84,47 @@ int64_t pixels_entries(const WeightSchedule& schedule) {
 
 namespace {
 
-// line[column * channels] = row[column - padding] inside, 0 outside
+// The input rows that one line of pixels is made of, one a channel; `zeros` stands for rows outside.
 template <typename T>
-void copy_channel(const T* row, int64_t size, int64_t step, int64_t padding, int64_t columns,
-                  int64_t channels, T* line) {
-  const int64_t begin = std::min(padding, columns), end = std::clamp(size + padding, begin, columns);
-  for (int64_t i = 0; i < begin; ++i) line[i * channels] = T(0);
-  for (int64_t i = begin; i < end; ++i) line[i * channels] = row[(i - padding) * step];
-  for (int64_t i = end; i < columns; ++i) line[i * channels] = T(0);
+void line_rows(const WeightSchedule& schedule, const T* frame, int64_t line, const T* zeros,
+               std::vector<const T*>& rows) {
+  const auto& [kernel, stride, padding, input, output] = schedule.problem;
+  const int64_t a_channel = input[2] * input[3] * input[4];
+  rows.clear();
+  for (int64_t tap = 0; tap < (schedule.pixels.folded ? kernel[1] : 1); ++tap) {
+    const int64_t row = (schedule.pixels.folded ? line * stride[1] + tap : line) - padding[1];
+    const bool inside = row >= 0 && row < input[3];
+    for (int64_t channel = 0; channel < input[1]; ++channel) {
+      rows.push_back(inside ? frame + channel * a_channel + row * input[4] : zeros);
+    }
+  }
 }
 
 template <typename T>
-void copy_frame(const WeightSchedule& schedule, const View<const T>& input, const T* frame, T* to) {
+void copy_frame(const WeightSchedule& schedule, const T* frame, T* to) {
   const Pixels& pixels = schedule.pixels;
-  const WeightProblem& problem = schedule.problem;
+  const int64_t width = schedule.problem.input[4], padding = schedule.problem.padding[2];
+  const int64_t begin = std::min(padding, pixels.columns),
+                end = std::clamp(width + padding, begin, pixels.columns);
+  const std::vector<T> zeros(width);
+  std::vector<const T*> rows;
   for (int64_t line = 0; line < pixels.rows; ++line, to += pixels.columns * pixels.channels) {
-    for (int64_t channel = 0; channel < pixels.channels; ++channel) {
-      const int64_t tap = channel / input.sizes[1];  // 0 unless folded
-      const int64_t row = (pixels.folded ? line * problem.stride[1] + tap : line) - problem.padding[1];
-      const bool inside = row >= 0 && row < input.sizes[3];
-      const T* from =
-          frame + channel % input.sizes[1] * input.strides[1] + (inside ? row * input.strides[3] : 0);
-      copy_channel(from, inside ? input.sizes[4] : 0, input.strides[4], problem.padding[2], pixels.columns,
-                   pixels.channels, to + channel);
-    }
+    line_rows(schedule, frame, line, zeros.data(), rows);
+    std::fill(to, to + begin * pixels.channels, T(0));
+    transpose(rows.data(), pixels.channels, end - begin, to + begin * pixels.channels, pixels.channels);
+    std::fill(to + end * pixels.channels, to + pixels.columns * pixels.channels, T(0));
   }
 }
 
 }  // namespace
 
 template <typename T>
-void copy_pixels(const WeightSchedule& schedule, const View<const T>& input, int64_t begin, int64_t end,
-                 T* pixels) {
-  const int64_t frames = input.sizes[2], size = frame_entries(schedule.pixels);
+void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int64_t end, T* pixels) {
+  const auto& input = schedule.problem.input;
+  const int64_t frames = input[2], a_frame = input[3] * input[4], size = frame_entries(schedule.pixels);
   for (int64_t at = begin; at < end; ++at) {
-    const T* frame = input.data + at / frames * input.strides[0] + at % frames * input.strides[2];
-    copy_frame(schedule, input, frame, pixels + at * size);
+    const T* frame = x + (at / frames * input[1] * frames + at % frames) * a_frame;
+    copy_frame(schedule, frame, pixels + at * size);
   }
 }
 
@@ -149,9 +162,13 @@ void pack_positions(const WeightProblem& problem, const T* dy, int64_t first, in
     const int64_t image = at / a_channel, inner = at % a_channel;
     const int64_t count = std::min(run.end - at, a_channel - inner);
     const T* from = dy + (image * problem.output[1] + first) * a_channel + inner;
+    const T* lines[kMaxTileRows];
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t i = 0; i < count; ++i) packed[i * rows + row] = from[row * a_channel + i];
+      lines[row] = from + row * a_channel;
+      // Too many short runs for the machine to see what comes next.
+      for (int64_t i = 0; i < count; i += 8) __builtin_prefetch(lines[row] + count + i);
     }
+    transpose(lines, rows, count, packed, rows);
     packed += count * rows;
     at += count;
   }
@@ -192,39 +209,27 @@ void add_run(const WeightSchedule& schedule, const T* pixels, const T* packed, c
         const int64_t first = schedule.row_blocks[block], rows = schedule.row_blocks[block + 1] - first;
         const T* left = packed + (first - schedule.row_blocks[begin]) * length + skipped * rows;
         kernels.tile(rows, group.vectors)(left, pixels, offsets + skipped, piece.end - piece.begin,
-                                          group.bases,
-                                          sums + group.sums + first * group.vectors * schedule.lanes);
+                                          group.bases, nullptr, sums + first * schedule.a_row, schedule.a_row,
+                                          group.at);
       }
     });
   }
 }
 
-// Where each weight of one output channel lies among the sums of output channel 0, and how far to the next.
-struct Sources {
-  std::vector<int64_t> at;
-  std::vector<int64_t> step;
-};
-
-Sources find_sources(const WeightSchedule& schedule) {
+// Where each weight [channel][taps] of an output channel lies among its sums.
+std::vector<int64_t> find_sources(const WeightSchedule& schedule) {
   const auto& kernel = schedule.problem.kernel;
   const Pixels& pixels = schedule.pixels;
-  const int64_t channels = schedule.problem.input[1], taps = kernel[0] * kernel[1] * kernel[2];
-  Sources sources{std::vector<int64_t>(channels * taps), std::vector<int64_t>(channels * taps)};
-  const int64_t lines = pixels.folded ? 1 : kernel[1], run = run_entries(schedule);
-  auto group = schedule.groups.begin();
-  int64_t held = 0;
-  for (int64_t line = 0; line < kernel[0] * lines; ++line) {
-    for (int64_t at = 0; at < run; ++at) {
-      if (at % schedule.lanes == 0 && held == group->vectors) {
-        ++group;
-        held = 0;
+  const int64_t lines = tap_lines(schedule), a_line = padded_run(schedule);
+  std::vector<int64_t> sources;
+  for (int64_t channel = 0; channel < schedule.problem.input[1]; ++channel) {
+    for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
+      const int64_t frame = tap / kernel[1], down = tap % kernel[1];
+      const int64_t line = frame * lines + (pixels.folded ? 0 : down);
+      const int64_t inner = channel + (pixels.folded ? down * schedule.problem.input[1] : 0);
+      for (int64_t across = 0; across < kernel[2]; ++across) {
+        sources.push_back(line * a_line + across * pixels.channels + inner);
       }
-      const int64_t across = at / pixels.channels, inner = at % pixels.channels;
-      const int64_t down = pixels.folded ? inner / channels : line % lines, channel = inner % channels;
-      const int64_t weight = ((channel * kernel[0] + line / lines) * kernel[1] + down) * kernel[2] + across;
-      sources.at[weight] = group->sums + held * schedule.lanes + at % schedule.lanes;
-      sources.step[weight] = group->vectors * schedule.lanes;
-      if (at % schedule.lanes == schedule.lanes - 1 || at == run - 1) ++held;
     }
   }
   return sources;
@@ -238,10 +243,7 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
   const auto& output = schedule.problem.output;
   const int64_t positions = output[0] * output[2] * output[3] * output[4];
   const int64_t first = schedule.row_blocks[begin], last = schedule.row_blocks[end];
-  for (const WeightGroup& group : schedule.groups) {
-    const int64_t a_row = group.vectors * schedule.lanes;
-    std::fill(sums + group.sums + first * a_row, sums + group.sums + last * a_row, T(0));
-  }
+  std::fill(sums + first * schedule.a_row, sums + last * schedule.a_row, T(0));
   std::vector<T> packed(kRun * (last - first));
   int64_t offsets[kRun];
   for (int64_t at = 0; at < positions; at += kRun) {
@@ -254,17 +256,16 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
     }
     add_run(schedule, pixels, packed.data(), offsets, run, begin, end, sums);
   }
-  const Sources sources = find_sources(schedule);
-  const int64_t weights = sources.at.size();
+  const std::vector<int64_t> sources = find_sources(schedule);
+  const int64_t weights = sources.size();
   for (int64_t row = first; row < last; ++row) {
-    for (int64_t i = 0; i < weights; ++i) {
-      result[row * weights + i] = sums[sources.at[i] + row * sources.step[i]];
-    }
+    const T* from = sums + row * schedule.a_row;
+    for (int64_t i = 0; i < weights; ++i) result[row * weights + i] = from[sources[i]];
   }
 }
 
-#define VLEAK_CONV_WEIGHT(T)                                                                       \
-  template void copy_pixels<T>(const WeightSchedule&, const View<const T>&, int64_t, int64_t, T*); \
+#define VLEAK_CONV_WEIGHT(T)                                                           \
+  template void copy_pixels<T>(const WeightSchedule&, const T*, int64_t, int64_t, T*); \
   template void run_weight<T>(const WeightSchedule&, const T*, const T*, int64_t, int64_t, T*, T*);
 VLEAK_CONV_WEIGHT(float)
 VLEAK_CONV_WEIGHT(double)

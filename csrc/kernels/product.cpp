@@ -13,7 +13,7 @@ constexpr int kBytes = 32, kSums = 12, kMostRows = 6;
 #else
 constexpr int kBytes = 16, kSums = 12, kMostRows = 6;
 #endif
-static_assert(kSums * kBytes <= kMaxTileBytes);
+static_assert(kSums * kBytes <= kMaxTileBytes && kMostRows <= kMaxTileRows);
 
 template <typename T>
 struct Wide {
@@ -27,21 +27,31 @@ VLEAK_INLINE typename Wide<T>::Vector load(const T* from /* [lanes] */) {
   return *reinterpret_cast<const typename Wide<T>::Loose*>(from);
 }
 
+template <typename T>
+VLEAK_INLINE void store(typename Wide<T>::Vector vector, T* to /* [lanes] */) {
+  *reinterpret_cast<typename Wide<T>::Loose*>(to) = vector;
+}
+
+// The side of the block with fewer entries stays in registers, or one sum would not find room.
 template <typename T, int kRows, int kVectors>
-void run_tile(const T* left, const T* right, const int64_t* offsets, int64_t count, const int64_t* bases,
-              T* sums) {
+VLEAK_INLINE void add_products(const T* left, const T* const* from, int64_t offset,
+                               typename Wide<T>::Vector (&sum)[kRows][kVectors]) {
   using Vector = typename Wide<T>::Vector;
-  constexpr int kLanes = Wide<T>::kLanes;
-  const T* from[kVectors];
-  Vector sum[kRows][kVectors];
-  for (int v = 0; v < kVectors; ++v) from[v] = right + bases[v];
+  if constexpr (kRows < kVectors) {
+    Vector factors[kRows];
 #pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kRows; ++row) factors[row] = left[row] - Vector{};
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sum[row][v] = load(sums + (row * kVectors + v) * kLanes);
-  }
-  for (int64_t k = 0; k < count; ++k, left += kRows) {
-    const int64_t offset = offsets[k];
+    for (int v = 0; v < kVectors; ++v) {
+      Vector entries = load(from[v] + offset);
+#if defined(__x86_64__)
+      // Otherwise every product loads them anew.
+      asm("" : "+v"(entries));
+#endif
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) sum[row][v] += factors[row] * entries;
+    }
+  } else {
     Vector entries[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) entries[v] = load(from[v] + offset);
@@ -51,12 +61,29 @@ void run_tile(const T* left, const T* right, const int64_t* offsets, int64_t cou
       for (int v = 0; v < kVectors; ++v) sum[row][v] += left[row] * entries[v];
     }
   }
+}
+
+template <typename T, int kRows, int kVectors>
+void run_tile(const T* left, const T* right, const int64_t* offsets, int64_t count, const int64_t* bases,
+              const T* start, T* sums, int64_t row_stride, const int64_t* at) {
+  using Vector = typename Wide<T>::Vector;
+  const T* from[kVectors];
+  Vector sum[kRows][kVectors];
+  for (int v = 0; v < kVectors; ++v) from[v] = right + bases[v];
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      *reinterpret_cast<typename Wide<T>::Loose*>(sums + (row * kVectors + v) * kLanes) = sum[row][v];
+      sum[row][v] = start ? start[row] - Vector{} : load(sums + row * row_stride + at[v]);
     }
+  }
+  for (int64_t k = 0; k < count; ++k, left += kRows) {
+    add_products<T, kRows, kVectors>(left, from, offsets[k], sum);
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(sum[row][v], sums + row * row_stride + at[v]);
   }
 }
 
@@ -64,28 +91,41 @@ constexpr int most_vectors(int rows) {
   return kSums / rows < kMaxTileVectors ? kSums / rows : static_cast<int>(kMaxTileVectors);
 }
 
+// Every block that fits, by rows and vectors, each counted from 1.
+template <typename T>
+struct Tiles {
+  Tile<T> of[kMostRows][kMaxTileVectors] = {};
+};
+
 template <typename T, int kRows, int kVectors>
-Tile<T> find(int64_t rows, int64_t vectors) {
-  if (rows == kRows && vectors == kVectors) return &run_tile<T, kRows, kVectors>;
+constexpr void add_tiles(Tiles<T>& tiles) {
+  tiles.of[kRows - 1][kVectors - 1] = &run_tile<T, kRows, kVectors>;
   if constexpr (kVectors > 1) {
-    return find<T, kRows, kVectors - 1>(rows, vectors);
+    add_tiles<T, kRows, kVectors - 1>(tiles);
   } else if constexpr (kRows > 1) {
-    return find<T, kRows - 1, most_vectors(kRows - 1)>(rows, vectors);
+    add_tiles<T, kRows - 1, most_vectors(kRows - 1)>(tiles);
   }
-  return nullptr;
+}
+
+template <typename T>
+constexpr Tiles<T> all_tiles() {
+  Tiles<T> tiles;
+  add_tiles<T, kMostRows, most_vectors(kMostRows)>(tiles);
+  return tiles;
 }
 
 }  // namespace
 
-// The loop for a block of this shape; null if it does not fit into the registers.
+// The loop for a block of this shape, which must fit.
 template <typename T>
 Tile<T> tile(int64_t rows, int64_t vectors) {
-  return find<T, kMostRows, most_vectors(kMostRows)>(rows, vectors);
+  static constexpr Tiles<T> kTiles = all_tiles<T>();
+  return kTiles.of[rows - 1][vectors - 1];
 }
 
 template <typename T>
 TileLimits tile_limits() {
-  return {Wide<T>::kLanes, kSums, kMostRows};
+  return {Wide<T>::kLanes, kSums, kMostRows, sizeof(T)};
 }
 
 template Tile<float> tile<float>(int64_t, int64_t);

@@ -5,24 +5,28 @@
 
 namespace vleak {
 
-// sums[row][vector][lane] += sum over k of left[k][row] * right[offsets[k] + bases[vector] + lane]
+// sums[row * row_stride + at[vector] + lane] +=
+//     sum over k of left[k][row] * right[offsets[k] + bases[vector] + lane]
 //
+// Where start is given, sums are written only and begin at start[row].
 // left is packed, right is read wherever its entries lie, so no operand is ever unfolded. Every sum is added
 // up in the order of k, whatever the shape of the block.
 template <typename T>
 using Tile = void (*)(const T* left /* [count, rows] */, const T* right, const int64_t* offsets /* [count] */,
-                      int64_t count, const int64_t* bases /* [vectors] */,
-                      T* sums /* [rows, vectors, lanes] */);
+                      int64_t count, const int64_t* bases /* [vectors] */, const T* start /* [rows] */,
+                      T* sums, int64_t row_stride, const int64_t* at /* [vectors] */);
 
 // A block of rows x vectors fits if rows <= most_rows, rows * vectors <= sums and vectors <= kMaxTileVectors.
 struct TileLimits {
   int64_t lanes;
   int64_t sums;
   int64_t most_rows;
+  int64_t entry_bytes;
 };
 
 // Upper bounds over all instruction sets.
 constexpr int64_t kMaxTileVectors = 8;
+constexpr int64_t kMaxTileRows = 12;
 constexpr int64_t kMaxTileBytes = 24 * 64;
 
 }  // namespace vleak

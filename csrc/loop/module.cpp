@@ -11,6 +11,10 @@
 
 #include <algorithm>
 
+#ifdef __linux__
+#include <malloc.h>
+#endif
+
 #include "loop/program.h"
 
 namespace py = pybind11;
@@ -273,9 +277,22 @@ py::list outputs(const Bound& bound) {
   return wrapped;
 }
 
+// Every iteration asks for the same blocks again. glibc gives large ones back to the system in between, which
+// then clears their pages anew: up to half of an iteration's time. And what one thread has freed, the threads
+// of other descents should use.
+void keep_memory() {
+#ifdef __GLIBC__
+  constexpr int kOldGlibcsLimit = 32 << 20;
+  if (!mallopt(M_MMAP_THRESHOLD, 1 << 30)) mallopt(M_MMAP_THRESHOLD, kOldGlibcsLimit);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_ARENA_MAX, 1);
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(vleak_loop, module) {
+  keep_memory();
   py::class_<Program, std::shared_ptr<Program>>(module, "Program")
       .def(py::init(&make_program))
       .def("bind", &bind);

@@ -235,10 +235,13 @@ def _cuda_home() -> Path:
     )
 
 
-def source_hash(folder: Path) -> str:
-    """Hash every source and header, so that a changed tree never meets an old library."""
+def source_hash(kind: Kind, folder: Path) -> str:
+    """Hash every source and header of a library, so that a changed tree never meets an old one."""
     digest = hashlib.sha256()
+    # The runner and the kernels share no file but the one that says what they were built from.
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
+        if path.name != "info.cpp" and (path.parent.name == "loop") != (kind == "loop"):
+            continue
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -247,7 +250,12 @@ def fingerprint(kind: Kind, folder: Path, torch: Torch) -> str:
     """Return the key of a compiled library: sources, torch, flags and compilers."""
     tools = _tools(kind)
     flags = [library_name(kind), *((unit.source, unit.flags) for unit in units(kind, torch))]
-    parts = (source_hash(folder), torch.version, flags, [_compiler_version(tool) for tool in tools.values()])
+    parts = (
+        source_hash(kind, folder),
+        torch.version,
+        flags,
+        [_compiler_version(tool) for tool in tools.values()],
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
@@ -345,7 +353,7 @@ def _info_flag(kind: Kind, folder: Path, torch: Torch) -> str:
         "torch": torch.version,
         "cuda": torch.cuda,
         "python": _interpreter() if kind == "loop" else None,
-        "sources": source_hash(folder),
+        "sources": source_hash(kind, folder),
         "compiler": _compiler_version(_tools(kind)["c++"]).splitlines()[0],
     }
     return f"-DVLEAK_BUILD_INFO={json.dumps(json.dumps(info))}"

@@ -11,14 +11,14 @@ import operator
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +28,9 @@ from vleak.errors import CapabilityError, InputError, VleakError
 
 Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Named tensors in, named tensors out; differentiates inside, and branches on no tensor's contents."""
+
+#: Which lay results out as suits the device where their arguments are not contiguous.
+OWN_LAYOUT = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
@@ -50,7 +53,7 @@ class Capture:
     Attributes:
         graph: calls ATen and vleak operators only; placeholders in the order of `inputs`, returns a list in
             the order of `outputs`. Every node's ``meta["val"]`` is a meta tensor of its shape, dtype and
-            strides, or a list of them; a placeholder's is a fake one, which has a device too. Tensors that are not among the inputs are attributes of the module.
+            strides, or a list of them. Tensors that are not among the inputs are attributes of the module.
         inputs: names of the placeholders.
         outputs: names of what is returned.
         fixed: inputs that stay the same over all iterations.
@@ -95,7 +98,7 @@ def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) ->
     for name, node in returned.items():
         _check_output(name, node, inputs.get(name), name in fixed)
     recorder.graph.output(list(returned.values()))
-    module = GraphModule(recorder.constants, recorder.graph)
+    module = _LazyGraphModule(recorder.constants, recorder.graph)  # compiled if anybody calls it
     return Capture(module, tuple(values), tuple(returned), frozenset(fixed), recorder.device)
 
 
@@ -141,7 +144,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # as long as `_nodes` names tensors by their identity
         self._running: Any = None
-        self._fake = FakeTensorMode()
+        self._known: dict[Hashable, Tensor] = {}
         self._inputs = {name: self._input(name, value) for name, value in values.items()}
 
     def run(self, step: Step) -> dict[str, Any]:
@@ -168,16 +171,37 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if node.kwargs.get("device") == _META:
                 node.kwargs = {**node.kwargs, "device": self.device}
             kwargs["device"] = _META
-        made = func(*(_without_contents(each) for each in args), **kwargs)
+        made = self._run(func, _without_contents(args), kwargs)
         self._running = None
-        return self._track(node, made)
+        made = self._track(node, made)
+        return self._copied(made) if func in OWN_LAYOUT and not _plain(args) else made
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, or make what it made of arguments alike: recurrent layers repeat themselves."""
+        if any(argument.alias_info for argument in (*func._schema.arguments, *func._schema.returns)):
+            return func(*args, **kwargs)
+        key = func, _likeness(args), _likeness(tuple(kwargs.items()))
+        if key in self._known:
+            return empty_like(self._known[key])
+        made = func(*args, **kwargs)
+        if isinstance(made, Tensor):
+            self._known[key] = made.detach()
+        return made
+
+    def _copied(self, made: Any) -> Any:
+        """Copy results whose strides are the device's choice, so that those in the graph are right."""
+        if isinstance(made, (list, tuple)):
+            return type(made)(self._copied(each) for each in made)
+        if made is None:
+            return None
+        contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
+        node = self.graph.call_function(torch.ops.aten.clone.default, (self._find(made),), contiguous)
+        return self._track(node, torch.empty(made.shape, dtype=made.dtype, device=_META))
 
     def _input(self, name: str, value: Tensor) -> Tensor:
         node = self.graph.placeholder(re.sub(r"\W", "_", name))
         node.meta["name"] = name
         made: Tensor = self._track(node, _without_contents(value.detach()))
-        node.meta["meta"] = node.meta["val"]
-        node.meta["val"] = self._fake.from_tensor(value.detach(), static_shapes=True)
         return made
 
     def _find(self, value: Any) -> Any:
@@ -211,6 +235,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
 
+def _plain(args: tuple[Any, ...]) -> bool:
+    return all(each.is_contiguous() for each in args if isinstance(each, Tensor))
+
+
+def empty_like(meta: Tensor) -> Tensor:
+    """Return another meta tensor of the same shape, strides and type."""
+    return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=_META)
+
+
+def _likeness(value: Any) -> Hashable:
+    """Return what an operator's result may depend on, but for the contents of tensors."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(_likeness(each) for each in value)
+    return type(value), value
+
+
 def _any_meta(args: tuple[Any, ...]) -> bool:
     return any(isinstance(each, Tensor) and each.is_meta for each in args)
 
@@ -221,7 +263,7 @@ def _without_contents(value: Any) -> Any:
         return type(value)(_without_contents(each) for each in value)
     if not isinstance(value, Tensor) or value.is_meta:
         return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
+    return empty_like(value)
 
 
 def _check_operator(func: Any) -> None:

@@ -199,7 +199,7 @@ def _prebuilt(kind: build.Kind) -> _Loaded:
         return _pure("no library came with this installation")
     info = build.read_info(library)
     folder = build.source_folder()
-    if folder is not None and info.get("sources") != build.source_hash(folder):
+    if folder is not None and info.get("sources") != build.source_hash(kind, folder):
         return _pure("the installed library was built from other sources")
     return _LOADERS[kind](library, "built", "came with this installation")
 

@@ -14,6 +14,7 @@ from vleak.engine.passes.rewrite import (
     argument,
     aten,
     calls,
+    drop_dead,
     emit,
     is_term,
     parts,
@@ -39,7 +40,7 @@ def convolution(capture: Capture) -> None:
             _forward(node)
         elif calls(node, aten.convolution_backward.default) and _applies(node, node.args[1]):
             _backward(node)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     for root, terms in terms_of_sums(graph):
         _merge(root, terms)
 

@@ -18,7 +18,7 @@ from vleak.engine.passes.rewrite import aten, calls, emit, parts, substitute, va
 from vleak.engine.passes.simplify import sweep
 
 #: Entries from which a gradient is worth not making.
-_LARGE = 1 << 16
+_LARGE = 1 << 17
 
 
 @dataclass(frozen=True)

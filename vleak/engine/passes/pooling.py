@@ -16,7 +16,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from vleak.engine.capture import Capture
-from vleak.engine.passes.rewrite import argument, aten, calls, emit, parts, substitute, value
+from vleak.engine.passes.rewrite import argument, aten, calls, drop_dead, emit, parts, substitute, value
 
 _BACKWARD: dict[Any, Any] = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d_with_indices_backward.default,
@@ -43,7 +43,7 @@ def _swap(graph: Graph, pool: Node) -> None:
     for user in list(relu.users):
         if calls(user, aten.threshold_backward.default) and user.args[1:] == (relu, 0):
             _mask_pooled(graph, user, pool, pooled, places)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     backward = _BACKWARD[pool.target]
     shape_only = [user for user in relu.users if calls(user, backward) and argument(user, "self") is relu]
     if {*shape_only, pool} == set(relu.users) and all(user.args[0] is not relu for user in shape_only):

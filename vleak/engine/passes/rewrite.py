@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from vleak.engine.capture import Capture, mutated
 
@@ -26,23 +27,26 @@ def rewritten(capture: Capture, rewrites: Iterable[Rewrite]) -> Capture:
     output = fresh.graph_copy(capture.graph.graph, copies)
     fresh.output(output)
     fresh.output_node().meta = dict(capture.graph.graph.output_node().meta)
-    made = replace(capture, graph=GraphModule(capture.graph, fresh))
+    made = replace(capture, graph=_LazyGraphModule(capture.graph, fresh))
     for rewrite in rewrites:
         rewrite(made)
-        fresh.eliminate_dead_code()
+        drop_dead(fresh)
     made.graph.recompile()
     return made
 
 
+def drop_dead(graph: Graph) -> None:
+    """Remove what nobody reads, unless it changes memory."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op in ("call_function", "get_attr") and not mutated(node):
+            graph.erase_node(node)
+
+
 def value(node: Any) -> Tensor:
     """Return the meta tensor of a node that computes one tensor: its shape, strides and dtype."""
-    made = _described(node)
+    made = node.meta["val"]
     assert isinstance(made, Tensor)
     return made
-
-
-def _described(node: Node) -> Any:
-    return node.meta.get("meta", node.meta["val"])
 
 
 def calls(node: Any, *targets: Any) -> bool:
@@ -57,7 +61,7 @@ def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
         the node; where the operator returns several tensors or lists of them, as nested lists of nodes.
     """
     node = graph.call_function(target, args, kwargs)
-    metas = torch.fx.map_arg((args, kwargs), _described)
+    metas = torch.fx.map_arg((args, kwargs), lambda each: each.meta["val"])
     with torch.no_grad():
         node.meta["val"] = target(*metas[0], **metas[1])
     return _items(graph, node)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
-from vleak.engine.capture import Capture, mutated, roots
+from vleak.engine.capture import OWN_LAYOUT, Capture, mutated, roots
 from vleak.engine.passes.rewrite import (
     argument,
     aten,
     calls,
     changed_memory,
+    drop_dead,
     emit,
     full,
     parts,
@@ -33,12 +35,12 @@ def simplify(capture: Capture) -> None:
     graph = capture.graph.graph
     _purify(graph)
     for _ in range(2):  # once the loss itself is not read, its values are not
-        graph.eliminate_dead_code()
+        drop_dead(graph)
         _forget_values(graph, capture.device)
     for _ in range(2):  # what one sweep removes lets another see more
         sweep(graph)
         _narrow_masks(graph)
-        graph.eliminate_dead_code()
+        drop_dead(graph)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -159,6 +161,13 @@ def _nothing(node: Node) -> Any:
     return node.args[0] if _same_layout(node, node.args[0]) else None
 
 
+def _clone(node: Node) -> Any:
+    """Skip a copy, unless it gives strides that only the device knows."""
+    source: Any = node.args[0]
+    maker = source.args[0] if source.target is operator.getitem else source
+    return None if maker.target in OWN_LAYOUT else _nothing(node)
+
+
 def _view(node: Node) -> Any:
     """Skip a view without effect, and let a view of a view look at the first."""
     source: Any = node.args[0]
@@ -248,7 +257,8 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_ALIASES, lambda node: node.args[0]),
     **dict.fromkeys(_VIEWS, _view),
     **dict.fromkeys(_TRANSPOSES, lambda node: _nothing(node) or _transpose(node)),
-    **dict.fromkeys((*_CUTS, aten.squeeze.dim, aten.squeeze.dims, aten.clone.default), _nothing),
+    **dict.fromkeys((*_CUTS, aten.squeeze.dim, aten.squeeze.dims), _nothing),
+    aten.clone.default: _clone,
     aten._to_copy.default: _nothing,
     aten.add.Tensor: _add,
     aten.add.Scalar: _subtract,

@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from vleak.engine.capture import Capture
-from vleak.engine.passes.rewrite import aten, calls, emit, substitute, terms_of_sums, value
+from vleak.engine.passes.rewrite import aten, calls, drop_dead, emit, substitute, terms_of_sums, value
 
 #: Products from which one with copied operands is cheaper.
 _MANY = 3
@@ -19,7 +19,7 @@ def stack(capture: Capture) -> None:
     graph = capture.graph.graph
     for root, terms in terms_of_sums(graph):
         _sum_outer_products(root, terms)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     _batch_rows(graph)
 
 
