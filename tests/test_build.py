@@ -129,13 +129,23 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiler that does not optimise and notes every run: these tests are about what is built when."""
+    """A compiler that does not optimise, notes every run, and compiles the same file only once.
+
+    These tests are about what is built when. An object's name holds its source and flags.
+    """
     folder = tmp_path_factory.mktemp("compiler")
     script = folder / "quick-c++"
+    compiler = f'{build.find_compiler()} "$@" -O0'
     script.write_text(
-        "#!/bin/sh\n"
-        f'[ "$1" = --version ] || echo run >> {folder}/runs\n'
-        f'exec {build.find_compiler()} "$@" -O0\n'
+        textwrap.dedent(f"""\
+        #!/bin/sh
+        [ "$1" = --version ] || echo run >> {folder}/runs
+        for output; do :; done
+        kept={folder}/$(basename "$output")
+        case $kept in *info-*|*[!o]) exec {compiler} ;; esac
+        [ -f "$kept" ] || {{ {compiler} && cp "$output" "$kept.$$" && mv "$kept.$$" "$kept"; }}
+        cp "$kept" "$output"
+        """)
     )
     script.chmod(0o755)
     return script
@@ -469,6 +479,11 @@ def test_the_key_changes_with_sources_torch_and_compiler(
     keys.append(build.fingerprint("cpu", folder, build.Torch(HEADERS.root, "2.99.0", None)))
     (folder / "kernels" / "tv.h").write_text("// new\n")
     keys.append(build.fingerprint("cpu", folder, HEADERS))
+    runner = build.fingerprint("loop", folder, HEADERS)
+    assert runner == build.fingerprint("loop", ROOT / "csrc", HEADERS), "the runner does not see the kernels"
+    (folder / "loop" / "new.h").write_text("// new\n")
+    assert build.fingerprint("cpu", folder, HEADERS) == keys[-1], "nor they the runner"
+    assert runner != build.fingerprint("loop", folder, HEADERS)
     monkeypatch.setenv("CXX", str(broken_compiler(tmp_path)))
     keys.append(build.fingerprint("cpu", folder, HEADERS))
     assert len(set(keys)) == len(keys)

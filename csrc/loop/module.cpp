@@ -278,14 +278,12 @@ py::list outputs(const Bound& bound) {
 }
 
 // Every iteration asks for the same blocks again. glibc gives large ones back to the system in between, which
-// then clears their pages anew: up to half of an iteration's time. And what one thread has freed, the threads
-// of other descents should use.
+// then clears their pages anew: up to half of an iteration's time.
 void keep_memory() {
 #ifdef __GLIBC__
   constexpr int kOldGlibcsLimit = 32 << 20;
   if (!mallopt(M_MMAP_THRESHOLD, 1 << 30)) mallopt(M_MMAP_THRESHOLD, kOldGlibcsLimit);
   mallopt(M_TRIM_THRESHOLD, -1);
-  mallopt(M_ARENA_MAX, 1);
 #endif
 }
 

@@ -79,6 +79,7 @@ class Program:
             raise unknown_name("executor", executor, EXECUTORS)
         self.plan = make_plan(capture)
         self._outputs = capture.outputs
+        self._device = capture.device
         placeholders = capture.graph.graph.find_nodes(op="placeholder")
         self._examples = {name: n.meta["val"] for name, n in zip(capture.inputs, placeholders, strict=True)}
         module = None if executor == "python" else extension.loop_module()
@@ -113,7 +114,9 @@ class Program:
             raise InputError(f"bind: tensor {name!r} is missing")
         given, example = values[name].detach(), self._examples[name]
         for what in ("shape", "dtype", "device"):
-            expected, got = getattr(example, what), getattr(given, what)
+            # The examples hold nothing and lie nowhere.
+            expected = self._device if what == "device" else getattr(example, what)
+            got = getattr(given, what)
             if expected != got:
                 expected, got = (tuple(v) if what == "shape" else v for v in (expected, got))
                 raise InputError(f"bind: expected tensor {name!r} of {what} {expected}, got {got}")
