@@ -810,6 +810,15 @@ def test_flags_of_known_histories(state: State, flags: tuple[str, ...]) -> None:
     assert health(state) == flags
 
 
+def test_flags_are_about_the_full_resolution() -> None:
+    """Coarse clips may have smaller objectives, which say nothing of whether the fine ones go on falling."""
+    falling = [1 - 0.05 * i for i in range(1, 20)]
+    coarse = descent(1.0, 0.01, *falling)
+    assert health(dataclasses.replace(coarse, best_objective=falling[-1], begun=2)) == (STILL_FALLING,)
+    settled = descent(1.0, 0.01, *FALLING[1:])
+    assert health(dataclasses.replace(settled, best_objective=min(FALLING), begun=2)) == ()
+
+
 def test_healthy_attack_raises_no_flag() -> None:
     assert run(Matching(iterations=120), observe_clip()).flags == ()
 

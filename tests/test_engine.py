@@ -272,6 +272,9 @@ def test_learning_rates_of_the_schedules() -> None:
     steps = Descent(iterations=8, learning_rate=0.2, schedule="steps")
     expected = [0.2, 0.2, 0.2, 0.02, 0.02, 0.002, 0.002, 0.0002]
     assert [steps.rate(i) for i in range(8)] == pytest.approx(expected)
+    flat = Descent(iterations=10, learning_rate=0.2, schedule="trapezoid")
+    assert [flat.rate(i) for i in (0, 4, 7)] == pytest.approx([0.2] * 3)
+    assert [flat.rate(i) for i in (8, 9, 10)] == pytest.approx([0.2 * (0.01 + 0.33 * i) for i in (2, 1, 0)])
     risen = [each * share for each, share in zip(expected, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1], strict=True)]
     assert [replace(steps, warmup=4).rate(i) for i in range(8)] == pytest.approx(risen)
 

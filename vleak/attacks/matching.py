@@ -15,6 +15,7 @@ from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
 from vleak.engine.loop import Descent, Loop, Problem, State
+from vleak.engine.problem import Rule, Schedule
 from vleak.engine.trials import run_trials
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
@@ -28,9 +29,9 @@ NOT_A_NUMBER = "objective became NaN"
 class Matching(Attack):
     """Gradient matching with total variation in space and time, told of the defense.
 
-    Inverting Gradients (Geiping et al., NeurIPS 2020, arXiv 2003.14053) for video, with Adam, a temporal
-    term, and, where the attacker knows the defense, its likelihood and a prior (after Balunović et al.,
-    ICLR 2022, arXiv 2111.04706): see `vleak.attacks.adaptive`.
+    Inverting Gradients (Geiping et al., NeurIPS 2020, arXiv 2003.14053) for video, with Adam, from coarse
+    clips to fine ones, a temporal term, and, where the attacker knows the defense, its likelihood and a
+    prior (after Balunović et al., ICLR 2022, arXiv 2111.04706): see `vleak.attacks.adaptive`.
     """
 
     name: ClassVar[str] = "matching"
@@ -39,12 +40,16 @@ class Matching(Attack):
     def __init__(
         self,
         *,
-        iterations: int = 200,
+        iterations: int = 150,
         restarts: int = 1,
         distance: Literal["cosine", "l2"] = "cosine",
-        rule: Literal["adam", "sign", "sign_adam"] = "adam",
-        schedule: Literal["cosine", "steps"] = "cosine",
-        learning_rate: float = 0.1,
+        rule: Rule = "adam",
+        schedule: Schedule = "trapezoid",
+        learning_rate: float = 0.05,
+        warmup: int = 5,
+        coarse: int = 2,
+        patience: int = 0,
+        tolerance: float = 1e-3,
         spatial: float = 0.03,
         temporal: float = 0.09,
         prior: float = 0.02,
@@ -56,9 +61,8 @@ class Matching(Attack):
             iterations: of each restart, at least 1.
             restarts: independent starts, at least 1; the smallest objective is the answer.
             distance: between gradients; for "l2" the priors are in units of the target's squared norm.
-            rule: step rule of `vleak.ops.descend`.
-            schedule: of the learning rate, see `vleak.engine.loop.Descent`.
-            learning_rate: first step, in pixel values.
+            rule, schedule, learning_rate, warmup, coarse, patience, tolerance: how each start descends, see
+                `vleak.engine.loop.Descent`.
             spatial: weight of anisotropic total variation within frames.
             temporal: weight of total variation between frames.
             prior: weight of half the mean squared distance to the mean public clip, where there is one; a
@@ -74,6 +78,7 @@ class Matching(Attack):
             )
         self.iterations, self.restarts = iterations, restarts
         self.distance, self.rule, self.schedule = distance, rule, schedule
+        self.warmup, self.coarse, self.patience, self.tolerance = warmup, coarse, patience, tolerance
         self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
         self.engine = engine
 
@@ -139,6 +144,10 @@ class Matching(Attack):
             learning_rate=self.learning_rate,
             rule=self.rule,
             schedule=self.schedule,
+            warmup=self.warmup,
+            coarse=self.coarse,
+            patience=self.patience,
+            tolerance=self.tolerance,
             spatial=unit * self.spatial * channel.smoothness,
             temporal=unit * self.temporal * channel.smoothness,
             prior=prior,
@@ -158,15 +167,18 @@ def health(state: State) -> tuple[str, ...]:
     """Return the flags that a descent's own history raises; the truth is not asked.
 
     ``objective became NaN``; ``objective did not fall``: the best is not 1 % below the first;
-    ``still improving at the end``: the last tenth of the iterations won over 5 % of the whole fall.
+    ``still improving at the end``: the last tenth of the iterations at full resolution won over 5 % of the
+    whole fall.
     """
     if state.nan_at is not None:
         return (NOT_A_NUMBER,)
     history = state.history
     if len(history) < 2 or not state.best_objective < 0.99 * history[0]:
         return (NOT_FALLING,)
-    before = min(history[: -max(1, len(history) // 10)])
-    late = before - min(history)
+    # Objectives of clips of two resolutions are not compared.
+    last = history[state.begun :]
+    before = min(last[: -max(1, len(last) // 10)], default=math.inf)
+    late = before - state.best_objective
     return (STILL_FALLING,) if late > 0.05 * (history[0] - state.best_objective) else ()
 
 

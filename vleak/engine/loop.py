@@ -10,14 +10,16 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from torch import Tensor
 
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
+from vleak.engine.cuda_graph import CudaProgram
 from vleak.engine.native import program_for
 from vleak.engine.problem import Descent, Problem, State, check
-from vleak.engine.runner import Bound, Outcome, Plateau, Program
+from vleak.engine.runner import Outcome, Plateau, Program
 from vleak.engine.stages import Stage, divide, resize
 from vleak.engine.steps import STATE, Step, Values, first_values, settings_table
 from vleak.errors import InputError, unknown_name
@@ -27,12 +29,27 @@ __all__ = ["ENGINES", "Descent", "Loop", "Problem", "State"]
 ENGINES = ("native", "reference")
 
 
+class Runs(Protocol):
+    """What runs a stage's iterations: a program bound to its values, a trial of a batch, the reference."""
+
+    @property
+    def values(self) -> Values:
+        """The tensors of the next iteration, "x", "best" and "best_objective" at least."""
+        ...
+
+    def run(self, n: int, table: Tensor, /) -> Outcome:
+        """Run up to n iterations; row i of the table is what iteration i sees as "settings"."""
+        ...
+
+
 class Loop:
     """Prepare once, run iterations, read the state.
 
     Attributes:
         engine: the engine that runs: "reference" also where "native" was asked for and cannot be had.
         state: where the descent stands.
+        bound: what runs the iterations of the present stage; what stands at the same point may replace it.
+        plateau: when a stage has settled.
     """
 
     def __init__(self, problem: Problem, descent: Descent, start: Tensor, *, engine: str = "native") -> None:
@@ -53,8 +70,9 @@ class Loop:
         check(problem, descent, start)
         self.problem, self.descent = problem, descent
         self.state = State(start.clone(), start.clone())
+        self.plateau = Plateau(descent.patience, descent.tolerance)
         self._stages = divide(problem, descent, start)
-        self._programs: list[Program] = []
+        self._programs: list[Program | CudaProgram] = []
         for stage in self._stages if engine == "native" else ():
             program = program_for(stage.step, self._values(stage))
             if program is None:
@@ -88,7 +106,9 @@ class Loop:
         history = self.state.history
         last = len(history) + iterations
         while len(history) < last and not self._ended() and not (stop is not None and stop()):
-            self._advance(min(every, last - len(history)))
+            pause = min(last, len(history) + every)
+            while len(table := self.upcoming(pause - len(history))):
+                self.take(self.bound.run(len(table), table))
             if progress is not None:
                 progress(len(history))
         return self.state
@@ -112,20 +132,31 @@ class Loop:
         stage, values = self._stages[at], self._values(self._stages[at])
         self._at, self._done = at, 0
         self._table = settings_table(stage.descent).to(self.state.x.device)
-        plateau = Plateau(self.descent.patience, self.descent.tolerance)
-        self._iterations: Bound | _Eager = (
-            self._programs[at].bind(values, plateau)
+        self.bound: Runs = (
+            self._programs[at].bind(values, self.plateau)
             if self.engine == "native"
-            else _Eager(stage.step, values, plateau)
+            else _Eager(stage.step, values, self.plateau)
         )
 
-    def _advance(self, iterations: int) -> None:
-        """Run up to so many iterations of the stage, and go on to the next where it ends."""
+    @property
+    def step(self) -> Step:
+        """The iteration of the present stage."""
+        return self._stages[self._at].step
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no iteration of the present stage has run."""
+        return self._done == 0
+
+    def upcoming(self, iterations: int) -> Tensor:
+        """Return the settings of up to so many iterations that come next in the present stage."""
+        return self._table[self._done :][: 0 if self._ended() else iterations]
+
+    def take(self, outcome: Outcome) -> None:
+        """Bring the state up to where the iterations stand, and go on to the next stage where one ends."""
         last = self._at + 1 == len(self._stages)
-        table = self._table[self._done :][:iterations]
-        outcome = self._iterations.run(len(table), table)
-        self._take(outcome)
         self._done += len(outcome.history)
+        self._take(outcome)
         ended = outcome.reason == "plateau" or self._done == len(self._table)
         self.state.settled = outcome.reason == "plateau" and last
         if ended and not last and self.state.nan_at is None:
@@ -133,14 +164,15 @@ class Loop:
 
     def _take(self, outcome: Outcome) -> None:
         """Bring the state up to where the iterations stand."""
-        state, values = self.state, self._iterations.values
+        state, values = self.state, self.bound.values
         size = tuple(state.x.shape[2:]) if self.descent.coarse else None
         state.history += outcome.history
         state.nan_at = len(state.history) if outcome.reason == "nan" else None
         state.x = resize(values["x"], size)
         objective = float(values["best_objective"])
-        # Where a stage has found nothing, the one before it stands.
+        # Where a level has found nothing, the one before it stands.
         if objective < math.inf:
+            state.begun = len(state.history) - self._done
             state.best = resize(values["best"].view_as(values["x"]), size)
             state.best_objective = objective
 

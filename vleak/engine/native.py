@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
 from vleak.engine.capture import capture
+from vleak.engine.cuda_graph import CudaProgram
 from vleak.engine.passes import optimize
 from vleak.engine.runner import Program
 from vleak.engine.steps import STATE, Step, Values
@@ -25,7 +26,7 @@ __all__ = ["EngineWarning", "program_for"]
 _KEPT = 32
 
 _lock = threading.RLock()
-_programs: OrderedDict[Hashable, Program | str] = OrderedDict()
+_programs: OrderedDict[Hashable, Program | CudaProgram | str] = OrderedDict()
 _told: set[str] = set()
 
 
@@ -33,7 +34,7 @@ class EngineWarning(UserWarning):
     """The native engine cannot run a model; the reference engine does, with the same results, only slower."""
 
 
-def program_for(step: Step, values: Values) -> Program | None:
+def program_for(step: Step, values: Values) -> Program | CudaProgram | None:
     """Return the captured iteration of such a step, or None, with one warning, where there can be none.
 
     It is captured by whoever asks first, optimized, and compared with the reference on the caller's
@@ -54,7 +55,7 @@ def program_for(step: Step, values: Values) -> Program | None:
             while len(_programs) > _KEPT:
                 _programs.popitem(last=False)
         _programs.move_to_end(key)
-    if isinstance(found, Program):
+    if not isinstance(found, str):
         return found
     if found not in _told:
         _told.add(found)
@@ -62,18 +63,19 @@ def program_for(step: Step, values: Values) -> Program | None:
     return None
 
 
-def _made(step: Step, values: Values) -> Program | str:
+def _made(step: Step, values: Values) -> Program | CudaProgram | str:
     """Return the program, or why there is none."""
     fixed = [name for name in values if name not in STATE]
     try:
         with math_attention(), differentiable_rnn(step.model):
-            program = Program(optimize(capture(step, values, fixed)))
+            found = optimize(capture(step, values, fixed))
+        program = CudaProgram(found) if values["x"].is_cuda else Program(found)
         return program if _agrees(program, step, values) else "its captured iteration gave other numbers"
     except CapabilityError as error:
         return str(error)
 
 
-def _agrees(program: Program, step: Step, values: Values) -> bool:
+def _agrees(program: Program | CudaProgram, step: Step, values: Values) -> bool:
     """Compare one iteration with the reference: whatever a graph pass may have missed ends here."""
     bound = program.bind(values)
     bound.run(1, values["settings"][None])

@@ -41,11 +41,11 @@ def divide(problem: Problem, descent: Descent, start: Tensor) -> list[Stage]:
     """Divide a descent into its stages, the coarsest first; the last is the problem itself.
 
     A level halves frames, height and width, rounding up; what is 1 stays 1. Each takes the part
-    ``descent.coarse_share`` of the iterations, at least one.
+    ``descent.coarse_share`` of the iterations; without an iteration for each there is none.
     """
-    if not descent.coarse:
+    share = int(descent.coarse_share * descent.iterations)
+    if not descent.coarse or not share:
         return [Stage(problem, descent, None)]
-    share = max(1, round(descent.coarse_share * descent.iterations))
     shape = start.shape[2:]
     sizes = [
         tuple(math.ceil(length / 2**level) for length in shape) for level in range(descent.coarse, 0, -1)
@@ -99,7 +99,10 @@ def _coarse(problem: Problem, descent: Descent, start: Tensor, size: Size) -> St
     prior = descent.prior
     if prior is not None:
         prior = resize(prior.to(start).expand_as(start), size)
-    return Stage(smaller, replace(descent, prior=prior), size)
+    # Pixels twice as far apart differ twice as much: weighed so that the clip counts as its enlargement.
+    in_time, in_space = (size[axis] / start.shape[2 + axis] for axis in (0, 1))
+    spatial, temporal = descent.spatial * in_space, descent.temporal * in_time
+    return Stage(smaller, replace(descent, prior=prior, spatial=spatial, temporal=temporal), size)
 
 
 def _behind(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
