@@ -84,7 +84,7 @@ def evaluate(
     stride: Stride = 2,
     attack: Attacks = ["matching"],  # noqa: B006
     restarts: Restarts = 1,
-    iterations: Iterations = 200,
+    iterations: Iterations = 150,
     labels: Labels = "inferred",
     seed: Seed = 0,
     device: Device = "auto",

@@ -368,12 +368,15 @@ def children() -> set[str]:
     ],
     ids=["convolutional", "perceptron", "lstm", "lbfgs"],
 )
-def test_compiled_numbers(make: Callable[[], nn.Module], settings: dict[str, Any]) -> None:
+def test_compiled_numbers(
+    make: Callable[[], nn.Module], settings: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     given, values, table = descent_of(made(make), **settings)
     environment, workers = dict(os.environ), children()
     compiled = compile_capture(given)
     assert dict(os.environ) == environment
     assert children() == workers
+    assert capfd.readouterr() == ("", "")
     same_descents(given, compiled, values, table)
 
 

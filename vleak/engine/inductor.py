@@ -11,6 +11,7 @@ file is, byte for byte, what was written there; otherwise it is compiled anew.
 from __future__ import annotations
 
 import hashlib
+import logging
 import operator
 import os
 import platform
@@ -142,7 +143,8 @@ def _divide(capture: Capture) -> _Parts:
     once, late = _once(capture, owner), _late(nodes, owner)
     # A compiled operator returns memory of its own, so views of inputs are made by the runner.
     early = [n for n in nodes if n in once or (owner[n].op != "call_function" and n not in late)]
-    compiled = [n for n in nodes if n not in late and n not in set(early)]
+    outside = {*early, *late}
+    compiled = [n for n in nodes if n not in outside]
     inside = set(compiled)
     inputs = dict.fromkeys(source for node in compiled for source in node.all_input_nodes)
     outputs = [n for n in compiled if not inside.issuperset(n.users)]
@@ -336,12 +338,16 @@ def _own_settings(folder: Path) -> Iterator[None]:
     """Keep Inductor's temporary files in a folder, its workers away, and its remarks to itself."""
     own = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     before = {name: os.environ.get(name) for name in own}
+    remarks = logging.getLogger("torch._inductor")
+    level = remarks.level
     os.environ.update(own)
+    remarks.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        remarks.setLevel(level)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

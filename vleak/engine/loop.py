@@ -120,18 +120,17 @@ class Loop:
             return self._stages[-1].step.evaluate(values, x)
 
     def _ended(self) -> bool:
-        finished = len(self._stages) == self._at + 1 and self._done == len(self._table)
+        finished = len(self._stages) == self._at + 1 and self._done == self._stage.descent.iterations
         return finished or self.state.nan_at is not None or self.state.settled
 
     def _values(self, stage: Stage) -> Values:
         """Return the tensors of a stage that starts from the best clips so far."""
         values = first_values(stage.problem, stage.descent, resize(self.state.best, stage.size))
-        return values | {"settings": settings_table(stage.descent)[0].to(self.state.x.device)}
+        return values | {"settings": settings_table(stage.descent, 0, 1)[0].to(self.state.x.device)}
 
     def _begin(self, at: int) -> None:
         stage, values = self._stages[at], self._values(self._stages[at])
         self._at, self._done = at, 0
-        self._table = settings_table(stage.descent).to(self.state.x.device)
         self.bound: Runs = (
             self._programs[at].bind(values, self.plateau)
             if self.engine == "native"
@@ -141,7 +140,11 @@ class Loop:
     @property
     def step(self) -> Step:
         """The iteration of the present stage."""
-        return self._stages[self._at].step
+        return self._stage.step
+
+    @property
+    def _stage(self) -> Stage:
+        return self._stages[self._at]
 
     @property
     def fresh(self) -> bool:
@@ -150,14 +153,15 @@ class Loop:
 
     def upcoming(self, iterations: int) -> Tensor:
         """Return the settings of up to so many iterations that come next in the present stage."""
-        return self._table[self._done :][: 0 if self._ended() else iterations]
+        count = 0 if self._ended() else iterations
+        return settings_table(self._stage.descent, self._done, count).to(self.state.x.device)
 
     def take(self, outcome: Outcome) -> None:
         """Bring the state up to where the iterations stand, and go on to the next stage where one ends."""
         last = self._at + 1 == len(self._stages)
         self._done += len(outcome.history)
         self._take(outcome)
-        ended = outcome.reason == "plateau" or self._done == len(self._table)
+        ended = outcome.reason == "plateau" or self._done == self._stage.descent.iterations
         self.state.settled = outcome.reason == "plateau" and last
         if ended and not last and self.state.nan_at is None:
             self._begin(self._at + 1)

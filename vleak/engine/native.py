@@ -6,16 +6,17 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
-from vleak.engine.capture import capture
+from vleak.engine.capture import Capture, capture
 from vleak.engine.cuda_graph import CudaProgram
 from vleak.engine.passes import optimize
+from vleak.engine.passes.rewrite import rewritten
 from vleak.engine.runner import Program
 from vleak.engine.steps import STATE, Step, Values
 from vleak.errors import CapabilityError
@@ -69,10 +70,24 @@ def _made(step: Step, values: Values) -> Program | CudaProgram | str:
     try:
         with math_attention(), differentiable_rnn(step.model):
             found = optimize(capture(step, values, fixed))
-        program = CudaProgram(found) if values["x"].is_cuda else Program(found)
-        return program if _agrees(program, step, values) else "its captured iteration gave other numbers"
+        make = CudaProgram if values["x"].is_cuda else Program
+        if not _agrees(make(found), step, values):
+            return "its captured iteration gave other numbers"
+        return make(_lean(found))
     except CapabilityError as error:
         return str(error)
+
+
+def _lean(found: Capture) -> Capture:
+    """Return a capture without what was only compared, which would be held from one iteration to the next."""
+    kept = [name for name in found.outputs if name in found.inputs or name == "objective"]
+
+    def rewrite(capture: Capture) -> None:
+        output = capture.graph.graph.output_node()
+        returned = dict(zip(found.outputs, output.args[0], strict=True))  # type: ignore[arg-type]
+        output.args = ([returned[name] for name in kept],)
+
+    return replace(rewritten(found, [rewrite]), outputs=tuple(kept))
 
 
 def _agrees(program: Program | CudaProgram, step: Step, values: Values) -> bool:

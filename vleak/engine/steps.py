@@ -45,14 +45,21 @@ def first_values(problem: Problem, descent: Descent, start: Tensor) -> Values:
     return values
 
 
-def settings_table(descent: Descent) -> Tensor:
-    """Return the numbers of every step, (iterations, numbers) float64, see `vleak.ops.step_settings`."""
+def settings_table(descent: Descent, first: int = 0, count: int | None = None) -> Tensor:
+    """Return the numbers of some steps, (count, numbers) float64, see `vleak.ops.step_settings`.
+
+    Args:
+        descent: whose schedule it is.
+        first: the first of them, from 0.
+        count: how many, fewer at the end of the schedule; None for all that are left.
+    """
+    last = descent.iterations if count is None else min(first + count, descent.iterations)
     rows = [
         ops.step_settings(
             step=i + 1, lr=descent.rate(i), prior_weight=descent.prior_weight, spatial=descent.spatial,
             temporal=descent.temporal, low=descent.low, high=descent.high,
         )
-        for i in range(descent.iterations)
+        for i in range(first, last)
     ]  # fmt: skip
     return torch.tensor(rows, dtype=torch.float64)
 

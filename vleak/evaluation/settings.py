@@ -50,7 +50,7 @@ class Settings:
     size: int = 32
     stride: int = 2
     restarts: int = 1
-    iterations: int = 200
+    iterations: int = 150
     labels: str = "inferred"
     seed: int = 0
     device: str = "auto"
