@@ -64,7 +64,10 @@ Iterations = Annotated[int, _number("Iterations of each start.", _ATTACK)]
 Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _ATTACK)]
 Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
-Engine = Annotated[str, _option("native, or reference (plain PyTorch).", _RUN)]
+Engine = Annotated[
+    str,
+    _option("native, inductor (compiled first, which takes a while), or reference (plain PyTorch).", _RUN),
+]
 Workers = Annotated[
     int | None, _number("Cells that run side by side; one a core. No score depends on it.", _RUN)
 ]

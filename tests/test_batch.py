@@ -51,9 +51,9 @@ def assert_as_alone(starts: Sequence[Start]) -> None:
     assert together is not None
     found = together.run(tables_of(starts))
     for trial, start in enumerate(starts):
-        program = program_for(start.step, start.values)
-        assert program is not None
-        alone = program.bind(start.values)
+        captured = program_for(start.step, start.values)
+        assert captured is not None
+        alone = captured.program.bind(start.values)
         expected = alone.run(6, settings_table(start.step.descent))
         torch.testing.assert_close(found[trial].history, expected.history, rtol=1e-8, atol=1e-10)
         for name in ("x", "m", "best", "best_objective"):

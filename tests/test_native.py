@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from vleak import ops
 from vleak.engine import extension, native
+from vleak.engine.inductor import InductorError
 from vleak.engine.loop import Descent, Loop, Problem
 from vleak.engine.native import EngineWarning
 from vleak.federated import Client
@@ -115,7 +116,9 @@ def test_numbers_of_the_descent_are_no_part_of_the_program() -> None:
         lambda: problem(build().eval()),
         lambda: problem(build(), distance="l2"),
         lambda: problem(build(), loss=lambda a, b: F.cross_entropy(a, b)),
-        lambda: problem(build(), masks={n: torch.ones_like(p, dtype=torch.bool) for n, p in Net().named_parameters()}),
+        lambda: problem(
+            build(), masks={n: torch.ones_like(p, dtype=torch.bool) for n, p in Net().named_parameters()}
+        ),
     ],
     ids=["number", "function", "lambda", "mode", "distance", "loss", "masks"],
 )
@@ -174,3 +177,38 @@ def test_nothing_of_the_model_changes() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_inductor_that_cannot_be_had_leaves_the_native_engine_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(capture: Any) -> Any:
+        raise InductorError("no C++ compiler found")
+
+    monkeypatch.setattr(native, "compile_capture", fails)
+    with pytest.warns(EngineWarning, match="native engine runs: AOTInductor cannot be used: no C") as told:
+        assert loop(problem(build()), "inductor").engine == "native"
+    assert len(told) == 1
+
+
+def test_a_compiled_step_that_computes_something_else_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(capture: Any) -> Any:
+        changed = native.rewritten(capture, [])
+        for node in changed.graph.graph.nodes:
+            if node.target is torch.ops.aten.tanh.default:
+                node.target = torch.ops.aten.sin.default
+        changed.graph.recompile()
+        return native.replace(changed)
+
+    monkeypatch.setattr(native, "compile_capture", wrong)
+    with pytest.warns(EngineWarning, match="other numbers"):
+        assert loop(problem(build()), "inductor").engine == "native"
+
+
+@pytest.mark.slow
+def test_inductor_takes_the_path_of_the_native_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = problem(build())
+    compiled, plain = loop(made, "inductor"), loop(made)
+    assert (compiled.engine, plain.engine) == ("inductor", "native")
+    assert compiled.run(20).history == pytest.approx(plain.run(20).history, rel=1e-3)

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from vleak import ops
 from vleak.engine import extension, optimizers
-from vleak.engine.loop import ENGINES, Descent, Loop, Problem
+from vleak.engine.loop import Descent, Loop, Problem
 from vleak.engine.optimizers import first_state
 from vleak.engine.stages import Enlarged, divide, resize
 from vleak.engine.steps import Step, first_values, settings_table
@@ -40,6 +40,9 @@ from vleak.errors import InputError
 from vleak.seeds import generator
 
 rules = pytest.mark.parametrize("rule", optimizers.RULES)
+
+#: AOTInductor compiles for many seconds, and has tests of its own.
+ENGINES = ("native", "reference")
 
 
 # ---- quadratic problems: the objective is a parabola, so the answer is known

@@ -562,10 +562,10 @@ def descend(
     )  # fmt: skip
     _check_choice("descend", "rule", rule, _RULES)
     prior = None if prior is None else _prior_like(x, prior)
-    constants = [tensor.detach() for tensor in (x, data_gradient, distance)]
     return descend_with(
-        torch.tensor(row, dtype=torch.float64, device=x.device), *constants, m, v, best, best_objective,
-        prior=prior, isotropic=isotropic, smoothing=smoothing, rule=rule,
+        torch.tensor(row, dtype=torch.float64, device=x.device), x.detach(), data_gradient.detach(),
+        distance.detach(), m, v, best, best_objective, prior=prior, isotropic=isotropic, smoothing=smoothing,
+        rule=rule,
     )  # fmt: skip
 
 
@@ -595,7 +595,18 @@ def descend_with(
     operator = _operator("descend", x.device)
     with torch.no_grad():
         moved: tuple[Tensor, Tensor] = operator(
-            x, data_gradient, distance, m, v, best, best_objective, prior, settings, isotropic, smoothing, rule
+            x,
+            data_gradient,
+            distance,
+            m,
+            v,
+            best,
+            best_objective,
+            prior,
+            settings,
+            isotropic,
+            smoothing,
+            rule,
         )
     return moved
 
@@ -691,9 +702,7 @@ def _keep_best(x: Tensor, objective: Tensor, best: Tensor, best_objective: Tenso
     best_objective.copy_(torch.where(better, objective, best_objective))
 
 
-def _adam(
-    gradient: Tensor, m: Tensor, v: Tensor, constants: list[float], corrections: list[float]
-) -> Tensor:
+def _adam(gradient: Tensor, m: Tensor, v: Tensor, constants: list[float], corrections: list[float]) -> Tensor:
     beta1, beta2, eps = constants
     m.mul_(beta1).add_(gradient, alpha=1.0 - beta1)
     v.mul_(beta2).add_(gradient * gradient, alpha=1.0 - beta2)

@@ -53,7 +53,7 @@ class Matching(Attack):
         spatial: float = 0.03,
         temporal: float = 0.09,
         prior: float = 0.02,
-        engine: Literal["native", "reference"] = "native",
+        engine: Literal["native", "inductor", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
 

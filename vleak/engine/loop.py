@@ -1,7 +1,7 @@
 """Gradient matching, iteration by iteration: prepare once, run so many iterations, read the state.
 
 ``reference`` calls every iteration's PyTorch operators one by one, with autograd, and is the oracle of the
-tests; ``native`` runs the captured iteration in C++.
+tests; ``native`` runs the captured iteration in C++; ``inductor`` the same, compiled.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 from typing import Protocol
 
 from torch import Tensor
 
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
-from vleak.engine.cuda_graph import CudaProgram
-from vleak.engine.native import program_for
+from vleak.engine.native import Found, program_for
 from vleak.engine.problem import Descent, Problem, State, check
-from vleak.engine.runner import Outcome, Plateau, Program
+from vleak.engine.runner import Outcome, Plateau
 from vleak.engine.stages import Stage, divide, resize
 from vleak.engine.steps import STATE, Step, Values, first_values, settings_table
 from vleak.errors import InputError, unknown_name
 
 __all__ = ["ENGINES", "Descent", "Loop", "Problem", "State"]
 
-ENGINES = ("native", "reference")
+ENGINES = ("native", "inductor", "reference")
 
 
 class Runs(Protocol):
@@ -46,7 +46,7 @@ class Loop:
     """Prepare once, run iterations, read the state.
 
     Attributes:
-        engine: the engine that runs: "reference" also where "native" was asked for and cannot be had.
+        engine: the engine that runs, which is another one where that asked for cannot be had.
         state: where the descent stands.
         bound: what runs the iterations of the present stage; what stands at the same point may replace it.
         plateau: when a stage has settled.
@@ -59,7 +59,8 @@ class Loop:
             problem: what to match.
             descent: how to descend.
             start: (B, C, T, H, W) in [0, 1], or rows of features (B, ...).
-            engine: "native" or "reference".
+            engine: "native", "inductor" (compiled for 10-40 seconds, once a graph and machine; worth it for
+                recurrent models and second-order rules) or "reference".
 
         Raises:
             InputError: a tensor is missing, has another shape, dtype or device, or is not finite; a setting
@@ -72,14 +73,11 @@ class Loop:
         self.state = State(start.clone(), start.clone())
         self.plateau = Plateau(descent.patience, descent.tolerance)
         self._stages = divide(problem, descent, start)
-        self._programs: list[Program | CudaProgram] = []
-        for stage in self._stages if engine == "native" else ():
-            program = program_for(stage.step, self._values(stage))
-            if program is None:
-                break
-            self._programs.append(program)
+        programs = [] if engine == "reference" else self._prepared(engine)
         # One engine for all of a descent, so that there is one to name.
-        self.engine = "native" if len(self._programs) == len(self._stages) else "reference"
+        complete = len(programs) == len(self._stages)
+        self.engine = programs[-1].engine if complete else "reference"
+        self._programs = programs if complete else []
         self._begin(0)
 
     def run(
@@ -119,6 +117,11 @@ class Loop:
         with ops.use_reference(), math_attention(), differentiable_rnn(self.problem.model):
             return self._stages[-1].step.evaluate(values, x)
 
+    def _prepared(self, engine: str) -> list[Found]:
+        """Return the captured iteration of every stage, up to the first that has none."""
+        found = (program_for(stage.step, self._values(stage), engine) for stage in self._stages)
+        return list(takewhile(lambda each: each is not None, found))  # type: ignore[arg-type]
+
     def _ended(self) -> bool:
         finished = len(self._stages) == self._at + 1 and self._done == self._stage.descent.iterations
         return finished or self.state.nan_at is not None or self.state.settled
@@ -132,8 +135,8 @@ class Loop:
         stage, values = self._stages[at], self._values(self._stages[at])
         self._at, self._done = at, 0
         self.bound: Runs = (
-            self._programs[at].bind(values, self.plateau)
-            if self.engine == "native"
+            self._programs[at].program.bind(values, self.plateau)
+            if self._programs
             else _Eager(stage.step, values, self.plateau)
         )
 

@@ -15,27 +15,36 @@ from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
 from vleak.engine.capture import Capture, capture
 from vleak.engine.cuda_graph import CudaProgram
+from vleak.engine.inductor import compile_capture
 from vleak.engine.passes import optimize
 from vleak.engine.passes.rewrite import rewritten
 from vleak.engine.runner import Program
 from vleak.engine.steps import STATE, Step, Values
 from vleak.errors import CapabilityError
 
-__all__ = ["EngineWarning", "program_for"]
+__all__ = ["EngineWarning", "Found", "program_for"]
 
 #: Programs kept; a run has one or two, and each holds no tensor of a trial.
 _KEPT = 32
 
 _lock = threading.RLock()
-_programs: OrderedDict[Hashable, Program | CudaProgram | str] = OrderedDict()
+_programs: OrderedDict[Hashable, Found | str] = OrderedDict()
 _told: set[str] = set()
 
 
+@dataclass(frozen=True)
+class Found:
+    """A captured iteration, and the engine that it is: "native" or "inductor"."""
+
+    program: Program | CudaProgram
+    engine: str
+
+
 class EngineWarning(UserWarning):
-    """The native engine cannot run a model; the reference engine does, with the same results, only slower."""
+    """Another engine runs than the one asked for, with the same results, only slower."""
 
 
-def program_for(step: Step, values: Values) -> Program | CudaProgram | None:
+def program_for(step: Step, values: Values, engine: str = "native") -> Found | None:
     """Return the captured iteration of such a step, or None, with one warning, where there can be none.
 
     It is captured by whoever asks first, optimized, and compared with the reference on the caller's
@@ -44,27 +53,33 @@ def program_for(step: Step, values: Values) -> Program | CudaProgram | None:
     Args:
         step: what to capture.
         values: the tensors of the first iteration, "settings" among them.
+        engine: "native", or "inductor" for a compiled one; where it cannot be compiled, native, with one
+            warning.
     """
     if ops.backend(values["x"].device) != "native":
         return None  # whose absence the extension has told of
-    key = _key(step, values)
+    key = (engine, _key(step, values))
     with _lock:
         found = _programs.get(key)
         if found is None:
-            found = _made(step, values)
+            found = _made(step, values, engine)
             _programs[key] = found
             while len(_programs) > _KEPT:
                 _programs.popitem(last=False)
         _programs.move_to_end(key)
-    if not isinstance(found, str):
+    if isinstance(found, Found):
         return found
-    if found not in _told:
-        _told.add(found)
-        warnings.warn(f"the reference engine runs: {found}", EngineWarning, stacklevel=4)
+    _tell(f"the reference engine runs: {found}")
     return None
 
 
-def _made(step: Step, values: Values) -> Program | CudaProgram | str:
+def _tell(what: str) -> None:
+    if what not in _told:
+        _told.add(what)
+        warnings.warn(what, EngineWarning, stacklevel=5)
+
+
+def _made(step: Step, values: Values, engine: str) -> Found | str:
     """Return the program, or why there is none."""
     fixed = [name for name in values if name not in STATE]
     try:
@@ -73,9 +88,29 @@ def _made(step: Step, values: Values) -> Program | CudaProgram | str:
         make = CudaProgram if values["x"].is_cuda else Program
         if not _agrees(make(found), step, values):
             return "its captured iteration gave other numbers"
-        return make(_lean(found))
+        lean = _lean(found)
+        native = make(lean)
     except CapabilityError as error:
         return str(error)
+    compiled = _compiled(lean, native, values) if engine == "inductor" else None
+    return Found(native, "native") if compiled is None else Found(compiled, "inductor")
+
+
+def _compiled(lean: Capture, native: Program | CudaProgram, values: Values) -> Program | None:
+    """Return the iteration as AOTInductor compiles it; None, with one warning, where it cannot."""
+    try:
+        program = Program(compile_capture(lean))
+    except CapabilityError as error:
+        _tell(f"the native engine runs: {error}")
+        return None
+    bounds = native.bind(values), program.bind(values)
+    for bound in bounds:
+        bound.run(1, values["settings"][None])
+    expected, got = (bound.values for bound in bounds)
+    if all(_near(got[name], expected[name], 0.05) for name in STATE if name in expected):
+        return program
+    _tell("the native engine runs: what AOTInductor compiled gave other numbers")
+    return None
 
 
 def _lean(found: Capture) -> Capture:
@@ -125,7 +160,9 @@ def _structure(model: nn.Module) -> Hashable:
 
 
 def _attributes(module: nn.Module) -> Hashable:
-    kept = {name: value for name, value in vars(module).items() if name not in _OF_NN_MODULE or "hook" in name}
+    kept = {
+        name: value for name, value in vars(module).items() if name not in _OF_NN_MODULE or "hook" in name
+    }
     return tuple((name, _same(value)) for name, value in sorted(kept.items()))
 
 

@@ -113,12 +113,14 @@ class Program:
         if name not in values:
             raise InputError(f"bind: tensor {name!r} is missing")
         given, example = values[name].detach(), self._examples[name]
-        for what in ("shape", "dtype", "device"):
-            # The examples hold nothing and lie nowhere.
-            expected = self._device if what == "device" else getattr(example, what)
-            got = getattr(given, what)
+        # The examples hold nothing and lie nowhere.
+        pairs = {
+            "shape": (tuple(example.shape), tuple(given.shape)),
+            "dtype": (example.dtype, given.dtype),
+            "device": (self._device, given.device),
+        }
+        for what, (expected, got) in pairs.items():
             if expected != got:
-                expected, got = (tuple(v) if what == "shape" else v for v in (expected, got))
                 raise InputError(f"bind: expected tensor {name!r} of {what} {expected}, got {got}")
         if given.stride() == example.stride():
             return given

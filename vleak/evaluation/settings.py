@@ -36,7 +36,7 @@ class Settings:
         restarts: of every attack, iterations: of every restart.
         labels: "inferred" by the attack, or "granted" to it.
         seed: of everything random.
-        device: "auto", "cpu" or "cuda". engine: "native" or "reference".
+        device: "auto", "cpu" or "cuda". engine: a name in `vleak.engine.loop.ENGINES`.
     """
 
     data: str = "synthetic"
@@ -114,6 +114,7 @@ class Settings:
         return torch.device("cuda" if cuda else "cpu")
 
     def engine_that_runs(self) -> str:
-        """Return "native" only where native kernels are there; otherwise "reference"."""
-        native = self.engine == "native" and ops.backend(self.torch_device()) == "native"
-        return "native" if native else "reference"
+        """Return the engine asked for where native kernels are there; otherwise "reference"."""
+        if self.engine == "reference" or ops.backend(self.torch_device()) != "native":
+            return "reference"
+        return self.engine
