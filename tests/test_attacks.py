@@ -798,6 +798,9 @@ FALLING = [1.0, 0.6, 0.4, 0.3, 0.25, 0.22, 0.21, 0.205, 0.201, 0.2]
         (descent(*FALLING, 0.6, 0.7), ()),
         (descent(*FALLING[:4]), (STILL_FALLING,)),
         (descent(*[1 - 0.05 * i for i in range(20)]), (STILL_FALLING,)),
+        # Much of the fall, but next to nothing of what is left.
+        (descent(1.0, *[0.98] * 18, 0.975), ()),
+        (descent(1.0, *[0.98] * 18, 0.965), (STILL_FALLING,)),
         (descent(1.0, 0.995, 0.992, 0.991), (NOT_FALLING,)),
         (descent(1.0, 1.5, 2.0), (NOT_FALLING,)),
         (descent(1.0), (NOT_FALLING,)),

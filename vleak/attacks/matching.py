@@ -168,7 +168,8 @@ def health(state: State) -> tuple[str, ...]:
 
     ``objective became NaN``; ``objective did not fall``: the best is not 1 % below the first;
     ``still improving at the end``: the last tenth of the iterations at full resolution won over 5 % of the
-    whole fall.
+    whole fall, and over 1 % of what is left: among noise the little that the last, short steps settle is
+    much of a fall that is next to nothing.
     """
     if state.nan_at is not None:
         return (NOT_A_NUMBER,)
@@ -179,7 +180,8 @@ def health(state: State) -> tuple[str, ...]:
     last = history[state.begun :]
     before = min(last[: -max(1, len(last) // 10)], default=math.inf)
     late = before - state.best_objective
-    return (STILL_FALLING,) if late > 0.05 * (history[0] - state.best_objective) else ()
+    fall = history[0] - state.best_objective
+    return (STILL_FALLING,) if late > max(0.05 * fall, 0.01 * abs(state.best_objective)) else ()
 
 
 def _centre(knowledge: Knowledge) -> Tensor:
