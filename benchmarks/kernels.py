@@ -1,8 +1,8 @@
 """Native operators against the same operators in plain PyTorch: one thread, CPU time, interleaved, medians.
 
 Both sides compute value and derivative, or the whole step. Convolutions and products have tables of their
-own, with the rate of native code; products with the zeros of a border do not count, and PyTorch multiplies by
-the matrix as it is. Run it on a quiet machine:
+own, with the rate of native code; products with the zeros of a border do not count. Run it on a quiet
+machine:
 
     python benchmarks/kernels.py [--rounds 15] [--json]
 """
@@ -52,7 +52,7 @@ LAYERS: list[tuple[int, int, int, tuple[int, ...], int, tuple[int, ...]]] = [
     (16, 32, 64, (16, 16), 3, (2, 2)),
 ]
 # Rows, depth, columns.
-PRODUCTS = [(32, 2048, 512), (32, 512, 2048), (32, 2048, 1024), (1, 2048, 512), (256, 2048, 512)]
+PRODUCTS = [(rows, *sizes) for sizes in ((2048, 512), (512, 2048), (4096, 512)) for rows in (4, 16, 32, 256)]
 
 
 def normal(*shape: int, seed: object = 0) -> Tensor:
@@ -132,13 +132,14 @@ def convolutions() -> dict[str, tuple[Call, Call, float]]:
 
 
 def products() -> dict[str, tuple[Call, Call, float]]:
-    """Return products with a packed matrix, the same in PyTorch, and the number of operations of a call."""
+    """Return products with a matrix as it lies and transposed, and the number of operations of a call."""
     found: dict[str, tuple[Call, Call, float]] = {}
     for rows, depth, columns in PRODUCTS:
-        x, m = normal(rows, depth), normal(columns, depth)
-        native = partial(bilinear.product, x, bilinear.pack_rows(m), columns)
-        work = 2.0 * rows * depth * columns
-        found[f"{rows} rows, {depth} to {columns}"] = (native, partial(torch.mm, x, m.T), work)
+        x, m = normal(rows, depth), normal(depth, columns)
+        for name, matrix in (("", m), (", transposed", m.T.contiguous().T)):
+            call = partial(bilinear.product, [x], [matrix])
+            work = 2.0 * rows * depth * columns
+            found[f"{rows} rows, {depth} to {columns}{name}"] = (call, in_torch(call), work)
     return found
 
 

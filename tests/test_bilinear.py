@@ -277,49 +277,95 @@ def test_nan_spreads_no_further_than_its_taps(state: str) -> None:
 # Products
 
 
+def assert_product(xs: list[Tensor], ms: list[Tensor]) -> None:
+    truth = torch.stack([x.double() @ m.double() for x, m in zip(xs, ms, strict=True)]).sum(0)
+    got = bilinear.product(xs, ms)
+    assert got.dtype == xs[0].dtype
+    assert_near(got, truth)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [0, 1, 3, 12, 32, 37])
 @pytest.mark.parametrize(
     ("depth", "columns"), [(1, 1), (5, 31), (300, 64), (256, 70), (513, 33), (0, 4), (4, 0)]
 )
 def test_product(state: str, rows: int, depth: int, columns: int, dtype: torch.dtype) -> None:
-    x, m = normal(rows, depth, seed="x", dtype=dtype), normal(columns, depth, seed="m", dtype=dtype)
-    got = bilinear.product(x, bilinear.pack_rows(m), columns)
-    assert got.dtype == dtype
-    assert_near(got, x.double() @ m.double().T)
+    x, m = normal(rows, depth, seed="x", dtype=dtype), normal(depth, columns, seed="m", dtype=dtype)
+    turned = m.T.contiguous().T
+    assert_product([x], [m])
+    assert_product([x], [turned])
+    assert_product([x, -2 * x, x], [m, turned, 3 * m])
+    assert_product([x, -2 * x, x], [turned, m, 3 * turned])
 
 
-def test_packed_rows_are_laid_out_as_documented(state: str) -> None:
-    m = normal(37, 5)
-    packed = bilinear.pack_rows(m.T.contiguous().T)
-    assert packed.shape == (2, 5, 32)
-    assert packed.is_contiguous()
-    assert torch.equal(packed.transpose(1, 2).reshape(64, 5)[:37], m)
-    assert not packed[1, :, 5:].any()
+def test_known_product(state: str) -> None:
+    x, m = torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 1.0, 0.0], [100.0, 0.0, 7.0]])
+    assert bilinear.product([x], [m]).tolist() == [[210.0, 1.0, 14.0]]
+    assert bilinear.product([x, x], [m, m.T.contiguous().T]).tolist() == [[420.0, 2.0, 28.0]]
+
+
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(20, 9000, 40), (700, 500, 100), (40, 700, 300)])
+def test_products_in_pieces(state: str, rows: int, depth: int, columns: int) -> None:
+    x, m = normal(rows, depth, dtype=torch.float32), normal(depth, columns, dtype=torch.float32)
+    assert_product([x], [m])
+    assert_product([x], [m.T.contiguous().T])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_different_depths(state: str, dtype: torch.dtype) -> None:
+    depths = (3, 0, 70, 1)
+    xs = [normal(18, depth, seed=i, dtype=dtype) for i, depth in enumerate(depths)]
+    ms = [normal(37, depth, seed=-i, dtype=dtype).T for i, depth in enumerate(depths)]
+    assert_product(xs, ms)
+    assert_product(xs, [m.contiguous() if i % 2 else m for i, m in enumerate(ms)])
 
 
 def test_product_of_views(state: str) -> None:
-    x, m = normal(40, 6), normal(10, 40)
-    assert_near(bilinear.product(x.T, bilinear.pack_rows(m), 10), x.T @ m.T)
+    whole = normal(80, 140)
+    views = {
+        "parts of rows": whole[3:43, 5:75],
+        "parts of columns": whole.T[3:43, 5:75],
+        "every other entry": whole[::2, ::2],
+        "one row for all": whole[:1, :70].expand(40, 70),
+        "one column for all": whole[:40, :1].expand(40, 70),
+    }
+    for x in views.values():
+        for m in views.values():
+            assert_product([x], [m.T])
+            assert_product([x.T], [m])
+
+
+def test_a_product_does_not_depend_on_how_the_matrix_lies(state: str) -> None:
+    x, m = normal(19, 3000, dtype=torch.float32), normal(3000, 150, dtype=torch.float32)
+    if state != "torch":
+        assert torch.equal(bilinear.product([x], [m]), bilinear.product([x], [m.T.contiguous().T]))
+
+
+def test_nan_stays_in_its_row_or_column(state: str) -> None:
+    x, m = normal(20, 40), normal(40, 50)
+    x[3, 7] = math.nan
+    assert torch.equal(bilinear.product([x], [m]).isnan().any(1), torch.arange(20) == 3)
+    assert torch.equal(bilinear.product([x], [m.T.contiguous().T]).isnan().any(1), torch.arange(20) == 3)
+    m[5, 49] = math.inf
+    assert torch.equal(bilinear.product([x[4:]], [m]).isfinite().all(0), torch.arange(50) != 49)
 
 
 # ---------------------------------------------------------------------------------------------------------
 # What holds of all of them
 
-OPERATORS = ["conv_output", "conv_input", "conv_weight", "pack_rows", "product"]
+OPERATORS = ["conv_output", "conv_input", "conv_weight", "product"]
 
 
 def samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     """Arguments of the raw operators."""
     x, w, dy = CASES["3-D"].inputs(dtype=dtype)
     ones = [1, 1, 1]
-    m = normal(40, 6, dtype=dtype)
+    x_rows, m = normal(3, 6, dtype=dtype), normal(6, 40, dtype=dtype)
     return {
         "conv_output": ([x, x], [w, w], normal(4, dtype=dtype), ones, ones),
         "conv_input": ([dy, dy], [w, w], list(x.shape), ones, ones),
         "conv_weight": (x, dy, [3, 3, 3], ones, ones),
-        "pack_rows": (m,),
-        "product": (normal(3, 6, dtype=dtype), bilinear.pack_rows(m), 40),
+        "product": ([x_rows, x_rows], [m, m.T.contiguous().T]),
     }
 
 
@@ -336,7 +382,7 @@ def test_opcheck(namespace: str, name: str, dtype: torch.dtype) -> None:
 def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None:
     case = Case(2, 9, 25, (5, 37, 41), (3, 3, 3), (1, 2, 1), (1, 1, 1))
     x, w, dy = case.inputs(dtype=dtype)
-    rows, m = normal(19, 700, dtype=dtype), normal(300, 700, dtype=dtype)
+    rows, m = normal(19, 700, dtype=dtype), normal(700, 1030, dtype=dtype)
     threads, answers = torch.get_num_threads(), []
     try:
         for number in (1, 2, 5):
@@ -344,7 +390,8 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
             y = bilinear.conv_output([x, x], [w, w], **case.settings)
             dx = bilinear.conv_input([dy], [w], input_shape=x.shape, **case.settings)
             dw = bilinear.conv_weight(x, dy, kernel=case.kernel, **case.settings)
-            answers.append([y, dx, dw, bilinear.product(rows, bilinear.pack_rows(m), 300)])
+            products = [bilinear.product([rows], [n]) for n in (m, m.T.contiguous().T)]
+            answers.append([y, dx, dw, *products])
     finally:
         torch.set_num_threads(threads)
     for other in answers[1:]:
@@ -370,8 +417,8 @@ def weight_with(**changes: Any) -> Callable[[], Any]:
     return lambda: bilinear.conv_weight(**arguments)
 
 
-def product_with(x: Any, packed: Any, columns: Any) -> Callable[[], Any]:
-    return lambda: bilinear.product(x, packed, columns)
+def product_with(xs: list[Tensor], ms: list[Tensor]) -> Callable[[], Any]:
+    return lambda: bilinear.product(xs, ms)
 
 
 M = normal(8, 5)
@@ -400,10 +447,15 @@ REFUSALS: list[tuple[Callable[[], Any], str]] = [
     (weight_with(dy=DY.float()), "expected dy of dtype torch.float64 like x"),
     (weight_with(kernel=(3, 0)), "expected kernel to be 2 integers >= 1"),
     (weight_with(x=X[0]), "expected x of shape (clip"),
-    (lambda: bilinear.pack_rows(M[0]), "expected m to be a matrix, got shape (5,)"),
-    (product_with(M, bilinear.pack_rows(M), 33), "expected packed of shape (2, 5, 32), got (1, 5, 32)"),
-    (product_with(M, M, 8), "pack the matrix with pack_rows"),
-    (product_with(M, bilinear.pack_rows(M), -1), "expected columns to be an integer >= 0, got -1"),
+    (product_with([], []), "expected as many xs as ms, at least one, got 0 and 0"),
+    (product_with([M], [M.T, M.T]), "got 1 and 2"),
+    (product_with([M[0]], [M]), "expected xs[0] to be a matrix, got shape (5,)"),
+    (product_with([M], [M[None]]), "expected ms[0] to be a matrix, got shape (1, 8, 5)"),
+    (product_with([M.int()], [M.T]), "expected xs[0] "),
+    (product_with([M], [M]), "expected ms[0] of shape (5, 5), got (8, 5); as many rows as xs has columns"),
+    (product_with([M, M[:7]], [M.T, M.T]), "expected xs[1] of shape (8, 5), got (7, 5)"),
+    (product_with([M, M], [M.T, M.T[:, 1:]]), "expected ms[1] of shape (5, 8), got (5, 7)"),
+    (product_with([M], [M.T.float()]), "expected ms[0] of dtype torch.float64 like xs[0]"),
 ]
 
 
@@ -423,8 +475,7 @@ def test_a_direct_call_with_bad_arguments_fails_and_does_not_crash() -> None:
         "conv_output": ([X], [W[:, :1]], None, [1, 1], [1, 1]),
         "conv_input": ([DY], [W], [3, 5, 9, 11], [1, 1], [1, 1]),
         "conv_weight": (X, DY, [3], [1, 1], [1, 1]),
-        "pack_rows": (X,),
-        "product": (M, M, 8),
+        "product": ([M], [M]),
     }
     for name, arguments in bad.items():
         with pytest.raises(RuntimeError, match="vleak"):

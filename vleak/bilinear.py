@@ -1,4 +1,4 @@
-"""Convolutions, their two derivatives and products with a packed matrix, as operators without autograd.
+"""Convolutions, their two derivatives and products of few rows, as operators without autograd.
 
 The inner loop is captured after differentiation and calls these in place of ATen's: a convolution is linear
 in its input and in its weight, so the forward pass, the gradient and the second derivative are made of the
@@ -20,10 +20,7 @@ from torch import Tensor
 from vleak.errors import InputError
 from vleak.ops import _check_dtype, _check_like, _check_same_kind, _declare, _operator
 
-__all__ = ["conv_input", "conv_output", "conv_weight", "pack_rows", "product"]
-
-# Columns that are packed side by side; the same on every machine, so that a packed matrix can be moved.
-_PANEL = 32
+__all__ = ["conv_input", "conv_output", "conv_weight", "product"]
 
 # ---------------------------------------------------------------------------------------------------------
 # Checks
@@ -256,80 +253,50 @@ _declare(
 )
 
 # ---------------------------------------------------------------------------------------------------------
-# Products with a matrix that stays the same
+# Products
 
 
-def pack_rows(m: Tensor) -> Tensor:
-    """Lay a matrix out for :func:`product`.
-
-    Args:
-        m: (columns, depth), any strides; float32 or float64.
-
-    Returns:
-        (columns / 32 rounded up, depth, 32): entry [p, k, i] is m[32 p + i, k], 0 where m has no such row.
-
-    Raises:
-        InputError: m is not a matrix, or of another dtype.
-    """
-    _check_matrix("pack_rows", "m", m)
-    return _call("pack_rows", m.device, m)
-
-
-def product(x: Tensor, packed: Tensor, columns: int) -> Tensor:
-    """Multiply rows by a packed matrix: x @ m.T.
+def product(xs: Sequence[Tensor], ms: Sequence[Tensor]) -> Tensor:
+    """Multiply and add up: y = sum over i of x_i @ m_i.
 
     Args:
-        x: (rows, depth), any strides; rows may be few.
-        packed: ``pack_rows(m)``, of x's dtype.
-        columns: the rows of m.
+        xs: (rows, depth_i) each, any strides; float32 or float64.
+        ms: as many matrices (depth_i, columns), large ones: each is read once, where it lies, if its rows or
+            its columns are contiguous, as those of a transposed view are.
 
     Returns:
         (rows, columns), contiguous. Nothing is recorded for autograd.
 
     Raises:
-        InputError: x is not a matrix, or packed is not ``pack_rows`` of a matrix with ``columns`` rows and as
-            many columns as x.
+        InputError: lists of different lengths, or shapes, dtypes or devices that disagree.
     """
-    _check_matrix("product", "x", x)
-    if type(columns) is not int or columns < 0:
-        raise InputError(f"product: expected columns to be an integer >= 0, got {columns!r}")
-    expected = (_panels(columns), x.shape[1], _PANEL)
-    _check_like("product", "packed", packed, "x", x, expected, "pack the matrix with pack_rows")
-    return _call("product", x.device, x, packed, columns)
+    op, xs, ms = "product", list(xs), list(ms)
+    if not xs or len(xs) != len(ms):
+        raise InputError(f"{op}: expected as many xs as ms, at least one, got {len(xs)} and {len(ms)}")
+    _check_dtype(op, "xs[0]", xs[0])
+    for name, tensors in (("xs", xs), ("ms", ms)):
+        for index, tensor in enumerate(tensors):
+            if tensor.ndim != 2:
+                raise InputError(
+                    f"{op}: expected {name}[{index}] to be a matrix, got shape {tuple(tensor.shape)}"
+                )
+    for index, (x, m) in enumerate(zip(xs, ms, strict=True)):
+        sizes = (xs[0].shape[0], x.shape[1]), (x.shape[1], ms[0].shape[1])
+        _check_like(op, f"xs[{index}]", x, "xs[0]", xs[0], sizes[0], "all xs need as many rows")
+        advice = "as many rows as xs has columns, and all ms as many columns"
+        _check_like(op, f"ms[{index}]", m, "xs[0]", xs[0], sizes[1], advice)
+    return _call(op, xs[0].device, xs, ms)
 
 
-def _panels(columns: int) -> int:
-    return -(-columns // _PANEL)
+def _product_kernel(xs: list[Tensor], ms: list[Tensor]) -> Tensor:
+    total = xs[0] @ ms[0]
+    for x, m in zip(xs[1:], ms[1:], strict=True):
+        total = torch.addmm(total, x, m)
+    return total.contiguous()
 
 
-def _check_matrix(op: str, name: str, tensor: Tensor) -> None:
-    _check_dtype(op, name, tensor)
-    if tensor.ndim != 2:
-        raise InputError(f"{op}: expected {name} to be a matrix, got shape {tuple(tensor.shape)}")
+def _product_fake(xs: list[Tensor], ms: list[Tensor]) -> Tensor:
+    return xs[0].new_empty(xs[0].shape[0], ms[0].shape[1])
 
 
-def _pack_kernel(m: Tensor) -> Tensor:
-    columns, depth = m.shape
-    padded = torch.nn.functional.pad(m, (0, 0, 0, _panels(columns) * _PANEL - columns))
-    return (
-        padded.view(_panels(columns), _PANEL, depth)
-        .transpose(1, 2)
-        .clone(memory_format=torch.contiguous_format)
-    )
-
-
-def _pack_fake(m: Tensor) -> Tensor:
-    return m.new_empty(_panels(m.shape[0]), m.shape[1], _PANEL)
-
-
-def _product_kernel(x: Tensor, packed: Tensor, columns: int) -> Tensor:
-    m = packed.transpose(1, 2).reshape(packed.shape[0] * _PANEL, x.shape[1])[:columns]
-    return (x @ m.T).contiguous()
-
-
-def _product_fake(x: Tensor, packed: Tensor, columns: int) -> Tensor:
-    return x.new_empty(x.shape[0], columns)
-
-
-_declare("pack_rows", "(Tensor m) -> Tensor", _pack_kernel, _pack_fake)
-_declare("product", "(Tensor x, Tensor packed, int columns) -> Tensor", _product_kernel, _product_fake)
+_declare("product", "(Tensor[] xs, Tensor[] ms) -> Tensor", _product_kernel, _product_fake)

@@ -20,6 +20,8 @@
   template <typename T>                                                                                      \
   Tile<T> tile(int64_t rows, int64_t vectors);                                                               \
   template <typename T>                                                                                      \
+  BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
+  template <typename T>                                                                                      \
   TileLimits tile_limits();                                                                                  \
   }
 
@@ -36,6 +38,7 @@ struct CpuKernels {
   decltype(&baseline::tv_planes<T>) tv_planes;
   decltype(&baseline::descend_planes<T>) descend_planes;
   decltype(&baseline::tile<T>) tile;
+  decltype(&baseline::block_product<T>) block_product;
   decltype(&baseline::tile_limits<T>) tile_limits;
 };
 

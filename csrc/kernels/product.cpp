@@ -87,15 +87,97 @@ void run_tile(const T* left, const T* right, const int64_t* offsets, int64_t cou
   }
 }
 
-constexpr int most_vectors(int rows) {
-  return kSums / rows < kMaxTileVectors ? kSums / rows : static_cast<int>(kMaxTileVectors);
+template <typename T, int kRows, int kVectors>
+VLEAK_INLINE void add_row(const T* left, int64_t stride, const T* right,
+                          typename Wide<T>::Vector (&sum)[kRows][kVectors]) {
+  using Vector = typename Wide<T>::Vector;
+  Vector entries[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) entries[v] = load(right + v * Wide<T>::kLanes);
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+    Vector factor = left[row * stride] - Vector{};
+#if defined(__x86_64__)
+    // Otherwise every product loads it anew.
+    if constexpr (kVectors > 1) asm("" : "+v"(factor));
+#endif
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[row][v] += factor * entries[v];
+  }
+}
+
+// Entries of a line of the cache; the next rows are asked for in steps of the sum of that length.
+template <typename T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
+// Walks over the rows, line after line.
+template <typename T>
+class Fetch {
+ public:
+  Fetch(const Ahead<T>& ahead, int64_t steps)
+      : ahead_(ahead), left_(ahead.rows * lines()), each_((left_ + steps - 1) / steps) {}
+
+  void step() {
+    for (int64_t i = each_ < left_ ? each_ : left_; i > 0; --i, --left_) {
+      __builtin_prefetch(ahead_.first + at_);
+      at_ += kLine<T>;
+      if (at_ < ahead_.entries) continue;
+      at_ = 0;
+      ahead_.first += ahead_.stride;
+    }
+  }
+
+ private:
+  int64_t lines() const { return (ahead_.entries + kLine<T> - 1) / kLine<T>; }
+
+  Ahead<T> ahead_;
+  int64_t left_, each_, at_ = 0;
+};
+
+template <typename T, int kRows, int kVectors>
+void run_block(const Block<T>& block) {
+  using Vector = typename Wide<T>::Vector;
+  Vector sum[kRows][kVectors];
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      sum[row][v] = block.fresh ? Vector{} : load(block.sums + row * block.sums_stride + v * Wide<T>::kLanes);
+    }
+  }
+  const T *left = block.left, *right = block.right;
+  const int64_t left_stride = block.left_stride, right_stride = block.right_stride;
+  Fetch<T> next(block.next, (block.depth + kLine<T> - 1) / kLine<T>);
+  for (int64_t start = 0; start < block.depth; start += kLine<T>) {
+    next.step();
+    const int64_t end = start + kLine<T> < block.depth ? start + kLine<T> : block.depth;
+    for (int64_t k = start; k < end; ++k, ++left, right += right_stride) {
+      add_row<T, kRows, kVectors>(left, left_stride, right, sum);
+    }
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      store(sum[row][v], block.sums + row * block.sums_stride + v * Wide<T>::kLanes);
+    }
+  }
+}
+
+constexpr int most_vectors(int rows, int64_t most) {
+  return kSums / rows < most ? kSums / rows : static_cast<int>(most);
 }
 
 // Every block that fits, by rows and vectors, each counted from 1.
-template <typename T>
-struct Tiles {
-  Tile<T> of[kMostRows][kMaxTileVectors] = {};
+template <typename Function, int64_t kMostVectors>
+struct Shapes {
+  Function of[kMostRows][kMostVectors] = {};
 };
+
+template <typename T>
+using Tiles = Shapes<Tile<T>, kMaxTileVectors>;
+template <typename T>
+using Blocks = Shapes<BlockProduct<T>, kMaxBlockVectors>;
 
 template <typename T, int kRows, int kVectors>
 constexpr void add_tiles(Tiles<T>& tiles) {
@@ -103,15 +185,32 @@ constexpr void add_tiles(Tiles<T>& tiles) {
   if constexpr (kVectors > 1) {
     add_tiles<T, kRows, kVectors - 1>(tiles);
   } else if constexpr (kRows > 1) {
-    add_tiles<T, kRows - 1, most_vectors(kRows - 1)>(tiles);
+    add_tiles<T, kRows - 1, most_vectors(kRows - 1, kMaxTileVectors)>(tiles);
+  }
+}
+
+template <typename T, int kRows, int kVectors>
+constexpr void add_blocks(Blocks<T>& blocks) {
+  blocks.of[kRows - 1][kVectors - 1] = &run_block<T, kRows, kVectors>;
+  if constexpr (kVectors > 1) {
+    add_blocks<T, kRows, kVectors - 1>(blocks);
+  } else if constexpr (kRows > 1) {
+    add_blocks<T, kRows - 1, most_vectors(kRows - 1, kMaxBlockVectors)>(blocks);
   }
 }
 
 template <typename T>
 constexpr Tiles<T> all_tiles() {
   Tiles<T> tiles;
-  add_tiles<T, kMostRows, most_vectors(kMostRows)>(tiles);
+  add_tiles<T, kMostRows, most_vectors(kMostRows, kMaxTileVectors)>(tiles);
   return tiles;
+}
+
+template <typename T>
+constexpr Blocks<T> all_blocks() {
+  Blocks<T> blocks;
+  add_blocks<T, kMostRows, most_vectors(kMostRows, kMaxBlockVectors)>(blocks);
+  return blocks;
 }
 
 }  // namespace
@@ -124,12 +223,20 @@ Tile<T> tile(int64_t rows, int64_t vectors) {
 }
 
 template <typename T>
+BlockProduct<T> block_product(int64_t rows, int64_t vectors) {
+  static constexpr Blocks<T> kBlocks = all_blocks<T>();
+  return kBlocks.of[rows - 1][vectors - 1];
+}
+
+template <typename T>
 TileLimits tile_limits() {
   return {Wide<T>::kLanes, kSums, kMostRows, sizeof(T)};
 }
 
 template Tile<float> tile<float>(int64_t, int64_t);
 template Tile<double> tile<double>(int64_t, int64_t);
+template BlockProduct<float> block_product<float>(int64_t, int64_t);
+template BlockProduct<double> block_product<double>(int64_t, int64_t);
 template TileLimits tile_limits<float>();
 template TileLimits tile_limits<double>();
 
