@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -151,6 +152,10 @@ CASES = {
     "stride 3, 1, 2": Case(1, 2, 3, (7, 5, 8), (3, 2, 3), (3, 1, 2), (1, 0, 2)),
     "stride above the kernel": Case(1, 2, 3, (8, 19), (2, 1), (3, 4), (0, 0)),
     "stride above the input": Case(1, 2, 3, (2, 2, 2), (2, 2, 2), (5, 5, 5), (0, 0, 0)),
+    "one output, stride above the kernel": Case(1, 2, 3, (5, 4, 6), (2, 1, 3), (9, 5, 7), (1, 0, 1)),
+    "one output on one axis": Case(2, 2, 3, (5, 9), (2, 3), (7, 2), (1, 1)),
+    "two outputs, stride above the input": Case(1, 2, 3, (3, 4), (2, 2), (4, 6), (3, 4)),
+    "an endless stride": Case(1, 2, 3, (3, 4, 5), (2, 2, 3), (2**31 - 1, 1 << 20, 1 << 20), (1, 0, 1)),
     "one channel": Case(1, 1, 1, (3, 5, 7), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
     "no clip": Case(0, 2, 3, (3, 4, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
     "bands of rows": Case(1, 64, 2, (2, 70, 66), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
@@ -398,6 +403,19 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
         assert all(torch.equal(a, b) for a, b in zip(answers[0], other, strict=True))
 
 
+def test_a_stride_that_gives_one_output_costs_no_more_than_the_kernel(state: str) -> None:
+    if state == "torch":
+        pytest.skip("PyTorch's own plan")
+    far = Case(1, 3, 4, (16, 112, 112), (1, 1, 1), (1 << 20, 1 << 20, 1 << 20), (0, 0, 0))
+    x, w, dy = far.inputs(dtype=torch.float32)
+    before = time.process_time()
+    bilinear.conv_output([x], [w], **far.settings)
+    bilinear.conv_input([dy], [w], input_shape=x.shape, **far.settings)
+    bilinear.conv_weight(x, dy, kernel=far.kernel, **far.settings)
+    # One part for every phase of the stride would never end.
+    assert time.process_time() - before < 2
+
+
 X, W, DY = CASES["2-D"].inputs()
 SETTINGS: dict[str, Any] = CASES["2-D"].settings
 
@@ -438,6 +456,11 @@ REFUSALS: list[tuple[Callable[[], Any], str]] = [
     (output_with(bias=torch.zeros(2).double()), "expected bias of shape (13,), got (2,)"),
     (output_with(stride=(1,)), "expected stride to be 2 integers >= 1, one a spatial axis, got [1]"),
     (output_with(stride=(0, 1)), "expected stride to be 2 integers >= 1"),
+    (output_with(stride=(1, 1 << 62)), "expected stride of at most 2147483647 each, got [1, 46116860"),
+    (input_with(stride=(1 << 31, 1)), "conv_input: expected stride of at most 2147483647 each"),
+    (weight_with(kernel=(3, 1 << 40)), "expected kernel of at most 2147483647 each"),
+    (output_with(padding=(1 << 62, 1)), "expected padding of at most 2147483647 each"),
+    (output_with(padding=(1 << 30, 1 << 30)), "the input (8, 11) with padding (1073741824, 1073741824) is"),
     (output_with(padding=(-1, 0)), "expected padding to be 2 integers >= 0"),
     (output_with(xs=[X[:, :, :1]], padding=(0, 0)), "the kernel (3, 3) is larger than the input (1, 11)"),
     (input_with(dys=[DY[:, :, 1:]]), "expected dys[0] of shape (3, 13, 8, 11), got (3, 13, 7, 11)"),
@@ -480,3 +503,41 @@ def test_a_direct_call_with_bad_arguments_fails_and_does_not_crash() -> None:
     for name, arguments in bad.items():
         with pytest.raises(RuntimeError, match="vleak"):
             getattr(torch.ops.vleak, name).default(*arguments)
+    for stride, padding in [([1, 1 << 62], [1, 1]), ([1, 1], [1 << 62, 1]), ([1, 1], [1 << 30, 1 << 30])]:
+        with pytest.raises(RuntimeError, match=r"vleak.*(out of range|too large)"):
+            torch.ops.vleak.conv_output([X], [W], None, stride, padding)
+        with pytest.raises(RuntimeError, match=r"vleak.*(out of range|too large)"):
+            torch.ops.vleak.conv_input([DY], [W], list(X.shape), stride, padding)
+
+
+ONES = [1, 1]
+DIRECT: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "a meta weight": ("conv_output", ([X], [W.to("meta")], None, ONES, ONES), "ws[0] on cpu like xs[0], got"),
+    "a meta bias": ("conv_output", ([X], [W], W[:, 0, 0, 0].to("meta"), ONES, ONES), "expected bias on cpu"),
+    "a meta input": ("conv_output", ([X.to("meta")], [W], None, ONES, ONES), "expected ws[0] on meta"),
+    "a second meta input": ("conv_output", ([X, X.to("meta")], [W, W], None, ONES, ONES), "xs[1] on cpu"),
+    "a meta weight backward": ("conv_input", ([DY], [W.to("meta")], list(X.shape), ONES, ONES), "ws[0] on"),
+    "a meta dy": ("conv_weight", (X, DY.to("meta"), [3, 3], ONES, ONES), "expected dy on cpu"),
+    "a meta matrix": ("product", ([M], [M.T.to("meta")]), "expected ms[0] on cpu"),
+    "no input": ("conv_output", ([], [], None, ONES, ONES), "as many xs as ws, at least one, got 0 and 0"),
+    "no dy": ("conv_input", ([], [], list(X.shape), ONES, ONES), "as many dys as ws, at least one, got 0"),
+    "no matrix": ("product", ([], []), "as many xs as ms, at least one, got 0 and 0"),
+}
+
+
+@pytest.mark.parametrize("namespace", ["vleak", "vleak_reference"])
+@pytest.mark.parametrize("name", DIRECT)
+def test_a_direct_call_with_other_devices_or_no_tensor_says_so(name: str, namespace: str) -> None:
+    operator, arguments, message = DIRECT[name]
+    with pytest.raises(InputError) as caught:
+        getattr(getattr(torch.ops, namespace), operator).default(*arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_on_meta_gives_shapes() -> None:
+    x, w, dy, m = (tensor.to("meta") for tensor in (X, W, DY, M))
+    assert torch.ops.vleak.conv_output([x], [w], None, ONES, ONES).shape == DY.shape
+    assert torch.ops.vleak.conv_input([dy], [w], list(X.shape), ONES, ONES).shape == X.shape
+    assert torch.ops.vleak.conv_weight(x, dy, [3, 3], ONES, ONES).shape == W.shape
+    assert torch.ops.vleak.product([m], [m.T]).shape == (8, 8)

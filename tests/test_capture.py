@@ -361,3 +361,78 @@ def test_outputs_must_fit_the_inputs_they_replace() -> None:
         capture(lambda values: {"z": 1.0}, values, ())  # type: ignore[dict-item]
     with pytest.raises(InputError, match="fixed names 'w'"):
         capture(lambda values: values, values, {"w"})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Layouts and places
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels last": channels_last,
+    "transposed": lambda x: x.contiguous().transpose(0, 3),
+}
+
+
+@pytest.mark.parametrize("taken", LAYOUTS)
+@pytest.mark.parametrize("returned", LAYOUTS)
+def test_what_is_carried_is_laid_out_as_it_is_taken(taken: str, returned: str) -> None:
+    values = {"x": LAYOUTS[taken](torch.rand(4, 3, 4, 4, generator=generator("layout")))}
+
+    def step(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = values["x"]
+        flat = x.permute(sorted(range(4), key=x.stride, reverse=True)).reshape(
+            -1
+        )  # a view of that layout only
+        return {"x": LAYOUTS[returned](x.sin() * flat.sum()), "objective": flat.cumsum(0).sum()}
+
+    graph = capture(step, values, ())
+    strides = values["x"].stride()
+    for _ in range(3):
+        expected, got = step({"x": values["x"]}), run(graph, values)
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+        assert got["x"].stride() == strides
+        values["x"] = got["x"]
+
+
+@pytest.mark.parametrize("taken", LAYOUTS)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_what_is_laid_out_so_already_is_not_copied(taken: str, rows: int) -> None:
+    x = LAYOUTS[taken](torch.zeros(4, 3, 4, rows)).transpose(0, 3)
+    graph = capture(lambda values: {"x": values["x"].sin()}, {"x": x}, ())
+    assert len(graph.graph.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)) == 0
+
+
+def test_numbered_places_are_taken() -> None:
+    places = torch.tensor([3, 0, 3, 1])
+
+    def function(x: Tensor) -> Tensor:
+        changed = x.index_put((places[:2],), x[:2].sin())
+        return (changed[:, places] * x[places[None]][0]).square()
+
+    model = made(around(lambda x: function(x.transpose(0, 2)).transpose(0, 2))).double()
+    values = make_values(model)
+    graph = captured(model, values)
+    torch.testing.assert_close(run(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_places_of_a_mask_are_refused(dtype: torch.dtype) -> None:
+    values = {"x": torch.zeros(3, 4), "mask": torch.ones(4).to(dtype)}
+    with pytest.raises(CaptureError, match=r"index.* shape depends on what a tensor holds"):
+        capture(lambda values: {"y": values["x"][:, values["mask"]]}, values, ())
+
+
+def test_a_mask_may_choose_what_is_overwritten() -> None:
+    values = {"x": torch.arange(4.0), "mask": torch.tensor([True, False, True, False])}
+
+    def step(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = values["x"].clone()
+        x[values["mask"]] = 7
+        return {"x": x}
+
+    assert run(capture(step, values, ()), values)["x"].tolist() == [7, 1, 7, 3]

@@ -57,6 +57,23 @@ class Fickle(Smooth):
         return super().forward(clips)[:, : CLASSES - (Fickle.calls + 1) % 2]
 
 
+def broken() -> nn.Module:
+    model = build(Smooth)
+    with torch.no_grad():
+        model.head.bias[0] = math.nan
+    return model
+
+
+class Twice(Smooth):
+    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(clips), clips
+
+
+class Refusing(Smooth):
+    def forward(self, clips: Tensor) -> Tensor:
+        raise AssertionError("too dark")
+
+
 def draw(clips: int, *seed: object) -> Tensor:
     return torch.rand(clips, 3, FRAMES, SIZE, SIZE, generator=generator("engine", clips, *seed))
 
@@ -485,6 +502,36 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
         lambda p: replace(p, model=build(Fickle)),
         ["changes shape between calls", "(1, 6)", "(1, 5)"],
     ),
+    "target of no parameter": (
+        lambda p: replace(p, target={**p.target, "tail.bias": torch.zeros(6)}),
+        ["'tail.bias'", "no such parameter"],
+    ),
+    "sparse target": (
+        lambda p: replace(p, target={**p.target, "head.bias": torch.zeros(6).to_sparse()}),
+        ["'head.bias'", "dense"],
+    ),
+    "label of no class": (lambda p: replace(p, labels=torch.tensor([CLASSES])), ["labels", "0 to 5", "[6]"]),
+    "label that is ignored": (lambda p: replace(p, labels=torch.tensor([-100])), ["labels", "[-100]"]),
+    "labels that are no integers": (
+        lambda p: replace(p, labels=torch.tensor([2.0])),
+        ["labels", "int64", "float32"],
+    ),
+    "labels in a list": (lambda p: replace(p, labels=[2]), ["labels", "tensor", "list"]),
+    "NaN in a parameter": (lambda p: replace(p, model=broken()), ["'head.bias'", "NaN"]),
+    "model of two answers": (lambda p: replace(p, model=build(Twice)), ["tuple", "class scores"]),
+    "model that raises": (lambda p: replace(p, model=build(Refusing)), ["does not take", "too dark"]),
+    "model without parameters": (
+        lambda p: replace(p, model=nn.Flatten(), target={}, masks=None),
+        ["no parameters"],
+    ),
+    "loss that is cut off": (
+        lambda p: replace(p, loss=lambda a, b: F.cross_entropy(a.detach(), b)),
+        ["loss", "depends on the parameters"],
+    ),
+    "loss that is no number": (
+        lambda p: replace(p, loss=lambda a, b: F.cross_entropy(a, b, reduction="none")),
+        ["loss", "(1,)"],
+    ),
     "labels of another batch": (
         lambda p: Problem(p.model, p.loss, torch.tensor([0, 1]), p.target),
         ["labels", "(1,)", "(2,)"],
@@ -517,7 +564,7 @@ def test_tensors_that_do_not_fit_are_named(case: str) -> None:
 def test_start_that_does_not_fit_is_refused(start: Tensor, words: list[str]) -> None:
     problem = make_problem(build(Smooth))
     with pytest.raises(InputError) as caught:
-        Loop(problem, make_descent(problem, prior=None), start)
+        Loop(problem, make_descent(problem, prior=None, prior_weight=0.0), start)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -531,6 +578,10 @@ def test_start_that_does_not_fit_is_refused(start: Tensor, words: list[str]) -> 
         ({"low": 1.0, "high": 1.0}, "native", ["box", "low 1.0", "high 1.0"]),
         ({"low": math.nan}, "native", ["box", "nan"]),
         ({"patience": -1}, "native", ["patience", "-1"]),
+        ({"iterations": 2.5}, "native", ["iterations", "2.5"]),
+        ({"smoothing": -1.0}, "native", ["smoothing", "-1.0"]),
+        ({"prior_weight": 0.5}, "native", ["prior_weight", "0.5"]),
+        ({"prior": torch.zeros(3, 4, 8, 8, device="meta")}, "native", ["prior", "meta", "cpu"]),
         ({"warmup": -2}, "native", ["warmup", "-2"]),
         ({"rule": "sgd"}, "native", ["'sgd'", "adam"]),
         ({"schedule": "linear"}, "native", ["'linear'", "cosine"]),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,6 +130,96 @@ def test_what_is_not_alike_shares_nothing(other: Callable[[], Problem]) -> None:
     got, expected = (loop(made, engine).run(3).history for engine in ("native", "reference"))
     assert programs() == 2
     assert got == pytest.approx(expected, rel=1e-4)
+
+
+class Tied(Net):
+    """Uses one of two layers twice."""
+
+    def __init__(self, which: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.c = (self.a, self.b)[which]
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.c(self.b(self.a(super().forward(clips)).tanh()).tanh())
+
+
+class Configured(Net):
+    """Reads a number from an object that may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(power=1.0)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return super().forward(clips) * 3**self.config.power
+
+
+def test_what_a_model_uses_twice_is_part_of_its_kind() -> None:
+    for which in (0, 1):
+        made = problem(build(lambda which=which: Tied(which)))
+        got, expected = (loop(made, engine).run(3).history for engine in ("native", "reference"))
+        assert got == pytest.approx(expected, rel=1e-4)
+    assert programs() == 2
+
+
+def test_what_has_changed_since_the_capture_is_captured_anew() -> None:
+    model = build(Configured)
+    loss = nn.CrossEntropyLoss()
+    made = problem(model, loss=loss)
+    for change in (lambda: None, lambda: vars(model.config).update(power=2.0),
+                   lambda: setattr(loss, "label_smoothing", 0.5)):  # fmt: skip
+        change()
+        native_loop = loop(made)
+        assert native_loop.engine == "native"
+        expected = loop(made, "reference").run(3).history
+        assert native_loop.run(3).history == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_unhashable_loss_and_a_model_that_holds_itself_are_taken() -> None:
+    @dataclass
+    class Loss:
+        weight: float = 1.0
+
+        def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return self.weight * F.cross_entropy(logits, labels)
+
+    model = build()
+    model.own = [model]
+    model.own.append(model.own)
+    made = problem(model, loss=Loss())
+    assert loop(made).run(2).history == pytest.approx(loop(made, "reference").run(2).history, rel=1e-4)
+
+
+def test_a_start_that_is_the_answer_does_not_cost_the_engine() -> None:
+    made = problem(build())
+    truth = torch.rand(SHAPE, generator=generator("truth"))
+    assert Loop(made, Descent(iterations=3), truth).engine == "native"
+    assert loop(made).engine == "native"
+
+
+def test_a_start_in_another_layout_runs_on() -> None:
+    class Last(Net):
+        def forward(self, clips: Tensor) -> Tensor:
+            return super().forward(
+                clips.permute(0, 2, 3, 4, 1).contiguous().view(1, 4, 8, 8, 3).movedim(-1, 1)
+            )
+
+    made = problem(build(Last))
+    start = torch.rand(SHAPE, generator=generator("start")).to(memory_format=torch.channels_last_3d)
+    native_loop, reference = (
+        Loop(made, Descent(iterations=9), start, engine=e) for e in ("native", "reference")
+    )
+    assert native_loop.engine == "native"
+    assert native_loop.run(5).history == pytest.approx(reference.run(5).history, rel=1e-4)
+
+
+def test_loops_on_one_model_can_be_made_in_many_threads() -> None:
+    made = problem(build())
+    expected = loop(made).run(5).history
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda index: loop(made, ("native", "reference")[index % 2]).run(5), range(12)))
+    assert all(state.history == pytest.approx(expected, rel=1e-4) for state in found)
 
 
 def test_the_cache_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:

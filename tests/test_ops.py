@@ -832,3 +832,37 @@ def test_a_direct_call_with_bad_arguments_fails_and_does_not_crash(name: str) ->
     }
     with using("native"), pytest.raises(RuntimeError, match="vleak"):
         getattr(torch.ops.vleak, name).default(*bad[name])
+
+
+SUMS = torch.zeros(3, dtype=torch.float64)
+DIRECT: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "a meta target": ("gradient_match", ([A], [A.to("meta")], [], "l2"), "targets[0] on cpu like gradients"),
+    "a meta gradient": ("gradient_match", ([A, B.to("meta")], [A, B], [], "l2"), "gradients[1] on cpu"),
+    "a meta mask": ("gradient_match", ([A], [A], [(A > 0).to("meta")], "l2"), "masks[0] of shape (3,) on"),
+    "meta sums": ("gradient_match_partial", ([A], [A], [], SUMS.to("meta"), "l2"), "on cpu, got (3,) of"),
+    "sums of CPU": ("gradient_match_partial", ([A.to("meta")],) * 2 + ([], SUMS, "l2"), "on meta, got (3,)"),
+    "nothing": ("gradient_match", ([], [], [], "l2"), "expected at least one gradient, got an empty list"),
+    "only sums": ("gradient_match_partial", ([], [], [], SUMS, "l2"), "least one gradient"),
+}
+
+
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("namespace", ["vleak", "vleak_reference"])
+def test_a_direct_call_with_other_devices_or_no_tensor_says_so(name: str, namespace: str) -> None:
+    operator, arguments, message = DIRECT[name]
+    # Native code has its own words.
+    expected = (InputError, RuntimeError) if name == "only sums" else InputError
+    with pytest.raises(expected) as caught:
+        getattr(getattr(torch.ops, namespace), operator).default(*arguments)
+    if isinstance(caught.value, InputError):
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+    else:
+        assert "vleak: gradient_match: lists differ in length" in str(caught.value)
+
+
+def test_all_on_meta_gives_shapes() -> None:
+    a, b, sums = (tensor.to("meta") for tensor in (A, B, SUMS))
+    distance, residuals = torch.ops.vleak.gradient_match([a, b], [a, b], [], "cosine")
+    assert [r.shape for r in (distance, *residuals)] == [(), A.shape, B.shape]
+    assert torch.ops.vleak.gradient_match_partial([a], [a], [], sums, "l2")[2].shape == (2,)

@@ -575,3 +575,228 @@ def test_small_products_stay() -> None:
 def test_float64_stays() -> None:
     graph, _ = of(lambda x, y: x.mm(y), ROWS, MATRIX, fixed=("y",))
     assert multiplications(PASSES["products"](graph)) == (0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory that changes, and nodes that occur twice
+
+
+def agrees(name: str, function: Callable[..., Tensor], *tensors: Tensor, rtol: float = 1e-10) -> Capture:
+    """Run one pass over a function's graph; check that it computes what the graph did, inputs included."""
+    graph, values = of(function, *tensors)
+    optimized = PASSES[name](graph)
+    copies = [{key: value.clone() for key, value in values.items()} for _ in range(2)]
+    torch.testing.assert_close(run(optimized, copies[0]), run(graph, copies[1]), rtol=rtol, atol=rtol)
+    torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
+    return optimized
+
+
+def test_a_bias_that_is_added_twice_is() -> None:
+    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        bias = z.view(1, 4, 1, 1)
+        return F.conv2d(x, y) + bias + bias
+
+    made = agrees("convolution", function, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4))
+    assert count(made, aten.add.Tensor) == 1
+
+    def of_one_twice(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        part = F.conv2d(x, y)
+        return (part + part) + z.view(1, 4, 1, 1)
+
+    agrees("convolution", of_one_twice, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4))
+
+
+def test_a_bias_of_another_type_is_added() -> None:
+    function = lambda x, y, z: F.conv2d(x, y) + z.view(1, 4, 1, 1)  # noqa: E731
+    agrees("convolution", function, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4).float())
+
+
+def test_zeros_that_were_written_to_are_no_zeros() -> None:
+    def directly(x: Tensor, y: Tensor) -> Tensor:
+        zeros = torch.zeros_like(x)
+        zeros[1:] = x[:-1]
+        return x + zeros.mm(y)
+
+    def copied(x: Tensor, y: Tensor) -> Tensor:
+        zeros = torch.zeros_like(x)
+        zeros[1:] = x[:-1]
+        return x + zeros.clone().mm(y)
+
+    def ones(x: Tensor, y: Tensor) -> Tensor:
+        ones = torch.ones_like(x)
+        ones[1:] = y[1:]
+        return x * ones.t().clone().t()
+
+    for function in (directly, copied, ones):
+        agrees("simplify", function, draw(4, 4), draw(4, 4, seed=1))
+
+
+def test_a_result_that_is_written_to_is_not_shared() -> None:
+    def one_of_several(x: Tensor) -> Tensor:
+        (first, _), (second, _) = (F.max_pool2d(x, 2, return_indices=True) for _ in range(2))
+        first[..., 0] = 0
+        return first + second
+
+    def product_of_batches(x: Tensor) -> Tensor:
+        first, second = ((x @ x[0, 0]) for _ in range(2))
+        first[..., 0] = 0
+        return first + second
+
+    for function in (one_of_several, product_of_batches):
+        agrees("simplify", function, draw(2, 3, 4, 4))
+
+
+def test_in_place_operators_keep_their_type_and_strides() -> None:
+    def type_(x: Tensor, y: Tensor) -> Tensor:
+        return x.sin().add_(y)
+
+    def strides(x: Tensor, y: Tensor) -> Tensor:
+        return x.sin()[:, 1].add_(y[:, 0])
+
+    for function in (type_, strides):
+        made = agrees("simplify", function, draw(3, 4).float(), draw(3, 4, seed=1))
+        for node in made.graph.graph.nodes:
+            if node.op == "call_function":
+                arguments = torch.fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+                again, val = node.target(*arguments[0], **arguments[1]), node.meta["val"]
+                assert (again.dtype, again.stride()) == (val.dtype, val.stride())
+
+
+def test_products_are_made_before_what_they_read_changes() -> None:
+    def rows(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        left = x.sin()
+        first = left.mm(y)
+        left[:, :1] = 0
+        return first + left.mm(z)
+
+    def term(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        base = x.mm(z).sin()
+        first = base + x.mm(y)
+        base[:, :1] = 0
+        return first + x.cos().mm(z) + base
+
+    for function in (rows, term):
+        graph, values = of(function, *(each.float() for each in (ROWS, MATRIX, MATRIX.cos())))
+        torch.testing.assert_close(
+            run(PASSES["products"](graph), values), run(graph, values), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_convolutions_are_made_before_what_they_read_changes() -> None:
+    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        frames = x.sin()
+        first = F.conv2d(frames, y)
+        frames[:, :1] = 0
+        return first + F.conv2d(frames, z)
+
+    made = agrees("convolution", function, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4, 3, 3, 3, seed=1))
+    assert bilinear(made) == (2, 0, 0)
+
+
+def test_stacked_products_are_made_before_what_they_read_changes() -> None:
+    def outer(x: Tensor, y: Tensor) -> Tensor:
+        row, total = y[:1].sin(), x.new_zeros(20, 30)
+        for column in x.split(1):
+            total = total + column.t().mm(row)
+            row[:, :1] = 0
+        return total
+
+    def rows(x: Tensor, y: Tensor) -> Tensor:
+        row, matrix = x.split(1)[0].sin(), y.t().exp()
+        products = []
+        for _ in range(4):
+            products.append(row.mm(matrix))
+            row[:, :1] += 1
+        return torch.cat(products)
+
+    agrees("stack", outer, draw(4, 20), draw(4, 30))
+    agrees("stack", rows, draw(4, 30), draw(4, 30))
+
+
+def test_factors_that_change_after_their_product_are_multiplied_before() -> None:
+    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        columns = y.sin()
+        gradient = x.t().mm(columns)
+        columns[:, :1] = 0
+        gradients, targets = [gradient, x.cos()], [z, x]
+        distance, residuals = torch.ops.vleak.gradient_match(gradients, targets, [], "l2")
+        return distance + columns.mm(residuals[0].t()).sum() + residuals[1].sum()
+
+    made = agrees("low_rank", function, draw(2, 400), draw(2, 400, seed=1), draw(400, 400))
+    assert count(made, PARTIAL) == 0
+
+
+def with_places(use: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Pool what ReLU leaves, and use it."""
+
+    def function(x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        return use(positive, *F.max_pool2d(positive, 2, return_indices=True))
+
+    return function
+
+
+def unmasked_derivative(x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        positive = F.relu(x)
+        (slope,) = torch.autograd.grad(F.max_pool2d(positive, 2).sum(), positive)
+    return slope
+
+
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "indices returned": with_places(lambda positive, pooled, places: pooled + places),
+    "another tensor read": with_places(
+        lambda positive, pooled, places: (
+            pooled + positive.cos().flatten(2).gather(2, places.flatten(2)).view_as(pooled)
+        )
+    ),
+    "derivative without a mask": unmasked_derivative,
+    "unpooled": with_places(
+        lambda positive, pooled, places: aten.max_pool2d_with_indices_backward(
+            pooled + 1, positive, [2, 2], [2, 2], [0, 0], [1, 1], False, places
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_that_others_read_stay(name: str) -> None:
+    x = draw(2, 3, 8, 8) - 1  # windows without a positive number
+    agrees("pooling", PLACES[name], x)
+
+
+def test_what_is_pooled_may_change_afterwards() -> None:
+    def before(x: Tensor) -> Tensor:
+        base = x.sin()
+        positive = F.relu(base)
+        base[..., 0] = 1
+        return F.max_pool2d(positive, 2)
+
+    def after(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            pooled = F.max_pool2d(F.relu(x), 2)
+            total = pooled.sum()
+        pooled.detach()[..., 0] = -1
+        return torch.autograd.grad(total, x)[0]
+
+    for function in (before, after):
+        agrees("pooling", function, draw(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("axes", [None, [2], [-1], [1, 2], [-2, -1], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_sums_of_what_a_pool_scatters(axes: list[int] | None, batched: bool) -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        _, places = F.max_pool2d(x, 2, return_indices=True)
+        geometry = [2, 2], [2, 2], [0, 0], [1, 1], False
+        scattered = aten.max_pool2d_with_indices_backward(y, x, *geometry, places)
+        return aten.sum.dim_IntList(scattered, axes)
+
+    shapes = ((2, 3, 8, 8), (2, 3, 4, 4)) if batched else ((3, 8, 8), (3, 4, 4))
+    made = agrees("pooling", function, *(draw(*shape) for shape in shapes))
+    rank = len(shapes[0])
+    everywhere = axes is None or {rank - 2, rank - 1} <= {axis % rank for axis in axes}
+    scatters = count(made, aten.max_pool2d_with_indices_backward.default)
+    assert scatters == (0 if everywhere else 1)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import _thread
 import math
+import os
 import platform
 import resource
+import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -267,7 +270,7 @@ def test_auto_is_native() -> None:
 def operators() -> Iterator[None]:
     """Operators in Python that say when they are called."""
     library = torch.library.Library("vleak_test_runner", "DEF")
-    for name, kernel in {"count": count, "probe": probe, "fail": fail}.items():
+    for name, kernel in {"count": count, "probe": probe, "fail": fail, "press": press}.items():
         library.define(f"{name}(Tensor x) -> Tensor")
         library.impl(name, kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"vleak_test_runner::{name}", torch.empty_like, lib=library)
@@ -296,6 +299,14 @@ def probe(x: Tensor) -> Tensor:
 def fail(x: Tensor) -> Tensor:
     if float(x.sum()) > 2:
         raise to_raise[0]
+    return x.clone()
+
+
+def press(x: Tensor) -> Tensor:
+    """Press Ctrl-C in the third iteration, in the middle of which Python would raise it."""
+    if float(x) == 2:
+        press_key()
+        time.sleep(0.2)
     return x.clone()
 
 
@@ -520,19 +531,87 @@ def test_interrupt_before_a_run_ends_that_run(executor: str) -> None:
     assert bound.run(2) == Outcome([0, 1], "done")
 
 
-@executors
-def test_a_key_press_ends_a_run_between_iterations(executor: str) -> None:
+def only_in_the_main_thread() -> None:
     if threading.current_thread() is not threading.main_thread():
-        pytest.skip("only the main thread is told of a key press")
-    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
-    timer = threading.Timer(0.2, _thread.interrupt_main)
+        pytest.skip("only the main thread is told of a signal")
+
+
+def run_until(what: Callable[[], None], bound: Bound) -> Outcome:
+    """Run until something that a timer does ends it."""
+    timer = threading.Timer(0.2, what)
     timer.start()
+    try:
+        return bound.run(ENDLESS)
+    finally:
+        timer.join()
+
+
+def press_key() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@executors
+@pytest.mark.parametrize("press", [press_key, _thread.interrupt_main], ids=["signal", "simulated"])
+def test_a_key_press_ends_a_run_and_loses_no_iteration(press: Callable[[], None], executor: str) -> None:
+    only_in_the_main_thread()
+    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
+    before = signal.getsignal(signal.SIGINT)
+    got = run_until(press, bound)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert got.reason == "interrupted"
+    assert 0 < len(got.history) < ENDLESS
+    assert got.history == [float(i) for i in range(len(got.history))]
+    assert bound.values["x"].item() == len(got.history)
     with pytest.raises(KeyboardInterrupt):
-        bound.run(ENDLESS)
-    timer.join()
-    done = bound.values["x"].item()
-    assert 0 < done < ENDLESS
-    assert bound.run(1).history == [done]
+        got.checked()
+    assert bound.run(1) == Outcome([len(got.history)], "done")
+    assert bound.run(1).checked().raised is None
+
+
+@executors
+def test_a_key_press_does_not_end_an_operator(executor: str) -> None:
+    def step(values: Values) -> Values:
+        values["in_place"] += 1
+        checked = torch.ops.vleak_test_runner.press(values["x"])
+        return {"x": checked + 1, "objective": checked.sum()}
+
+    only_in_the_main_thread()
+    bound = started(step, {"x": torch.zeros(1), "in_place": torch.zeros(1)}, executor)
+    got = bound.run(20)
+    assert isinstance(got.raised, KeyboardInterrupt)
+    assert len(got.history) == bound.values["x"].item() == bound.values["in_place"].item() == 3
+
+
+@executors
+def test_other_signals_lose_no_iteration(executor: str) -> None:
+    def leave(*_: object) -> None:
+        raise SystemExit(3)
+
+    only_in_the_main_thread()
+    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        got = run_until(lambda: os.kill(os.getpid(), signal.SIGTERM), bound)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert got.reason == "interrupted"
+    assert 0 < len(got.history) < ENDLESS
+    with pytest.raises(SystemExit):
+        got.checked()
+
+
+@executors
+def test_a_handler_that_raises_nothing_ends_the_run_alone(executor: str) -> None:
+    only_in_the_main_thread()
+    seen: list[int] = []
+    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        got = run_until(press_key, bound)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [signal.SIGINT]
+    assert (got.reason, got.raised) == ("interrupted", None)
 
 
 @executors

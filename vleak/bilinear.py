@@ -11,6 +11,7 @@ digits, since products and sums are fused where the machine can.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,13 @@ from vleak.ops import _check_dtype, _check_like, _check_same_kind, _declare, _op
 
 __all__ = ["conv_input", "conv_output", "conv_weight", "product"]
 
+# Beyond these no padded input fits into memory, and products of sizes into 64 bits.
+_LARGEST_SIZE = 2**31 - 1
+_LARGEST_INPUT = 2**40
+
 # ---------------------------------------------------------------------------------------------------------
-# Checks
+# Checks: those of the public functions are also those of the fake kernels, which PyTorch calls as soon as one
+# tensor is on "meta", wherever the others are
 
 
 def _check_axes(op: str, name: str, tensor: Tensor) -> None:
@@ -42,6 +48,8 @@ def _check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
                 f"{op}: expected {name} to be {axes} integers >= {least}, one a spatial axis, "
                 f"got {list(values)}"
             )
+        if any(value > _LARGEST_SIZE for value in values):
+            raise InputError(f"{op}: expected {name} of at most {_LARGEST_SIZE} each, got {list(values)}")
 
 
 def _output_shape(
@@ -54,7 +62,12 @@ def _output_shape(
             f"an input of shape {tuple(x)}, got {tuple(w)}; groups are not supported"
         )
     _check_settings(op, len(x) - 2, stride=stride, padding=padding)
-    room = [size + 2 * pad - kernel for size, pad, kernel in zip(x[2:], padding, w[2:], strict=True)]
+    padded = [size + 2 * pad for size, pad in zip(x[2:], padding, strict=True)]
+    if math.prod(padded) > _LARGEST_INPUT:
+        raise InputError(
+            f"{op}: the input {tuple(x[2:])} with padding {tuple(padding)} is too large; use less padding"
+        )
+    room = [size - kernel for size, kernel in zip(padded, w[2:], strict=True)]
     if min(room) < 0:
         raise InputError(
             f"{op}: the kernel {tuple(w[2:])} is larger than the input {tuple(x[2:])} with padding "
@@ -63,11 +76,15 @@ def _output_shape(
     return [x[0], w[0], *(space // step + 1 for space, step in zip(room, stride, strict=True))]
 
 
-def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
-    if not inputs or len(inputs) != len(ws):
+def _check_lengths(op: str, names: tuple[str, str], left: list[Tensor], right: list[Tensor]) -> None:
+    if not left or len(left) != len(right):
         raise InputError(
-            f"{op}: expected as many {name} as ws, at least one, got {len(inputs)} and {len(ws)}"
+            f"{op}: expected as many {names[0]} as {names[1]}, at least one, got {len(left)} and {len(right)}"
         )
+
+
+def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
+    _check_lengths(op, (name, "ws"), inputs, ws)
     _check_dtype(op, f"{name}[0]", inputs[0])
     _check_axes(op, f"{name}[0]", inputs[0])
     for label, tensors in ((name, inputs), ("ws", ws)):
@@ -75,6 +92,49 @@ def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> 
             _check_same_kind(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0])
             advice = f"all {label} need one shape"
             _check_like(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0], tensors[0].shape, advice)
+
+
+def _checked_output(
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    """Return the shape of conv_output's result."""
+    op = "conv_output"
+    _check_pairs(op, "xs", xs, ws)
+    shape = _output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
+    if bias is not None:
+        advice = "it holds one number an output channel"
+        _check_like(op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], advice)
+    return shape
+
+
+def _check_input(
+    dys: list[Tensor],
+    ws: list[Tensor],
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> None:
+    op = "conv_input"
+    _check_pairs(op, "dys", dys, ws)
+    if len(input_shape) != dys[0].ndim:
+        raise InputError(
+            f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
+        )
+    expected = _output_shape(op, input_shape, ws[0].shape, stride, padding)
+    _check_like(op, "dys[0]", dys[0], "dys[0]", dys[0], expected, "that is the output for input_shape")
+
+
+def _check_weight(
+    x: Tensor, dy: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> None:
+    op = "conv_weight"
+    _check_dtype(op, "x", x)
+    _check_axes(op, "x", x)
+    _check_same_kind(op, "dy", dy, "x", x)
+    _check_axes(op, "dy", dy)
+    _check_settings(op, x.ndim - 2, kernel=kernel)
+    expected = _output_shape(op, x.shape, (dy.shape[1], x.shape[1], *kernel), stride, padding)
+    _check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -105,14 +165,9 @@ def conv_output(
         InputError: lists of different lengths, shapes, dtypes or devices that disagree, or a kernel that is
             larger than the padded input.
     """
-    op, xs, ws = "conv_output", list(xs), list(ws)
-    _check_pairs(op, "xs", xs, ws)
-    _output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
-    if bias is not None:
-        _check_like(
-            op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], "it holds one number an output channel"
-        )
-    return _call(op, xs[0].device, xs, ws, bias, list(stride), list(padding))
+    xs, ws = list(xs), list(ws)
+    _checked_output(xs, ws, bias, stride, padding)
+    return _call("conv_output", xs[0].device, xs, ws, bias, list(stride), list(padding))
 
 
 def conv_input(
@@ -137,15 +192,9 @@ def conv_input(
     Raises:
         InputError: as :func:`conv_output`; or dys do not have the shape that ``input_shape`` leads to.
     """
-    op, dys, ws = "conv_input", list(dys), list(ws)
-    _check_pairs(op, "dys", dys, ws)
-    if len(input_shape) != dys[0].ndim:
-        raise InputError(
-            f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
-        )
-    expected = _output_shape(op, input_shape, ws[0].shape, stride, padding)
-    _check_like(op, "dys[0]", dys[0], "dys[0]", dys[0], expected, "that is the output for input_shape")
-    return _call(op, dys[0].device, dys, ws, list(input_shape), list(stride), list(padding))
+    dys, ws = list(dys), list(ws)
+    _check_input(dys, ws, input_shape, stride, padding)
+    return _call("conv_input", dys[0].device, dys, ws, list(input_shape), list(stride), list(padding))
 
 
 def conv_weight(
@@ -165,15 +214,8 @@ def conv_weight(
     Raises:
         InputError: as :func:`conv_output`; or dy does not have the shape that x leads to.
     """
-    op = "conv_weight"
-    _check_dtype(op, "x", x)
-    _check_axes(op, "x", x)
-    _check_same_kind(op, "dy", dy, "x", x)
-    _check_axes(op, "dy", dy)
-    _check_settings(op, x.ndim - 2, kernel=kernel)
-    expected = _output_shape(op, x.shape, (dy.shape[1], x.shape[1], *kernel), stride, padding)
-    _check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
-    return _call(op, x.device, x, dy, list(kernel), list(stride), list(padding))
+    _check_weight(x, dy, kernel, stride, padding)
+    return _call("conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding))
 
 
 def _call(name: str, device: torch.device, *arguments: Any) -> Tensor:
@@ -185,6 +227,8 @@ def _call(name: str, device: torch.device, *arguments: Any) -> Tensor:
 def _output_kernel(
     xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
 ) -> Tensor:
+    # A call without any tensor comes here, past the checks.
+    _check_lengths("conv_output", ("xs", "ws"), xs, ws)
     conv = torch.nn.functional.conv2d if xs[0].ndim == 4 else torch.nn.functional.conv3d
     total = conv(xs[0], ws[0], bias, stride, padding)
     for x, w in zip(xs[1:], ws[1:], strict=True):
@@ -195,7 +239,7 @@ def _output_kernel(
 def _output_fake(
     xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
 ) -> Tensor:
-    return xs[0].new_empty(_output_shape("conv_output", xs[0].shape, ws[0].shape, stride, padding))
+    return xs[0].new_empty(_checked_output(xs, ws, bias, stride, padding))
 
 
 def _backward(
@@ -211,6 +255,7 @@ def _backward(
 def _input_kernel(
     dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
+    _check_lengths("conv_input", ("dys", "ws"), dys, ws)
     x = dys[0].new_empty(input_shape)
     found = [
         _backward(dy, x, w, stride, padding, [True, False, False])[0] for dy, w in zip(dys, ws, strict=True)
@@ -221,6 +266,7 @@ def _input_kernel(
 def _input_fake(
     dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
+    _check_input(dys, ws, input_shape, stride, padding)
     return dys[0].new_empty(input_shape)
 
 
@@ -230,6 +276,7 @@ def _weight_kernel(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], 
 
 
 def _weight_fake(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    _check_weight(x, dy, kernel, stride, padding)
     return x.new_empty([dy.shape[1], x.shape[1], *kernel])
 
 
@@ -270,9 +317,14 @@ def product(xs: Sequence[Tensor], ms: Sequence[Tensor]) -> Tensor:
     Raises:
         InputError: lists of different lengths, or shapes, dtypes or devices that disagree.
     """
-    op, xs, ms = "product", list(xs), list(ms)
-    if not xs or len(xs) != len(ms):
-        raise InputError(f"{op}: expected as many xs as ms, at least one, got {len(xs)} and {len(ms)}")
+    xs, ms = list(xs), list(ms)
+    _check_products(xs, ms)
+    return _call("product", xs[0].device, xs, ms)
+
+
+def _check_products(xs: list[Tensor], ms: list[Tensor]) -> None:
+    op = "product"
+    _check_lengths(op, ("xs", "ms"), xs, ms)
     _check_dtype(op, "xs[0]", xs[0])
     for name, tensors in (("xs", xs), ("ms", ms)):
         for index, tensor in enumerate(tensors):
@@ -285,10 +337,10 @@ def product(xs: Sequence[Tensor], ms: Sequence[Tensor]) -> Tensor:
         _check_like(op, f"xs[{index}]", x, "xs[0]", xs[0], sizes[0], "all xs need as many rows")
         advice = "as many rows as xs has columns, and all ms as many columns"
         _check_like(op, f"ms[{index}]", m, "xs[0]", xs[0], sizes[1], advice)
-    return _call(op, xs[0].device, xs, ms)
 
 
 def _product_kernel(xs: list[Tensor], ms: list[Tensor]) -> Tensor:
+    _check_lengths("product", ("xs", "ms"), xs, ms)
     total = xs[0] @ ms[0]
     for x, m in zip(xs[1:], ms[1:], strict=True):
         total = torch.addmm(total, x, m)
@@ -296,6 +348,7 @@ def _product_kernel(xs: list[Tensor], ms: list[Tensor]) -> Tensor:
 
 
 def _product_fake(xs: list[Tensor], ms: list[Tensor]) -> Tensor:
+    _check_products(xs, ms)
     return xs[0].new_empty(xs[0].shape[0], ms[0].shape[1])
 
 

@@ -235,12 +235,7 @@ def gradient_match(
 
 def _check_lists(gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], kind: str) -> None:
     op = "gradient_match"
-    _check_choice(op, "kind", kind, _KINDS)
-    if not gradients:
-        raise InputError(f"{op}: expected at least one gradient, got an empty list; pass one a parameter")
-    for name, tensors in (("targets", targets), ("masks", masks)):
-        if len(tensors) != len(gradients) and (tensors or name == "targets"):
-            raise InputError(f"{op}: expected {len(gradients)} {name}, one a gradient, got {len(tensors)}")
+    _check_lengths(gradients, targets, masks, kind)
     first = gradients[0]
     for index, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
         _check_same_kind(op, f"gradients[{index}]", gradient, "gradients[0]", first)
@@ -250,6 +245,16 @@ def _check_lists(gradients: list[Tensor], targets: list[Tensor], masks: list[Ten
             raise InputError(f"{op}: targets are constants, but targets[{index}] requires grad; detach it")
     for index, (gradient, mask) in enumerate(zip(gradients, masks, strict=False)):
         _check_mask(op, f"masks[{index}]", mask, gradient)
+
+
+def _check_lengths(gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], kind: str) -> None:
+    op = "gradient_match"
+    _check_choice(op, "kind", kind, _KINDS)
+    if not gradients:
+        raise InputError(f"{op}: expected at least one gradient, got an empty list; pass one a parameter")
+    for name, tensors in (("targets", targets), ("masks", masks)):
+        if len(tensors) != len(gradients) and (tensors or name == "targets"):
+            raise InputError(f"{op}: expected {len(gradients)} {name}, one a gradient, got {len(tensors)}")
 
 
 def _check_mask(op: str, name: str, mask: Tensor, gradient: Tensor) -> None:
@@ -266,6 +271,8 @@ def _check_mask(op: str, name: str, mask: Tensor, gradient: Tensor) -> None:
 def _match_kernel(
     gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], kind: str
 ) -> tuple[Tensor, list[Tensor]]:
+    # A call without any tensor comes here, past the checks.
+    _check_lengths(gradients, targets, masks, kind)
     if masks:
         gradients = [torch.where(mask, g, 0.0) for g, mask in zip(gradients, masks, strict=True)]
         targets = [torch.where(mask, t, 0.0) for t, mask in zip(targets, masks, strict=True)]
@@ -314,6 +321,8 @@ def _residuals(gradients: list[Tensor], targets: list[Tensor], factors: Tensor, 
 def _match_fake(
     gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], kind: str
 ) -> tuple[Tensor, list[Tensor]]:
+    # PyTorch comes here as soon as one tensor is on "meta", wherever the others are.
+    _check_lists(gradients, targets, masks, kind)
     return gradients[0].new_empty(()), [g.new_empty(g.shape) for g in gradients]
 
 
@@ -344,6 +353,8 @@ _differentiate("gradient_match", _match_setup, _match_backward)
 def _match_partial_kernel(
     gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], sums: Tensor, kind: str
 ) -> tuple[Tensor, list[Tensor], Tensor]:
+    # A call without any tensor comes here, past the checks.
+    _check_lengths(gradients, targets, masks, kind)
     if masks:
         gradients = [torch.where(mask, g, 0.0) for g, mask in zip(gradients, masks, strict=True)]
         targets = [torch.where(mask, t, 0.0) for t, mask in zip(targets, masks, strict=True)]
@@ -355,6 +366,12 @@ def _match_partial_kernel(
 def _match_partial_fake(
     gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], sums: Tensor, kind: str
 ) -> tuple[Tensor, list[Tensor], Tensor]:
+    _check_lists(gradients, targets, masks, kind)
+    if sums.dtype != torch.float64 or sums.shape != (3,) or sums.device != gradients[0].device:
+        raise InputError(
+            f"gradient_match_partial: expected sums to be 3 float64 numbers on {gradients[0].device}, "
+            f"got {tuple(sums.shape)} of {sums.dtype} on {sums.device}"
+        )
     return gradients[0].new_empty(()), [g.new_empty(g.shape) for g in gradients], gradients[0].new_empty(2)
 
 

@@ -65,6 +65,10 @@ void check_alike(const Tensor& tensor, const Tensor& like) {
         "tensors differ in kind");
 }
 
+// Beyond these no padded input fits into memory, and products of sizes into 64 bits; see vleak/bilinear.py.
+constexpr int64_t kLargestSize = (int64_t{1} << 31) - 1;
+constexpr int64_t kLargestInput = int64_t{1} << 40;
+
 struct Geometry {
   std::array<int64_t, 5> input;
   std::array<int64_t, 5> output;
@@ -73,7 +77,7 @@ struct Geometry {
   std::array<int64_t, 3> padding;
 };
 
-// input: sizes of x; weight: sizes of w. Says also what y must be.
+// input: sizes of x; weight: sizes of w. Says also what y must be: the stride found does not tell.
 Geometry geometry(const Sizes& input, const Sizes& weight, const Sizes& stride, const Sizes& padding) {
   check((input.size() == 4 || input.size() == 5) && weight.size() == input.size() &&
             stride.size() + 2 == input.size() && padding.size() + 2 == input.size(),
@@ -82,12 +86,20 @@ Geometry geometry(const Sizes& input, const Sizes& weight, const Sizes& stride, 
   Geometry found{five(input, 1), five(input, 1), {}, spatial(stride, 1), spatial(padding, 0)};
   found.kernel = spatial(Sizes(weight.begin() + 2, weight.end()), 1);
   found.output[1] = weight[0];
+  int64_t entries = 1;
   for (int axis = 0; axis < 3; ++axis) {
-    check(found.kernel[axis] > 0 && found.stride[axis] > 0 && found.padding[axis] >= 0,
-          "bad kernel, stride or padding");
-    const int64_t room = found.input[2 + axis] + 2 * found.padding[axis] - found.kernel[axis];
-    check(room >= 0, "the kernel is larger than the padded input");
-    found.output[2 + axis] = room / found.stride[axis] + 1;
+    const int64_t size = found.input[2 + axis], kernel = found.kernel[axis];
+    int64_t& stride = found.stride[axis];
+    check(kernel > 0 && stride > 0 && found.padding[axis] >= 0, "bad kernel, stride or padding");
+    check(size >= 0 && std::max({size, kernel, stride, found.padding[axis]}) <= kLargestSize,
+          "a size is out of range");
+    const int64_t padded = size + 2 * found.padding[axis];
+    check(padded >= kernel, "the kernel is larger than the padded input");
+    check(padded <= kLargestInput / std::max<int64_t>(1, entries), "the padded input is too large");
+    entries *= padded;
+    found.output[2 + axis] = (padded - kernel) / stride + 1;
+    // Its only output is the same for every stride, but the phases of a large one would be planned each.
+    if (found.output[2 + axis] == 1 && stride > kernel) stride = 1;
   }
   return found;
 }
@@ -191,7 +203,10 @@ Tensor conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::optional
   const Tensor output = new_contiguous(xs[0], like_input(g.output, xs[0].dim()));
   if (output.numel() == 0) return output;
   Axes axes;
-  for (int i = 0; i < 3; ++i) axes[i] = forward_axis(g.input[2 + i], g.kernel[i], g.stride[i], g.padding[i]);
+  for (int i = 0; i < 3; ++i) {
+    axes[i] = forward_axis(g.input[2 + i], g.kernel[i], g.stride[i], g.padding[i]);
+    axes[i].count = g.output[2 + i];
+  }
   with_type(xs[0], [&](auto zero) {
     using T = decltype(zero);
     std::vector<T> add(g.output[1], T(0));
@@ -202,14 +217,24 @@ Tensor conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::optional
   return output;
 }
 
+// Phases of the stride that an entry of the input has: of a stride above the input, no more than entries.
+std::array<int64_t, 3> phases_of(const Geometry& g) {
+  std::array<int64_t, 3> phases{};
+  for (int i = 0; i < 3; ++i) phases[i] = std::min(g.stride[i], g.input[2 + i]);
+  return phases;
+}
+
 std::vector<Axes> input_parts(const Geometry& g) {
   std::vector<Axes> parts;
+  const std::array<int64_t, 3> phases = phases_of(g);
   const auto axis = [&](int i, int64_t phase) {
-    return backward_axis(g.input[2 + i], g.kernel[i], g.stride[i], g.padding[i], phase);
+    Axis found = backward_axis(g.input[2 + i], g.kernel[i], g.stride[i], g.padding[i], phase);
+    found.size = g.output[2 + i];
+    return found;
   };
-  for (int64_t t = 0; t < g.stride[0]; ++t) {
-    for (int64_t i = 0; i < g.stride[1]; ++i) {
-      for (int64_t j = 0; j < g.stride[2]; ++j) parts.push_back({axis(0, t), axis(1, i), axis(2, j)});
+  for (int64_t t = 0; t < phases[0]; ++t) {
+    for (int64_t i = 0; i < phases[1]; ++i) {
+      for (int64_t j = 0; j < phases[2]; ++j) parts.push_back({axis(0, t), axis(1, i), axis(2, j)});
     }
   }
   return parts;
@@ -232,7 +257,7 @@ void weave_parts(const std::vector<View<T>>& parts, const Geometry& g, const Ten
   for (const View<T>& part : parts) from.push_back(part.data);
   const int64_t lines = output.numel() / g.input[4];
   parallel_for(0, lines, grain(kCopyGrain, g.input[4]), [&](int64_t begin, int64_t end) {
-    weave(from, g.stride, g.input, begin, end, output.mutable_data_ptr<T>());
+    weave(from, phases_of(g), g.input, begin, end, output.mutable_data_ptr<T>());
   });
 }
 

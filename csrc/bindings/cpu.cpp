@@ -74,7 +74,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> gradient_match_partial(std::vect
                                                                        std::vector<Tensor> masks, Tensor sums,
                                                                        std::string kind) {
   check_lists(gradients, targets, masks);
-  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.numel() == 3 && sums.is_contiguous(),
+  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.numel() == 3 && sums.is_contiguous() &&
+                      sums.device() == gradients[0].device(),
                   "vleak: gradient_match_partial: sums do not match");
   gradients = dense(gradients);
   targets = dense(targets);

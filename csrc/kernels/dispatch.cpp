@@ -4,10 +4,8 @@
 #include <cstring>
 
 #define VLEAK_CPU_KERNELS(variant, T)                                                                       \
-  {                                                                                                         \
-    variant::match_sums<T>, variant::match_residuals<T>, variant::tv_planes<T>, variant::descend_planes<T>, \
-        variant::tile<T>, variant::block_product<T>, variant::tile_limits<T>                                \
-  }
+  {variant::match_sums<T>, variant::match_residuals<T>, variant::tv_planes<T>,  variant::descend_planes<T>, \
+   variant::tile<T>,       variant::block_product<T>,   variant::tile_limits<T>}
 
 namespace vleak {
 namespace {

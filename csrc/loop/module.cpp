@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #ifdef __linux__
 #include <malloc.h>
@@ -235,9 +236,11 @@ py::object prepare(Bound& bound) {
   }
 }
 
-void check_signals() {
+// Lets the handlers of signals run, which may raise; then says whether the run shall end.
+bool pause(const py::object& asked) {
   py::gil_scoped_acquire held;
   if (PyErr_CheckSignals()) throw py::error_already_set();
+  return asked().cast<bool>();
 }
 
 const char* word(Reason reason) {
@@ -254,16 +257,20 @@ const char* word(Reason reason) {
   return "";
 }
 
-// Returns (history, why it ended, failure or None).
-py::tuple run(Bound& bound, int64_t n, const py::object& table, int64_t patience, double tolerance) {
+// Returns (history, why it ended, failure or None): nothing that ends a run may lose what it did before. What
+// the handler of a signal raised is a failure of no operator. asked: whether to end between two iterations.
+py::tuple run(Bound& bound, int64_t n, const py::object& table, int64_t patience, double tolerance,
+              const py::object& asked) {
   const at::Tensor rows = table.is_none() ? at::Tensor() : tensor(table);
   std::vector<double> history;
   try {
-    const Reason reason =
-        without_gil([&] { return bound.run(n, rows, {patience, tolerance}, history, check_signals); });
+    const Reason reason = without_gil(
+        [&] { return bound.run(n, rows, {patience, tolerance}, history, [&] { return pause(asked); }); });
     return py::make_tuple(history, word(reason), py::none());
   } catch (const StepError& error) {
     return py::make_tuple(history, "failed", failure(error));
+  } catch (const py::error_already_set& raised) {
+    return py::make_tuple(history, "interrupted", py::make_tuple("", raised.value()));
   }
 }
 
@@ -281,6 +288,8 @@ py::list outputs(const Bound& bound) {
 // then clears their pages anew: up to half of an iteration's time.
 void keep_memory() {
 #ifdef __GLIBC__
+  // What the user has asked glibc for stands.
+  if (std::getenv("MALLOC_MMAP_THRESHOLD_") || std::getenv("MALLOC_TRIM_THRESHOLD_")) return;
   constexpr int kOldGlibcsLimit = 32 << 20;
   if (!mallopt(M_MMAP_THRESHOLD, 1 << 30)) mallopt(M_MMAP_THRESHOLD, kOldGlibcsLimit);
   mallopt(M_TRIM_THRESHOLD, -1);

@@ -110,13 +110,13 @@ bool Bound::stalled(double objective, Plateau plateau) {
 }
 
 Reason Bound::run(int64_t n, const at::Tensor& table, Plateau plateau, std::vector<double>& history,
-                  const std::function<void()>& pause) {
+                  const std::function<bool()>& pause) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   auto paused = std::chrono::steady_clock::now();
   for (int64_t i = 0; i < n; ++i) {
     if (interrupted_.exchange(false)) return Reason::interrupted;
     if (const auto now = std::chrono::steady_clock::now(); now - paused > kBetweenPauses) {
-      pause();
+      if (pause()) return Reason::interrupted;
       paused = std::chrono::steady_clock::now();
     }
     if (program_->settings) slots_[*program_->settings] = table.select(0, i);

@@ -91,9 +91,10 @@ class Bound {
 
   // Runs up to n iterations and appends their objectives to `history`. Row i of `table`, which is on the
   // device of the settings and has their type, is what iteration i sees of them. `pause` is called now and
-  // then between iterations and may throw. Values that are carried are never those of half an iteration.
+  // then between iterations: true ends the run, and it may throw. Values that are carried are never those of
+  // half an iteration.
   Reason run(int64_t n, const at::Tensor& table, Plateau plateau, std::vector<double>& history,
-             const std::function<void()>& pause);
+             const std::function<bool()>& pause);
 
   void interrupt() { interrupted_ = true; }
   const at::Tensor& value(int slot) const { return slots_[slot].toTensor(); }

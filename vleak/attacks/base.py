@@ -81,6 +81,7 @@ class Reconstruction:
         restarts: restarts run.
         objective: the attack's own objective of this answer; NaN for attackers without one.
         history: objective per iteration of the chosen restart.
+        nan_at: iteration at which the chosen restart's objective became NaN and ended it; else None.
         flags: health flags that the attack raises about itself.
         seconds: wall time.
     """
@@ -93,6 +94,7 @@ class Reconstruction:
     restarts: int = 0
     objective: float = math.nan
     history: tuple[float, ...] = ()
+    nan_at: int | None = None
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
 

@@ -109,6 +109,7 @@ class Matching(Attack):
             restarts=sum(bool(state.history) for state in states),
             objective=chosen.best_objective if math.isfinite(chosen.best_objective) else math.nan,
             history=tuple(chosen.history),
+            nan_at=chosen.nan_at,
             flags=health(chosen),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -197,7 +197,7 @@ class _Runs(Protocol):
     @property
     def values(self) -> dict[str, Tensor]: ...
 
-    def run(self, n: int, table: Tensor, /) -> object: ...
+    def run(self, n: int, table: Tensor, /) -> Outcome | None: ...
 
 
 def _bound(many: Capture, values: Values) -> _Runs:
@@ -241,10 +241,13 @@ class Batch:
             rows = self._rows(tables)
             active = torch.tensor([trial in tables for trial in range(len(self._known))])
             self._bound.values["books:active"].copy_(active)
-            self._bound.run(len(rows), rows)
-            found = outcomes(self._bound.values, self._known, len(rows))
+            ran = self._bound.run(len(rows), rows)
+            # A CUDA graph, which nothing interrupts, returns nothing.
+            raised = None if ran is None else ran.raised
+            length = len(rows) if ran is None else len(ran.history)
+            found = outcomes(self._bound.values, self._known, length)
             self._known = [known + len(each.history) for known, each in zip(self._known, found, strict=True)]
-        return {trial: found[trial] for trial in tables}
+        return {trial: replace(found[trial], raised=raised) for trial in tables}
 
     def _rows(self, tables: Mapping[int, Tensor]) -> Tensor:
         # Trials that rest see some other's settings: what they make of them is thrown away.
@@ -270,6 +273,6 @@ class Member:
         while len(history) < n:
             outcome = self.batch.run({self.trial: table[len(history) : n]})[self.trial]
             history += outcome.history
-            if outcome.reason != "done" or not outcome.history:
-                return Outcome(history, outcome.reason)
+            if outcome.raised is not None or outcome.reason != "done" or not outcome.history:
+                return Outcome(history, outcome.reason, outcome.raised)
         return Outcome(history, "done")

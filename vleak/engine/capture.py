@@ -151,7 +151,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the node of every output, or what is no tensor as it is."""
         try:
             with _tracing, math_attention(), _PlainLstm(), self:
-                returned = step(dict(self._inputs))
+                returned = {
+                    name: _laid_out(value, self._inputs.get(name))
+                    for name, value in step(dict(self._inputs)).items()
+                }
             return {name: self._find(value) for name, value in returned.items()}
         except VleakError:
             raise
@@ -164,7 +167,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = dict(kwargs or {})
         if torch.Tag.data_dependent_output in func.tags and not _any_meta(args):
             return func(*args, **kwargs)  # of a constant
-        _check_operator(func)
+        _check_operator(func, args)
         self._running = func
         node = self.graph.call_function(func, *torch.fx.node.map_aggregate((args, kwargs), self._find))  # type: ignore[arg-type]
         if any(argument.name == "device" for argument in func._schema.arguments):
@@ -239,6 +242,18 @@ def _plain(args: tuple[Any, ...]) -> bool:
     return all(each.is_contiguous() for each in args if isinstance(each, Tensor))
 
 
+def _laid_out(value: Any, taken: Tensor | None) -> Any:
+    """Copy an output into the strides as which the next iteration takes it: its views fit no others."""
+    if not isinstance(value, Tensor) or taken is None or value.shape != taken.shape:
+        return value  # kept, carried nowhere, or refused
+    pairs = zip(value.shape, value.stride(), taken.stride(), strict=True)
+    if all(mine == its for size, mine, its in pairs if size > 1):
+        return value
+    order = sorted(range(taken.ndim), key=taken.stride, reverse=True)
+    back = sorted(range(taken.ndim), key=order.__getitem__)
+    return value.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
+
+
 def empty_like(meta: Tensor) -> Tensor:
     """Return another meta tensor of the same shape, strides and type."""
     return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=_META)
@@ -266,14 +281,21 @@ def _without_contents(value: Any) -> Any:
     return empty_like(value)
 
 
-def _check_operator(func: Any) -> None:
+def _check_operator(func: Any, args: tuple[Any, ...]) -> None:
     """Refuse an operator whose result depends on more than a graph can hold."""
     if torch.Tag.nondeterministic_seeded in func.tags:
         raise CaptureError(f"{func} draws random numbers; put the model in eval mode")
     if torch.Tag.data_dependent_output in func.tags:
         raise CaptureError(f"{func} reads what a tensor holds into Python (an .item() or an if on a tensor)")
-    if torch.Tag.dynamic_output_shape in func.tags:
+    if torch.Tag.dynamic_output_shape in func.tags and not _at_places(func, args):
         raise CaptureError(f"{func} has a result whose shape depends on what a tensor holds")
+
+
+def _at_places(func: Any, args: tuple[Any, ...]) -> bool:
+    """Tell whether a call reads a tensor at numbered places, as opposed to what a mask selects."""
+    if func is not torch.ops.aten.index.Tensor:
+        return False
+    return not any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
 
 
 def _explain(error: Exception, running: Any) -> str:
@@ -323,6 +345,9 @@ def _viewed(node: Node) -> Node | None:
         source = node.args[0]
         assert isinstance(source, Node)
         return source if _viewed(source) is not None else None
+    if target is torch.ops.aten._unsafe_view.default:  # its schema does not say so
+        source = node.args[0]
+        return source if isinstance(source, Node) else None
     shared = {each for r in target._schema.returns if r.alias_info for each in r.alias_info.before_set}
     for argument, value in zip(target._schema.arguments, node.args, strict=False):
         if argument.alias_info is not None and argument.alias_info.before_set & shared:

@@ -18,8 +18,8 @@ from torch import Tensor
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
 from vleak.engine.native import Found, program_for
-from vleak.engine.problem import Descent, Problem, State, check
-from vleak.engine.runner import Outcome, Plateau
+from vleak.engine.problem import Descent, Problem, State, check, lock_of
+from vleak.engine.runner import KeyPress, Outcome, Plateau, Reason
 from vleak.engine.stages import Stage, divide, resize
 from vleak.engine.steps import STATE, Step, Values, first_values, settings_table
 from vleak.errors import InputError, unknown_name
@@ -68,17 +68,20 @@ class Loop:
         """
         if engine not in ENGINES:
             raise unknown_name("engine", engine, ENGINES)
-        check(problem, descent, start)
-        self.problem, self.descent = problem, descent
-        self.state = State(start.clone(), start.clone())
-        self.plateau = Plateau(descent.patience, descent.tolerance)
-        self._stages = divide(problem, descent, start)
-        programs = [] if engine == "reference" else self._prepared(engine)
-        # One engine for all of a descent, so that there is one to name.
-        complete = len(programs) == len(self._stages)
-        self.engine = programs[-1].engine if complete else "reference"
-        self._programs = programs if complete else []
-        self._begin(0)
+        with lock_of(problem.model):
+            check(problem, descent, start)
+            self.problem, self.descent = problem, descent
+            # The layout of a start must not decide which views of it a captured iteration can take.
+            start = start.contiguous()
+            self.state = State(start.clone(), start.clone())
+            self.plateau = Plateau(descent.patience, descent.tolerance)
+            self._stages = divide(problem, descent, start)
+            programs = [] if engine == "reference" else self._prepared(engine)
+            # One engine for all of a descent, so that there is one to name.
+            complete = len(programs) == len(self._stages)
+            self.engine = programs[-1].engine if complete else "reference"
+            self._programs = programs if complete else []
+            self._begin(0)
 
     def run(
         self,
@@ -106,15 +109,19 @@ class Loop:
         while len(history) < last and not self._ended() and not (stop is not None and stop()):
             pause = min(last, len(history) + every)
             while len(table := self.upcoming(pause - len(history))):
-                self.take(self.bound.run(len(table), table))
+                outcome = self.bound.run(len(table), table)
+                self.take(outcome)
+                # Ctrl-C: the iterations that were done count, and are in the state by now.
+                outcome.checked()
             if progress is not None:
                 progress(len(history))
         return self.state
 
     def distance_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return D(dL/dw(x), target), a scalar, and its derivative by x, as the reference engine has them."""
-        values = first_values(self.problem, self.descent, x)
-        with ops.use_reference(), math_attention(), differentiable_rnn(self.problem.model):
+        model = self.problem.model
+        with lock_of(model), ops.use_reference(), math_attention(), differentiable_rnn(model):
+            values = first_values(self.problem, self.descent, x)
             return self._stages[-1].step.evaluate(values, x)
 
     def _prepared(self, engine: str) -> list[Found]:
@@ -132,7 +139,9 @@ class Loop:
         return values | {"settings": settings_table(stage.descent, 0, 1)[0].to(self.state.x.device)}
 
     def _begin(self, at: int) -> None:
-        stage, values = self._stages[at], self._values(self._stages[at])
+        stage = self._stages[at]
+        with lock_of(self.problem.model):
+            values = self._values(stage)
         self._at, self._done = at, 0
         self.bound: Runs = (
             self._programs[at].program.bind(values, self.plateau)
@@ -197,16 +206,22 @@ class _Eager:
     def run(self, n: int, table: Tensor) -> Outcome:
         """Run up to n iterations; row i of the table is what iteration i sees as "settings"."""
         history: list[float] = []
-        with ops.use_reference(), math_attention(), differentiable_rnn(self._step.model):
+        reason: Reason = "done"
+        contexts = math_attention(), differentiable_rnn(self._step.model)
+        with KeyPress() as key, ops.use_reference(), contexts[0], contexts[1]:
             for row in table[:n]:
-                after = self._step({**self.values, "settings": row})
-                history.append(float(after["objective"]))
-                if math.isnan(history[-1]):
-                    return Outcome(history, "nan")
-                self.values |= {name: value for name, value in after.items() if name in self.values}
-                if self._stalled(history[-1]):
-                    return Outcome(history, "plateau")
-        return Outcome(history, "done")
+                reason = "interrupted" if key.pressed() else self._iterate(row, history)
+                if reason != "done":
+                    break
+        return Outcome(history, reason, key.answered())
+
+    def _iterate(self, settings: Tensor, history: list[float]) -> Reason:
+        after = self._step({**self.values, "settings": settings})
+        history.append(float(after["objective"]))
+        if math.isnan(history[-1]):
+            return "nan"
+        self.values |= {name: value for name, value in after.items() if name in self.values}
+        return "plateau" if self._stalled(history[-1]) else "done"
 
     def _stalled(self, objective: float) -> bool:
         margin = 0.0 if math.isinf(self._level) else self._plateau.tolerance * abs(self._level)

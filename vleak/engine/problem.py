@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -130,18 +133,26 @@ def check(problem: Problem, descent: Descent, start: Tensor) -> None:
     Raises:
         InputError: one line that names the tensor or the setting.
     """
+    for name, tensor in (("start", start), ("labels", problem.labels)):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     _check_descent(descent)
     _check_start(descent, start)
+    _check_prior(descent, start)
     _check_labels(problem, start)
     _check_target(problem, start)
     _check_model(problem, start)
 
 
 def _check_descent(descent: Descent) -> None:
-    if descent.iterations < 1:
+    if not isinstance(descent.iterations, int) or descent.iterations < 1:
         raise InputError(f"iterations: expected at least 1, got {descent.iterations}")
     if not descent.low < descent.high:
         raise InputError(f"box: expected low < high, got low {descent.low} and high {descent.high}")
+    if not descent.smoothing >= 0:
+        raise InputError(f"smoothing: expected a number >= 0, got {descent.smoothing}")
+    if descent.prior_weight and descent.prior is None:
+        raise InputError(f"prior_weight is {descent.prior_weight}, but there is no prior; give one, or 0")
     if descent.warmup < 0:
         raise InputError(f"warmup: expected iterations >= 0, got {descent.warmup}")
     if descent.patience < 0 or not descent.tolerance >= 0:
@@ -175,10 +186,17 @@ def _check_start(descent: Descent, start: Tensor) -> None:
         raise InputError(f"start: expected float32 or float64, got {start.dtype}; convert it with .float()")
     if not torch.isfinite(start).all():
         raise InputError("start holds NaN or infinity; expected pixel values in [0, 1]")
+
+
+def _check_prior(descent: Descent, start: Tensor) -> None:
     prior = descent.prior
-    if prior is not None and prior.shape not in (start.shape, start.shape[1:]):
+    if prior is None:
+        return
+    if prior.shape not in (start.shape, start.shape[1:]):
         raise InputError(f"prior: expected shape {tuple(start.shape)}, got {tuple(prior.shape)}")
-    if prior is not None and not torch.isfinite(prior).all():
+    if prior.device != start.device:
+        raise InputError(f"prior: expected it on {start.device} like the start, got {prior.device}")
+    if not torch.isfinite(prior).all():
         raise InputError("prior holds NaN or infinity; expected pixel values in [0, 1]")
 
 
@@ -190,10 +208,21 @@ def _check_labels(problem: Problem, start: Tensor) -> None:
         )
     if labels.device != start.device:
         raise InputError(f"labels: expected them on {start.device} like the start, got {labels.device}")
+    if labels.dtype != torch.int64:
+        raise InputError(f"labels: expected torch.int64, got {labels.dtype}; convert them with .long()")
 
 
 def _check_target(problem: Problem, start: Tensor) -> None:
-    for name, parameter in problem.model.named_parameters():
+    named = dict(problem.model.named_parameters())
+    if not named:
+        raise InputError("the model has no parameters, so there is no update to match")
+    strangers = sorted(set(problem.target) - set(named))
+    if strangers:
+        raise InputError(f"target {strangers[0]!r}: the model has no such parameter; is it its update?")
+    for name, held in [*named.items(), *problem.model.named_buffers()]:
+        if held.is_floating_point() and not torch.isfinite(held).all():
+            raise InputError(f"{name!r} of the model holds NaN or infinity; load other weights")
+    for name, parameter in named.items():
         _check_alike(f"parameter {name!r}", parameter, parameter, start, start.dtype)
         target = _of(problem.target, "target", name)
         _check_alike(f"target {name!r}", target, parameter, start, start.dtype)
@@ -211,6 +240,8 @@ def _of(tensors: Mapping[str, Tensor], kind: str, name: str) -> Tensor:
 
 
 def _check_alike(name: str, tensor: Tensor, parameter: Tensor, start: Tensor, dtype: torch.dtype) -> None:
+    if tensor.layout != torch.strided:
+        raise InputError(f"{name}: expected a dense tensor, got layout {tensor.layout}; use .to_dense()")
     if tensor.shape != parameter.shape:
         raise InputError(
             f"{name}: expected shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}; "
@@ -225,21 +256,47 @@ def _check_alike(name: str, tensor: Tensor, parameter: Tensor, start: Tensor, dt
 
 def _check_model(problem: Problem, start: Tensor) -> None:
     """Call the model twice: one that answers otherwise the second time has no gradient to match."""
-    state = {name: p.detach() for name, p in problem.model.named_parameters()}
-    shapes = []
-    for _ in range(2):
-        buffers = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
-        try:
-            with torch.no_grad():
-                logits = functional_call(problem.model, {**state, **buffers}, (start,))
-        except RuntimeError as error:
-            first = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"the model does not take an input of shape {tuple(start.shape)}: {first}"
-            ) from error
-        shapes.append(tuple(logits.shape))
-    if shapes[0] != shapes[1]:
+    first, second = (_logits(problem, start) for _ in range(2))
+    if first.shape != second.shape:
         raise InputError(
-            f"the model changes shape between calls: it returned {shapes[0]}, then {shapes[1]}; "
-            "give a model whose output depends on its input alone"
+            f"the model changes shape between calls: it returned {tuple(first.shape)}, then "
+            f"{tuple(second.shape)}; give a model whose output depends on its input alone"
         )
+    labels = problem.labels
+    if second.ndim == 2 and not ((labels >= 0) & (labels < second.shape[1])).all():
+        raise InputError(f"labels: expected numbers from 0 to {second.shape[1] - 1}, got {labels.tolist()}")
+    value = problem.loss(second, labels)
+    if value.shape != () or not value.requires_grad:
+        raise InputError(
+            f"the loss of shape {tuple(value.shape)} is no single number that depends on the parameters; "
+            "remove detach() and no_grad() from model and loss, and reduce it to its mean"
+        )
+
+
+def _logits(problem: Problem, start: Tensor) -> Tensor:
+    parameters = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in problem.model.named_buffers()}
+    try:
+        with torch.enable_grad():
+            logits = functional_call(problem.model, {**parameters, **buffers}, (start,))
+    except Exception as error:  # a stranger's model may raise anything
+        message = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"the model does not take an input of shape {tuple(start.shape)}: {message}"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise InputError(f"the model returned {type(logits).__name__}, expected a tensor of class scores")
+    return logits
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One at a time
+
+_locks: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
+_making = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> AbstractContextManager[bool]:
+    """Return the lock to hold while a model is called: functional_call swaps its tensors meanwhile."""
+    with _making:
+        return _locks.setdefault(model, threading.RLock())

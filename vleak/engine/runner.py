@@ -5,8 +5,9 @@ library is not there, in Python. Both call the same operators in the same order,
 from __future__ import annotations
 
 import math
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -20,13 +21,13 @@ from vleak.errors import CapabilityError, InputError, unknown_name
 if TYPE_CHECKING:
     from vleak.engine.capture import Capture
 
-__all__ = ["EXECUTORS", "Bound", "Outcome", "Plateau", "Program"]
+__all__ = ["EXECUTORS", "Bound", "KeyPress", "Outcome", "Plateau", "Program"]
 
 Reason = Literal["done", "nan", "plateau", "interrupted"]
 EXECUTORS = ("auto", "native", "python")
 
 _Failure = tuple[str, BaseException]
-"""An operator's name and what it raised."""
+"""An operator's name, "" for what was raised between operators, and what it raised."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,19 @@ class Outcome:
         history: the objective of each of its iterations, the one that ended it included.
         reason: "done" (as many as asked for), "nan" (the last objective is not a number), "plateau" or
             "interrupted".
+        raised: what the handler of a signal raised meanwhile, a KeyboardInterrupt as a rule. The iterations
+            count all the same: bring what follows them up to date, then call `checked`.
     """
 
     history: list[float]
     reason: Reason
+    raised: BaseException | None = None
+
+    def checked(self) -> Outcome:
+        """Raise what is still to be raised; return the outcome where nothing is."""
+        if self.raised is not None:
+            raise self.raised
+        return self
 
 
 class Program:
@@ -153,7 +163,10 @@ class Bound:
 
         They go on where the last call ended, progress towards the plateau included. After NaN, or an
         error, outputs are not carried: ``values`` are those before that iteration, except for what the
-        step changes in place. Ctrl-C ends a run between two iterations.
+        step changes in place.
+
+        Ctrl-C ends a run between two iterations, and is raised by the outcome's `checked`, so that no
+        iteration is lost; pressed once more, it ends the run at once.
 
         Args:
             n: how many, >= 0.
@@ -168,11 +181,19 @@ class Bound:
         if not self._busy.acquire(blocking=False):
             raise InputError("run: this descent is running in another thread; bind one for each thread")
         try:
-            plateau = self._plateau
-            history, reason, failure = self._executor.run(n, rows, plateau.patience, plateau.tolerance)
-            self._done += len(history)
+            with KeyPress() as key:
+                history, reason, failure = self._executor.run(
+                    n, rows, self._plateau.patience, self._plateau.tolerance, key.pressed
+                )
+                self._done += len(history)
+            raised = key.answered()
         finally:
             self._busy.release()
+        # An operator's own error is one of the program, and named below; all else came from outside.
+        if raised is None and failure is not None and not (failure[0] and isinstance(failure[1], Exception)):
+            raised = failure[1]
+        if raised is not None:
+            return Outcome(history, "interrupted" if reason == "failed" else reason, raised)
         _check(failure, f"in iteration {self._done + 1}")
         return Outcome(history, reason)
 
@@ -207,6 +228,45 @@ def _check(failure: _Failure | None, when: str) -> None:
     raise kind(f"{target} failed {when}: {message}") from error
 
 
+class KeyPress:
+    """Holds Ctrl-C back until the block has ended: it must not be raised in the middle of an iteration."""
+
+    def __enter__(self) -> KeyPress:
+        """Put our handler in the place of that of Python, or of the program."""
+        self._seen: tuple[int, Any] | None = None
+        # Only the main thread is told of signals, and may say who is.
+        own = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGINT) if own else None
+        self._handler = handler if callable(handler) else None
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put theirs back."""
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def pressed(self) -> bool:
+        """Say whether the block should end."""
+        return self._seen is not None
+
+    def answered(self) -> BaseException | None:
+        """Call the handler that was held back, if there is reason to; return what it raised."""
+        if self._handler is None or self._seen is None:
+            return None
+        try:
+            self._handler(*self._seen)
+        except BaseException as raised:  # noqa: BLE001  Outcome.checked raises it
+            return raised
+        return None
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._seen is not None and self._handler is not None:
+            self._handler(number, frame)
+        self._seen = number, frame
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Executors
 
@@ -217,7 +277,7 @@ class _Executor(Protocol):
     def prepare(self) -> _Failure | None: ...
 
     def run(
-        self, n: int, table: Tensor | None, patience: int, tolerance: float, /
+        self, n: int, table: Tensor | None, patience: int, tolerance: float, asked: Callable[[], bool], /
     ) -> tuple[list[float], Any, _Failure | None]: ...
 
     def interrupt(self) -> None: ...
@@ -255,14 +315,17 @@ class _Python:
         return None
 
     def run(
-        self, n: int, table: Tensor | None, patience: int, tolerance: float
+        self, n: int, table: Tensor | None, patience: int, tolerance: float, asked: Callable[[], bool]
     ) -> tuple[list[float], Reason | Literal["failed"], _Failure | None]:
         history: list[float] = []
         try:
             with torch.no_grad():
-                return history, self._iterations(n, table, Plateau(patience, tolerance), history), None
+                plateau = Plateau(patience, tolerance)
+                return history, self._iterations(n, table, plateau, history, asked), None
         except _OperatorError as failed:
             return history, "failed", failed.failure
+        except (KeyboardInterrupt, SystemExit) as raised:
+            return history, "interrupted", ("", raised)
 
     def interrupt(self) -> None:
         self._interrupted.set()
@@ -274,10 +337,19 @@ class _Python:
     def outputs(self) -> list[Tensor]:
         return list(self._outputs)
 
-    def _iterations(self, n: int, table: Tensor | None, plateau: Plateau, history: list[float]) -> Reason:
+    def _iterations(
+        self,
+        n: int,
+        table: Tensor | None,
+        plateau: Plateau,
+        history: list[float],
+        asked: Callable[[], bool],
+    ) -> Reason:
         for i in range(n):
             if self._interrupted.is_set():
                 self._interrupted.clear()
+                return "interrupted"
+            if asked():
                 return "interrupted"
             if self._plan.settings is not None and table is not None:
                 self._slots[self._plan.settings] = table[i]

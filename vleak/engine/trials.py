@@ -138,9 +138,13 @@ def _advance(tables: dict[Loop, Tensor]) -> None:
         if isinstance(loop.bound, Member):
             batches.setdefault(loop.bound.batch, {})[loop.bound.trial] = loop
         else:
-            loop.take(loop.bound.run(len(table), table))
+            outcome = loop.bound.run(len(table), table)
+            loop.take(outcome)
+            outcome.checked()
     for batch, members in batches.items():
         shortest = min(len(tables[loop]) for loop in members.values())
         found = batch.run({trial: tables[loop][:shortest] for trial, loop in members.items()})
         for trial, outcome in found.items():
             members[trial].take(outcome)
+        for outcome in found.values():
+            outcome.checked()

@@ -128,7 +128,7 @@ def outcomes(values: _Values, known: Sequence[int], iterations: int) -> list[Out
         known: for each trial, iterations that had counted before.
         iterations: how many there were, at most `LENGTH`.
     """
-    rows = values["books:history"][LENGTH - iterations :].reshape(iterations, -1).T.tolist()
+    rows = values["books:history"][LENGTH - iterations :].reshape(iterations, len(known)).T.tolist()
     running, count = (values[f"books:{name}"].reshape(-1).tolist() for name in ("running", "count"))
     # What counted came first: a trial that has ended does not begin again.
     lengths = [now - before for now, before in zip(count, known, strict=True)]

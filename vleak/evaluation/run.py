@@ -418,6 +418,7 @@ def _attack_facts(job: Job, answer: Reconstruction) -> dict[str, Any]:
         "seconds": round(answer.seconds, 3),
         "engine": answer.engine,
         "objective": _finite(answer.objective),
+        "nan_at": answer.nan_at,
     }
 
 

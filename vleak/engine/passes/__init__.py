@@ -1,4 +1,7 @@
-"""Graph passes: each takes a captured step and returns one with the same numbers and less work."""
+"""Graph passes: each takes a captured step and returns one with less work.
+
+Numbers agree to rounding; `simplify` rounds as the graph before.
+"""
 
 from __future__ import annotations
 

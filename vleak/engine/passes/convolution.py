@@ -158,16 +158,18 @@ def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
 
 def _with_bias(terms: list[Node], root: Node) -> list[Node]:
     """Return the terms with a vector over channels given to a convolution that has no bias."""
-    vectors = {term: vector for term in terms if (vector := _channel_vector(term, root)) is not None}
-    for term in terms:
+    vectors = [(at, vector) for at, term in enumerate(terms) if (vector := _channel_vector(term, root))]
+    for place, term in enumerate(terms):
         if not vectors or not calls(term, torch.ops.vleak.conv_output.default) or term.args[2] is not None:
             continue
         if term.users and not is_term(term):
             continue
-        absorbed, vector = vectors.popitem()
+        absorbed, vector = vectors[-1]
         xs, ws, _, *geometry = term.args
         made = emit(root.graph, term.target, xs, ws, vector, *geometry)
-        return [made if each is term else each for each in terms if each is not absorbed]
+        # By place: a sum may have a term twice.
+        fewer = [*terms[:place], made, *terms[place + 1 :]]
+        return [*fewer[:absorbed], *fewer[absorbed + 1 :]]
     return terms
 
 
@@ -178,4 +180,5 @@ def _channel_vector(term: Node, root: Node) -> Node | None:
         return None
     shape, vector = value(root).shape, viewed.args[0]  # type: ignore[union-attr]
     fits = list(value(viewed).shape) == [1, shape[1]] + [1] * (len(shape) - 2) and value(vector).ndim == 1
-    return vector if fits else None  # type: ignore[return-value]
+    same_type = value(vector).dtype == value(root).dtype
+    return vector if fits and same_type else None  # type: ignore[return-value]

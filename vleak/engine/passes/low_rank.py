@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from vleak.engine.capture import Capture
-from vleak.engine.passes.rewrite import aten, calls, emit, parts, substitute, value
+from vleak.engine.passes.rewrite import aten, calls, emit, parts, settled, substitute, value
 from vleak.engine.passes.simplify import sweep
 
 #: Entries from which a gradient is worth not making.
@@ -54,12 +54,13 @@ def _lists(match: Any) -> tuple[list[Node], list[Node], list[Node]]:
 
 
 def _factors(match: Node, gradients: list[Node], targets: list[Node]) -> dict[int, _Factored]:
-    residuals = _residuals(match)
+    residuals, steady = _residuals(match), settled(match.graph)
     found = {}
     for index, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
         factors = _few_rows(gradient)
         products = _products(residuals[index]) if index in residuals else []
-        if factors is not None and products is not None:
+        # They are read later than the gradient and its match were.
+        if factors is not None and products is not None and steady.issuperset((*factors, target)):
             found[index] = _Factored(*factors, target, products)
     return found
 

@@ -16,11 +16,25 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from vleak.engine.capture import Capture
-from vleak.engine.passes.rewrite import argument, aten, calls, drop_dead, emit, parts, substitute, value
+from vleak.engine.passes.rewrite import (
+    argument,
+    aten,
+    calls,
+    drop_dead,
+    emit,
+    parts,
+    settled,
+    substitute,
+    value,
+)
 
 _BACKWARD: dict[Any, Any] = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d_with_indices_backward.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d_with_indices_backward.default,
+}
+_AXES: dict[Any, int] = {
+    aten.max_pool2d_with_indices_backward.default: 2,
+    aten.max_pool3d_with_indices_backward.default: 3,
 }
 
 
@@ -30,8 +44,9 @@ def pooling(capture: Capture) -> None:
     for node in list(graph.nodes):
         if node.target in _BACKWARD and calls(node.args[0], aten.relu.default):
             _swap(graph, node)
+    steady = settled(graph)
     for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
-        _sum_pooled(node)
+        _sum_pooled(node, steady)
 
 
 def _swap(graph: Graph, pool: Node) -> None:
@@ -40,10 +55,16 @@ def _swap(graph: Graph, pool: Node) -> None:
         return
     relu, pooled, places = pool.args[0], found[0], found[1]
     assert isinstance(relu, Node)
+    steady = settled(graph)
+    if not steady.issuperset((relu, relu.args[0], pooled, places)):  # all are read later than before
+        return
     for user in list(relu.users):
-        if calls(user, aten.threshold_backward.default) and user.args[1:] == (relu, 0):
+        masks = calls(user, aten.threshold_backward.default) and user.args[1:] == (relu, 0)
+        if masks and user.args[0] in steady:
             _mask_pooled(graph, user, pool, pooled, places)
     drop_dead(graph)
+    if not _only_where_positive(places, pooled, _BACKWARD[pool.target]):
+        return
     backward = _BACKWARD[pool.target]
     shape_only = [user for user in relu.users if calls(user, backward) and argument(user, "self") is relu]
     if {*shape_only, pool} == set(relu.users) and all(user.args[0] is not relu for user in shape_only):
@@ -65,7 +86,8 @@ def _mask_pooled(graph: Graph, mask: Any, pool: Node, pooled: Node, places: Node
         return
     views = list(mask.users)
     gathers = [user for view in views for user in view.users]
-    flat = all(calls(view, aten.view.default) for view in views)
+    alike = value(mask).stride() == value(mask.args[0]).stride()  # as the views need them
+    flat = alike and all(calls(view, aten.view.default) for view in views)
     if flat and all(_gathers(user, places) for user in gathers):
         for gather in gathers:
             _mask_gathered(graph, gather, mask, pooled)
@@ -77,6 +99,31 @@ def _gathers(node: Any, places: Node) -> bool:
         return False
     index = node.args[2]
     return calls(index, aten.view.default) and index.args[0] is places
+
+
+def _only_where_positive(places: Node, pooled: Node, backward: Any) -> bool:
+    """Tell whether places count only where the maximum is not 0: elsewhere they are others before ReLU."""
+    return all(
+        _masked(user.args[0], pooled)
+        if calls(user, backward) and user.args[-1] is places
+        else calls(user, aten.view.default)
+        and all(_reads_masked(each, places, pooled) for each in user.users)
+        for user in places.users
+    )
+
+
+def _reads_masked(gather: Node, places: Node, pooled: Node) -> bool:
+    return _gathers(gather, places) and all(
+        _masked(user, pooled) and user.args[0] is gather for user in gather.users
+    )
+
+
+def _masked(node: Any, pooled: Node) -> bool:
+    """Tell whether a node is zero where the maximum is."""
+    if not calls(node, aten.threshold_backward.default) or node.args[2] != 0:
+        return False
+    by = node.args[1]
+    return by is pooled or (calls(by, aten.view.default) and by.args[0] is pooled)
 
 
 def _mask_gathered(graph: Graph, gather: Any, mask: Any, pooled: Node) -> None:
@@ -100,8 +147,12 @@ def _pool_first(graph: Graph, relu: Node, pool: Node, pooled: Node) -> None:
     graph.erase_node(relu)
 
 
-def _sum_pooled(node: Any) -> None:
+def _sum_pooled(node: Any, steady: set[Node]) -> None:
     """Sum what is scattered within its channel before it is."""
-    scatter, axes = node.args[:2]
-    if calls(scatter, *_BACKWARD.values()) and set(range(2, value(scatter).ndim)) <= set(axes):
+    scatter = node.args[0]
+    if scatter.target not in _AXES or not steady.issuperset((scatter, scatter.args[0])):
+        return
+    rank = value(scatter).ndim
+    axes = argument(node, "dim") or range(rank)  # none are all
+    if set(range(rank - _AXES[scatter.target], rank)) <= {axis % rank for axis in axes}:
         node.args = (scatter.args[0], *node.args[1:])

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
-from vleak.engine.capture import Capture, mutated
+from vleak.engine.capture import Capture, mutated, roots
 
 aten = torch.ops.aten
 
 Rewrite = Callable[[Capture], None]
-"""Changes the graph of a capture in place; the numbers that it computes stay the same."""
+"""Changes the graph of a capture in place; the numbers that it computes agree to rounding."""
 
 
 def rewritten(capture: Capture, rewrites: Iterable[Rewrite]) -> Capture:
@@ -119,9 +119,17 @@ def argument(node: Node, name: str) -> Any:
 
 
 def terms_of_sums(graph: Graph) -> list[tuple[Node, list[Node]]]:
-    """Return every sum that is not a term of another, with its terms in order, all of them tensors."""
+    """Return every sum that is not a term of another, with its terms in order, all of them tensors.
+
+    The terms may be computed anew where the sum is: neither they nor what they are of change in between.
+    """
+    steady = settled(graph)
     found = [(node, _terms(node, node)) for node in graph.nodes if _plain_sum(node) and not is_term(node)]
-    return [(node, terms) for node, terms in found if all(isinstance(term, Node) for term in terms)]
+    return [(node, terms) for node, terms in found if all(_may_move(term, steady) for term in terms)]
+
+
+def _may_move(term: Any, steady: set[Node]) -> bool:
+    return isinstance(term, Node) and steady.issuperset((term, *term.all_input_nodes))
 
 
 def is_term(node: Any) -> bool:
@@ -148,3 +156,10 @@ def _terms(node: Any, root: Node) -> list[Any]:
 def changed_memory(graph: Graph, owner: dict[Node, Node]) -> set[Node]:
     """Return the nodes whose memory some operator changes in place; `owner` is from `capture.roots`."""
     return {owner[each] for node in graph.nodes for each in mutated(node)}
+
+
+def settled(graph: Graph) -> set[Node]:
+    """Return the nodes in whose memory nothing is changed in place: they may be read at any later place."""
+    owner = roots(graph)
+    changed = changed_memory(graph, owner)
+    return {node for node in graph.nodes if owner[node] not in changed}

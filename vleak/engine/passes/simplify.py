@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from vleak.engine.capture import OWN_LAYOUT, Capture, mutated, roots
@@ -14,11 +15,11 @@ from vleak.engine.passes.rewrite import (
     argument,
     aten,
     calls,
-    changed_memory,
     drop_dead,
     emit,
     full,
     parts,
+    settled,
     substitute,
     value,
 )
@@ -30,7 +31,8 @@ Rule = Callable[[Node], Any]
 def simplify(capture: Capture) -> None:
     """Make temporaries' in-place operators pure, then drop what is dead, repeated or without effect.
 
-    The numbers are exactly those of the graph before, but for the sign of a zero.
+    What is left rounds as the graph before. But 0 + x may be another zero than x, and a product with zeros
+    is zeros whatever the other factor: infinity and NaN in it are not passed on.
     """
     graph = capture.graph.graph
     _purify(graph)
@@ -89,7 +91,20 @@ def _make_pure(node: Node, order: dict[Node, int]) -> None:
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     overload = target._overloadname
     if packet is not None and overload in packet.overloads():
-        node.target = getattr(packet, overload)
+        pure = getattr(packet, overload)
+        if _makes_the_same(pure, node):
+            node.target = pure
+
+
+def _makes_the_same(pure: Any, node: Node) -> bool:
+    """Tell whether a pure operator's result is of the type and layout of the memory that a call changes."""
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+    with torch.no_grad():
+        made = pure(*args, **kwargs)
+    before = node.meta["val"]
+    if not (isinstance(made, Tensor) and isinstance(before, Tensor)):
+        return False
+    return (made.shape, made.stride(), made.dtype) == (before.shape, before.stride(), before.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -121,20 +136,33 @@ def _forget_argument(node: Node, place: int, device: torch.device) -> None:
 
 def sweep(graph: Graph) -> None:
     """Go once over pure operators, in order: drop those without effect, and share those that are repeated."""
-    owner = roots(graph)
-    changed = changed_memory(graph, owner)
+    steady = settled(graph)
     seen: dict[Hashable, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or mutated(node):
             continue
-        touched = any(owner[each] in changed for each in (node, *node.all_input_nodes))
-        rule = None if touched and node.target not in _ALIASES else _RULES.get(node.target)
-        found = None if rule is None else rule(node)
+        touched = not steady.issuperset((node, *_results(node), *node.all_input_nodes))
+        found = _already(node, steady) if not touched or node.target in _ALIASES else None
         if found is None and not touched:
             found = seen.setdefault(_key(node), node)
         if found is not None and found is not node:
-            owner.setdefault(found, found)
+            if not touched:
+                steady.add(found)  # it may be new
             substitute(node, found)
+
+
+def _results(node: Node) -> list[Node]:
+    """Return the tensors of a call that returns several."""
+    items = [user for user in node.users if user.target is operator.getitem]
+    return [*items, *(each for item in items for each in _results(item))]
+
+
+def _already(node: Node, steady: set[Node]) -> Any:
+    """Return the node whose value a node has already, or None; `steady` is from `settled`."""
+    if node.target in _NEUTRAL:
+        return _with_neutral(node, _NEUTRAL[node.target], steady)
+    rule = _RULES.get(node.target)
+    return None if rule is None else rule(node)
 
 
 def _key(node: Node) -> Hashable:
@@ -185,31 +213,14 @@ def _transpose(node: Node) -> Any:
     return inner.args[0] if calls(inner, *_TRANSPOSES) and _same_layout(node, inner.args[0]) else None
 
 
-def _add(node: Node) -> Any:
-    """Skip zeros."""
-    left, right = node.args
-    for kept, other in ((left, right), (right, left)):
-        if _same_layout(node, kept) and _constant(other, 0) and not (other is left and node.kwargs):
+def _with_neutral(node: Node, rule: tuple[float, bool], steady: set[Node]) -> Any:
+    """Skip zeros that are added, and ones that are multiplied with."""
+    (number, commutes), (left, right, *scale) = rule, node.args
+    for kept, other in ((left, right), (right, left))[: 1 + commutes]:
+        scaled = other is left and (scale or node.kwargs)  # left + alpha right
+        if _same_layout(node, kept) and not scaled and _constant(other, number, steady):
             return kept
     return None
-
-
-def _subtract(node: Node) -> Any:
-    left, right = node.args
-    return left if _same_layout(node, left) and _constant(right, 0) else None
-
-
-def _multiply(node: Node) -> Any:
-    left, right = node.args
-    for kept, other in ((left, right), (right, left)):
-        if _same_layout(node, kept) and _constant(other, 1):
-            return kept
-    return None
-
-
-def _divide(node: Node) -> Any:
-    left, right = node.args
-    return left if _same_layout(node, left) and _constant(right, 1) else None
 
 
 def _threshold(node: Node) -> Any:
@@ -219,18 +230,19 @@ def _threshold(node: Node) -> Any:
     return inner if masked and _same_layout(node, inner) else None
 
 
-def _constant(node: Any, number: float) -> bool:
-    """Tell whether an argument is this number, or a tensor filled with it."""
+def _constant(node: Any, number: float, steady: set[Node]) -> bool:
+    """Tell whether an argument is this number, or a tensor filled with it, and nothing else since."""
     if isinstance(node, (int, float)):
         return node == number
-    if not isinstance(node, Node) or node.op != "call_function":
+    if not isinstance(node, Node) or node.op != "call_function" or node not in steady:
         return False
     if node.target in _FILLED:
         return bool(_FILLED[node.target](node) == number)
     if node.target in _LOOKS:
-        return _constant(node.args[0], number)
+        return _constant(node.args[0], number, steady)
     if node.target in (aten.mm.default, aten.threshold_backward.default, aten.neg.default) and number == 0:
-        return any(_constant(each, 0) for each in node.args[: 2 if node.target is aten.mm.default else 1])
+        factors = node.args[: 2 if node.target is aten.mm.default else 1]
+        return any(_constant(each, 0, steady) for each in factors)
     return False
 
 
@@ -253,6 +265,16 @@ _FILLED: dict[Any, Callable[[Node], Any]] = {
 }
 _LOSSES = (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
 _LOSS_BACKWARDS = (aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
+#: The number that changes nothing, and whether also as the first operand.
+_NEUTRAL: dict[Any, tuple[float, bool]] = {
+    aten.add.Tensor: (0, True),
+    aten.add.Scalar: (0, False),
+    aten.sub.Tensor: (0, False),
+    aten.mul.Tensor: (1, True),
+    aten.mul.Scalar: (1, False),
+    aten.div.Tensor: (1, False),
+    aten.div.Scalar: (1, False),
+}
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(_ALIASES, lambda node: node.args[0]),
     **dict.fromkeys(_VIEWS, _view),
@@ -260,13 +282,6 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((*_CUTS, aten.squeeze.dim, aten.squeeze.dims), _nothing),
     aten.clone.default: _clone,
     aten._to_copy.default: _nothing,
-    aten.add.Tensor: _add,
-    aten.add.Scalar: _subtract,
-    aten.sub.Tensor: _subtract,
-    aten.mul.Tensor: _multiply,
-    aten.mul.Scalar: _divide,
-    aten.div.Tensor: _divide,
-    aten.div.Scalar: _divide,
     aten.threshold_backward.default: _threshold,
 }
 

@@ -8,7 +8,16 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from vleak.engine.capture import Capture
-from vleak.engine.passes.rewrite import aten, calls, drop_dead, emit, substitute, terms_of_sums, value
+from vleak.engine.passes.rewrite import (
+    aten,
+    calls,
+    drop_dead,
+    emit,
+    settled,
+    substitute,
+    terms_of_sums,
+    value,
+)
 
 #: Products from which one with copied operands is cheaper.
 _MANY = 3
@@ -55,10 +64,11 @@ def _columns(parts: list[Any], graph: Graph) -> Any:
 def _batch_rows(graph: Graph) -> None:
     """Multiply all rows by a matrix at once where the matrix comes after all of them."""
     order = {node: place for place, node in enumerate(graph.nodes)}
+    steady = settled(graph)
     groups: dict[Node, list[Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
         rows, matrix = node.args
-        if order[rows] < order[matrix] and matrix.op == "call_function":
+        if order[rows] < order[matrix] and matrix.op == "call_function" and steady >= {rows, matrix, node}:
             groups[matrix].append(node)
     for matrix, products in groups.items():
         if len(products) >= _MANY:
