@@ -75,6 +75,7 @@ CELL = {
         "seconds": float,
         "engine": str,
         "objective": NUMBER,
+        "nan_at": (int, NOTHING),
     },
     "knowledge": {
         "labels": str,

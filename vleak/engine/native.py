@@ -181,15 +181,28 @@ def _agrees_at(x: Tensor, witness: Program | CudaProgram, step: Step, values: Va
     # The derivative loosely, for a pixel on the kink of a ReLU may fall to either side; a wrong graph is off
     # by far more.
     tolerances = {"objective": 1e-3, "gradient": 0.05}
-    return all(_near(bound.outputs[name], expected[name], loose) for name, loose in tolerances.items())
+    floor = _ROUNDING * _unit(step, values)
+    return all(_near(bound.outputs[name], expected[name], loose, floor) for name, loose in tolerances.items())
 
 
-def _near(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+#: What is left of a difference of nearly equal float32 numbers, where the distance has nothing to tell.
+_ROUNDING = 2e-6
+
+
+def _unit(step: Step, values: Values) -> float:
+    """Return what a distance is measured in: 1, or for l2 the squared norm of the target."""
+    if step.distance == "cosine":
+        return 1.0
+    targets = [value for name, value in values.items() if name.startswith("target:")]
+    return sum(float(target.double().square().sum()) for target in targets)
+
+
+def _near(got: Tensor, expected: Tensor, tolerance: float, floor: float = 1e-12) -> bool:
     if not torch.isfinite(expected).all():
         # What both make of NaN is the descent's to report.
         return not bool(torch.isfinite(got).all())
     gap = (got.double() - expected.double()).norm()
-    return bool(gap <= tolerance * expected.double().norm() + 1e-12)
+    return bool(gap <= tolerance * expected.double().norm() + floor)
 
 
 # ---------------------------------------------------------------------------------------------------------
