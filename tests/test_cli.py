@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import DP, VLEAK, journal_length, options, start, tiny, without_time
 from test_data_video import noise, write_video
 
+from runs import DP, VLEAK, journal_length, options, start, tiny, without_time
 from vleak.cli import run
 from vleak.evaluation import evaluate, read_results
 

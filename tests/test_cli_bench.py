@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import VLEAK
 
+from runs import VLEAK
 from vleak.cli import run
 from vleak.engine import timing
 from vleak.engine.timing import Measured, interleaved, iterations_needed

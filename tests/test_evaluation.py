@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from runs import DP, TINY, journal_length, tiny, without_time
 from test_data_video import noise, write_video
 from torch import Tensor, nn
 
+from runs import DP, TINY, journal_length, tiny, without_time
 from vleak import ops
 from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Observation, Reconstruction
 from vleak.certificates.gaussian import identification_bound

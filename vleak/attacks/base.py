@@ -23,31 +23,50 @@ _NEEDED = {"dp": ("noise_multiplier", "max_grad_norm"), "compress": ("codec",)}
 class Knowledge:
     """What the threat model grants beside the model and the update.
 
+    What is private is a clip (C, T, H, W) in the raw pipeline and a feature matrix (S, F), S segments of F
+    features, or a pair of them (2, S, F), in the feature pipeline; it is called clip in both.
+
     Attributes:
-        clip_shape: (C, T, H, W) of every clip in the batch.
+        clip_shape: (C, T, H, W), (S, F) or (2, S, F) of every clip in the batch.
         batch_size: B, number of clips behind the update.
         classes: number of classes; labels are in [0, classes).
         labels: (B,) int64 when granted, else None: the attack infers them.
-        public_clips: (M, C, T, H, W) in [0, 1] of the same kind of scene, M may be 0; never a private clip.
+        public_clips: (M, *clip_shape) of the same kind of scene, M may be 0; never a private clip. Frames
+            are in [0, 1].
+        references: (B, C, K, H, W) in [0, 1], for every clip K frames of its scene that are not in it, those
+            nearest to it first; None for none.
+        nonnegative: whether features are known to be at least 0, as behind a ReLU.
+        unit_norm: whether every segment's features are known to have Euclidean norm 1.
         defense: name of the client's defense, or None when the attacker is not told.
         defense_settings: its public settings, by name; of "dp" and "compress" an attack needs the strength.
+        simulate: (clips, labels, generator) -> Update, the client's own public code on the server's model,
+            defense included, for an attacker who is told of it and rehearses on clips of his own; else None.
     """
 
-    clip_shape: tuple[int, int, int, int]
+    clip_shape: tuple[int, ...]
     batch_size: int
     classes: int
     labels: Tensor | None = None
     public_clips: Tensor | None = None
+    references: Tensor | None = None
+    nonnegative: bool = False
+    unit_norm: bool = False
     defense: str | None = None
     defense_settings: dict[str, Any] = field(default_factory=dict)
+    simulate: Callable[[Tensor, Tensor, torch.Generator], Update] | None = None
 
     @property
-    def batch_shape(self) -> tuple[int, int, int, int, int]:
-        """(B, C, T, H, W)."""
+    def batch_shape(self) -> tuple[int, ...]:
+        """(B, *clip_shape)."""
         return (self.batch_size, *self.clip_shape)
 
+    @property
+    def of_features(self) -> bool:
+        """Whether the private clips are feature matrices."""
+        return len(self.clip_shape) < 4
+
     def public_mean(self) -> Tensor | None:
-        """Return the mean public clip (C, T, H, W), or None where there is none."""
+        """Return the mean public clip, of ``clip_shape``, or None where there is none."""
         if self.public_clips is None or len(self.public_clips) == 0:
             return None
         return self.public_clips.mean(0)
@@ -73,8 +92,12 @@ class Reconstruction:
     """An attacker's answer.
 
     Attributes:
-        clips: (B, C, T, H, W) in [0, 1].
+        clips: (B, C, T, H, W) in [0, 1], or (B, S, F) or (B, 2, S, F) features.
         labels: (B,) int64, as granted or inferred.
+        found: for features, (B, S) or (B, 2, S) bool, the segments that the attack claims to have; None for
+            all.
+        ordered: whether the attack claims the order of frames or segments; an exact method that solves for
+            a set of segments does not.
         adaptive: whether the attack took the client's defense into account.
         engine: "native", "reference", or "none" for attackers that do not iterate.
         iterations: iterations run, of all restarts together.
@@ -88,6 +111,8 @@ class Reconstruction:
 
     clips: Tensor
     labels: Tensor
+    found: Tensor | None = None
+    ordered: bool = True
     adaptive: bool = False
     engine: str = "none"
     iterations: int = 0
@@ -136,7 +161,7 @@ class Attack(ABC):
             raise InputError(
                 f"attack {self.name!r} returned shape {tuple(answer.clips.shape)}, expected {expected}"
             )
-        clips = torch.nan_to_num(answer.clips.detach(), nan=0.5).clamp(0, 1)
+        clips = _within(answer.clips.detach(), observation.knowledge)
         return replace(answer, clips=clips, seconds=time.perf_counter() - started)
 
     @abstractmethod
@@ -151,6 +176,14 @@ class Attack(ABC):
     def __repr__(self) -> str:
         """Show the class with its hyper-parameters."""
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+
+
+def _within(clips: Tensor, knowledge: Knowledge) -> Tensor:
+    """Return clips without NaN, inside the box that every attacker knows."""
+    if not knowledge.of_features:
+        return torch.nan_to_num(clips, nan=0.5).clamp(0, 1)
+    clips = torch.nan_to_num(clips, nan=0.0, posinf=0.0, neginf=0.0)
+    return clips.clamp(min=0) if knowledge.nonnegative else clips
 
 
 def _check(observation: Observation) -> None:
@@ -176,9 +209,30 @@ def _check(observation: Observation) -> None:
             f"knowledge: expected public clips of shape (clip, *{tuple(knowledge.clip_shape)}), got "
             f"{tuple(public.shape)}"
         )
+    _check_references(knowledge)
     for name, tensor in observation.update.tensors.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"update tensor {name!r} holds NaN or infinity; it cannot be attacked")
+
+
+def _check_references(knowledge: Knowledge) -> None:
+    """Refuse reference frames that are not those of the batch's scenes."""
+    references = knowledge.references
+    if references is None:
+        return
+    batch, channels, _, *size = knowledge.batch_shape if not knowledge.of_features else (0, 0, 0)
+    if knowledge.of_features or references.ndim != 5:
+        raise InputError(
+            "knowledge: expected reference frames of shape (clip, channel, frame, height, width) for clips "
+            f"of frames, got {tuple(references.shape)} for clips of shape {knowledge.clip_shape}"
+        )
+    if (*references.shape[:2], *references.shape[3:]) != (batch, channels, *size) or not references.shape[2]:
+        raise InputError(
+            f"knowledge: expected reference frames of shape ({batch}, {channels}, frames, "
+            f"{', '.join(map(str, size))}), got {tuple(references.shape)}"
+        )
+    if not bool(torch.isfinite(references).all()):
+        raise InputError("knowledge: the reference frames hold NaN or infinity; give pixel values in [0, 1]")
 
 
 def _check_told(observation: Observation) -> None:

@@ -24,6 +24,11 @@ class ClipSet:
         classes: the names of the classes.
         public_source: one phrase that says where the public clips are from.
         notes: sentences for the user: what was found, what was assumed.
+        references: (N, C, K, H, W), for every attacked clip K frames of its scene that are in no attacked
+            clip, the nearest first; None where none were asked for.
+        fine: (N, C, T, 2H, 2W), the attacked clips at twice the resolution, what super-resolution is
+            measured against; None where it was not asked for.
+        public_fine: (M, C, T, 2H, 2W), the same for the public clips.
     """
 
     name: str
@@ -35,3 +40,6 @@ class ClipSet:
     classes: tuple[str, ...]
     public_source: str
     notes: tuple[str, ...]
+    references: Tensor | None = None
+    fine: Tensor | None = None
+    public_fine: Tensor | None = None
