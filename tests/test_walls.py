@@ -34,7 +34,7 @@ FORBIDDEN = {
     "metrics": {"attacks", "defenses", "data"},
     "certificates": {"attacks", "defenses", "data", "metrics"},
 }
-CLI_MAY_USE = {"attacks", "defenses", "engine", "errors", "evaluation", "models", "report"}
+CLI_MAY_USE = {"attacks", "defenses", "engine", "enhance", "errors", "evaluation", "models", "report"}
 Wall = Callable[[str, Path], None]
 DRAWS = {"rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli", "poisson"}
 DRAWS_IN_PLACE = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "trunc_normal_"}

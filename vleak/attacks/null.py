@@ -16,6 +16,7 @@ class Grey(Attack):
     """A grey clip: what can be said without any knowledge."""
 
     name: ClassVar[str] = "grey"
+    takes: ClassVar[frozenset[str]] = frozenset({"frames", "features"})
 
     def _reconstruct(
         self,
@@ -31,6 +32,7 @@ class PublicMean(Attack):
     """The mean of the public clips: what the kind of scene tells without the update."""
 
     name: ClassVar[str] = "public_mean"
+    takes: ClassVar[frozenset[str]] = frozenset({"frames", "features"})
 
     def _reconstruct(
         self,
