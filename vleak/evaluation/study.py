@@ -30,7 +30,7 @@ Results = Mapping[str, dict[str, Any]]
 """What every run of a study gave, by the run's name."""
 
 EXTRACTORS = ("c3d_small", "frame_cnn")
-HEADS = ("linear", "mlp:depth=1", "mlp:depth=3", "attention", "lstm")
+HEADS = ("linear", "mlp:depth=2", "mlp:depth=4", "attention", "lstm")
 LOSSES = ("bce", "ranking", "cross_entropy")
 WIDTHS = (4, 8, 16, 32, 64)
 DEPTHS = (1, 2, 3, 4)
@@ -263,11 +263,11 @@ def _simple_leaks(results: Results) -> Claim:
     comparisons, points = [], {}
     for loss, extractor in product(LOSSES, EXTRACTORS):
         names = [n for n in _features(results) if n.startswith(f"{extractor}, ") and n.endswith(f", {loss}")]
-        simple, deep = (f"{extractor}, {head}, {loss}" for head in ("linear", "mlp:depth=3"))
+        simple, deep = (f"{extractor}, {head}, {loss}" for head in ("linear", "mlp:depth=4"))
         if simple in names and deep in names:
             comparisons.append(
                 _difference(
-                    f"{extractor}, {loss}: linear head over three hidden layers",
+                    f"{extractor}, {loss}: one linear layer over four",
                     _leak(results, simple, "segments.cosine_gain"),
                     _leak(results, deep, "segments.cosine_gain"),
                     "cosine",
