@@ -213,7 +213,7 @@ def _feature(
         held, _ = _pairs(public, public_labels) if len(public) else (public[:, None], [])
     train(model, held, public_labels, TRAINING_STATES[settings.training_state],
           generator(settings.seed, "training", "head"), LOSSES[settings.loss])  # fmt: skip
-    check_head(model, private[:1], settings.loss)
+    check_head(model, private[:1], settings.loss, classes)
     name = "files" if extractor is None else settings.extractor
     name = f"{name}>{settings.head}>{settings.loss}"
     facts = {"name": name, "pipeline": "feature", "extractor": settings.extractor if extractor else None,
@@ -222,6 +222,7 @@ def _feature(
     facts |= _accuracies(model, held, public_labels, private, labels)
     facts["chance"] = 1 / classes
     model = model.to(device)
+    check_second_derivative(model, private[:1], LOSSES[settings.loss])
     tell("computing updates", 0, 0)
     bench = _bench(settings, "feature", name, data, model, settings.loss, private, held, labels, classes)
     facts_of = data if isinstance(data, FeatureSet) else extractor

@@ -272,7 +272,7 @@ def _linkage(job: Job, bench: Bench, update: Update, knowledge: Knowledge) -> di
 
 def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
     """Return the part of a record that is known before the cell runs."""
-    settings, privacy = bench.settings, job.defense.privacy()
+    settings, privacy = bench.settings, Client(bench.model, bench.loss, job.defense).privacy()
     bound = None if privacy is None else identification_bound(_open(job, bench), privacy.noise_multiplier)
     return {
         "id": job.id,

@@ -14,7 +14,7 @@ from vleak.engine.loop import ENGINES
 from vleak.enhance import check_enhancer_name
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
-from vleak.models import TRAINING_STATES, check_extractor_name, check_head_name
+from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, canonical
 
 PIPELINES = ("raw", "feature", "all")
 DEVICES = ("auto", "cpu", "cuda")
@@ -107,8 +107,8 @@ class Settings:
     def _check_names(self) -> None:
         """Refuse what the models' own parsers would, and attacks that are of no pipeline of this run."""
         if "feature" in self.pipelines():
-            check_extractor_name(self.extractor)
-            check_head_name(self.head)
+            canonical("extractor", self.extractor, EXTRACTORS)
+            canonical("head", self.head, HEADS)
         check_enhancer_name(self.enhance)
         running = {name for pipeline in self.pipelines() for name in self.attacks_on(pipeline)}
         for name in self.attacks or ():
