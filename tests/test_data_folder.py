@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_data_video import frame_numbers, noise, numbered, write_video
 
-from vleak.data import ClipSet, folder, load_clips
+from vleak.data import ClipSet, folder, load_clips, tree
 from vleak.errors import InputError
 
 
@@ -244,7 +244,7 @@ def test_folder_without_permission(tmp_path: Path, mode: int) -> None:
 
 
 def test_walk_is_bounded(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "MAX_FILES", 5)
+    monkeypatch.setattr(tree, "MAX_FILES", 5)
     with pytest.raises(InputError, match="more than 5 files"):
         load_clips(str(flat))
 
