@@ -129,16 +129,16 @@ class Client:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if not isinstance(outputs, Tensor) or not output_fits(self.loss, outputs, len(clips)):
             raise CapabilityError(
-                f"model returned {shape} for {given}, expected {expected_output(self.loss)} with {len(clips)} "
-                "rows; wrap the model so that its forward returns them"
+                f"model returned {shape} for {given}, expected {expected_output(self.loss)} with "
+                f"{len(clips)} rows; wrap the model so that its forward returns them"
             )
         kind = "logits" if self.loss == "cross_entropy" else "scores"
         if not torch.isfinite(outputs).all():
             raise CapabilityError(f"model returned NaN or infinite {kind} for {given}; check it for overflow")
         if kind == "scores" and not ((outputs >= 0) & (outputs <= 1)).all():
             raise CapabilityError(
-                f"model returned scores from {outputs.min():.3g} to {outputs.max():.3g} for {given}, expected "
-                f"[0, 1] for loss {self.loss!r}; end the model with a sigmoid"
+                f"model returned scores from {outputs.min():.3g} to {outputs.max():.3g} for {given}, "
+                f"expected [0, 1] for loss {self.loss!r}; end the model with a sigmoid"
             )
         return outputs
 
@@ -198,8 +198,8 @@ def _check_labels(labels: Tensor, loss: str, outputs: Tensor) -> None:
         return
     if loss == "bce" and not ((labels == 0) | (labels == 1)).all():
         raise InputError(
-            f"client: labels run from {labels.min()} to {labels.max()}, but the loss 'bce' takes 0 for normal "
-            "and 1 for anomalous"
+            f"client: labels run from {labels.min()} to {labels.max()}, but the loss 'bce' takes 0 for "
+            "normal and 1 for anomalous"
         )
     if loss == "cross_entropy" and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
         classes = outputs.shape[1]

@@ -44,8 +44,8 @@ class C3DTiny(nn.Module):
         strides = [(2, 2, 2), *middle, (2, 2, 2)] if depth > 1 else [(2, 2, 2)]
         channels = [3, *[width] * (depth - 1), 2 * width]
         layers: list[nn.Module] = []
-        for index, stride in enumerate(strides):
-            layers += [nn.Conv3d(*channels[index : index + 2], 3, stride=stride, padding=1), nn.ReLU()]
+        for before, after, stride in zip(channels, channels[1:], strides, strict=False):
+            layers += [nn.Conv3d(before, after, 3, stride=stride, padding=1), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         positions = _halved(frames, min(depth, 2)) * _halved(size, min(depth, 3)) ** 2
         self.pool = nn.AdaptiveAvgPool3d(1) if pool else nn.Identity()

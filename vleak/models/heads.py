@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from vleak.models.build import build_named, call_factory, is_built_in
@@ -182,7 +181,7 @@ class BagPair(nn.Module):
     def forward(self, pairs: Tensor) -> Tensor:
         """Return scores (N, 2, S or 1, 1) of pairs (N, 2, S, F), the anomalous bag first."""
         scores: Tensor = self.head(pairs.flatten(0, 1))
-        return scores.unflatten(0, (-1, 2))
+        return scores.reshape(-1, 2, *scores.shape[1:])
 
 
 #: name -> factory(segments, features, outputs); the first line of each docstring is what `vleak list` shows.
