@@ -1,9 +1,11 @@
-"""The one entrance to data: ``load_clips``."""
+"""The entrances to data: ``load_data`` for any source, ``load_clips`` for pixels."""
 
 from __future__ import annotations
 
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
+from vleak.data.features import FeatureSet, load_features
 from vleak.data.folder import FINE, load_videos
+from vleak.data.sources import look
 from vleak.data.synthetic import load_synthetic
 from vleak.errors import InputError
 
@@ -40,10 +42,14 @@ def load_clips(
     otherwise later parts of the same files. Sub-folders with two or more names give the classes; without
     them labels are drawn at random, and a note says so.
 
+    Videos may come as images, a file a frame, such as UCF-Crime in PNG: ``Abuse001_x264_100.png``. Then the
+    frames are the images of a video in the order of their numbers. A list of UCF-Crime or its ports names
+    videos by their base names; they are looked for in its folder and below, in either form.
+
     Args:
-        source: ``"synthetic"``, or a video file, or a folder of videos, which is searched with its
-            sub-folders; hidden files and links to folders are left out. A folder that is itself named
-            "synthetic" is ``"./synthetic"``.
+        source: ``"synthetic"``, or a video file, or a list of videos, or a folder of videos or images,
+            which is searched with its sub-folders; hidden files and links to folders are left out. A folder
+            that is itself named "synthetic" is ``"./synthetic"``.
         clips: how many clips to attack. None: 12, but where the source gives fewer than ``12 + public``
             windows no more than leave that many public clips, and never fewer than half of the windows
             (up to 12): 50 windows are 12 + 38, 10 are 5 + 5, 1 is 1 + 0.
@@ -92,6 +98,67 @@ def load_clips(
         references=references,
         fine=fine,
     )
+
+
+def recognise(source: str) -> str:
+    """Return what a source holds: "synthetic", "videos", "frames" (images of videos) or "features".
+
+    Raises:
+        InputError: it does not exist or holds none of these.
+    """
+    return "synthetic" if source == "synthetic" else look(source).kind
+
+
+def load_data(
+    source: str,
+    *,
+    clips: int | None = None,
+    frames: int = 8,
+    size: int = 32,
+    stride: int = 2,
+    seed: int = 0,
+    public: int = 48,
+    references: int = 0,
+    fine: bool = False,
+    segments: int = 32,
+) -> ClipSet | FeatureSet:
+    """Load whatever a source holds; the first of the notes says what was found.
+
+    Args:
+        source: as in ``load_clips`` or ``load_features``. Where a folder holds several kinds, videos come
+            before feature files and these before images.
+        clips: how many clips, or feature matrices, to attack.
+        frames: see ``load_clips``; feature files have none.
+        size: see ``load_clips``.
+        stride: see ``load_clips``.
+        seed: draws the order of the files.
+        public: the most public clips or matrices to return.
+        references: see ``load_clips``.
+        fine: see ``load_clips``.
+        segments: rows of a feature matrix, see ``load_features``.
+
+    Raises:
+        InputError: what ``load_clips`` and ``load_features`` raise; references or fine clips of features.
+    """
+    if recognise(source) != "features":
+        return load_clips(
+            source,
+            clips=clips,
+            frames=frames,
+            size=size,
+            stride=stride,
+            seed=seed,
+            public=public,
+            references=references,
+            fine=fine,
+        )
+    if references or fine:
+        asked = f"--references {references}" if references else "fine clips"
+        raise InputError(
+            f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
+            f"give videos"
+        )
+    return load_features(source, clips=clips, segments=segments, seed=seed, public=public)
 
 
 def _check_range(option: str, value: int) -> None:

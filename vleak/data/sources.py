@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ _EXPECTED = {
     "frames": "numbered .png or .jpg",
     "features": ".npy, or .txt of numbers",
 }
+_GROUND_TRUTH = re.compile(r"gt([-_].*)?\.npy", re.I)  # labels by frame, which lie beside features
 _SNIFFED = 4096  # bytes of a text that tell numbers from names
 
 
@@ -138,7 +140,7 @@ def _of_kind(
     if kind == "videos":
         chosen = [name for name in names if suffix(name) in SUFFIXES]
     elif kind == "features":
-        chosen = [name for name in names if suffix(name) == ".npy" or _holds_numbers(root, name)]
+        chosen = [name for name in names if _holds_features(root, name)]
     else:
         images = group_images([name for name in names if suffix(name) in IMAGE_SUFFIXES])
         if wanted is not None:
@@ -147,7 +149,9 @@ def _of_kind(
     return [name for name in chosen if wanted is None or video_of(name) in wanted], []
 
 
-def _holds_numbers(root: Path, name: str) -> bool:
+def _holds_features(root: Path, name: str) -> bool:
+    if suffix(name) == ".npy":
+        return _GROUND_TRUTH.fullmatch(name.rpartition("/")[2]) is None
     token = _first_token(root / name) if suffix(name) == ".txt" else None
     return token is not None and is_number(token)
 
