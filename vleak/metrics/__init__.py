@@ -1,5 +1,6 @@
-"""Scores of a rebuilt clip: fidelity, motion, and whether it points at the right clip."""
+"""Scores of a rebuilt clip: fidelity, motion, whether it points at the right clip, what enhancing it adds."""
 
+from vleak.metrics.enhancement import invented_share, score_enhanced
 from vleak.metrics.fidelity import (
     MOTION_THRESHOLD,
     PSNR_CAP_DB,
@@ -16,11 +17,13 @@ __all__ = [
     "MOTION_THRESHOLD",
     "PSNR_CAP_DB",
     "identification_rank",
+    "invented_share",
     "motion_mask",
     "motion_psnr",
     "motion_ssim",
     "psnr",
     "residual_correlation",
     "score_clip",
+    "score_enhanced",
     "ssim",
 ]
