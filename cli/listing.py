@@ -83,7 +83,7 @@ def _heads() -> dict[str, str]:
 def _enhancers() -> dict[str, str]:
     from vleak.enhance import ENHANCERS
 
-    return {name: _first_line(maker) for name, maker in ENHANCERS.items()}
+    return ENHANCERS | {"spandrel:FILE": "a super-resolution checkpoint that spandrel loads", "none": "nothing"}
 
 
 def _data() -> dict[str, str]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import vleak
 from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, order_identifiable
-from vleak.data import ClipSet, FeatureSet, load_data
+from vleak.data import ClipSet, FeatureSet, load_data, recognise
 from vleak.engine import extension
-from vleak.enhance import Enhanced, build_enhancer, plain
+from vleak.enhance import Enhanced, Enhancer, build_enhancer, cached_network, plain
 from vleak.errors import InputError
 from vleak.evaluation.settings import Settings
 from vleak.federated import LOSSES, Client, Update
@@ -150,19 +150,26 @@ def prepare(settings: Settings, tell: Progress) -> tuple[list[Bench], dict[str, 
 
 
 def _load(settings: Settings) -> ClipSet | FeatureSet:
-    data = load_data(
+    if recognise(settings.data) == "features":
+        _refuse_frames(settings)
+    return load_data(
         settings.data, clips=settings.clips, frames=settings.frames, size=settings.size,
         stride=settings.stride, seed=settings.seed, references=max(settings.reference_frames),
-        fine=settings.enhance != "none", segments=settings.segments,
+        fine=settings.enhance != "none" and recognise(settings.data) != "features",
+        segments=settings.segments,
     )  # fmt: skip
-    if isinstance(data, FeatureSet):
-        if "raw" in settings.pipelines():
-            raise InputError(
-                f"--data {settings.data} holds features, which have no frames; give --pipeline feature"
-            )
-        if max(settings.reference_frames):
-            raise InputError("--reference-frames: features have no frames; leave it out, or give videos")
-    return data
+
+
+def _refuse_frames(settings: Settings) -> None:
+    """Refuse what needs frames of data that has none."""
+    if "raw" in settings.pipelines():
+        raise InputError(
+            f"--data {settings.data} holds features, which have no frames; give --pipeline feature"
+        )
+    if max(settings.reference_frames):
+        raise InputError(
+            f"--reference-frames: {settings.data} holds features, which have no frames; leave it out"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -343,7 +350,7 @@ def _bench(
         classes=classes,
         honest=_honest_updates(client, private, labels, settings.seed),
         hypotheses=_hypotheses(client, private, labels, 1 if loss == "ranking" else classes, settings.seed),
-        order_identifiable=order_identifiable(model, tuple(private.shape[1:]), loss),
+        order_identifiable=order_identifiable(model, tuple(private.shape[1:]), loss=loss),
         frames=None,
         features=None,
     )
@@ -402,7 +409,7 @@ def _frames(data: ClipSet, settings: Settings) -> Frames:
     nulls = {count: _null_answers(data, count, settings.seed) for count in settings.reference_frames}
     if settings.enhance == "none":
         return Frames(data, nulls)
-    enhance = build_enhancer(settings.enhance, public_fine=data.public_fine, seed=settings.seed)
+    enhance = _enhancer(settings.enhance, data)
     return Frames(
         data,
         nulls,
@@ -411,6 +418,26 @@ def _frames(data: ClipSet, settings: Settings) -> Frames:
         enhance=enhance,
         method=settings.enhance,
     )
+
+
+def _enhancer(name: str, data: ClipSet) -> Enhancer:
+    return build_enhancer(name, network=network_weights(data) if name == "network" else None)
+
+
+def network_weights(data: ClipSet, *, again: bool = False) -> dict[str, Tensor]:
+    """Return the enhancement network of these public clips, from the cache or trained for half a minute.
+
+    Raises:
+        InputError: there are no public clips.
+    """
+    fine = data.public_fine
+    if fine is None or not len(fine):
+        raise InputError(
+            "enhancement by 'network' is trained on public clips and the data has none left; give more files, "
+            "or --enhance classical"
+        )
+    digest = hashlib.sha256(fine.numpy().tobytes()).hexdigest()
+    return cached_network({"clips": digest}, lambda: fine, again=again)
 
 
 def _each_once(nulls: dict[int, list[Answers]], change: Callable[[Tensor], Tensor]) -> dict[int, list[Answers]]:

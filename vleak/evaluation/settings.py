@@ -11,7 +11,7 @@ from vleak import ops
 from vleak.attacks import ATTACKS
 from vleak.defenses import DEFENSES, Defense, parse, spell, sweep
 from vleak.engine.loop import ENGINES
-from vleak.enhance import check_enhancer_name
+from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, canonical
@@ -109,7 +109,8 @@ class Settings:
         if "feature" in self.pipelines():
             canonical("extractor", self.extractor, EXTRACTORS)
             canonical("head", self.head, HEADS)
-        check_enhancer_name(self.enhance)
+        if self.enhance not in ("none", *ENHANCERS) and not self.enhance.startswith("spandrel:"):
+            raise unknown_name("enhancer", self.enhance, ("none", *ENHANCERS), also="spandrel:FILE")
         running = {name for pipeline in self.pipelines() for name in self.attacks_on(pipeline)}
         for name in self.attacks or ():
             if name not in running:
