@@ -15,9 +15,10 @@ import vleak
 from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, order_identifiable
 from vleak.data import ClipSet, FeatureSet, load_data, recognise
 from vleak.engine import extension
-from vleak.enhance import Enhanced, Enhancer, build_enhancer, cached_network, plain
+from vleak.enhance import Enhanced, Enhancer, build_enhancer, plain
 from vleak.errors import InputError
 from vleak.evaluation.settings import Settings
+from vleak.evaluation.weights import extractor_for, network_for
 from vleak.federated import LOSSES, Client, Update
 from vleak.metrics import carrying_segments
 from vleak.models import (
@@ -25,7 +26,6 @@ from vleak.models import (
     BagPair,
     Extractor,
     accuracy,
-    build_extractor,
     build_head,
     build_model,
     check_classifier,
@@ -206,10 +206,14 @@ def _raw(
 def _feature(
     settings: Settings, data: ClipSet | FeatureSet, frames: Frames | None, tell: Progress
 ) -> tuple[Bench, dict[str, Any]]:
-    extractor = _extractor(settings, data)
+    device = settings.torch_device()
+    extractor, known = None, None
+    if isinstance(data, ClipSet):
+        tell("preparing the extractor", 0, 0)
+        extractor, known = extractor_for(settings.extractor, frames=settings.frames, size=settings.size)
+        extractor = extractor.to(device)
     truth, public = _feature_matrices(extractor, data)
     labels, public_labels, classes = _targets(settings.loss, data)
-    device = settings.torch_device()
     outputs = classes if settings.loss == "cross_entropy" else None
     head = build_head(settings.head, segments=truth.shape[1], features=truth.shape[2], outputs=outputs,
                       seed=settings.seed)  # fmt: skip
@@ -224,7 +228,7 @@ def _feature(
     name = "files" if extractor is None else settings.extractor
     name = f"{name}>{settings.head}>{settings.loss}"
     facts = {"name": name, "pipeline": "feature", "extractor": settings.extractor if extractor else None,
-             "head": settings.head, "loss": settings.loss, "segments": truth.shape[1],
+             "extractor_accuracy": known, "head": settings.head, "loss": settings.loss, "segments": truth.shape[1],
              "features": truth.shape[2]} | _model_facts(settings, model)  # fmt: skip
     facts |= _accuracies(model, held, public_labels, private, labels)
     facts["chance"] = 1 / classes
@@ -246,13 +250,6 @@ def _feature(
         unit_norm=facts_of.unit_norm,
     )
     return replace(bench, frames=frames, features=features), facts
-
-
-def _extractor(settings: Settings, data: ClipSet | FeatureSet) -> Extractor | None:
-    if isinstance(data, FeatureSet):
-        return None
-    extractor = build_extractor(settings.extractor, frames=settings.frames, size=settings.size)
-    return extractor.to(settings.torch_device())
 
 
 def _feature_matrices(extractor: Extractor | None, data: ClipSet | FeatureSet) -> tuple[Tensor, Tensor]:
@@ -421,23 +418,7 @@ def _frames(data: ClipSet, settings: Settings) -> Frames:
 
 
 def _enhancer(name: str, data: ClipSet) -> Enhancer:
-    return build_enhancer(name, network=network_weights(data) if name == "network" else None)
-
-
-def network_weights(data: ClipSet, *, again: bool = False) -> dict[str, Tensor]:
-    """Return the enhancement network of these public clips, from the cache or trained for half a minute.
-
-    Raises:
-        InputError: there are no public clips.
-    """
-    fine = data.public_fine
-    if fine is None or not len(fine):
-        raise InputError(
-            "enhancement by 'network' is trained on public clips and the data has none left; give more files, "
-            "or --enhance classical"
-        )
-    digest = hashlib.sha256(fine.numpy().tobytes()).hexdigest()
-    return cached_network({"clips": digest}, lambda: fine, again=again)
+    return build_enhancer(name, network=network_for(data) if name == "network" else None)
 
 
 def _each_once(nulls: dict[int, list[Answers]], change: Callable[[Tensor], Tensor]) -> dict[int, list[Answers]]:
