@@ -13,7 +13,7 @@ from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
 from vleak.data.images import read_images
 from vleak.data.lists import list_labels
 from vleak.data.naming import canonical, class_in_name
-from vleak.data.sources import Found, look
+from vleak.data.sources import Found
 from vleak.data.tree import first, ids, printable
 from vleak.data.video import Squares, count_frames, read_frames
 from vleak.errors import InputError
@@ -57,7 +57,7 @@ Cut = tuple[VideoFile, Sequence[int]]  # frames of a file by their numbers, in t
 
 
 def load_videos(
-    source: str,
+    found: Found,
     clips: int | None,
     *,
     frames: int,
@@ -69,7 +69,7 @@ def load_videos(
     fine: bool = False,
 ) -> ClipSet:
     """Return the ClipSet of videos or frames; ``load_clips`` tells the rules and the errors."""
-    found = look(source, ("videos", "frames"))
+    source = found.name
     files = _video_files(found)
     windows, short = _plan(files, (clips or DEFAULT_CLIPS) + public, frames, stride, seed, source)
     attacked = _split(len(windows), clips, public, source)
