@@ -227,6 +227,11 @@ def test_labels_that_names_do_not_tell(tmp_path: Path) -> None:
     assert set(data.labels.tolist()) == {0, 1}
     assert any("labels are drawn at random; a list may tell them" in note for note in data.notes)
     assert torch.equal(data.labels, load(tmp_path, clips=20).labels)
+    assert load(ucf(tmp_path / "normal", ("a", "b")), clips=2).labels.tolist() == [0, 0]
+    with pytest.raises(InputError, match=r"20 of 22 files do not tell normal from anomaly: v0\.txt, v1\.txt"):
+        load(tmp_path)
+    (tmp_path / "normal" / "a.txt").unlink()
+    (tmp_path / "normal" / "b.txt").unlink()
     ucf(tmp_path, ("Abuse001_x264",))
     with pytest.raises(InputError, match=r"20 of 21 files do not tell normal from anomaly: v0\.txt, v1\.txt"):
         load(tmp_path)

@@ -161,7 +161,11 @@ def _labels(files: Sequence[str], found: Found, seed: int) -> tuple[list[int], l
     if found.entries:
         by_video, notes = list_labels(found.listed, found.name, found.entries)
         return [by_video[video_of(name)] for name in files], notes
-    told = anomalies([(_stem(name), _folders(name, found.root)) for name in files])
+    below = any("/" in name for name in files)  # then a file beside the folders has no class
+    folders = [PurePosixPath(name).parent.name if below else found.root.name for name in files]
+    told = anomalies(
+        [(_stem(name), (folder,) if folder else ()) for name, folder in zip(files, folders, strict=True)]
+    )
     unknown = [name for name, value in zip(files, told, strict=True) if value is None]
     if not unknown:
         return [int(bool(value)) for value in told], ["0 normal, 1 anomaly, told by names and folders"]
@@ -172,11 +176,6 @@ def _labels(files: Sequence[str], found: Found, seed: int) -> tuple[list[int], l
         f"data {found.name!r}: {len(unknown)} of {len(files)} files do not tell normal from anomaly: "
         f"{first(unknown)}; expected class folders, names such as Abuse001_x264, or a list with labels"
     )
-
-
-def _folders(name: str, root: Path) -> tuple[str, ...]:
-    folder = PurePosixPath(name).parent.name
-    return (folder or root.name,)
 
 
 def _order(labels: Sequence[int], seed: int) -> list[int]:

@@ -126,24 +126,24 @@ def _plan(
     order = torch.randperm(len(files), generator=generator("files", seed)).tolist()
     step, needed = frames * stride, (frames - 1) * stride + 1
     most = (wanted - 1) * step + needed
-    first: list[tuple[VideoFile, int]] = []
+    fitting: list[tuple[VideoFile, int]] = []
     short: list[tuple[int, str]] = []
     for file in (files[index] for index in order):
-        if len(first) == wanted:
+        if len(fitting) == wanted:
             break
         length = file.count(most)
         if length >= needed:
-            first.append((file, (length - needed) // step + 1))
+            fitting.append((file, (length - needed) // step + 1))
         else:
             short.append((length, file.shown))
-    if not first:
+    if not fitting:
         length, longest = max(short)
         raise InputError(
             f"data {source!r}: too short: {longest} has {length} frames, {frames} frames at stride {stride} "
             f"need {needed}; lower --frames or --stride"
         )
-    deepest = max(count for _, count in first)
-    windows = [Window(file, k * step) for k in range(deepest) for file, count in first if k < count]
+    deepest = max(count for _, count in fitting)
+    windows = [Window(file, k * step) for k in range(deepest) for file, count in fitting if k < count]
     return windows[:wanted], sorted(name for _, name in short)
 
 
