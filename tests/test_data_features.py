@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import struct
 import time
 import tracemalloc
@@ -226,6 +227,11 @@ def test_labels_that_names_do_not_tell(tmp_path: Path) -> None:
     assert set(data.labels.tolist()) == {0, 1}
     assert any("labels are drawn at random; a list may tell them" in note for note in data.notes)
     assert torch.equal(data.labels, load(tmp_path, clips=20).labels)
+    assert load(ucf(tmp_path / "normal", ("a", "b")), clips=2).labels.tolist() == [0, 0]
+    with pytest.raises(InputError, match=r"20 of 22 files do not tell normal from anomaly: v0\.txt, v1\.txt"):
+        load(tmp_path)
+    (tmp_path / "normal" / "a.txt").unlink()
+    (tmp_path / "normal" / "b.txt").unlink()
     ucf(tmp_path, ("Abuse001_x264",))
     with pytest.raises(InputError, match=r"20 of 21 files do not tell normal from anomaly: v0\.txt, v1\.txt"):
         load(tmp_path)
@@ -423,6 +429,34 @@ def test_list_that_serves_videos_and_features_at_once(tmp_path: Path) -> None:
     assert recognise(write_list(tmp_path, "/data/Abuse001_x264_i3d.npy")) == "features"
 
 
+def test_the_more_numerous_of_features_and_images(tmp_path: Path) -> None:
+    write_frames(tmp_path, "Abuse001_x264", [0, 10, 20])
+    (tmp_path / "counts.txt").write_text("1 2 3")
+    assert recognise(str(tmp_path)) == "frames"
+    ucf(tmp_path)
+    assert recognise(str(tmp_path)) == "features"
+    write_video(tmp_path / "a.mkv", numbered(20))
+    assert recognise(str(tmp_path)) == "videos"
+
+
+def test_any_damage_to_an_array_is_one_line_or_a_matrix(tmp_path: Path) -> None:
+    whole = write_npy(tmp_path / "Abuse001_x264.npy", matrix(0)).read_bytes()
+    source, messages = random.Random(0), []
+    for attempt in range(300):
+        content = bytearray(whole)
+        for _ in range(1 + attempt % 4):
+            content[source.randrange(len(content))] ^= 1 << source.randrange(8)
+        (tmp_path / "Abuse001_x264.npy").write_bytes(content)
+        try:
+            features = load(tmp_path).features
+        except InputError as error:
+            messages.append(str(error))
+        else:
+            assert features.isfinite().all()
+    assert len(messages) > 100
+    assert all(len(message.splitlines()) == 1 for message in messages)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -447,7 +481,7 @@ def test_wrong_kind_for_the_call(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "a.mkv", numbered(20))
     with pytest.raises(
-        InputError, match=r"holds 1 other files and no feature files \(\.npy, or \.txt of numbers\)$"
+        InputError, match=r"holds 1 other files and no feature files \(\.npy, or text of numbers\)$"
     ):
         load_features(str(tmp_path / "videos"))
     with pytest.raises(InputError, match=r"^a\.mkv: "):

@@ -97,6 +97,11 @@ def load_features(
         InputError: a number is out of range, the source holds no feature files, one that is needed is empty,
             damaged, lies about its size, or has another number of columns, or labels contradict names.
     """
+    return features_of(look(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public)
+
+
+def features_of(found: Found, *, clips: int | None, segments: int, seed: int, public: int) -> FeatureSet:
+    """Return the FeatureSet of a source that was looked at; ``load_features`` tells the rules and errors."""
     for option, value, low, high in (
         ("clips", DEFAULT_CLIPS if clips is None else clips, 1, 10_000),
         ("segments", segments, 1, 4096),
@@ -105,11 +110,10 @@ def load_features(
     ):
         if not low <= value <= high:
             raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
-    found = look(source, ("features",))
     files, crops = _one_a_video(found.names)
     labels, told = _labels(files, found, seed)
     order = _order(labels, seed)[: (DEFAULT_CLIPS if clips is None else clips) + public]
-    attacked = _attacked(len(order), clips, public, source)
+    attacked = _attacked(len(order), clips, public, found.name)
     loaded, notes = _load(found.root, [files[place] for place in order], segments)
     names = ids([_stem(name) for name in files], [PurePosixPath(name).parent.name for name in files])
     chosen = torch.tensor([labels[place] for place in order], dtype=torch.int64)
@@ -157,7 +161,11 @@ def _labels(files: Sequence[str], found: Found, seed: int) -> tuple[list[int], l
     if found.entries:
         by_video, notes = list_labels(found.listed, found.name, found.entries)
         return [by_video[video_of(name)] for name in files], notes
-    told = anomalies([(_stem(name), _folders(name, found.root)) for name in files])
+    below = any("/" in name for name in files)  # then a file beside the folders has no class
+    folders = [PurePosixPath(name).parent.name if below else found.root.name for name in files]
+    told = anomalies(
+        [(_stem(name), (folder,) if folder else ()) for name, folder in zip(files, folders, strict=True)]
+    )
     unknown = [name for name, value in zip(files, told, strict=True) if value is None]
     if not unknown:
         return [int(bool(value)) for value in told], ["0 normal, 1 anomaly, told by names and folders"]
@@ -170,11 +178,6 @@ def _labels(files: Sequence[str], found: Found, seed: int) -> tuple[list[int], l
     )
 
 
-def _folders(name: str, root: Path) -> tuple[str, ...]:
-    folder = PurePosixPath(name).parent.name
-    return (folder or root.name,)
-
-
 def _order(labels: Sequence[int], seed: int) -> list[int]:
     """Return the places in a drawn order, anomalies and normal videos alternating while there are both."""
     drawn = torch.randperm(len(labels), generator=generator("features", seed)).tolist()
@@ -185,12 +188,12 @@ def _order(labels: Sequence[int], seed: int) -> list[int]:
     return [*paired, *anomalous[both:], *normal[both:]]
 
 
-def _attacked(available: int, clips: int | None, public: int, source: str) -> int:
+def _attacked(available: int, clips: int | None, public: int, name: str) -> int:
     if clips is None:
         return min(DEFAULT_CLIPS, max((available + 1) // 2, available - public))
     if clips > available:
         raise InputError(
-            f"data {source!r}: --clips {clips} asked, but it has {available} videos; ask for at most "
+            f"data {name!r}: --clips {clips} asked, but it has {available} videos; ask for at most "
             f"{available}"
         )
     return clips
@@ -366,7 +369,7 @@ def _header(header: bytes, shown: str) -> tuple[np.dtype[np.floating], bool, tup
 
 def _text(path: Path, shown: str) -> NDArray[np.float64]:
     """Read rows of numbers, parted by blanks or commas."""
-    rows: list[list[float]] = []
+    rows: list[NDArray[np.float64]] = []
     for number, line in enumerate(read_text(path, shown, MAX_TEXT_BYTES).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words:
@@ -376,10 +379,10 @@ def _text(path: Path, shown: str) -> NDArray[np.float64]:
                 f"{shown}: line {number} has {len(words)} columns, expected {len(rows[0])} as in the first; "
                 f"the file is damaged or cut off"
             )
-        rows.append(_numbers(words, number, shown))
+        rows.append(np.array(_numbers(words, number, shown)))
     if not rows:
         raise InputError(f"{shown}: an empty file; expected rows of numbers")
-    return np.array(rows)
+    return np.stack(rows)
 
 
 def _numbers(words: Sequence[str], line: int, shown: str) -> list[float]:

@@ -13,7 +13,7 @@ from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
 from vleak.data.images import read_images
 from vleak.data.lists import list_labels
 from vleak.data.naming import canonical, class_in_name
-from vleak.data.sources import Found, look
+from vleak.data.sources import Found
 from vleak.data.tree import first, ids, printable
 from vleak.data.video import Squares, count_frames, read_frames
 from vleak.errors import InputError
@@ -57,7 +57,7 @@ Cut = tuple[VideoFile, Sequence[int]]  # frames of a file by their numbers, in t
 
 
 def load_videos(
-    source: str,
+    found: Found,
     clips: int | None,
     *,
     frames: int,
@@ -69,7 +69,7 @@ def load_videos(
     fine: bool = False,
 ) -> ClipSet:
     """Return the ClipSet of videos or frames; ``load_clips`` tells the rules and the errors."""
-    found = look(source, ("videos", "frames"))
+    source = found.name
     files = _video_files(found)
     windows, short = _plan(files, (clips or DEFAULT_CLIPS) + public, frames, stride, seed, source)
     attacked = _split(len(windows), clips, public, source)
@@ -126,24 +126,24 @@ def _plan(
     order = torch.randperm(len(files), generator=generator("files", seed)).tolist()
     step, needed = frames * stride, (frames - 1) * stride + 1
     most = (wanted - 1) * step + needed
-    first: list[tuple[VideoFile, int]] = []
+    fitting: list[tuple[VideoFile, int]] = []
     short: list[tuple[int, str]] = []
     for file in (files[index] for index in order):
-        if len(first) == wanted:
+        if len(fitting) == wanted:
             break
         length = file.count(most)
         if length >= needed:
-            first.append((file, (length - needed) // step + 1))
+            fitting.append((file, (length - needed) // step + 1))
         else:
             short.append((length, file.shown))
-    if not first:
+    if not fitting:
         length, longest = max(short)
         raise InputError(
             f"data {source!r}: too short: {longest} has {length} frames, {frames} frames at stride {stride} "
             f"need {needed}; lower --frames or --stride"
         )
-    deepest = max(count for _, count in first)
-    windows = [Window(file, k * step) for k in range(deepest) for file, count in first if k < count]
+    deepest = max(count for _, count in fitting)
+    windows = [Window(file, k * step) for k in range(deepest) for file, count in fitting if k < count]
     return windows[:wanted], sorted(name for _, name in short)
 
 

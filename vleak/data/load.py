@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
-from vleak.data.features import FeatureSet, load_features
+from vleak.data.features import FeatureSet, features_of
 from vleak.data.folder import FINE, load_videos
 from vleak.data.sources import look
 from vleak.data.synthetic import load_synthetic
@@ -44,7 +44,8 @@ def load_clips(
 
     Videos may come as images, a file a frame, such as UCF-Crime in PNG: ``Abuse001_x264_100.png``. Then the
     frames are the images of a video in the order of their numbers. A list of UCF-Crime or its ports names
-    videos by their base names; they are looked for in its folder and below, in either form.
+    videos by their base names; they are looked for in its folder and below, in either form. The frames of
+    anomalies in it are checked and not used: a clip has the class of its video.
 
     Args:
         source: ``"synthetic"``, or a video file, or a list of videos, or a folder of videos or images,
@@ -73,22 +74,12 @@ def load_clips(
             the frames that are needed, is too short, gives fewer clips than ``clips``, or has
             fewer frames outside the attacked clips than ``references``.
     """
-    given = {
-        "frames": frames,
-        "size": size,
-        "stride": stride,
-        "public": public,
-        "seed": seed,
-        "references": references,
-    }
-    for option, value in (given if clips is None else {"clips": clips, **given}).items():
-        _check_range(option, value)
-    wanted = DEFAULT_CLIPS if clips is None else clips
-    _check_memory(wanted, public, frames, size, references, fine)
+    _check_clips(clips, frames, size, stride, seed, public, references, fine)
     if source == "synthetic":
+        wanted = DEFAULT_CLIPS if clips is None else clips
         return load_synthetic(wanted, frames, size, seed, public, references=references, fine=fine)
     return load_videos(
-        source,
+        look(source, ("videos", "frames")),
         clips,
         frames=frames,
         size=size,
@@ -122,11 +113,11 @@ def load_data(
     fine: bool = False,
     segments: int = 32,
 ) -> ClipSet | FeatureSet:
-    """Load whatever a source holds; the first of the notes says what was found.
+    """Load whatever a source holds; the first of the notes says what that is.
 
     Args:
         source: as in ``load_clips`` or ``load_features``. Where a folder holds several kinds, videos come
-            before feature files and these before images.
+            before feature files and images, of which the more numerous are taken.
         clips: how many clips, or feature matrices, to attack.
         frames: see ``load_clips``; feature files have none.
         size: see ``load_clips``.
@@ -140,25 +131,62 @@ def load_data(
     Raises:
         InputError: what ``load_clips`` and ``load_features`` raise; references or fine clips of features.
     """
-    if recognise(source) != "features":
+    if source == "synthetic":
         return load_clips(
             source,
             clips=clips,
             frames=frames,
             size=size,
-            stride=stride,
             seed=seed,
             public=public,
             references=references,
             fine=fine,
         )
-    if references or fine:
-        asked = f"--references {references}" if references else "fine clips"
-        raise InputError(
-            f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
-            f"give videos"
-        )
-    return load_features(source, clips=clips, segments=segments, seed=seed, public=public)
+    found = look(source)
+    if found.kind == "features":
+        if references or fine:
+            asked = f"--references {references}" if references else "fine clips"
+            raise InputError(
+                f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
+                f"give videos"
+            )
+        return features_of(found, clips=clips, segments=segments, seed=seed, public=public)
+    _check_clips(clips, frames, size, stride, seed, public, references, fine)
+    return load_videos(
+        found,
+        clips,
+        frames=frames,
+        size=size,
+        stride=stride,
+        seed=seed,
+        public=public,
+        references=references,
+        fine=fine,
+    )
+
+
+def _check_clips(
+    clips: int | None,
+    frames: int,
+    size: int,
+    stride: int,
+    seed: int,
+    public: int,
+    references: int,
+    fine: bool,
+) -> None:
+    given = {
+        "frames": frames,
+        "size": size,
+        "stride": stride,
+        "public": public,
+        "seed": seed,
+        "references": references,
+    }
+    for option, value in (given if clips is None else {"clips": clips, **given}).items():
+        _check_range(option, value)
+    wanted = DEFAULT_CLIPS if clips is None else clips
+    _check_memory(wanted, public, frames, size, references, fine)
 
 
 def _check_range(option: str, value: int) -> None:

@@ -21,7 +21,7 @@ _CALLED = {"videos": "videos", "frames": "images of videos", "features": "featur
 _EXPECTED = {
     "videos": ", ".join(sorted(SUFFIXES)),
     "frames": "numbered .png or .jpg",
-    "features": ".npy, or .txt of numbers",
+    "features": ".npy, or text of numbers",
 }
 _GROUND_TRUTH = re.compile(r"gt([-_].*)?\.npy", re.I)  # labels by frame, which lie beside features
 _SNIFFED = 4096  # bytes of a text that tell numbers from names
@@ -56,7 +56,8 @@ def look(source: str, kinds: Sequence[Kind] = KINDS) -> Found:
     """Find out what a source holds.
 
     A folder is searched with its sub-folders; where it holds several kinds, videos come before feature
-    files and these before images. The files of a list are looked for in its folder and below.
+    files and images, of which the more numerous are taken. The files of a list are looked for in its folder
+    and below.
 
     Args:
         source: path of a folder, a list or one file.
@@ -77,26 +78,37 @@ def look(source: str, kinds: Sequence[Kind] = KINDS) -> Found:
             return _in_list(path, source, kinds)
     if suffix(path.name) in IMAGE_SUFFIXES and "frames" in kinds:
         raise InputError(f"{shown}: one image is no video; give the folder of the images")
-    features = "features" in kinds and (suffix(path.name) in (".npy", ".txt") or "videos" not in kinds)
-    return Found("features" if features else "videos", shown, path.parent, (path.name,))
+    features = "features" in kinds and (
+        suffix(path.name) in {".npy", *LIST_SUFFIXES} or "videos" not in kinds
+    )
+    return _one_file("features" if features else "videos", path)
+
+
+def _one_file(kind: Kind, path: Path) -> Found:
+    note = "one video file" if kind == "videos" else "one feature file"
+    return Found(kind, printable(path.name), path.parent, (path.name,), notes=(note,))
 
 
 def _in_folder(root: Path, source: str, kinds: Sequence[Kind]) -> Found:
     names = walk(root, source)
-    for kind in (kind for kind in KINDS if kind in kinds):
-        chosen, images = _of_kind(kind, root, names)
-        if chosen:
-            return Found(
-                kind=kind,
-                name=printable(root.name),
-                root=root,
-                names=() if kind == "frames" else tuple(chosen),
-                images=tuple(images),
-                notes=(_counted(kind, chosen, images), *_ignored(kind, names, chosen), *_gaps(images)),
-            )
-    held = f"{len(names)} other files" if names else "no files"
+    held = {kind: _of_kind(kind, root, names) for kind in KINDS if kind in kinds}
+    if held.get("videos", ([], []))[0]:
+        kind: Kind = "videos"  # however many images or features were made of them
+    else:
+        kind = max(held, key=lambda kind: len(held[kind][0]))
+    chosen, images = held[kind]
+    if chosen:
+        return Found(
+            kind=kind,
+            name=printable(root.name),
+            root=root,
+            names=() if kind == "frames" else tuple(chosen),
+            images=tuple(images),
+            notes=(_counted(kind, chosen, images), *_ignored(kind, names, chosen), *_gaps(images)),
+        )
+    others = f"{len(names)} other files" if names else "no files"
     wanted = " or ".join(f"{_CALLED[kind]} ({_EXPECTED[kind]})" for kind in kinds)
-    raise InputError(f"data {source!r}: the folder holds {held} and no {wanted}")
+    raise InputError(f"data {source!r}: the folder holds {others} and no {wanted}")
 
 
 def _in_list(path: Path, source: str, kinds: Sequence[Kind]) -> Found:
@@ -152,7 +164,7 @@ def _of_kind(
 def _holds_features(root: Path, name: str) -> bool:
     if suffix(name) == ".npy":
         return _GROUND_TRUTH.fullmatch(name.rpartition("/")[2]) is None
-    token = _first_token(root / name) if suffix(name) == ".txt" else None
+    token = _first_token(root / name) if suffix(name) in LIST_SUFFIXES else None
     return token is not None and is_number(token)
 
 
