@@ -72,7 +72,7 @@ def canonical(noun: str, text: str, kinds: Mapping[str, Callable[..., nn.Module]
     if not is_built_in(noun, text, kinds):
         return text
     name, _ = split(text)
-    return write_settings(name, _settings(noun, text, kinds[name]))
+    return write_settings(name, settings_of(noun, text, kinds[name]))
 
 
 def build_named(
@@ -96,7 +96,7 @@ def build_named(
         InputError: a setting is unknown or out of range.
     """
     factory = kinds[split(text)[0]]
-    settings = _settings(noun, text, factory)
+    settings = settings_of(noun, text, factory)
     with torch.device("meta"):  # allocating weights there draws no random numbers
         made = factory(*sizes, **settings)
     made = made.to_empty(device="cpu")
@@ -104,8 +104,14 @@ def build_named(
     return made
 
 
-def _settings(noun: str, text: str, factory: Callable[..., object]) -> dict[str, Setting]:
-    """Return the settings that are given and differ from the default."""
+def settings_of(noun: str, text: str, factory: Callable[..., object]) -> dict[str, Setting]:
+    """Return the settings that a text gives and that differ from the default.
+
+    A setting is a keyword-only argument of the factory whose default is a number or a word.
+
+    Raises:
+        InputError: a setting is unknown, or its value does not fit.
+    """
     defaults = {
         parameter.name: parameter.default
         for parameter in inspect.signature(factory).parameters.values()

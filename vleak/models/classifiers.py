@@ -47,7 +47,7 @@ class C3DTiny(nn.Module):
         for before, after, stride in zip(channels, channels[1:], strides, strict=False):
             layers += [nn.Conv3d(before, after, 3, stride=stride, padding=1), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        positions = _halved(frames, min(depth, 2)) * _halved(size, min(depth, 3)) ** 2
+        positions = halved(frames, min(depth, 2)) * halved(size, min(depth, 3)) ** 2
         self.pool = nn.AdaptiveAvgPool3d(1) if pool else nn.Identity()
         self.head = nn.Linear(2 * width * (1 if pool else positions), classes)
 
@@ -81,7 +81,7 @@ class LRCN(nn.Module):
             nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
             nn.ReLU(),
         )
-        self.lstm = nn.LSTM(width // 2 * _halved(size, 2) ** 2, width, num_layers=depth, batch_first=True)
+        self.lstm = nn.LSTM(width // 2 * halved(size, 2) ** 2, width, num_layers=depth, batch_first=True)
         self.head = nn.Linear(width, classes)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def _default_bound(module: nn.Module) -> float:
     return math.sqrt(1 / weight[0].numel())
 
 
-def _halved(length: int, times: int) -> int:
+def halved(length: int, times: int) -> int:
     """Return what is left of a length after convolutions of stride 2, kernel 3, padding 1."""
     for _ in range(times):
         length = (length + 1) // 2
