@@ -27,6 +27,7 @@ from vleak.attacks import (
     MatchingBlind,
     Observation,
     Reconstruction,
+    answerable,
 )
 from vleak.attacks.linkage import link_rank, link_scores
 from vleak.backends import exact_arithmetic, math_attention
@@ -460,15 +461,19 @@ def _clip_shape(data: ClipSet) -> tuple[int, int, int, int]:
 
 def _null_names(data: ClipSet) -> list[str]:
     """Return the null attackers that can answer: there is no public mean without public clips."""
-    return [name for name in NULL_ATTACKS if name != "public_mean" or len(data.public_clips)]
+    return list(answerable(_null_knowledge(data)))
+
+
+def _null_knowledge(data: ClipSet) -> Knowledge:
+    return Knowledge(
+        clip_shape=_clip_shape(data), batch_size=1, classes=len(data.classes), public_clips=data.public_clips
+    )
 
 
 def _null_answers(model: nn.Module, data: ClipSet, settings: Settings) -> dict[str, Tensor]:
     """Return what each null attacker answers, (C, T, H, W) by name; it is the same for every clip."""
     update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
-    knowledge = Knowledge(clip_shape=_clip_shape(data), batch_size=1, classes=len(data.classes),
-                          public_clips=data.public_clips)  # fmt: skip
-    observation = Observation(model, update, knowledge)
+    observation = Observation(model, update, _null_knowledge(data))
     unused = generator(settings.seed, "null")
     return {
         name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in _null_names(data)
