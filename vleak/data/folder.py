@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
-from vleak.data.video import SUFFIXES, count_frames, read_windows
+from vleak.data.video import SUFFIXES, Squares, count_frames, read_frames
 from vleak.errors import InputError
 from vleak.seeds import generator
 
 PSEUDO_CLASSES = tuple(f"class{index}" for index in range(6))
 MAX_FILES = 100_000
+FINE = 2  # how much larger fine clips are
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Window:
     start: int
 
 
+Cut = tuple[VideoFile, Sequence[int]]  # frames of a file by their numbers, in their order
+
+
 def load_videos(
     source: str,
     clips: int | None,
@@ -48,6 +52,8 @@ def load_videos(
     stride: int,
     seed: int,
     public: int,
+    references: int = 0,
+    fine: bool = False,
 ) -> ClipSet:
     """Return the ClipSet of a video file or folder; ``load_clips`` tells the rules and the errors."""
     root = _existing(source)
@@ -55,18 +61,26 @@ def load_videos(
     windows, short = _plan(files, (clips or DEFAULT_CLIPS) + public, frames, stride, seed, source)
     attacked = _split(len(windows), clips, public, source)
     classes = _classes(files)
-    stacked = _read(windows, frames, size, stride)
+    beside = _reference_frames(windows[:attacked], frames * stride, stride, references, source)
+    cut = [(window.file, range(window.start, window.start + frames * stride, stride)) for window in windows]
+    held = [(window.file, beside[window.file]) for window in windows[:attacked]] if references else []
+    read = _read([*cut, *held], (size, FINE * size) if fine else (size,))
+    small, large = _stacked(cut, read, size), _stacked(cut, read, FINE * size) if fine else None
     labels = torch.tensor([_label(window, classes, seed) for window in windows], dtype=torch.int64)
+    notes += _notes(classes, short, attacked, len(windows), (frames - 1) * stride + 1)
     return ClipSet(
         name=_printable(root.name),
-        clips=stacked[:attacked],
+        clips=small[:attacked],
         labels=labels[:attacked],
         names=tuple(f"{window.file.name}@{window.start}" for window in windows[:attacked]),
-        public_clips=stacked[attacked:].clone(),  # a view would carry the private clips in its storage
+        public_clips=small[attacked:].clone(),  # a view would carry the private clips in its storage
         public_labels=labels[attacked:],
         classes=classes or PSEUDO_CLASSES,
         public_source=_public_source(windows, attacked),
-        notes=(*notes, *_notes(classes, short, attacked, len(windows), (frames - 1) * stride + 1)),
+        notes=(*notes, *(_enlarged(read, FINE * size) if fine else ())),
+        references=_stacked(held, read, size) if references else None,
+        fine=None if large is None else large[:attacked],
+        public_fine=None if large is None else large[attacked:].clone(),
     )
 
 
@@ -198,21 +212,54 @@ def _label(window: Window, classes: tuple[str, ...], seed: int) -> int:
     return int(torch.randint(len(PSEUDO_CLASSES), (), generator=source))
 
 
-def _read(windows: Sequence[Window], frames: int, size: int, stride: int) -> Tensor:
-    """Decode each file once; the result is (len(windows), 3, frames, size, size)."""
-    starts: dict[VideoFile, list[int]] = {}
-    for window in windows:
-        starts.setdefault(window.file, []).append(window.start)
-    clips = {
-        (file, start): clip
-        for file, wanted in starts.items()
-        for start, clip in zip(
-            wanted,
-            read_windows(file.path, file.shown, wanted, frames=frames, size=size, stride=stride),
-            strict=True,
-        )
-    }
-    return torch.stack([clips[window.file, window.start] for window in windows])
+def _reference_frames(
+    attacked: Sequence[Window], step: int, stride: int, count: int, source: str
+) -> dict[VideoFile, list[int]]:
+    """Return for each attacked file the numbers of the reference frames that all its clips share.
+
+    The attacked windows of a file are its first ones, without gaps. The references are what comes next:
+    the frame after the last attacked window and every ``stride``-th from there, as in a clip. They take
+    nothing from the public clips, which are the same without them, and may be frames of these too: the
+    attacker holds both.
+    """
+    ends: dict[VideoFile, int] = {}
+    for window in attacked if count else ():
+        ends[window.file] = max(ends.get(window.file, 0), window.start + step)
+    found = {}
+    for file, end in ends.items():
+        numbers = range(end, end + count * stride, stride)
+        there = len(range(end, count_frames(file.path, file.shown, numbers[-1] + 1), stride))
+        if there < count:
+            raise InputError(
+                f"data {source!r}: {file.shown} has {there} frames at stride {stride} outside its attacked "
+                f"clips, --references {count} asked; lower --references, --clips or --stride"
+            )
+        found[file] = list(numbers)
+    return found
+
+
+def _read(cuts: Sequence[Cut], sizes: Sequence[int]) -> dict[VideoFile, Squares]:
+    """Decode what is wanted of each file in one go."""
+    wanted: dict[VideoFile, set[int]] = {}
+    for file, numbers in cuts:
+        wanted.setdefault(file, set()).update(numbers)
+    return {file: read_frames(file.path, file.shown, numbers, sizes) for file, numbers in wanted.items()}
+
+
+def _stacked(cuts: Sequence[Cut], read: Mapping[VideoFile, Squares], size: int) -> Tensor:
+    """Return frames as clips, (len(cuts), 3, T, size, size)."""
+    return torch.stack([read[file].clip(numbers, size) for file, numbers in cuts])
+
+
+def _enlarged(read: Mapping[VideoFile, Squares], size: int) -> list[str]:
+    """Tell of videos that have fewer pixels than their fine clips."""
+    small = sorted(file.shown for file, squares in read.items() if squares.smallest < size)
+    if not small:
+        return []
+    return [
+        f"{len(small)} videos have fewer than {size} pixels across, their fine clips show no more detail: "
+        f"{_first(small)}"
+    ]
 
 
 def _public_source(windows: Sequence[Window], attacked: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
-from vleak.data.folder import load_videos
+from vleak.data.folder import FINE, load_videos
 from vleak.data.synthetic import load_synthetic
 from vleak.errors import InputError
 
@@ -15,6 +15,7 @@ RANGES = {
     "stride": (1, 10_000),
     "public": (0, 10_000),
     "seed": (0, 2**63 - 1),
+    "references": (0, 256),
 }
 
 
@@ -27,6 +28,8 @@ def load_clips(
     stride: int = 2,
     seed: int = 0,
     public: int = 48,
+    references: int = 0,
+    fine: bool = False,
 ) -> ClipSet:
     """Load clips of shape (3, frames, size, size), float32 in [0, 1], to attack and to hold in public.
 
@@ -51,19 +54,44 @@ def load_clips(
         seed: draws the order of the files, the random labels, and the whole of the synthetic clips.
             Clip i does not depend on how many clips are asked for.
         public: the most public clips to return.
+        references: K; above 0, ``references`` of the result holds K further frames of the scene of each
+            attacked clip, the nearest first. From a video they are the frames after the last attacked
+            window of the file, every ``stride``-th, and all attacked clips of a file share them; they may
+            also be frames of public clips, since the attacker holds both. Synthetic: the scene before and
+            after the clip, alternating, at the distance of the clip's frames.
+        fine: also return ``fine`` and ``public_fine``, the same clips at twice the size, same crop.
+            Neither this nor ``references`` changes any clip.
 
     Raises:
         InputError: a number is out of range, the source does not exist, is no video, is damaged within
-            the frames that are needed, is too short, or gives fewer clips than ``clips``.
+            the frames that are needed, is too short, gives fewer clips than ``clips``, or has
+            fewer frames outside the attacked clips than ``references``.
     """
-    given = {"frames": frames, "size": size, "stride": stride, "public": public, "seed": seed}
+    given = {
+        "frames": frames,
+        "size": size,
+        "stride": stride,
+        "public": public,
+        "seed": seed,
+        "references": references,
+    }
     for option, value in (given if clips is None else {"clips": clips, **given}).items():
         _check_range(option, value)
     wanted = DEFAULT_CLIPS if clips is None else clips
-    _check_memory(wanted + public, frames, size)
+    _check_memory(wanted, public, frames, size, references, fine)
     if source == "synthetic":
-        return load_synthetic(wanted, frames, size, seed, public)
-    return load_videos(source, clips, frames=frames, size=size, stride=stride, seed=seed, public=public)
+        return load_synthetic(wanted, frames, size, seed, public, references=references, fine=fine)
+    return load_videos(
+        source,
+        clips,
+        frames=frames,
+        size=size,
+        stride=stride,
+        seed=seed,
+        public=public,
+        references=references,
+        fine=fine,
+    )
 
 
 def _check_range(option: str, value: int) -> None:
@@ -72,10 +100,13 @@ def _check_range(option: str, value: int) -> None:
         raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
 
 
-def _check_memory(count: int, frames: int, size: int) -> None:
-    total = 4 * 3 * count * frames * size * size
+def _check_memory(clips: int, public: int, frames: int, size: int, references: int, fine: bool) -> None:
+    shown = (clips + public) * frames * (1 + FINE**2 if fine else 1) + clips * references
+    total = 4 * 3 * shown * size * size
     if total > MAX_BATCH_BYTES:
+        more = f", {references} references each" if references else ""
+        more += ", with fine copies" if fine else ""
         raise InputError(
-            f"{count} clips of {frames} frames of {size}x{size} take {total / 2**30:.1f} GiB, the limit is "
-            f"{MAX_BATCH_BYTES / 2**30:.0f} GiB; lower --clips, --frames or --size"
+            f"{clips + public} clips of {frames} frames of {size}x{size}{more} take {total / 2**30:.1f} GiB, "
+            f"the limit is {MAX_BATCH_BYTES / 2**30:.0f} GiB; lower --clips, --frames or --size"
         )
