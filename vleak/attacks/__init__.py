@@ -6,13 +6,12 @@ from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.feature_inversion import FeatureInversion
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.matching import Matching, MatchingBlind
-from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
+from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill
 from vleak.attacks.order import order_identifiable
 
 #: name -> class; the first line of each docstring is shown by `vleak list attacks`.
 ATTACKS: dict[str, type[Attack]] = {"matching": Matching, "matching_blind": MatchingBlind}
 #: attackers with the same knowledge and no gradient; they run in every evaluation.
-#: Which of them can answer depends on what is known, see `answerable`.
 NULL_ATTACKS: dict[str, type[Attack]] = {
     "grey": Grey,
     "public_mean": PublicMean,
@@ -34,7 +33,6 @@ __all__ = [
     "Reconstruction",
     "ReferenceMean",
     "ReferenceStill",
-    "answerable",
     "infer_labels",
     "order_identifiable",
 ]

@@ -373,13 +373,17 @@ def _hypotheses(
     ]
 
 
+#: Reference frames below which a null attacker has nothing to say, or nothing of its own.
+_FRAMES_FOR = {"reference_still": 1, "reference_mean": 2}
+
+
 def null_names(data: ClipSet | FeatureSet, references: int) -> list[str]:
     """Return the null attackers that can answer with so many reference frames of frames."""
     public = data.public_clips if isinstance(data, ClipSet) else data.public_features
     return [
         name
         for name in NULL_ATTACKS
-        if (name != "public_mean" or len(public)) and (references or not name.startswith("reference"))
+        if (name != "public_mean" or len(public)) and references >= _FRAMES_FOR.get(name, 0)
     ]
 
 
