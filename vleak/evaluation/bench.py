@@ -237,7 +237,10 @@ def _feature(
     tell("computing updates", 0, 0)
     bench = _bench(settings, "feature", name, data, model, settings.loss, private, held, labels, classes)
     facts_of = data if isinstance(data, FeatureSet) else extractor
-    carrying = [carrying_segments(model, LOSSES[settings.loss], *each) for each in zip(private, labels, strict=True)]
+    carrying = [
+        carrying_segments(model, LOSSES[settings.loss], sample.to(device), label.to(device)).view(sample.shape[:-1])
+        for sample, label in zip(private, labels, strict=True)
+    ]
     features = Features(
         truth=truth,
         places=places,
