@@ -55,7 +55,7 @@ SCORES = FIDELITY | {
     "null_identified": NOTHING,
 }
 SHARPER = {
-    **dict.fromkeys(["psnr_db", "psnr_gain_db", "ssim", "detail"], float),
+    **dict.fromkeys(["psnr_db", "psnr_gain_db", "ssim", "detail_rms"], float),
     **dict.fromkeys(["motion_psnr_db", "invented"], NUMBER),
     "identified": bool,
     "rank": int,
@@ -72,6 +72,7 @@ CELL = {
         "before": SHARPER,
         "after": SHARPER,
         "psnr_change_db": float,
+        "psnr_gain_change_db": float,
         "identification_moved": str,
     },
     "pipeline": str,
