@@ -88,7 +88,9 @@ def denoise(clip: Tensor, noise: float) -> tuple[Tensor, tuple[str, ...]]:
         )
         for frame in clip.unbind(1)
     ]
-    return torch.stack([torch.from_numpy(frame).to(clip) for frame in frames], 1).clamp(0, 1), steps
+    # scikit-image drops axes of length 1
+    quiet = [torch.from_numpy(frame).to(clip).reshape(clip[:, 0].shape) for frame in frames]
+    return torch.stack(quiet, 1).clamp(0, 1), steps
 
 
 def fuse(clip: Tensor, noise: float) -> Tensor:

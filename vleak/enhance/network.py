@@ -22,7 +22,7 @@ from vleak.seeds import generator as derived
 
 SCALE = 2
 STEPS = 320
-EXAMPLES = 144  # degraded clips that are made before the first step
+EXAMPLES = 144
 BATCH = 24  # crops a step
 CROP = (3, 16, 16)  # frames, and height and width in pixels of the coarse clip
 WIDTH = 32
@@ -77,6 +77,7 @@ def train_network(
     generator: torch.Generator,
     *,
     steps: int = STEPS,
+    examples: int = EXAMPLES,
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, Tensor]:
@@ -86,14 +87,16 @@ def train_network(
         fine: (M, C, T, 2H, 2W) in [0, 1], public clips at twice the resolution, at least one.
         generator: the only source of randomness, a CPU generator.
         steps: of Adam.
+        examples: degraded clips that are made of the public ones before the first step.
         progress: called now and then with the number of steps done.
         stop: asked between steps; True ends the training with what there is.
 
     Raises:
         InputError: no clips, odd sides, frames too small, or values that are not finite.
     """
-    _check_fine(fine, steps)
-    truth, small, fine_small, noise = _examples(fine.detach().to("cpu", torch.float32).clamp(0, 1), generator)
+    _check_fine(fine, min(steps, examples))
+    clips = fine.detach().to("cpu", torch.float32).clamp(0, 1)
+    truth, small, begun, noise = _examples(clips, examples, generator)
     network = _network(fine.shape[1], fresh_weights(fine.shape[1], generator)).train()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     for step in range(steps):
@@ -102,7 +105,7 @@ def train_network(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * _cosine(step / steps)
         chosen = torch.randint(len(truth), (BATCH,), generator=generator)
-        target, start, coarse = _crops((truth, fine_small, small), chosen, generator)
+        target, start, coarse = _crops((truth, begun, small), chosen, generator)
         # In units of what is wrong already: else the noisiest clips, where least can be won, outweigh all.
         wrong = (start - target).abs().mean((1, 2, 3, 4)) + 1e-3
         loss = ((network(start, coarse, noise[chosen]) - target).abs().mean((1, 2, 3, 4)) / wrong).mean()
@@ -119,6 +122,7 @@ def cached_network(
     clips: Callable[[], Tensor],
     *,
     steps: int = STEPS,
+    examples: int = EXAMPLES,
     again: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -127,19 +131,21 @@ def cached_network(
     Args:
         recipe: everything that the clips depend on, such as the source, its size and the seed.
         clips: gives the public clips (M, C, T, 2H, 2W); called only when there is something to train.
-        steps: of the training.
+        steps, examples: as of `train_network`.
         again: train even if the cache has the weights.
         progress: as of `train_network`.
 
     Raises:
         InputError: as `train_network`.
     """
-    whole: Recipe = {**recipe, "layout": _LAYOUT, "steps": steps}
+    whole: Recipe = {**recipe, "layout": _LAYOUT, "steps": steps, "examples": examples}
     seed = sorted(whole.items(), key=lambda item: item[0])
     return cached_tensors(
         "enhance",
         whole,
-        lambda: train_network(clips(), derived("enhance", seed), steps=steps, progress=progress),
+        lambda: train_network(
+            clips(), derived("enhance", seed), steps=steps, examples=examples, progress=progress
+        ),
         again=again,
     )
 
@@ -195,7 +201,7 @@ def _network(channels: int, weights: Mapping[str, Tensor]) -> Refiner:
     return network.eval()
 
 
-def _check_fine(fine: Tensor, steps: int) -> None:
+def _check_fine(fine: Tensor, least: int) -> None:
     if fine.dim() != 5 or fine.numel() == 0 or any(side % SCALE or side < 16 for side in fine.shape[3:]):
         raise InputError(
             "train_network: expected clips of shape (clip, channel, frame, height, width) with even sides of "
@@ -203,13 +209,15 @@ def _check_fine(fine: Tensor, steps: int) -> None:
         )
     if not bool(torch.isfinite(fine).all()):
         raise InputError("train_network: the clips hold NaN or infinity; give pixel values in [0, 1]")
-    if steps < 1:
-        raise InputError(f"train_network: expected at least 1 step, got {steps}")
+    if least < 1:
+        raise InputError(f"train_network: expected at least 1 step and 1 example, got {least}")
 
 
-def _examples(fine: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _examples(
+    fine: Tensor, examples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return fine clips, degraded coarse ones, what `classical` makes of those, and the estimates."""
-    rows = torch.arange(EXAMPLES) % len(fine)
+    rows = torch.arange(examples) % len(fine)
     truth = torch.stack([_turned(fine[row], generator) for row in rows])
     coarse = torch.stack([degrade(pooled(clip, SCALE), generator) for clip in truth])
     begun = [classical(clip, SCALE) for clip in coarse]
