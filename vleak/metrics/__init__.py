@@ -11,19 +11,26 @@ from vleak.metrics.fidelity import (
     ssim,
 )
 from vleak.metrics.identification import identification_rank, residual_correlation
+from vleak.metrics.order import order_scores
 from vleak.metrics.score import score_clip
+from vleak.metrics.segments import carrying_segments, match_segments, score_segments, segment_rank
 
 __all__ = [
     "MOTION_THRESHOLD",
     "PSNR_CAP_DB",
+    "carrying_segments",
     "identification_rank",
     "invented_share",
+    "match_segments",
     "motion_mask",
     "motion_psnr",
     "motion_ssim",
+    "order_scores",
     "psnr",
     "residual_correlation",
     "score_clip",
     "score_enhanced",
+    "score_segments",
+    "segment_rank",
     "ssim",
 ]

@@ -1,0 +1,156 @@
+"""Cocktail Party: the rows that a linear layer saw, as independent sources of its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vleak.attacks.base import Attack, Observation, Reconstruction
+from vleak.attacks.first_layer import first_layer
+from vleak.attacks.rows import NEAR_ZERO, centre, labels_of, mean_row, numerical_rank, placed
+from vleak.errors import InputError
+
+#: A source whose fixed point moves by less than this (one minus the cosine) stands still.
+_STILL = 1e-9
+
+
+class Independent(Attack):
+    """Independent component analysis of a linear layer's gradient (Cocktail Party).
+
+    Kariyappa et al., ICML 2023, arXiv 2209.05578: the rows of the gradient are mixtures of the segments, which
+    are taken to be independent over their features. Their space is whitened, and the symmetric fixed point of
+    FastICA (Hyvärinen 1999) unmixes it. It needs no ReLU and no exact rank, but independence: segments that
+    resemble each other, as neighbours in a video do, are not, and come out mixed.
+
+    Neither order nor sign nor scale can be told by independence. Sign and scale follow from the bias gradient,
+    the sum of the columns of the mixing; without one from what is known of the features, their sign and norm.
+    Nothing is claimed: no check tells a source from a mixture.
+    """
+
+    name: ClassVar[str] = "independent"
+
+    def __init__(self, *, iterations: int = 200, restarts: int = 4) -> None:
+        """Set the bounds of the search.
+
+        Args:
+            iterations: of the fixed point in each restart at most, at least 1.
+            restarts: random rotations to begin with, at least 1; the least Gaussian answer counts.
+
+        Raises:
+            InputError: fewer than one of either.
+        """
+        if iterations < 1 or restarts < 1:
+            raise InputError(
+                f"independent: expected at least 1 iteration and 1 restart, got {iterations} and {restarts}"
+            )
+        self.iterations, self.restarts = iterations, restarts
+
+    def _reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction:
+        layer, knowledge = first_layer(observation, generator), observation.knowledge
+        weight, bias = layer.gradients(observation)
+        rows = centre(knowledge).double().expand(knowledge.batch_shape).reshape(layer.rows, layer.width).clone()
+        flags: tuple[str, ...] = (NEAR_ZERO,)
+        history: list[float] = []
+        if bool(weight.any()):
+            if bias is not None and bool(bias.any()):
+                rows[:] = mean_row(weight, bias)
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+            rank = min(numerical_rank(values, layer.rows), layer.rows)
+            flags = () if rank else ("noise hides the space of the segments",)
+            if rank:
+                basis, history = self._unmix(right[:rank], generator, stop or (lambda: False))
+                scale = None if bias is None else left[:, :rank].T @ bias / values[:rank]
+                rows[:rank] = _scaled(basis, right[:rank], scale, observation)
+        clips, found = placed(knowledge, rows, torch.zeros(layer.rows, dtype=torch.bool))
+        return Reconstruction(
+            clips=clips,
+            labels=labels_of(observation),
+            found=found,
+            ordered=False,
+            iterations=len(history),
+            restarts=self.restarts if history else 0,
+            objective=history[-1] if history else float("nan"),
+            history=tuple(history),
+            flags=flags,
+        )
+
+    def _unmix(
+        self, space: Tensor, generator: torch.Generator, stop: Callable[[], bool]
+    ) -> tuple[Tensor, list[float]]:
+        """Return coordinates (k, k) in `space` (k, width) of its sources, one a row, and the objective's way.
+
+        The objective is minus the sum over sources of their negentropy, by the contrast log cosh.
+        """
+        whitener = _whitener(space)
+        white = whitener @ (space - space.mean(1, keepdim=True))
+        best, history = torch.eye(len(space), dtype=space.dtype), [float("inf")]
+        for _ in range(self.restarts):
+            rotation, way = self._fixed_point(white, generator, stop)
+            if way and way[-1] < history[-1]:
+                best, history = rotation, way
+        return best @ whitener, [value for value in history if value < float("inf")]
+
+    def _fixed_point(
+        self, white: Tensor, generator: torch.Generator, stop: Callable[[], bool]
+    ) -> tuple[Tensor, list[float]]:
+        k, width = white.shape
+        rotation = _orthogonal(torch.randn(k, k, generator=generator, dtype=white.dtype))
+        history: list[float] = []
+        for _ in range(self.iterations):
+            if stop():
+                break
+            sources = rotation @ white
+            history.append(-float((_log_cosh(sources).mean(1) - _GAUSSIAN).square().sum()))
+            bent = sources.tanh()
+            following = _orthogonal(bent @ white.T / width - (1 - bent.square()).mean(1)[:, None] * rotation)
+            moved = 1 - float((following * rotation).sum(1).abs().min())
+            rotation = following
+            if moved < _STILL:
+                break
+        return rotation, history
+
+
+#: The mean of log cosh of a standard normal number.
+_GAUSSIAN = 0.374567207
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    return x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - 0.6931471805599453
+
+
+def _whitener(space: Tensor) -> Tensor:
+    """Return (k, k): the rows of its product with the centred space have variance 1 and no correlation."""
+    values, vectors = torch.linalg.eigh(torch.cov(space, correction=0).reshape(len(space), len(space)))
+    return vectors @ torch.diag(values.clamp(min=1e-12 * float(values[-1])).rsqrt()) @ vectors.T
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrix)
+    return left @ right
+
+
+def _scaled(basis: Tensor, space: Tensor, scale: Tensor | None, observation: Observation) -> Tensor:
+    """Return sources with the sign and size that the bias gradient, or what is known of them, gives.
+
+    Every segment has product 1 with `scale`; a source that has next to none keeps the norm of the others.
+    """
+    rows = basis @ space
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    signs = torch.where(rows.sum(1) < 0, -1.0, 1.0).to(rows)[:, None]
+    if observation.knowledge.unit_norm or scale is None:
+        if scale is not None and not observation.knowledge.nonnegative:
+            signs = torch.where(rows @ (space.T @ scale) < 0, -1.0, 1.0).to(rows)[:, None]
+        return signs * rows
+    products = rows @ (space.T @ scale)
+    usual = products.abs().median()
+    signs = torch.where(products < 0, -1.0, 1.0).to(rows)
+    return rows * (signs / products.abs().clamp(min=0.1 * float(usual)))[:, None]
