@@ -34,9 +34,9 @@ class Decoder(Attack):
 
     Gradient Inversion with Generative Image Prior (GIAS, Jeon et al., NeurIPS 2021) leaves the latent space
     after it has been searched, as a generator never holds the private clip exactly; so does this, from its
-    answer and drawn towards it. The generator is the decoder of a variational auto-encoder, trained in seconds on
-    the public clips and altered versions of them, and kept in the process. Its latents have places, so that
-    it learns what pieces of such clips look like, of which few clips show many.
+    answer and drawn towards it. The generator is the decoder of a variational auto-encoder, trained in
+    seconds on the public clips and altered versions of them, and kept in the process. Its latents have
+    places, so that it learns what pieces of such clips look like, of which few clips show many.
     """
 
     name: ClassVar[str] = "decoder"
