@@ -54,7 +54,9 @@ Data = Annotated[
 ]
 Pipeline = Annotated[
     str,
-    _option("raw: the classifier sees frames; feature: a head sees an extractor's features; all: both.", _DATA),
+    _option(
+        "raw: the classifier sees frames; feature: a head sees an extractor's features; all: both.", _DATA
+    ),
 ]
 Model = Annotated[
     str,

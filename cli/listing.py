@@ -14,7 +14,9 @@ from vleak.errors import InputError, unknown_name
 
 Kind = Annotated[
     str,
-    typer.Argument(help="defenses, attacks, models, extractors, heads, enhancers or data.", show_default=False),
+    typer.Argument(
+        help="defenses, attacks, models, extractors, heads, enhancers or data.", show_default=False
+    ),
 ]
 
 
@@ -83,7 +85,10 @@ def _heads() -> dict[str, str]:
 def _enhancers() -> dict[str, str]:
     from vleak.enhance import ENHANCERS
 
-    return ENHANCERS | {"spandrel:FILE": "a super-resolution checkpoint that spandrel loads", "none": "nothing"}
+    return ENHANCERS | {
+        "spandrel:FILE": "a super-resolution checkpoint that spandrel loads",
+        "none": "nothing",
+    }
 
 
 def _data() -> dict[str, str]:

@@ -157,7 +157,9 @@ def _caption(rows: list[Row], models: list[dict[str, Any]]) -> list[str]:
     for model in models:
         if (hits := model["held_out_accuracy"]) is not None:
             which = "the model" if len(models) == 1 else model["name"]
-            lines.append(f"{which} gets {hits:.0%} of the attacked clips right (chance {model['chance']:.0%}).")
+            lines.append(
+                f"{which} gets {hits:.0%} of the attacked clips right (chance {model['chance']:.0%})."
+            )
     flags = sorted({flag for row in rows for flag in row.flags})
     failures = sorted({reason for row in rows for reason in row.failures})
     lines += [f"flagged: {'; '.join(flags)}."] if flags else []

@@ -347,7 +347,7 @@ def test_null_attackers_are_in_every_run(tmp_path: Path) -> None:
 
 def test_who_knows_nothing_identifies_at_most_one_clip(tmp_path: Path) -> None:
     results = evaluate(tiny(clips=8, defenses=("none",), iterations=1), tmp_path / "run")
-    for name in ('grey', 'public_mean'):
+    for name in ("grey", "public_mean"):
         scores = [cell["scores"] for cell in of(results, name)]
         assert sum(score["identified"] for score in scores) <= 1
         assert sorted(score["rank"] for score in scores) == sorted({score["rank"] for score in scores})
@@ -478,7 +478,11 @@ def test_a_failed_defense_is_recorded_beside_the_others(tmp_path: Path) -> None:
                 "failed: dp: layer 'norm' is BatchNorm3d, which mixes clips; use"
             )
             check(
-                cell, CELL | dict.fromkeys(["media", "media_enhanced", "scores", "enhanced", "update"], NOTHING) | {"attack": dict}, "cell"
+                cell,
+                CELL
+                | dict.fromkeys(["media", "media_enhanced", "scores", "enhanced", "update"], NOTHING)
+                | {"attack": dict},
+                "cell",
             )
         else:
             assert cell["status"] == "ok"
@@ -649,7 +653,9 @@ def test_labels_are_granted_when_asked_for(tmp_path: Path, spied: list[Observati
         [label] for label in results["data"]["labels"]
     ]
     assert {cell["knowledge"]["labels"] for cell in results["cells"]} == {"granted"}
-    assert all(cell["scores"]["label_correct"] for name in ("grey", "public_mean") for cell in of(results, name))
+    assert all(
+        cell["scores"]["label_correct"] for name in ("grey", "public_mean") for cell in of(results, name)
+    )
 
 
 class Elsewhere(Client):

@@ -67,7 +67,9 @@ def planted(gain: dict[str, float], cosine: dict[str, float] | None = None) -> d
         level = next((value for key, value in gain.items() if name.startswith(key)), 5.0)
         depth = next((value for key, value in (cosine or {}).items() if key in name), 0.1)
         cells = []
-        for defense, references in [(d.label, k) for d in settings.strengths() for k in settings.reference_frames]:
+        for defense, references in [
+            (d.label, k) for d in settings.strengths() for k in settings.reference_frames
+        ]:
             for place, clip in enumerate(CLIPS):
                 own = level + SPREAD[place] - (1.0 if defense != "none" else 0.0)
                 cells.append(

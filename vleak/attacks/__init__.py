@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
+from vleak.attacks.closed_form import ClosedForm
+from vleak.attacks.decoder import Decoder
+from vleak.attacks.deep_prior import DeepPrior
 from vleak.attacks.feature_inversion import FeatureInversion
+from vleak.attacks.independent import Independent
+from vleak.attacks.inverter import Inverter
 from vleak.attacks.labels import infer_labels
+from vleak.attacks.low_rank import LowRank
 from vleak.attacks.matching import Matching, MatchingBlind
 from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill
 from vleak.attacks.order import order_identifiable
 
 #: name -> class; the first line of each docstring is shown by `vleak list attacks`.
-ATTACKS: dict[str, type[Attack]] = {"matching": Matching, "matching_blind": MatchingBlind}
+ATTACKS: dict[str, type[Attack]] = {
+    "matching": Matching,
+    "matching_blind": MatchingBlind,
+    "deep_prior": DeepPrior,
+    "decoder": Decoder,
+    "inverter": Inverter,
+    "closed_form": ClosedForm,
+    "low_rank": LowRank,
+    "independent": Independent,
+}
 #: attackers with the same knowledge and no gradient; they run in every evaluation.
 NULL_ATTACKS: dict[str, type[Attack]] = {
     "grey": Grey,
@@ -23,9 +38,15 @@ __all__ = [
     "ATTACKS",
     "NULL_ATTACKS",
     "Attack",
+    "ClosedForm",
+    "Decoder",
+    "DeepPrior",
     "FeatureInversion",
     "Grey",
+    "Independent",
+    "Inverter",
     "Knowledge",
+    "LowRank",
     "Matching",
     "MatchingBlind",
     "Observation",

@@ -31,6 +31,7 @@ class Independent(Attack):
     """
 
     name: ClassVar[str] = "independent"
+    takes: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def __init__(self, *, iterations: int = 200, restarts: int = 4) -> None:
         """Set the bounds of the search.
@@ -57,7 +58,9 @@ class Independent(Attack):
     ) -> Reconstruction:
         layer, knowledge = first_layer(observation, generator), observation.knowledge
         weight, bias = layer.gradients(observation)
-        rows = centre(knowledge).double().expand(knowledge.batch_shape).reshape(layer.rows, layer.width).clone()
+        rows = (
+            centre(knowledge).double().expand(knowledge.batch_shape).reshape(layer.rows, layer.width).clone()
+        )
         flags: tuple[str, ...] = (NEAR_ZERO,)
         history: list[float] = []
         if bool(weight.any()):

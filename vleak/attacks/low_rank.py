@@ -92,6 +92,7 @@ class LowRank(Attack):
     """
 
     name: ClassVar[str] = "low_rank"
+    takes: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def __init__(self, *, starts: int = 400, programs: int = 120) -> None:
         """Set the bounds of the search.
@@ -176,7 +177,9 @@ class _Check:
         norm_known = self.knowledge.unit_norm and self.space.scale is not None
         if norm_known and abs(float(row.norm()) - 1) > 1e-3 + 2 * error:
             return None
-        if self.knowledge.nonnegative and float(row.clamp(max=0).norm()) > (1e-3 + 2 * error) * float(row.norm()):
+        if self.knowledge.nonnegative and float(row.clamp(max=0).norm()) > (1e-3 + 2 * error) * float(
+            row.norm()
+        ):
             return None
         checked = self._explains(row, error) if self.layer.rectified else norm_known
         return row if checked else None
@@ -280,9 +283,7 @@ def _edges(check: _Check, programs: int, generator: torch.Generator, stop: _Stop
     """
     space = check.space
     slack = min(1e-6 + 2 * space.noise / float(space.values[-1]), 1e-2) / len(space.right) ** 0.5
-    return _corners(
-        _Cone(space.right, slack), programs, lambda z: check.row(z) is not None, generator, stop
-    )
+    return _corners(_Cone(space.right, slack), programs, lambda z: check.row(z) is not None, generator, stop)
 
 
 def _corners(
@@ -370,9 +371,7 @@ def _answer(
     )
 
 
-def _slots(
-    observation: Observation, layer: FirstLayer, segments: Tensor, columns: Tensor
-) -> dict[int, int]:
+def _slots(observation: Observation, layer: FirstLayer, segments: Tensor, columns: Tensor) -> dict[int, int]:
     """Choose which segment (k, width) stands where: slot -> index."""
     loss, knowledge = observation.update.metadata.get("loss"), observation.knowledge
     if loss == "bce" and layer.bias is not None:

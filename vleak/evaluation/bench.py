@@ -176,9 +176,7 @@ def _refuse_frames(settings: Settings) -> None:
 # The raw pipeline
 
 
-def _raw(
-    settings: Settings, data: ClipSet, frames: Frames, tell: Progress
-) -> tuple[Bench, dict[str, Any]]:
+def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> tuple[Bench, dict[str, Any]]:
     classes = len(data.classes)
     model = build_model(settings.model, frames=settings.frames, size=settings.size, classes=classes,
                         seed=settings.seed)  # fmt: skip
@@ -238,15 +236,17 @@ def _feature(
     bench = _bench(settings, "feature", name, data, model, settings.loss, private, held, labels, classes)
     facts_of = data if isinstance(data, FeatureSet) else extractor
     carrying = [
-        carrying_segments(model, LOSSES[settings.loss], sample.to(device), label.to(device)).view(sample.shape[:-1])
+        carrying_segments(model, LOSSES[settings.loss], sample.to(device), label.to(device)).view(
+            sample.shape[:-1]
+        )
         for sample, label in zip(private, labels, strict=True)
     ]
     features = Features(
         truth=truth,
         places=places,
-        carrying=torch.stack([
-            each if places is None else each[places[index]] for index, each in enumerate(carrying)
-        ]),
+        carrying=torch.stack(
+            [each if places is None else each[places[index]] for index, each in enumerate(carrying)]
+        ),
         nulls=_segment_nulls(extractor, frames, public, len(truth), settings),
         extractor=extractor,
         nonnegative=facts_of.nonnegative,
@@ -362,17 +362,14 @@ def _honest_updates(client: Client, private: Tensor, labels: Tensor, seed: int) 
     return [client.update(clip[None], label[None], generator(seed, "honest")) for clip, label in pairs]
 
 
-def _hypotheses(
-    client: Client, private: Tensor, labels: Tensor, kinds: int, seed: int
-) -> list[list[Update]]:
+def _hypotheses(client: Client, private: Tensor, labels: Tensor, kinds: int, seed: int) -> list[list[Update]]:
     """Return for every candidate its update under every label; nothing where they would not fit in memory."""
     size = 4 * sum(p.numel() for p in client.model.parameters()) * len(private) * kinds
     if size > _LINK_BYTES:
         return []
     every = [torch.full_like(labels, label) for label in range(kinds)]
     return [
-        list(each)
-        for each in zip(*(_honest_updates(client, private, y, seed) for y in every), strict=True)
+        list(each) for each in zip(*(_honest_updates(client, private, y, seed) for y in every), strict=True)
     ]
 
 
@@ -428,7 +425,9 @@ def _enhancer(name: str, data: ClipSet) -> Enhancer:
     return build_enhancer(name, network=network_for(data) if name == "network" else None)
 
 
-def _each_once(nulls: dict[int, list[Answers]], change: Callable[[Tensor], Tensor]) -> dict[int, list[Answers]]:
+def _each_once(
+    nulls: dict[int, list[Answers]], change: Callable[[Tensor], Tensor]
+) -> dict[int, list[Answers]]:
     """Change every answer; those that several clips share, once."""
     seen: dict[int, Tensor] = {}
 

@@ -113,7 +113,11 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
 
 def _knowledge(job: Job, bench: Bench, label: Tensor, client: Client) -> Knowledge:
     """Return what the attacker of this cell is granted about what is private in it."""
-    told = {"defense": job.defense.name, "defense_settings": job.defense.settings(), "simulate": client.update}
+    told = {
+        "defense": job.defense.name,
+        "defense_settings": job.defense.settings(),
+        "simulate": client.update,
+    }
     # Which bag of a pair is the anomalous one is public, so there is no label to infer.
     granted = bench.settings["labels"] == "granted" or bench.loss == "ranking"
     told["labels"] = label if granted else None
@@ -146,7 +150,10 @@ def _answer(
     given = _attack(job, bench.settings).reconstruct(observation, start, stop=stop)
     rows, found = given.clips[0], None if given.found is None else given.found[0]
     if features.places is not None:
-        rows, found = rows[features.places[job.clip]], None if found is None else found[features.places[job.clip]]
+        rows, found = (
+            rows[features.places[job.clip]],
+            None if found is None else found[features.places[job.clip]],
+        )
     if features.extractor is None or frames is None:
         return _Answer(given, rows)
     rebuilt = _to_frames(job, bench, frames, features.extractor, rows, found, start, stop)

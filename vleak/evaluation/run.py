@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from vleak.attacks import ATTACKS
 from vleak.backends import exact_arithmetic, math_attention
 from vleak.data import ClipSet
 from vleak.defenses import Defense, spell

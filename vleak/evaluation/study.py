@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +146,8 @@ class Claim:
             "axis": self.axis,
             "unit_of_points": self.unit_of_points,
             "points": {
-                series: [[x, i.mean, i.low, i.high] for x, i in points] for series, points in self.points.items()
+                series: [[x, i.mean, i.low, i.high] for x, i in points]
+                for series, points in self.points.items()
             },
             "grid": list(self.grid),
             "cells": list(dict.fromkeys(cell for each in self.comparisons for cell in each.cells)),
@@ -303,7 +304,7 @@ def _enhancement_improves(results: Results) -> Claim:
         cells = _cells(results, name, references=0)
         values = {cell["clip"]: (_at(cell, "enhanced.psnr_change_db"), _tag(name, cell)) for cell in cells}
         comparisons.append(
-            _difference(f"{method} over bicubic", values, {clip: (0.0, "") for clip in values}, "dB")
+            _difference(f"{method} over bicubic", values, dict.fromkeys(values, (0.0, "")), "dB")
         )
         moved = [_at(cell, "enhanced.identification_moved") for cell in cells]
         remarks.append(
@@ -348,7 +349,10 @@ def _compression_protects(results: Results) -> Claim:
         "A compressed gradient leaks less than a plain one.",
         tuple(
             _difference(
-                f"plain over {label}", plain, _leak(results, "compressed", "psnr_gain_db", defense=label), "dB"
+                f"plain over {label}",
+                plain,
+                _leak(results, "compressed", "psnr_gain_db", defense=label),
+                "dB",
             )
             for label in labels
         ),
@@ -357,11 +361,11 @@ def _compression_protects(results: Results) -> Claim:
 
 
 def _extractor_decides(results: Results) -> Claim:
-    grid = {tuple(name.split(", ")): _leak(results, name, "segments.cosine_gain") for name in _features(results)}
-    clips = sorted(set.intersection(*(set(values) for values in grid.values())) if grid else ())
-    shares = {
-        clip: _shares({place: values[clip][0] for place, values in grid.items()}) for clip in clips
+    grid = {
+        tuple(name.split(", ")): _leak(results, name, "segments.cosine_gain") for name in _features(results)
     }
+    clips = sorted(set.intersection(*(set(values) for values in grid.values())) if grid else ())
+    shares = {clip: _shares({place: values[clip][0] for place, values in grid.items()}) for clip in clips}
     tags = tuple(tag for values in grid.values() for _, tag in values.values())
     factors = ("extractor", "head", "loss")
 
@@ -375,7 +379,9 @@ def _extractor_decides(results: Results) -> Claim:
         "factors",
         "Of loss, head and extractor, the extractor decides how much leaks.",
         (over(2), over(1)),
-        remarks=(f"Shares of the variance of what comes back of the features: {told}; the rest is interplay.",),
+        remarks=(
+            f"Shares of the variance of what comes back of the features: {told}; the rest is interplay.",
+        ),
         grid=tuple(_grid_row(results, name) for name in _features(results)),
     )
 

@@ -107,7 +107,9 @@ def _shots(key: str, study: Mapping[str, Any]) -> list[Shot]:
             ),
         ],
         "complexity": [
-            Shot(run.removeprefix("raw, "), run) for run in runs if run.startswith(("raw, width", "raw, depth"))
+            Shot(run.removeprefix("raw, "), run)
+            for run in runs
+            if run.startswith(("raw, width", "raw, depth"))
         ],
         "enhancement": [
             Shot("as rebuilt", "raw"),
