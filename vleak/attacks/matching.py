@@ -62,6 +62,7 @@ class Matching(Attack):
     """
 
     name: ClassVar[str] = "matching"
+    takes: ClassVar[frozenset[str]] = frozenset({"frames", "features"})
     told: ClassVar[bool] = True
 
     def __init__(
