@@ -25,7 +25,7 @@ from vleak.spelling import split
 __all__ = ["EXTRACTORS", "Extractor", "build_extractor", "pretrained", "train_extractor"]
 
 #: Of `train_extractor`, fixed beforehand: steps, clips a step, first rate of Adam, part that is held out.
-STEPS, BATCH, RATE, HELD_OUT = 250, 32, 1e-3, 0.2
+STEPS, BATCH, RATE, HELD_OUT = 200, 32, 1e-3, 0.2
 
 
 class C3DSmall(nn.Module):
@@ -334,17 +334,17 @@ def _wrapped(name: str, net: nn.Module, frames: int, size: int) -> Extractor:
     net.eval()
     try:
         with torch.no_grad():
-            found = net(torch.full((2, 3, length, size, size), 0.5))
+            found = net(torch.full((1, 3, length, size, size), 0.5))
     except Exception as error:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"extractor {name!r} does not take segments of shape (2, 3, {length}, {size}, {size}) (segment, "
+            f"extractor {name!r} does not take segments of shape (1, 3, {length}, {size}, {size}) (segment, "
             f"channel, frame, height, width): {first}; choose --size that fits it"
         ) from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2 or not found.shape[1]:
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1 or not found.shape[1]:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"extractor {name!r} returned {got} for two segments, expected features (segment, feature); "
+            f"extractor {name!r} returned {got} for one segment, expected features (segment, feature); "
             "pool over time and space"
         )
     return Extractor(net, found.shape[1])
