@@ -157,7 +157,9 @@ class Extractor(nn.Module):
                 f"extractor: expected clips (clip, channel, frame, height, width) with a multiple of "
                 f"{self.segment_frames} frames, got {tuple(clips.shape)}; choose --frames that fit it"
             )
-        return clips.unflatten(2, (-1, self.segment_frames)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call, no-any-return]
+        batch, channels, _, *size = clips.shape
+        cut = clips.reshape(batch, channels, -1, self.segment_frames, *size)
+        return cut.transpose(1, 2).flatten(0, 1)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return features (N, S, F) of clips (N, C, T, H, W) in [0, 1], S = T / segment_frames.
@@ -251,7 +253,9 @@ def train_extractor(
     with torch.no_grad():
         hits = [
             logits(part).argmax(1) == wanted
-            for part, wanted in zip(clips[kept:].split(BATCH), labels[kept:].split(BATCH), strict=True)
+            for part, wanted in zip(
+                *(torch.split(part[kept:], BATCH) for part in (clips, labels)), strict=True
+            )
         ]
     return float(torch.cat(hits).float().mean())
 
@@ -288,7 +292,16 @@ def pretrained(
         accuracy = train_extractor(extractor, *clips(), generator(seed, "extractor training", spelled))
         return {**extractor.net.state_dict(), _ACCURACY: torch.tensor(accuracy)}
 
-    whole = {"name": spelled, "size": size, "frames": frames, "seed": seed, "steps": STEPS, "batch": BATCH}
+    whole: dict[str, str | int | float | bool | None] = {
+        "name": spelled,
+        "size": size,
+        "frames": frames,
+        "seed": seed,
+        "steps": STEPS,
+        "rate": RATE,
+        "held_out": HELD_OUT,
+        "batch": BATCH,
+    }
     clash = sorted(set(whole) & set(recipe))
     if clash:
         raise InputError(f"extractor: the recipe of the clips names {clash[0]!r}; call it something else")
