@@ -195,7 +195,7 @@ def test_bad_input_is_one_clear_line(clip: Tensor, options: dict[str, object], m
 
 
 def bars(count: int, seed: str) -> Tensor:
-    """Bars with sharp edges that move: (count, 3, 2, 32, 32); a neighbour tells on which side an edge lies."""
+    """Sharp bars that move, (count, 3, 2, 32, 32); a neighbour tells on which side an edge lies."""
     numbers = generator("bars", seed)
     axis = torch.arange(32)
     clips = []
