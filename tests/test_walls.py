@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"errors", "seeds", "files", "backends", "cache"},
+    {"errors", "seeds", "files", "backends", "cache", "spelling"},
     {"ops", "bilinear", "engine", "data", "models", "federated"},
     {"defenses", "attacks", "metrics", "certificates", "enhance"},
     {"evaluation"},
