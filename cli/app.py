@@ -15,6 +15,8 @@ from vleak.cli.doctor import doctor
 from vleak.cli.evaluate import evaluate
 from vleak.cli.listing import list_names
 from vleak.cli.report import report
+from vleak.cli.study import study
+from vleak.cli.train import train
 from vleak.errors import VleakError
 
 _INTERRUPTED = 130  # what Typer returns after Ctrl-C
@@ -27,8 +29,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(evaluate)
+app.command()(study)
 app.command()(report)
 app.command("list")(list_names)
+app.command()(train)
 app.command()(bench)
 app.command()(doctor)
 

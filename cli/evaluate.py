@@ -13,7 +13,7 @@ import typer
 
 from vleak.cli import output, stopping
 from vleak.cli.table import leak_table
-from vleak.errors import VleakError
+from vleak.errors import InputError, VleakError
 
 if TYPE_CHECKING:
     from vleak.evaluation import Row
@@ -44,9 +44,33 @@ Defenses = Annotated[
         _DATA,
     ),
 ]
-Data = Annotated[str, _option("synthetic, a video, or a folder of videos (sub-folders are classes).", _DATA)]
-Pipeline = Annotated[str, _option("raw: the classifier sees frames.", _DATA)]
-Model = Annotated[str, _option("A name of `vleak list models`, or package.module:factory.", _DATA)]
+Data = Annotated[
+    str,
+    _option(
+        "synthetic; a video, or a folder of videos or PNG frames (sub-folders are classes); a list of them; "
+        "or files of features.",
+        _DATA,
+    ),
+]
+Pipeline = Annotated[
+    str,
+    _option(
+        "raw: the classifier sees frames; feature: a head sees an extractor's features; all: both.", _DATA
+    ),
+]
+Model = Annotated[
+    str,
+    _option(
+        "Classifier of the raw pipeline: a name of `vleak list models`, also with its size "
+        "(c3d_tiny:width=16,depth=2), or package.module:factory.",
+        _DATA,
+    ),
+]
+Extractor = Annotated[
+    str, _option("Frozen extractor: a name of `vleak list extractors`, or package.module:factory.", _DATA)
+]
+Head = Annotated[str, _option("Head on features: a name of `vleak list heads`, such as mlp:depth=2.", _DATA)]
+Loss = Annotated[str, _option("Loss of the head: cross_entropy, bce (a segment), ranking (MIL).", _DATA)]
 TrainingState = Annotated[
     str,
     _option(
@@ -58,7 +82,19 @@ Clips = Annotated[int | None, _number("Clips to attack; 12, or what the data giv
 Frames = Annotated[int, _number("Frames of a clip.", _DATA)]
 Size = Annotated[int, _number("Height and width of a clip in pixels.", _DATA)]
 Stride = Annotated[int, _number("Video frames from one frame of a clip to the next.", _DATA)]
-Attacks = Annotated[list[str], _option("Attack to run; repeat for more.", _ATTACK)]
+Segments = Annotated[int, _number("Segments that feature files are brought to.", _DATA)]
+Attacks = Annotated[
+    list[str] | None,
+    _option("Attack to run; repeat for more. matching; on features also low_rank.", _ATTACK),
+]
+ReferenceFrames = Annotated[
+    str,
+    _option("Frames of the scene, not in the clip, that the attacker holds: 0,1,4 runs all three.", _ATTACK),
+]
+Enhance = Annotated[
+    str,
+    _option("What rebuilt clips are enhanced by: classical, network, spandrel:FILE, or none.", _ATTACK),
+]
 Restarts = Annotated[int, _number("Independent starts; the attack keeps its own best.", _ATTACK)]
 Iterations = Annotated[int, _number("Iterations of each start.", _ATTACK)]
 Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _ATTACK)]
@@ -80,12 +116,18 @@ def evaluate(
     data: Data = "synthetic",
     pipeline: Pipeline = "raw",
     model: Model = "c3d_tiny",
+    extractor: Extractor = "c3d_small",
+    head: Head = "mlp",
+    loss: Loss = "bce",
     training_state: TrainingState = "untrained",
     clips: Clips = None,
     frames: Frames = 8,
     size: Size = 32,
     stride: Stride = 2,
-    attack: Attacks = ["matching"],  # noqa: B006
+    segments: Segments = 32,
+    attack: Attacks = None,
+    reference_frames: ReferenceFrames = "0",
+    enhance: Enhance = "classical",
     restarts: Restarts = 1,
     iterations: Iterations = 150,
     labels: Labels = "inferred",
@@ -103,8 +145,10 @@ def evaluate(
 
         stopping.check()
         settings = Settings(
-            data=data, pipeline=pipeline, model=model, training_state=training_state, defenses=tuple(defense),
-            attacks=tuple(attack), clips=clips, frames=frames, size=size, stride=stride, restarts=restarts,
+            data=data, pipeline=pipeline, model=model, extractor=extractor, head=head, loss=loss,
+            training_state=training_state, defenses=tuple(defense), attacks=tuple(attack) if attack else None,
+            clips=clips, frames=frames, size=size, stride=stride, segments=segments,
+            reference_frames=_counts(reference_frames), enhance=enhance, restarts=restarts,
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
         )  # fmt: skip
         results = _run(settings, folder, workers)
@@ -116,6 +160,15 @@ def evaluate(
     if json:
         output.write_json(results, f"they are in {folder / 'results.json'}")
     _refuse_empty(rows)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"--reference-frames {text!r}: expected whole numbers with commas, such as 0,1,4"
+        ) from None
 
 
 def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:

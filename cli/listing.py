@@ -12,14 +12,20 @@ from rich.table import Table
 from vleak.cli import output
 from vleak.errors import InputError, unknown_name
 
-Kind = Annotated[str, typer.Argument(help="defenses, attacks, models or data.", show_default=False)]
+Kind = Annotated[
+    str,
+    typer.Argument(
+        help="defenses, attacks, models, extractors, heads, enhancers or data.", show_default=False
+    ),
+]
 
 
 def list_names(kind: Kind = "") -> None:
-    """List the defenses, attacks, models or data that `vleak evaluate` takes, one a line on stdout."""
-    lists = {"defenses": _defenses, "attacks": _attacks, "models": _models, "data": _data}
+    """List the names that `vleak evaluate` takes, one a line on stdout."""
+    lists = {"defenses": _defenses, "attacks": _attacks, "models": _models, "extractors": _extractors,
+             "heads": _heads, "enhancers": _enhancers, "data": _data}  # fmt: skip
     if not kind:
-        raise InputError("list: expected defenses, attacks, models or data, such as `vleak list defenses`")
+        raise InputError(f"list: expected {', '.join(lists)}, such as `vleak list defenses`")
     if kind not in lists:
         raise unknown_name("list", kind, lists)
     table = Table("name", "what it is", box=box.SIMPLE_HEAD)
@@ -49,7 +55,9 @@ def _defenses() -> dict[str, str]:
 def _attacks() -> dict[str, str]:
     from vleak.attacks import ATTACKS
 
-    return {name: _first_line(kind) for name, kind in ATTACKS.items()}
+    return {
+        name: f"{_first_line(kind)} Of {' and '.join(sorted(kind.takes))}." for name, kind in ATTACKS.items()
+    }
 
 
 def _models() -> dict[str, str]:
@@ -61,8 +69,31 @@ def _models() -> dict[str, str]:
     }
 
 
+def _extractors() -> dict[str, str]:
+    from vleak.models import EXTRACTORS
+
+    names = {name: _first_line(getattr(maker, "func", maker)) for name, maker in EXTRACTORS.items()}
+    return names | {"package.module:factory": "Any frozen torch.nn.Module with segment_frames."}
+
+
+def _heads() -> dict[str, str]:
+    from vleak.models import HEADS
+
+    return {name: _first_line(getattr(maker, "func", maker)) for name, maker in HEADS.items()}
+
+
+def _enhancers() -> dict[str, str]:
+    from vleak.enhance import ENHANCERS
+
+    return ENHANCERS | {
+        "spandrel:FILE": "a super-resolution checkpoint that spandrel loads",
+        "none": "nothing",
+    }
+
+
 def _data() -> dict[str, str]:
     return {
         "synthetic": "Textured objects moving over photographs, labelled by motion; nothing to download.",
-        "PATH": "A video file, or a folder of videos whose sub-folders are the classes.",
+        "PATH": "A video; a folder of videos or of PNG frames, whose sub-folders are the classes; features: C3D "
+        "text, I3D or CLIP .npy; or a list of UCF-Crime that names them.",
     }

@@ -32,15 +32,20 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
     """
     from vleak.evaluation import plural, unfinished
 
-    model, data = results["models"][0], results["data"]
+    models, data = results["models"], results["data"]
     clips = f"{data['clips']} clip{plural(data['clips'])}"
-    subject = f"{data['name']}, {clips}, {model['name']} {model['training_state']}"
-    caption = "\n".join([*unfinished(results), *_caption(rows, model)])
+    names = " and ".join(f"{model['name']}" for model in models)
+    subject = f"{data['name']}, {clips}, {names} {models[0]['training_state']}"
+    caption = "\n".join([*unfinished(results), *_caption(rows, models)])
     table = Table(title=f"What still leaks? {subject}", caption=caption, box=box.SIMPLE_HEAD)
     table.padding, table.pad_edge, table.collapse_padding = (0, 1), False, True
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
-    several = len({row.attack for row in rows if not row.null}) > 1
+    several = len({(row.pipeline, row.attack, row.references) for row in rows if not row.null}) > 1
     columns = {name: cell for name, cell in _COLUMNS.items() if width >= _WIDE or name not in _DETAILS}
+    if not any(row.segments for row in rows):
+        columns.pop("segments")
+    if not any(row.enhanced for row in rows):
+        columns.pop("enhanced", None)
     if several and width >= _WIDE:
         columns = {"defense": columns.pop("defense"), "attack": _attack, **columns}
     elif several:
@@ -52,21 +57,41 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
             no_wrap=name not in ("defense", "verdict"),
             min_width=len("linkable,") if name == "verdict" else None,
         )
+    place = None
     for row in rows:
+        if place not in (None, (row.pipeline, row.model)):
+            table.add_section()
+        place = row.pipeline, row.model
         table.add_row(*(cell(row) for cell in columns.values()), style="dim" if row.null else None)
     return table
 
 
 def _attack(row: Row) -> str:
-    return "" if row.null else row.attack
+    return "" if row.null else _with_frames(row)
+
+
+def _with_frames(row: Row) -> str:
+    frames = f" +{row.references} frame{'s' if row.references > 1 else ''}" if row.references else ""
+    return f"{row.attack}{frames}"
 
 
 def _defense(row: Row) -> str:
-    return f"({row.attack})" if row.null else row.defense
+    return f"({_with_frames(row)})" if row.null else row.defense
 
 
 def _defense_and_attack(row: Row) -> str:
-    return _defense(row) if row.null else f"{row.defense}\n  {row.attack}"
+    return _defense(row) if row.null else f"{row.defense}\n  {_with_frames(row)}"
+
+
+def _segments(row: Row) -> str:
+    if row.segments is None or row.null:
+        return ""
+    return f"{row.segments.recovered}/{row.segments.carrying}"
+
+
+def _enhanced(row: Row) -> str:
+    change = row.enhanced_change_db.mean
+    return "" if change is None else f"{change:+.1f}"
 
 
 def _epsilon(row: Row) -> str:
@@ -98,24 +123,26 @@ def _bytes(count: float) -> str:
 
 _WIDE = 120
 _TEXTS = ("defense", "attack", "verdict")
-_DETAILS = ("PSNR dB", "bound", "label", "bytes")
+_DETAILS = ("PSNR dB", "enhanced", "bound", "label", "bytes")
 _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "defense": _defense,
     "ε": _epsilon,
     "PSNR dB": lambda row: "–" if row.psnr_db is None else f"{row.psnr_db:.1f}",
     "gain dB [95 %]": lambda row: _interval(row.psnr_gain_db),
+    "enhanced": _enhanced,
+    "segments": _segments,
     "recognised": lambda row: f"{row.identified}/{row.n}",
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
     "bound": lambda row: "" if row.bound is None else f"≤ {row.bound:.0%}",
-    "label": lambda row: "" if row.null else f"{row.labels_correct}/{row.labels}",
+    "label": lambda row: "" if row.null or not row.labels else f"{row.labels_correct}/{row.labels}",
     "bytes": lambda row: "" if row.null or row.bytes is None else _bytes(row.bytes),
     "verdict": _verdict,
 }
 
 
-def _caption(rows: list[Row], model: dict[str, Any]) -> list[str]:
-    chance = next((row.chance for row in rows if row.chance), None)
-    of = "" if chance is None else f" (chance {chance:.0%})"
+def _caption(rows: list[Row], models: list[dict[str, Any]]) -> list[str]:
+    chances = {row.chance for row in rows if row.chance}
+    of = f" (chance {next(iter(chances)):.0%})" if len(chances) == 1 else ""
     lines = [
         "in brackets: attackers who never see the update. gain: over the best of them.",
         f"recognised: of all candidates the rebuilt clip is nearest to its own truth{of}.",
@@ -123,9 +150,16 @@ def _caption(rows: list[Row], model: dict[str, Any]) -> list[str]:
         "the update alone.",
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
-    hits = model["held_out_accuracy"]
-    if hits is not None:
-        lines.append(f"the model gets {hits:.0%} of the attacked clips right (chance {model['chance']:.0%}).")
+    if any(row.references for row in rows):
+        lines.append("+ frames: the attacker holds so many frames of the scene that are not in the clip.")
+    if any(row.segments for row in rows):
+        lines.append("segments: feature rows that came back (cosine above 0.99) of those with a gradient.")
+    for model in models:
+        if (hits := model["held_out_accuracy"]) is not None:
+            which = "the model" if len(models) == 1 else model["name"]
+            lines.append(
+                f"{which} gets {hits:.0%} of the attacked clips right (chance {model['chance']:.0%})."
+            )
     flags = sorted({flag for row in rows for flag in row.flags})
     failures = sorted({reason for row in rows for reason in row.failures})
     lines += [f"flagged: {'; '.join(flags)}."] if flags else []

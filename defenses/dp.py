@@ -21,9 +21,9 @@ class DpSgd(Defense):
     """One release of DP-SGD (Abadi et al., CCS 2016, arXiv 1607.00133), clipped and noised by Opacus.
 
     Sent is ``(sum of clipped gradients + normal(0, (noise_multiplier * max_grad_norm)^2)) / clips``. The
-    unit is one clip with all its frames. Batches are neighbours when the contribution of one clip to the sum
-    is replaced by zero ("zero out"); not when a clip is added or removed, as the divisor, the size of the
-    batch, is public and stays.
+    unit is one clip with all its frames, or whatever else a row of the batch is (`Client.privacy`). Batches
+    are neighbours when the contribution of one clip to the sum is replaced by zero ("zero out"); not when a
+    clip is added or removed, as the divisor, the size of the batch, is public and stays.
 
     Attributes:
         noise_multiplier: noise standard deviation over ``max_grad_norm``, 0 or more; 0 clips only and proves

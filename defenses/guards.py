@@ -85,7 +85,7 @@ def check_independence(per_clip: Callable[[Tensor], Gradients], samples: Gradien
     Args:
         per_clip: per-clip gradients for clips of the same labels.
         samples: its result for ``clips``.
-        clips: (N, C, T, H, W) in [0, 1].
+        clips: (N, C, T, H, W) in [0, 1], or features (N, ...) of any range.
 
     Raises:
         CapabilityError: names the clip whose gradient moved.
@@ -96,8 +96,8 @@ def check_independence(per_clip: Callable[[Tensor], Gradients], samples: Gradien
     for bit in range((len(clips) - 1).bit_length()):
         for side in (0, 1):
             kept = (index >> bit) & 1 == side
-            # Half a cycle of grey away: in [0, 1) and never the old value.
-            altered = torch.where(kept[:, None, None, None, None], clips, (clips + 0.5) % 1)
+            mask = kept.reshape(-1, *[1] * (clips.dim() - 1))
+            altered = torch.where(mask, clips, _other(clips))
             again = per_clip(altered)
             moved = per_clip_norms({name: again[name] - samples[name] for name in samples})
             coupled = kept & ~(moved <= allowed)
@@ -107,6 +107,14 @@ def check_independence(per_clip: Callable[[Tensor], Gradients], samples: Gradien
                     f"dp: the gradient of clip {first} changed when other clips did, so clipping it does not "
                     "bound their influence; use a loss that treats clips apart, or make the group the unit"
                 )
+
+
+def _other(clips: Tensor) -> Tensor:
+    """Return what a clip may be as well, and equals the old one in no entry."""
+    if clips.dim() == 5:
+        return (clips + 0.5) % 1  # half a cycle of grey away, in [0, 1)
+    largest = clips.abs().max()
+    return clips + torch.where(largest > 0, largest, 1.0) / 2
 
 
 def per_clip_norms(samples: Gradients) -> Tensor:

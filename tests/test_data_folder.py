@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_data_video import frame_numbers, noise, numbered, write_video
 
-from vleak.data import ClipSet, folder, load_clips
+from vleak.data import ClipSet, folder, load_clips, tree
 from vleak.errors import InputError
 
 
@@ -244,6 +244,69 @@ def test_folder_without_permission(tmp_path: Path, mode: int) -> None:
 
 
 def test_walk_is_bounded(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "MAX_FILES", 5)
+    monkeypatch.setattr(tree, "MAX_FILES", 5)
     with pytest.raises(InputError, match="more than 5 files"):
         load_clips(str(flat))
+
+
+def test_references_are_what_follows_the_attacked_windows(flat: Path) -> None:
+    """v0 .. v5 have 10 .. 15 frames; of the windows of 4, eight are attacked: two of two files."""
+    plain = load_clips(str(flat), clips=8, public=2, **SMALL)
+    data = load_clips(str(flat), clips=8, public=2, references=2, **SMALL)
+    assert torch.equal(plain.clips, data.clips)
+    assert torch.equal(plain.public_clips, data.public_clips)
+    assert plain.names == data.names
+    assert plain.references is None
+    assert data.references is not None
+    assert data.references.shape == (8, 3, 2, 8, 8)
+    twice = {place for place, start in origins(data.clips) if start == 4}
+    for (place, _), reference in zip(origins(data.clips), data.references, strict=True):
+        first = 8 if place in twice else 4
+        assert frame_numbers(reference) == [first, first + 1]
+        assert origins(reference[None]) == [(place, first)]
+    assert not used_frames(data.clips) & used_frames(data.references)
+
+
+def test_references_keep_the_stride_and_skip_what_lies_between(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", numbered(40))
+    data = load_clips(str(tmp_path), clips=2, frames=4, stride=3, size=8, references=3)
+    assert data.references is not None
+    assert [frame_numbers(one) for one in data.references] == [[24, 27, 30]] * 2
+    with pytest.raises(
+        InputError,
+        match=r"a\.mkv has 6 frames at stride 3 outside its attacked clips, --references 7 asked; lower "
+        r"--references, --clips or --stride$",
+    ):
+        load_clips(str(tmp_path), clips=2, frames=4, stride=3, size=8, references=7)
+
+
+def test_all_frames_attacked_leaves_no_reference(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", numbered(8))
+    with pytest.raises(InputError, match=r"a\.mkv has 0 frames at stride 1 outside .* --references 1 asked"):
+        load_clips(str(tmp_path), clips=2, references=1, **SMALL)
+
+
+def test_fine_clips_of_a_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", noise(24, side=48))
+    given = {"clips": 2, "frames": 4, "stride": 1, "size": 24}
+    plain, data = load_clips(str(tmp_path), **given), load_clips(str(tmp_path), **given, fine=True)
+    assert torch.equal(plain.clips, data.clips)
+    for fine, clips in ((data.fine, data.clips), (data.public_fine, data.public_clips)):
+        assert fine is not None
+        assert fine.shape == (len(clips), 3, 4, 48, 48)
+        assert (torch.nn.functional.avg_pool3d(fine, (1, 2, 2)) - clips).abs().mean() < 0.05
+    assert torch.equal(data.fine, load_clips(str(tmp_path), **{**given, "size": 48}).clips)  # type: ignore[arg-type]
+    assert not any("fine" in note for note in data.notes)
+    small = load_clips(str(tmp_path), **{**given, "size": 32}, fine=True)
+    assert (
+        "1 videos have fewer than 64 pixels across, their fine clips show no more detail: a.mkv"
+        in small.notes
+    )
+
+
+def test_public_fine_clips_do_not_carry_the_private_ones(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", numbered(24))
+    data = load_clips(str(tmp_path), clips=2, fine=True, **SMALL)
+    assert data.fine is not None
+    assert data.public_fine is not None
+    assert data.public_fine.untyped_storage().data_ptr() != data.fine.untyped_storage().data_ptr()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vleak.data import MOTIONS, load_clips, synthetic_clip
-from vleak.data.synthetic import OVERSAMPLING, _draw_scene, _path, _render
+from vleak.data.synthetic import OVERSAMPLING, _draw, _draw_scene, _eased, _outside, _path, _render
 from vleak.errors import InputError
 from vleak.seeds import generator
 
@@ -80,7 +80,7 @@ def test_middle_frame_is_the_same_for_every_class() -> None:
 )
 def test_the_way_of_the_object(motion: str, which: int, sign: int) -> None:
     scene = _draw_scene(generator("test"), 16)
-    way = [value[-1] - value[0] for value in _path(scene, motion, 8)]
+    way = [value[-1] - value[0] for value in _path(scene, motion, torch.linspace(-1, 1, 8))]
     assert sign * way[which] == pytest.approx(2 * (scene.travel + sign * scene.wobble[which]), abs=1e-6)
     assert way[1 - which] == pytest.approx(2 * scene.wobble[1 - which], abs=1e-6)
 
@@ -168,3 +168,82 @@ def test_numbers_out_of_range_are_refused(option: str, value: int) -> None:
 def test_more_than_memory_is_refused() -> None:
     with pytest.raises(InputError, match=r"take 14\.3 GiB, the limit is 4 GiB"):
         load_clips("synthetic", clips=1000, frames=8, size=400, public=0)
+
+
+def test_larger_memory_for_references_and_fine_clips_is_counted() -> None:
+    given = {"clips": 100, "frames": 8, "size": 400, "public": 100}  # 2.9 GiB
+    with pytest.raises(InputError, match=r"400x400, 100 references each take 20\.7 GiB, the limit is 4 GiB"):
+        load_clips("synthetic", **given, references=100)
+    with pytest.raises(InputError, match=r"400x400, with fine copies take 14\.3 GiB, the limit is 4 GiB"):
+        load_clips("synthetic", **given, fine=True)
+
+
+@pytest.mark.parametrize("references", [-1, 257])
+def test_count_of_references_out_of_range(references: int) -> None:
+    with pytest.raises(
+        InputError, match=rf"^--references {references}: expected a whole number from 0 to 256"
+    ):
+        load_clips("synthetic", references=references)
+
+
+def test_references_and_fine_clips_change_no_clip() -> None:
+    given = {"clips": 4, "public": 3, "frames": 4, "size": 16}
+    plain = load_clips("synthetic", **given)
+    more = load_clips("synthetic", **given, references=3, fine=True)
+    assert (plain.references, plain.fine, plain.public_fine) == (None, None, None)
+    for field in ("clips", "labels", "public_clips", "public_labels"):
+        assert torch.equal(getattr(plain, field), getattr(more, field))
+    assert more.references is not None
+    assert more.references.shape == (4, 3, 3, 16, 16)
+    fewer = load_clips("synthetic", **{**given, "clips": 2}, references=1).references
+    assert fewer is not None
+    assert torch.equal(fewer, more.references[:2, :, :1])
+
+
+def test_fine_clips_average_to_the_clips() -> None:
+    data = load_clips("synthetic", clips=3, public=2, frames=4, size=16, fine=True)
+    for fine, clips in ((data.fine, data.clips), (data.public_fine, data.public_clips)):
+        assert fine is not None
+        assert fine.shape == (*clips.shape[:3], 32, 32)
+        pooled = torch.nn.functional.avg_pool3d(fine, (1, OVERSAMPLING, OVERSAMPLING))
+        assert torch.allclose(pooled, clips, atol=1e-6)
+        enlarged = torch.nn.functional.interpolate(clips, scale_factor=(1, 2, 2))
+        assert (fine - enlarged).square().mean() > 1e-4  # there is detail to be found
+
+
+def test_no_public_clips_give_no_fine_ones() -> None:
+    data = load_clips("synthetic", clips=1, public=0, frames=4, size=16, fine=True)
+    assert data.public_fine is not None
+    assert data.public_fine.shape == (0, 3, 4, 32, 32)
+
+
+def test_references_show_the_scene_outside_the_clip() -> None:
+    """The background is that of the clip, the object is nowhere where a frame of the clip has it."""
+    for index in range(12):
+        drawn = _draw("clips", index, 8, 32, 0)
+        clip, references = drawn.clip(), drawn.references(4)
+        still = torch.nn.functional.avg_pool2d(drawn.scene.background, OVERSAMPLING)
+        for reference in references.unbind(1):
+            bare = (reference - still).abs().amax(0) < 1e-3
+            assert bare.float().mean() > 0.2  # most of what is not object is the background, to the digit
+            assert (clip - reference[:, None]).square().mean((0, 2, 3)).min() > 1e-4
+    assert torch.allclose(_outside(5, 5), torch.tensor([-1.5, 1.5, -2, 2, -2.5]))
+
+
+def test_nearest_references_come_first() -> None:
+    for index in range(6):
+        drawn = _draw("clips", index, 8, 32, 0)
+        clip, references = drawn.clip(), drawn.references(4)
+        ends = torch.stack((clip[:, 0], clip[:, -1], clip[:, 0], clip[:, -1]), 1)
+        before, after, further_before, further_after = (references - ends).square().mean((0, 2, 3)).tolist()
+        assert before < further_before
+        assert after < further_after
+
+
+@pytest.mark.parametrize("ease", [-0.3, 0.0, 0.3])
+def test_the_object_neither_turns_back_nor_leaves(ease: float) -> None:
+    place = _eased(torch.linspace(-9, 9, 181), ease)
+    assert (place.diff() > 0).all()
+    assert place.abs().max() < 2.5
+    speed = place.diff() / 0.1
+    assert speed[79:81].max() / speed[79:81].min() < 1.3  # no jolt where the clip begins

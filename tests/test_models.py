@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import sys
 import threading
@@ -26,6 +27,7 @@ from vleak.models import (
     TRAINING_STATES,
     accuracy,
     build_model,
+    canonical,
     check_classifier,
     check_second_derivative,
     math_attention,
@@ -182,6 +184,44 @@ def test_pooling_is_what_sets_the_two_c3d_apart() -> None:
     assert pool.get_parameter("head.weight").shape == (6, 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("c3d_tiny", "d87bc79180e0059f"), ("c3d_tiny_pool", "e29b0d87ec58cccc"), ("lrcn", "82cfecacaffd3959")],
+)
+def test_default_weights_are_those_of_every_version(name: str, digest: str) -> None:
+    default = {"c3d_tiny": "width=32,depth=3", "c3d_tiny_pool": "depth=3", "lrcn": "width=64"}[name]
+    for spelled in (name, f"{name}:", f"{name}:{default}"):
+        content = flat(build(spelled)).numpy().tobytes()
+        assert hashlib.sha256(content).hexdigest().startswith(digest)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_width_and_depth_of_c3d(depth: int) -> None:
+    for name in ("c3d_tiny", "c3d_tiny_pool"):
+        model = build(f"{name}:width=8,depth={depth}", frames=8, size=16)
+        kernels = [p for p in model.features.parameters() if p.ndim == 5]
+        assert [len(kernel) for kernel in kernels] == [*[8] * (depth - 1), 16]
+        maps = model.features(torch.zeros(1, 3, 8, 16, 16))
+        assert maps.shape[2:] == {1: (4, 8, 8), 2: (2, 4, 4)}.get(depth, (2, 2, 2))
+        assert model.head.in_features == (16 if name.endswith("pool") else maps.numel())
+        assert model(torch.zeros(2, 3, 8, 16, 16)).shape == (2, 6)
+        check_second_derivative(model, clip(8, 16))
+
+
+def test_width_and_depth_of_lrcn() -> None:
+    model = build("lrcn:width=8,depth=2")
+    assert (model.lstm.hidden_size, model.lstm.num_layers, model.head.in_features) == (8, 2, 8)
+    assert [len(p) for p in model.features.parameters() if p.ndim == 4] == [2, 4]
+    check_second_derivative(model, clip())
+
+
+def test_one_spelling_a_model() -> None:
+    assert canonical("model", "c3d_tiny:depth=2,width=16", MODELS) == "c3d_tiny:width=16,depth=2"
+    assert canonical("model", "c3d_tiny_pool:width=32", MODELS) == "c3d_tiny_pool"
+    assert torch.equal(flat(build("lrcn:depth=2,width=8")), flat(build("lrcn:width=8,depth=2")))
+    assert not torch.equal(flat(build("c3d_tiny:depth=3")), flat(build("c3d_tiny_pool")))
+
+
 def test_lrcn_sees_the_order_of_frames() -> None:
     model, clips = build("lrcn"), torch.rand(1, 3, 4, 8, 8, generator=generator("clips"))
     assert (model(clips) - model(clips.flip(2))).abs().max() > 1e-6
@@ -225,6 +265,12 @@ def test_factory_weights_follow_the_seed_and_leave_the_global_generator_alone(fa
     [
         ("c3d_tni", ["'c3d_tni'", "c3d_tiny", "package.module:factory"]),
         ("resnet", ["'resnet'", "lrcn"]),
+        ("c3d_tni:width=3", ["unknown model 'c3d_tni'", "c3d_tiny"]),
+        ("c3d_tiny:pool=1", ["unknown setting of model c3d_tiny 'pool'", "depth, width"]),
+        ("c3d_tiny:width=0", ["width is 0", "from 1 to 1024"]),
+        ("c3d_tiny:depth=9", ["depth is 9", "from 1 to 8"]),
+        ("lrcn:width=3", ["width is 3", "from 4 to 1024"]),
+        ("c3d_tiny:width=1.5", ["width takes a whole number, got '1.5'"]),
         ("no.such_module:make", ["'no.such_module'", "cannot import"]),
         (":make", ["':make'", "expected package.module:factory"]),
         ("{}:", ["expected package.module:factory"]),

@@ -572,6 +572,22 @@ def test_small_products_stay() -> None:
     assert count(small, aten.addmm.default) == 2
 
 
+def test_large_matrices_that_stay_the_same_are_turned_once() -> None:
+    function = lambda x, y: x.mm(y) + x.cos().mm(y) + x.sin().mm(y).sin()  # noqa: E731
+    rows, large = draw(8, 512).float(), draw(512, 700).float()
+
+    def turned(*tensors: Tensor, fixed: tuple[str, ...]) -> int:
+        graph, values = of(function, *tensors, fixed=fixed)
+        optimized = PASSES["products"](graph)
+        torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
+        return count(optimized, aten.clone.default)
+
+    assert turned(rows, large, fixed=("y",)) == 1
+    assert turned(rows, large, fixed=()) == 0  # it would be turned in every iteration
+    assert turned(rows, large.t().contiguous().t(), fixed=("y",)) == 0
+    assert turned(rows, large[:, :300].contiguous(), fixed=("y",)) == 0
+
+
 def test_float64_stays() -> None:
     graph, _ = of(lambda x, y: x.mm(y), ROWS, MATRIX, fixed=("y",))
     assert multiplications(PASSES["products"](graph)) == (0, 0)

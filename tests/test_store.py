@@ -74,7 +74,7 @@ def longest_file(size: int) -> Iterator[None]:
 def test_cells_and_pictures_are_kept(tmp_path: Path) -> None:
     with Store(tmp_path / "a" / "run", HEADER) as store:
         store.add(cell("c0"), PICTURE)
-        store.add_failed(cell("c1", status="failed: why"))
+        store.add_without_picture(cell("c1", status="failed: why"))
         results = store.results(["c1", "c2", "c0"])
         store.write_results(results)
     assert results["planned_cells"] == 3
@@ -98,7 +98,7 @@ def test_a_run_is_taken_up(tmp_path: Path) -> None:
 
 def test_a_cell_that_is_added_again_replaces_the_first(tmp_path: Path) -> None:
     with Store(tmp_path, HEADER) as store:
-        store.add_failed(cell("c0", status="failed: no memory"))
+        store.add_without_picture(cell("c0", status="failed: no memory"))
         store.add(cell("c1"), PICTURE)
         store.add(cell("c0"), PICTURE)
     found = read_results(tmp_path)["cells"]
@@ -228,7 +228,7 @@ def test_full_disk_in_the_journal_leaves_whole_lines(tmp_path: Path) -> None:
         length = (tmp_path / "cells.jsonl").stat().st_size
         message = r"1 finished cells are safe, free space and give the same command with --out"
         with longest_file(length + 30), pytest.raises(VleakError, match=message) as caught:
-            store.add_failed(cell("c1"))
+            store.add_without_picture(cell("c1"))
         assert len(str(caught.value).splitlines()) == 1
         assert (tmp_path / "cells.jsonl").stat().st_size == length
         assert names(tmp_path) == ["c0"]
@@ -253,7 +253,7 @@ def test_no_space_is_said_as_the_system_says_it(tmp_path: Path, monkeypatch: pyt
 
     with Store(tmp_path, HEADER) as store:
         monkeypatch.setattr(os, "fsync", full)
-        for add in (lambda: store.add(cell("c0"), PICTURE), lambda: store.add_failed(cell("c0"))):
+        for add in (lambda: store.add(cell("c0"), PICTURE), lambda: store.add_without_picture(cell("c0"))):
             with pytest.raises(VleakError, match=r"No space left on device; 0 finished cells are safe"):
                 add()
         with pytest.raises(VleakError, match=r"cannot write .*results.json: No space left on device; free"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -272,13 +273,28 @@ def test_a_trial_that_has_begun_goes_on_by_itself() -> None:
         assert_alike(loop.state, other.run(8))
 
 
-def test_models_of_their_own_are_not_mixed() -> None:
+def test_copies_of_a_model_are_one_but_other_weights_are_not() -> None:
     every = [(p, make_descent(p, 4), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
-    other = doubled(make_problem(build(Smooth)))  # equal, but not the same
-    loops = loops_of([*every[:2], (other, make_descent(other, 4), starts()[2])])
-    run_trials(loops, 4, batched=True)
-    assert [isinstance(loop.bound, Member) for loop in loops] == [True, True, False]
-    assert_alike(loops[2].state, loops_of([(other, make_descent(other, 4), starts()[2])])[0].run(4))
+    models = [copy.deepcopy(every[0][0].model) for _ in range(3)]
+    with torch.no_grad():
+        next(models[2].parameters()).mul_(1.01)
+    every = [(replace(p, model=m), d, s) for (p, d, s), m in zip(every, models, strict=True)]
+    together = loops_of(every)
+    run_trials(together, 4, batched=True)
+    assert [isinstance(loop.bound, Member) for loop in together] == [True, True, False]
+    for loop, other in zip(together, loops_of(every), strict=True):
+        assert_alike(loop.state, other.run(4))
+
+
+def test_what_does_not_fit_together_runs_one_after_the_other(monkeypatch: Any) -> None:
+    def full(starts: object) -> None:
+        raise torch.OutOfMemoryError("no memory for all of them")
+
+    monkeypatch.setattr("vleak.engine.trials.make_batch", full)
+    loops, alone = companions(), companions()
+    run_trials(loops, 8, batched=True)
+    for loop, other in zip(loops, alone, strict=True):
+        assert_alike(loop.state, other.run(8))
 
 
 def test_what_cannot_be_mapped_runs_one_after_the_other(monkeypatch: Any) -> None:

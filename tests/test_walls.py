@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"errors", "seeds", "files", "backends", "cache"},
+    {"errors", "seeds", "files", "backends", "cache", "spelling"},
     {"ops", "bilinear", "engine", "data", "models", "federated"},
     {"defenses", "attacks", "metrics", "certificates", "enhance"},
     {"evaluation"},
@@ -34,7 +34,7 @@ FORBIDDEN = {
     "metrics": {"attacks", "defenses", "data"},
     "certificates": {"attacks", "defenses", "data", "metrics"},
 }
-CLI_MAY_USE = {"attacks", "defenses", "engine", "errors", "evaluation", "models", "report"}
+CLI_MAY_USE = {"attacks", "defenses", "engine", "enhance", "errors", "evaluation", "models", "report"}
 Wall = Callable[[str, Path], None]
 DRAWS = {"rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli", "poisson"}
 DRAWS_IN_PLACE = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "trunc_normal_"}

@@ -23,3 +23,12 @@ def generator(*parts: object) -> torch.Generator:
     Numbers are drawn on the CPU and moved, so that a GPU run starts from the same values.
     """
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def tensor_digest(*tensors: torch.Tensor) -> str:
+    """Return a hash of shapes and contents: equal tensors have equal ones, on every machine."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

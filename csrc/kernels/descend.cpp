@@ -27,11 +27,25 @@ void move_row(const T* __restrict x, const T* __restrict data_gradient, const T*
   }
 }
 
+// As tv_plane where total variation has no weight.
+template <typename T, typename FinishRow>
+double flat_plane(int64_t plane, const ClipSize& size, double* scratch, FinishRow finish_row) {
+  const Rows<T> rows = cut_rows<T>(scratch, size.width);
+  for (int64_t h = 0; h < size.height; ++h) {
+    std::memset(rows.gradient, 0, sizeof(T) * size.width);
+    finish_row(plane * frame_size(size) + h * size.width, rows.gradient, rows.value);
+  }
+  double sum = 0.0;
+  for (int64_t w = 0; w < size.width; ++w) sum += rows.value[w];
+  return sum;
+}
+
 template <Rule kRule, typename T>
 void descend_range(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
                    double* scratch, double* value) {
   const ClipSize& size = trials.size;
   const TvNumbers<T> tv = tv_numbers<T>(size, step.tv);
+  const bool varies = tv.scale.across != 0.0 || tv.scale.down != 0.0 || tv.scale.time != 0.0;
   const StepNumbers<T> numbers = StepNumbers<T>::from(step);
   const int64_t entries = trial_size(size);
   const double prior_weight = trials.prior ? per_pair(step.prior_weight, entries) : 0.0;
@@ -45,7 +59,8 @@ void descend_range(const Trials<T>& trials, const StepSettings& step, int64_t be
       move_row<kRule>(trials.x + at, trials.data_gradient + at, penalties, trials.m + at, trials.v + at,
                       trials.moved + at, size.width, numbers);
     };
-    value[plane] = tv_plane(trials.x, plane, size, step.tv, tv, scratch, finish_row);
+    value[plane] = varies ? tv_plane(trials.x, plane, size, step.tv, tv, scratch, finish_row)
+                          : flat_plane<T>(plane, size, scratch, finish_row);
   }
 }
 

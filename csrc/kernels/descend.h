@@ -55,11 +55,20 @@ VLEAK_INLINE StepSettings step_settings(const double* row, bool isotropic, doubl
 // The settings in the precision of the clip, made once a kernel.
 template <typename T>
 struct StepNumbers {
-  T lr, beta1, rest1, beta2, rest2, eps, low, high, bias1, bias2_root;
+  T lr, beta1, rest1, beta2, rest2, low, high;
+  // m / bias1 / (root(v) / bias2_root + eps) is gain * m / (root(v) + floor), which divides once an entry.
+  T gain, floor;
 
   VLEAK_INLINE StepNumbers from(const StepSettings& step) {
-    return {T(step.lr),  T(step.beta1), T(1.0 - step.beta1), T(step.beta2), T(1.0 - step.beta2),
-            T(step.eps), T(step.low),   T(step.high),        T(step.bias1), T(step.bias2_root)};
+    return {T(step.lr),
+            T(step.beta1),
+            T(1.0 - step.beta1),
+            T(step.beta2),
+            T(1.0 - step.beta2),
+            T(step.low),
+            T(step.high),
+            T(step.bias2_root / step.bias1),
+            T(step.bias2_root * step.eps)};
   }
 };
 
@@ -70,7 +79,7 @@ VLEAK_INLINE T moved_entry(T x, T total, T& m, T& v, const StepNumbers<T>& step)
   if (kRule != Rule::kSign) {
     m = step.beta1 * m + step.rest1 * direction;
     v = step.beta2 * v + step.rest2 * (direction * direction);
-    direction = m / step.bias1 / (root(v) / step.bias2_root + step.eps);
+    direction = step.gain * m / (root(v) + step.floor);
   }
   const T moved = x - step.lr * direction;
   const T raised = moved < step.low ? step.low : moved;

@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
+from vleak.attacks.closed_form import ClosedForm
+from vleak.attacks.feature_inversion import FeatureInversion
+from vleak.attacks.independent import Independent
 from vleak.attacks.labels import infer_labels
+from vleak.attacks.low_rank import LowRank
 from vleak.attacks.matching import Matching, MatchingBlind
-from vleak.attacks.null import Grey, PublicMean
+from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
+from vleak.attacks.order import order_identifiable
 
 #: name -> class; the first line of each docstring is shown by `vleak list attacks`.
-ATTACKS: dict[str, type[Attack]] = {"matching": Matching, "matching_blind": MatchingBlind}
+ATTACKS: dict[str, type[Attack]] = {
+    "matching": Matching,
+    "matching_blind": MatchingBlind,
+    "closed_form": ClosedForm,
+    "low_rank": LowRank,
+    "independent": Independent,
+}
 #: attackers with the same knowledge and no gradient; they run in every evaluation.
-NULL_ATTACKS: dict[str, type[Attack]] = {"grey": Grey, "public_mean": PublicMean}
+#: Which of them can answer depends on what is known, see `answerable`.
+NULL_ATTACKS: dict[str, type[Attack]] = {
+    "grey": Grey,
+    "public_mean": PublicMean,
+    "reference_still": ReferenceStill,
+    "reference_mean": ReferenceMean,
+}
 
 __all__ = [
     "ATTACKS",
     "NULL_ATTACKS",
     "Attack",
+    "ClosedForm",
+    "FeatureInversion",
     "Grey",
+    "Independent",
     "Knowledge",
+    "LowRank",
     "Matching",
     "MatchingBlind",
     "Observation",
     "PublicMean",
     "Reconstruction",
+    "ReferenceMean",
+    "ReferenceStill",
+    "answerable",
     "infer_labels",
+    "order_identifiable",
 ]

@@ -129,9 +129,11 @@ class Attack(ABC):
 
     Attributes:
         name: as on the command line.
+        takes: what it can rebuild, of "frames" and "features".
     """
 
     name: ClassVar[str]
+    takes: ClassVar[frozenset[str]] = frozenset({"frames"})
 
     def reconstruct(
         self,
@@ -154,6 +156,11 @@ class Attack(ABC):
                 or the knowledge does not fit together.
         """
         _check(observation)
+        kind = "features" if observation.knowledge.of_features else "frames"
+        if kind not in self.takes:
+            raise InputError(
+                f"attack {self.name!r} takes {' or '.join(sorted(self.takes))}, not {kind}; choose another"
+            )
         started = time.perf_counter()
         answer = self._reconstruct(observation, generator, progress, stop)
         expected = observation.knowledge.batch_shape

@@ -23,6 +23,7 @@ class ClosedForm(Attack):
     """
 
     name: ClassVar[str] = "closed_form"
+    takes: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def _reconstruct(
         self,

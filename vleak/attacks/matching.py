@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,17 +13,44 @@ from torch import Tensor, nn
 
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
-from vleak.attacks.labels import infer_labels
+from vleak.attacks.feature_matching import FEATURE_PULL, FeatureSpace
+from vleak.attacks.rows import NEAR_ZERO, centre, labels_of
+from vleak.attacks.scene import (
+    Before,
+    background,
+    empty_stage,
+    expected_clips,
+    expected_variance,
+    moving_mask,
+)
 from vleak.engine.loop import Descent, Loop, Problem, State
 from vleak.engine.problem import Rule, Schedule
 from vleak.engine.trials import run_trials
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 
-NEAR_ZERO = "target gradient near zero"
 NOT_FALLING = "objective did not fall"
+REFERENCE_USES = ("start", "prior", "mask")
+STILL_UNIT = 0.5
+"""How far a pixel may stray from the background where nothing seems to move, in units of where something
+does; chosen among 0 (held), 0.25, 0.5 and 1 on synthetic clips of seed 1000, which no default run draws."""
 STILL_FALLING = "still improving at the end"
 NOT_A_NUMBER = "objective became NaN"
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What all descents of one attack share."""
+
+    observation: Observation
+    labels: Tensor
+    channel: Channel
+    progress: Callable[[int], None] | None
+    stop: Callable[[], bool] | None
+
+    @property
+    def knowledge(self) -> Knowledge:
+        return self.observation.knowledge
 
 
 class Matching(Attack):
@@ -35,6 +62,7 @@ class Matching(Attack):
     """
 
     name: ClassVar[str] = "matching"
+    takes: ClassVar[frozenset[str]] = frozenset({"frames", "features"})
     told: ClassVar[bool] = True
 
     def __init__(
@@ -53,6 +81,7 @@ class Matching(Attack):
         spatial: float = 0.03,
         temporal: float = 0.09,
         prior: float = 0.02,
+        reference: Literal["start", "prior", "mask"] = "mask",
         engine: Literal["native", "inductor", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
@@ -67,11 +96,18 @@ class Matching(Attack):
             temporal: weight of total variation between frames.
             prior: weight of half the mean squared distance to the mean public clip, where there is one; a
                 little of it settles what trained models leave open, such as contrast.
+            reference: what is made of reference frames, where the attacker holds any. "start": the descent
+                starts from their background. "prior": besides, total variation and pull are of the difference
+                from it, so that the background's own texture costs nothing. "mask": as "prior" for half of
+                the iterations; in the other half what does not differ from the background by then pays more
+                for doing so, and where something moves the background's texture is taken out.
             engine: which loop runs, see `vleak.engine.loop`.
 
         Raises:
-            InputError: fewer than one iteration or restart.
+            InputError: fewer than one iteration or restart, or another use of reference frames.
         """
+        if reference not in REFERENCE_USES:
+            raise unknown_name("reference", reference, REFERENCE_USES)
         if iterations < 1 or restarts < 1:
             raise InputError(
                 f"matching: expected at least 1 iteration and 1 restart, got {iterations} and {restarts}"
@@ -80,7 +116,7 @@ class Matching(Attack):
         self.distance, self.rule, self.schedule = distance, rule, schedule
         self.warmup, self.coarse, self.patience, self.tolerance = warmup, coarse, patience, tolerance
         self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
-        self.engine = engine
+        self.reference, self.engine = reference, engine
 
     def _reconstruct(
         self,
@@ -92,19 +128,18 @@ class Matching(Attack):
         mode = str(observation.update.metadata.get("mode", "eval"))
         observation = replace(observation, model=_in_mode(observation.model, mode))
         knowledge = observation.knowledge
-        labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
+        labels = labels_of(observation)
         channel = observe_channel(observation.update, knowledge) if self.told else Channel()
         if not any(bool(t.any()) for t in observation.update.tensors.values()):
-            clips = _centre(knowledge).expand(knowledge.batch_shape).clone()
+            clips = (_expected_features if knowledge.of_features else _centre)(knowledge).clone()
             return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
-        loops = [self._loop(observation, labels, channel, s) for s in self._starts(knowledge, generator)]
-        states = run_trials(loops, self.iterations, progress=progress, stop=stop)
+        states, engine = self._descend(_Case(observation, labels, channel, progress, stop), generator)
         chosen = min(states, key=lambda state: state.best_objective)
         return Reconstruction(
             clips=chosen.best.cpu(),
             labels=labels,
             adaptive=channel.adaptive,
-            engine=loops[0].engine,
+            engine=engine,
             iterations=sum(len(state.history) for state in states),
             restarts=sum(bool(state.history) for state in states),
             objective=chosen.best_objective if math.isfinite(chosen.best_objective) else math.nan,
@@ -119,42 +154,124 @@ class Matching(Attack):
         noise = [torch.rand(shape, generator=generator) * 0.2 - 0.1 for _ in range(self.restarts)]
         return [(_centre(knowledge) + each).clamp(0, 1) for each in noise]
 
-    def _loop(self, observation: Observation, labels: Tensor, channel: Channel, start: Tensor) -> Loop:
-        model = observation.model
-        weight = next(model.parameters())
-        loss = str(observation.update.metadata.get("loss", "cross_entropy"))
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
-        masks = channel.masks
-        if masks is not None:
-            masks = {name: mask.to(weight.device) for name, mask in masks.items()}
-        problem = Problem(
-            model=model,
-            loss=LOSSES[loss],
-            labels=labels.to(weight.device),
-            target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
-            masks=masks,
-            distance=self.distance,
-        )
-        knowledge = observation.knowledge
-        prior = knowledge.public_mean()
-        pull = self.prior + channel.prior_weight / knowledge.public_variance()
-        unit = 1.0 if self.distance == "cosine" else _energy(observation.update.tensors)
+    def _descend(self, case: _Case, generator: torch.Generator) -> tuple[list[State], str]:
+        """Run every restart; return where they stand, in clips, and the engine."""
+        if case.knowledge.of_features:
+            return self._descend_features(case, generator)
+        references, starts = case.knowledge.references, self._starts(case.knowledge, generator)
+        if references is None or self.reference == "start":
+            loops = [self._loop(case, start, self.iterations, self.coarse) for start in starts]
+            return run_trials(loops, self.iterations, progress=case.progress, stop=case.stop), loops[0].engine
+        weight = next(case.observation.model.parameters())
+        still, model = background(references).to(weight), case.observation.model
+        everywhere = still.new_ones(len(still), 1, *case.knowledge.clip_shape[1:])
+        second = self.iterations // 2 if self.reference == "mask" else 0
+        befores = [Before(model, still, everywhere)] * len(starts)
+        first = self._run_before(case, befores, starts, self.iterations - second, self.coarse)
+        if not second:
+            return first
+        befores, clips = [], [state.best for state in first[0]]
+        for each in clips:
+            mask = moving_mask(each, still)
+            unit = STILL_UNIT + (1 - STILL_UNIT) * mask
+            befores.append(Before(model, empty_stage(each, still, mask), unit))
+        done = sum(len(state.history) for state in first[0])
+        going_on = replace(case, progress=_after(done, case.progress))
+        last = self._run_before(going_on, befores, clips, second, 0)
+        return [_joined(*each) for each in zip(first[0], last[0], strict=True)], last[1]
+
+    def _descend_features(self, case: _Case, generator: torch.Generator) -> tuple[list[State], str]:
+        """Run every restart on features; return where they stand, in features, and the engine."""
+        space = FeatureSpace(case.observation)
+        problem = space.behind(self._problem(case))
+        weight = next(case.observation.model.parameters())
         descent = Descent(
             iterations=self.iterations,
             learning_rate=self.learning_rate,
             rule=self.rule,
             schedule=self.schedule,
             warmup=self.warmup,
-            coarse=self.coarse,
+            patience=self.patience,
+            tolerance=self.tolerance,
+            prior=space.prior.to(weight),
+            prior_weight=self._unit(case) * (self.prior + case.channel.prior_weight) * FEATURE_PULL,
+            low=0.0 if case.knowledge.nonnegative else -math.inf,
+            high=math.inf,
+        )
+        starts = [space.start(generator).to(weight) for _ in range(self.restarts)]
+        loops = [Loop(problem, descent, start, engine=self.engine) for start in starts]
+        states = run_trials(loops, self.iterations, progress=case.progress, stop=case.stop)
+        compose = space.compose
+        return [replace(s, x=compose(s.x), best=compose(s.best)) for s in states], loops[0].engine
+
+    def _run_before(
+        self, case: _Case, befores: list[Before], starts: list[Tensor], iterations: int, coarse: int
+    ) -> tuple[list[State], str]:
+        """Run descents over differences from scenes; return where they stand, in clips, and the engine."""
+        device = next(case.observation.model.parameters()).device
+        loops = [
+            self._loop(case, before.decompose(start.to(device)), iterations, coarse, before)
+            for start, before in zip(starts, befores, strict=True)
+        ]
+        states = run_trials(loops, iterations, progress=case.progress, stop=case.stop)
+        clips = [
+            replace(state, x=before.compose(state.x), best=before.compose(state.best))
+            for state, before in zip(states, befores, strict=True)
+        ]
+        return clips, loops[0].engine
+
+    def _loop(
+        self, case: _Case, start: Tensor, iterations: int, coarse: int, before: Before | None = None
+    ) -> Loop:
+        observation, channel = case.observation, case.channel
+        weight = next(observation.model.parameters())
+        problem = self._problem(case)
+        knowledge = observation.knowledge
+        if before is None:
+            knowledge = replace(knowledge, references=None)
+            prior = expected_clips(knowledge)
+        else:
+            problem = _behind(problem, before)
+            prior = torch.zeros(knowledge.batch_shape)
+        pull = self.prior + channel.prior_weight / expected_variance(knowledge)
+        unit = self._unit(case)
+        descent = Descent(
+            iterations=iterations,
+            learning_rate=self.learning_rate,
+            rule=self.rule,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            coarse=coarse,
             patience=self.patience,
             tolerance=self.tolerance,
             spatial=unit * self.spatial * channel.smoothness,
             temporal=unit * self.temporal * channel.smoothness,
-            prior=prior,
+            prior=None if prior is None else prior.to(weight),
             prior_weight=0.0 if prior is None else unit * pull,
+            low=0.0 if before is None else -math.inf,
+            high=1.0 if before is None else math.inf,
         )
         return Loop(problem, descent, start.to(weight), engine=self.engine)
+
+    def _unit(self, case: _Case) -> float:
+        return 1.0 if self.distance == "cosine" else _energy(case.observation.update.tensors)
+
+    def _problem(self, case: _Case) -> Problem:
+        observation, masks = case.observation, case.channel.masks
+        weight = next(observation.model.parameters())
+        loss = str(observation.update.metadata.get("loss", "cross_entropy"))
+        if loss not in LOSSES:
+            raise unknown_name("loss", loss, LOSSES)
+        if masks is not None:
+            masks = {name: mask.to(weight.device) for name, mask in masks.items()}
+        return Problem(
+            model=observation.model,
+            loss=LOSSES[loss],
+            labels=case.labels.to(weight.device),
+            target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
+            masks=masks,
+            distance=self.distance,
+        )
 
 
 class MatchingBlind(Matching):
@@ -186,8 +303,39 @@ def health(state: State) -> tuple[str, ...]:
 
 
 def _centre(knowledge: Knowledge) -> Tensor:
-    mean = knowledge.public_mean()
-    return torch.full(knowledge.clip_shape, 0.5) if mean is None else mean
+    expected = expected_clips(knowledge)
+    return torch.full(knowledge.batch_shape, 0.5) if expected is None else expected
+
+
+def _expected_features(knowledge: Knowledge) -> Tensor:
+    return centre(knowledge).expand(knowledge.batch_shape)
+
+
+def _behind(problem: Problem, before: Before) -> Problem:
+    """Return the same problem for differences from a background."""
+
+    def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"model.{name}": tensor for name, tensor in tensors.items()}
+
+    masks = None if problem.masks is None else renamed(problem.masks)
+    return replace(problem, model=before, target=renamed(problem.target), masks=masks)
+
+
+def _after(done: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """Return progress that counts from what was done before."""
+    return None if progress is None else (lambda count: progress(done + count))
+
+
+def _joined(first: State, second: State) -> State:
+    """Return where a descent stands whose second part ran before another scene."""
+    if first.nan_at is not None or not math.isfinite(second.best_objective):
+        return first
+    return replace(
+        second,
+        history=[*first.history, *second.history],
+        nan_at=None if second.nan_at is None else len(first.history) + second.nan_at,
+        begun=len(first.history),
+    )
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:

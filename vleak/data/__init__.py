@@ -1,7 +1,18 @@
-"""Clips: synthetic motion, and windows cut from video files."""
+"""Clips and features: synthetic motion, windows cut from videos or images, feature files."""
 
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
-from vleak.data.load import load_clips
+from vleak.data.features import FeatureSet, load_features
+from vleak.data.load import load_clips, load_data, recognise
 from vleak.data.synthetic import MOTIONS, synthetic_clip
 
-__all__ = ["DEFAULT_CLIPS", "MOTIONS", "ClipSet", "load_clips", "synthetic_clip"]
+__all__ = [
+    "DEFAULT_CLIPS",
+    "MOTIONS",
+    "ClipSet",
+    "FeatureSet",
+    "load_clips",
+    "load_data",
+    "load_features",
+    "recognise",
+    "synthetic_clip",
+]

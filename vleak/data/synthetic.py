@@ -37,6 +37,7 @@ PHOTOS = {
     "stereo_motorcycle": (0.4, 0.9),
 }
 OVERSAMPLING = 2  # frames are drawn at twice the size and averaged, which keeps edges smooth at 32x32
+COAST = 1.5  # how much further than half of its way the object goes before and after the clip
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,55 @@ class Scene:
     wobble: tuple[float, float, float, float]  # small x, y, log scale, angle that every class makes
 
 
-def load_synthetic(clips: int, frames: int, size: int, seed: int, public: int) -> ClipSet:
-    """Return a ClipSet of ``clips`` and ``public`` synthetic clips of shape (3, frames, size, size)."""
-    attacked, labels = _draw("clips", clips, frames, size, seed)
-    held, held_labels = _draw("public", public, frames, size, seed)
+@dataclass(frozen=True)
+class Drawn:
+    """A scene with its motion: what a clip, its larger original and its references are rendered from."""
+
+    scene: Scene
+    label: int  # index into MOTIONS
+    frames: int
+
+    def clip(self) -> Tensor:
+        """Return the clip, (3, T, H, W)."""
+        return _render(self.scene, MOTIONS[self.label], self.frames)
+
+    def fine(self) -> Tensor:
+        """Return the clip before it was averaged down, (3, T, 2H, 2W)."""
+        return _ordered(_image(self.scene, MOTIONS[self.label], torch.linspace(-1, 1, self.frames)))
+
+    def references(self, count: int) -> Tensor:
+        """Return frames of the scene outside the time of the clip, (3, count, H, W)."""
+        return _pooled(_image(self.scene, MOTIONS[self.label], _outside(self.frames, count)))
+
+
+def load_synthetic(
+    clips: int, frames: int, size: int, seed: int, public: int, *, references: int = 0, fine: bool = False
+) -> ClipSet:
+    """Return a ClipSet of ``clips`` and ``public`` synthetic clips of shape (3, frames, size, size).
+
+    The clips are the same whether or not references and fine clips are asked for. The references of a clip
+    show its scene before and after it, see ``_outside``.
+    """
+    attacked = [_draw("clips", index, frames, size, seed) for index in range(clips)]
+    held = [_draw("public", index, frames, size, seed) for index in range(public)]
+    empty = torch.empty(0, 3, frames, OVERSAMPLING * size, OVERSAMPLING * size)
+    large, held_large = (
+        torch.stack([drawn.fine() for drawn in several]) if fine and several else empty
+        for several in (attacked, held)
+    )
     return ClipSet(
         name="synthetic",
-        clips=attacked,
-        labels=labels,
+        clips=torch.stack([drawn.clip() for drawn in attacked]),
+        labels=torch.tensor([drawn.label for drawn in attacked], dtype=torch.int64),
         names=tuple(f"synthetic{index}@0" for index in range(clips)),
-        public_clips=held,
-        public_labels=held_labels,
+        public_clips=torch.stack([drawn.clip() for drawn in held]) if held else empty[..., :size, :size],
+        public_labels=torch.tensor([drawn.label for drawn in held], dtype=torch.int64),
         classes=MOTIONS,
         public_source="other seeds",
         notes=("synthetic clips: objects moving over photographs, labelled by the kind of motion",),
+        references=torch.stack([drawn.references(references) for drawn in attacked]) if references else None,
+        fine=large if fine else None,
+        public_fine=held_large if fine else None,
     )
 
 
@@ -80,17 +116,15 @@ def synthetic_clip(
 
     It depends on these arguments and on nothing else. Every six consecutive clips hold each motion once.
     """
+    drawn = _draw(stream, index, frames, size, seed)
+    return drawn.clip(), drawn.label
+
+
+def _draw(stream: str, index: int, frames: int, size: int, seed: int) -> Drawn:
     block, place = divmod(index, len(MOTIONS))
     order = torch.randperm(len(MOTIONS), generator=generator("synthetic", seed, stream, "labels", block))
     label = int(order[place])
-    scene = _draw_scene(generator("synthetic", seed, stream, index), size * OVERSAMPLING)
-    return _render(scene, MOTIONS[label], frames), label
-
-
-def _draw(stream: str, count: int, frames: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    drawn = [synthetic_clip(i, frames=frames, size=size, seed=seed, stream=stream) for i in range(count)]
-    clips = torch.stack([clip for clip, _ in drawn]) if drawn else torch.empty(0, 3, frames, size, size)
-    return clips, torch.tensor([label for _, label in drawn], dtype=torch.int64)
+    return Drawn(_draw_scene(generator("synthetic", seed, stream, index), size * OVERSAMPLING), label, frames)
 
 
 @lru_cache(maxsize=len(PHOTOS))
@@ -162,10 +196,27 @@ def _stand_out(texture: Tensor, background: Tensor, gap: float = 0.2) -> Tensor:
     return (texture + (target - float(texture.mean()))).clamp(0, 1)
 
 
-def _path(scene: Scene, motion: str, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x, y, scale and angle of the object, each (T,)."""
-    time = torch.linspace(-1, 1, frames)
-    time = time * (1 + scene.ease * (time.square() - 1))  # odd, so that the middle stays in the middle
+def _outside(frames: int, count: int) -> Tensor:
+    """Return times outside [-1, 1]: just before the clip, just after it, a frame earlier, and so on."""
+    step = 2 / (frames - 1)
+    places = torch.arange(count)
+    return (1 + step * (1 + places // 2)) * torch.where(places % 2 == 0, -1.0, 1.0)
+
+
+def _eased(time: Tensor, ease: float) -> Tensor:
+    """Return where on its path the object is, -1 at the first and 1 at the last frame of the clip.
+
+    Outside the clip it goes on at the speed it had there and comes to rest at -1 - COAST and 1 + COAST, so
+    that it neither turns back nor leaves or fills the frame.
+    """
+    inside = time * (1 + ease * (time.square() - 1))  # odd, so that the middle stays in the middle
+    beyond = COAST * (1 - (-(1 + 2 * ease) / COAST * (time.abs() - 1)).exp())
+    return torch.where(time.abs() > 1, time.sign() * (1 + beyond), inside)
+
+
+def _path(scene: Scene, motion: str, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x, y, scale and angle of the object at the times, each (T,)."""
+    time = _eased(time, scene.ease)
     x, y, growth, turn = scene.wobble
     x += scene.travel * ((motion == "right") - (motion == "left"))
     y += scene.travel * ((motion == "down") - (motion == "up"))
@@ -181,18 +232,31 @@ def _path(scene: Scene, motion: str, frames: int) -> tuple[Tensor, Tensor, Tenso
 
 def _render(scene: Scene, motion: str, frames: int) -> Tensor:
     """Draw the scene in motion: float32 (3, T, H, W) in [0, 1]."""
+    return _pooled(_image(scene, motion, torch.linspace(-1, 1, frames)))
+
+
+def _pooled(image: Tensor) -> Tensor:
+    return _ordered(functional.avg_pool2d(image, OVERSAMPLING))
+
+
+def _ordered(image: Tensor) -> Tensor:
+    """Turn frames (T, 3, H, W) into a clip (3, T, H, W) in [0, 1]."""
+    return image.transpose(0, 1).contiguous().clamp(0, 1)
+
+
+def _image(scene: Scene, motion: str, time: Tensor) -> Tensor:
+    """Draw the scene at the times (T,), at twice the size: (T, 3, K, K)."""
     side = scene.background.shape[-1]
-    x, y, scale, angle = (value[:, None, None] for value in _path(scene, motion, frames))
+    x, y, scale, angle = (value[:, None, None] for value in _path(scene, motion, time))
     axis = (torch.arange(side) + 0.5) / side - 0.5
     right, down = axis[None, None, :] - x, axis[None, :, None] - y
     across = (angle.cos() * right + angle.sin() * down) / scale
     along = (angle.cos() * down - angle.sin() * right) / scale
     mask = _coverage(across, along, scene, side)[:, None]
     grid = torch.stack((across, along), dim=-1) / max(scene.half_axes)
-    texture = scene.texture.expand(frames, -1, -1, -1)
+    texture = scene.texture.expand(len(time), -1, -1, -1)
     front = functional.grid_sample(texture, grid, padding_mode="reflection", align_corners=False)
-    image = mask * front + (1 - mask) * scene.background
-    return functional.avg_pool2d(image, OVERSAMPLING).transpose(0, 1).contiguous().clamp(0, 1)
+    return mask * front + (1 - mask) * scene.background
 
 
 def _coverage(across: Tensor, along: Tensor, scene: Scene, side: int) -> Tensor:

@@ -8,8 +8,9 @@ fewer frames than it declares is an error as soon as one of the missing frames i
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -46,7 +47,7 @@ def count_frames(path: Path, shown: str, most: int) -> int:
         InputError: the file cannot be opened, is no video, or exceeds a limit of this module.
     """
     with _opened(path, shown) as (container, stream):
-        _check_limits(
+        check_limits(
             shown,
             stream.codec_context.width,
             stream.codec_context.height,
@@ -66,10 +67,31 @@ def count_frames(path: Path, shown: str, most: int) -> int:
     return min(most, counted + missing)
 
 
-def read_windows(
-    path: Path, shown: str, starts: list[int], *, frames: int, size: int, stride: int
-) -> list[Tensor]:
-    """Decode windows of one file: a float32 (3, frames, size, size) in [0, 1] for each of ``starts``.
+@dataclass
+class Squares:
+    """Frames that were read from one video.
+
+    Attributes:
+        by_size: for each size asked for, the frames by their number, float32 (3, size, size) in [0, 1].
+        smallest: the shorter side of the smallest frame, in pixels as stored.
+    """
+
+    by_size: dict[int, dict[int, Tensor]]
+    smallest: int = MAX_FRAME_PIXELS
+
+    def add(self, number: int, image: NDArray[np.uint8]) -> None:
+        """Cut and scale an upright frame, RGB (H, W, 3)."""
+        self.smallest = min(self.smallest, *image.shape[:2])
+        for size, squares in self.by_size.items():
+            squares[number] = _square(image, size)
+
+    def clip(self, numbers: Iterable[int], size: int) -> Tensor:
+        """Return frames in the order of their numbers, (3, T, size, size)."""
+        return torch.stack([self.by_size[size][number] for number in numbers], 1)
+
+
+def read_frames(path: Path, shown: str, wanted: Set[int], sizes: Sequence[int]) -> Squares:
+    """Decode frames of one file, each at every one of ``sizes``.
 
     Frames are turned upright (display matrix), cut to the central square and scaled with antialiasing.
     Decoding stops at the last wanted frame. Non-square pixels are taken as they are.
@@ -77,16 +99,13 @@ def read_windows(
     Args:
         path: the file.
         shown: its name in error messages.
-        starts: the first frame of each window.
-        frames: T.
-        size: height and width of what is returned.
-        stride: distance between the frames of a window.
+        wanted: the numbers of the frames, from 0; at least one.
+        sizes: heights and widths of what is returned.
 
     Raises:
         InputError: a wanted frame, or one before it, is missing or damaged, or exceeds a limit.
     """
-    wanted = {start + stride * step for start in starts for step in range(frames)}
-    last, squares = max(wanted), {}
+    last, squares = max(wanted), Squares({size: {} for size in sizes})
     with _opened(path, shown) as (container, stream):
         context = stream.codec_context
         _check_decoding(shown, context.width, context.height, last + 1)
@@ -97,8 +116,8 @@ def read_windows(
             if frame.is_corrupt:
                 break
             if decoded in wanted:
-                _check_limits(shown, frame.width, frame.height, 0)
-                squares[decoded] = _square(_upright(frame, shown), size)
+                check_limits(shown, frame.width, frame.height)
+                squares.add(decoded, _upright(frame, shown))
             decoded += 1
             if decoded > last:
                 break
@@ -110,7 +129,7 @@ def read_windows(
             f"{shown}: damaged: decoded {decoded} of {declared} declared frames, {last + 1} are needed; "
             f"replace or remove the file"
         )
-    return [torch.stack([squares[start + stride * step] for step in range(frames)], 1) for start in starts]
+    return squares
 
 
 @contextmanager
@@ -133,7 +152,12 @@ def _opened(path: Path, shown: str) -> Iterator[tuple[av.container.InputContaine
         yield container, stream
 
 
-def _check_limits(shown: str, width: int, height: int, seconds: float) -> None:
+def check_limits(shown: str, width: int, height: int, seconds: float = 0) -> None:
+    """Refuse frames or lengths that no camera gives.
+
+    Raises:
+        InputError: a frame has no pixels or more than MAX_FRAME_PIXELS, or the video lasts too long.
+    """
     if width * height == 0:
         raise InputError(f"{shown}: damaged: its header declares no frame size")
     if width * height > MAX_FRAME_PIXELS:

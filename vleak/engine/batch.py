@@ -26,7 +26,7 @@ from vleak.engine.steps import STATE, Step, Values
 from vleak.engine.watch import FIXED, LENGTH, as_step, changed_inputs, first_books, outcomes, watched
 from vleak.errors import CapabilityError
 
-__all__ = ["Batch", "Member", "Start", "batched", "kind", "make_batch"]
+__all__ = ["Batch", "Member", "Start", "batched", "kind", "make_batch", "share_weights"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,26 @@ def kind(start: Start) -> Hashable:
     """Return what descents have in common that may run together: one set of weights, and all but numbers."""
     weights = tuple(v.data_ptr() for name, v in start.values.items() if name.startswith("parameter:"))
     return _key(start.step, start.values), weights
+
+
+def share_weights(starts: Sequence[Start]) -> list[Start]:
+    """Let descents whose weights or buffers are equal use the same: copies of a model are one model."""
+    known: dict[Hashable, list[Tensor]] = {}
+
+    def one(name: str, value: Tensor) -> Tensor:
+        if not name.startswith(("parameter:", "buffer:")):
+            return value
+        seen = known.setdefault((name, value.shape, value.stride(), value.dtype, value.device), [])
+        for each in seen:
+            if each.data_ptr() == value.data_ptr() or torch.equal(each, value):
+                return each
+        seen.append(value)
+        return value
+
+    return [
+        replace(start, values={name: one(name, value) for name, value in start.values.items()})
+        for start in starts
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -129,7 +149,8 @@ def make_batch(starts: Sequence[Start]) -> Batch | None:
     """
     shared = _shared(starts)
     values = _together(starts, shared)
-    key = (kind(starts[0]), len(starts), shared)
+    # The weights come with the values: copies of a model that come and go share a program.
+    key = (_key(starts[0].step, starts[0].values), len(starts), shared)
     with _lock:
         if key not in _programs:
             if len(_programs) >= _KEPT:

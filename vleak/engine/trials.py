@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from vleak.engine.batch import Batch, Member, Start, kind, make_batch
+from vleak.engine.batch import Batch, Member, Start, kind, make_batch, share_weights
 from vleak.engine.loop import Loop
+from vleak.engine.meeting import present
 from vleak.engine.problem import State
+from vleak.engine.runner import Outcome
 from vleak.errors import InputError
 
 __all__ = ["run_trials"]
@@ -21,6 +25,7 @@ _TOGETHER = 8
 
 _Progress = Callable[[int], None] | None
 _Stop = Callable[[], bool] | None
+_Result = TypeVar("_Result")
 
 
 def run_trials(
@@ -36,8 +41,9 @@ def run_trials(
     """Run descents that do not depend on each other; each gives the numbers that it gives alone.
 
     On a CPU they share the threads that PyTorch may use: a descent each, with one thread inside. On a CUDA
-    device those that have not begun, share weights and differ only in numbers (start, labels, target, masks,
-    prior, settings) run batched, up to eight in one program; the others go on by turns.
+    device those that have not begun, have equal weights and differ only in numbers (start, labels, target,
+    masks, prior, settings) run batched, up to eight in one program; the others go on by turns. A thread that
+    attends a `vleak.engine.meeting.Meeting` has them batched with those of the other threads there.
 
     Args:
         loops: the descents, prepared.
@@ -46,7 +52,8 @@ def run_trials(
         progress: called now and then with the number of iterations done in all of them.
         stop: asked between iterations; True ends all of them, which may be taken up again.
         every: iterations of a descent between two such calls.
-        batched: None for on a CUDA device only: a CPU runs descents faster by themselves.
+        batched: None for what the meeting says, without one on a CUDA device only: a CPU runs descents faster
+            by themselves.
 
     Returns:
         their states, in order.
@@ -54,10 +61,20 @@ def run_trials(
     Raises:
         InputError: negative iterations, or fewer than one between two calls.
     """
+    meeting = present()
+    if batched is None and meeting is not None:
+        batched = meeting.batched
     if batched is None:
         batched = bool(loops) and loops[0].state.x.is_cuda
     if batched:
-        return _run_batched(loops, iterations, progress, stop, every)
+        part = _part(loops, iterations, progress, stop, every)
+        if meeting is None:
+            _run_together([part])
+        else:
+            meeting.bring(part, _run_together)
+        if part.error is not None:
+            raise part.error
+        return [loop.state for loop in loops]
     tell = _Sum(progress)
 
     def run(index: int) -> State:
@@ -90,61 +107,123 @@ class _Sum:
 # Batches
 
 
-def _run_batched(
-    loops: Sequence[Loop], iterations: int, progress: _Progress, stop: _Stop, every: int
-) -> list[State]:
+@dataclass(eq=False)
+class _Part:
+    """What one caller wants run.
+
+    Attributes:
+        loops: the descents.
+        lasts: by descent, the number of iterations at which it ends.
+        progress, stop, every: see `run_trials`.
+        error: what ended them before.
+    """
+
+    loops: Sequence[Loop]
+    lasts: Sequence[int]
+    progress: _Progress
+    stop: _Stop
+    every: int
+    error: BaseException | None = None
+
+    def upcoming(self) -> dict[Loop, Tensor]:
+        """Return the settings of the next stretch of every descent that goes on."""
+        if self.error is not None or (self.stop is not None and self.stop()):
+            return {}
+        left = [last - len(loop.state.history) for loop, last in zip(self.loops, self.lasts, strict=True)]
+        tables = {loop: loop.upcoming(min(self.every, n)) for loop, n in zip(self.loops, left, strict=True)}
+        return {loop: table for loop, table in tables.items() if len(table)}
+
+    def report(self) -> None:
+        if self.progress is not None:
+            self.progress(sum(len(loop.state.history) for loop in self.loops))
+
+
+def _part(loops: Sequence[Loop], iterations: int, progress: _Progress, stop: _Stop, every: int) -> _Part:
     if iterations < 0 or every < 1:
         raise InputError(f"run: expected iterations >= 0 and every >= 1, got {iterations} and {every}")
     lasts = [len(loop.state.history) + iterations for loop in loops]
-    while stop is None or not stop():
-        left = [last - len(loop.state.history) for loop, last in zip(loops, lasts, strict=True)]
-        tables = {loop: loop.upcoming(min(every, n)) for loop, n in zip(loops, left, strict=True)}
-        tables = {loop: table for loop, table in tables.items() if len(table)}
+    return _Part(loops, lasts, progress, stop, every)
+
+
+def _run_together(parts: Sequence[_Part]) -> None:
+    """Run what several callers want; what fails of one ends that one only."""
+    while True:
+        tables = {part: _kept(part, part.upcoming) or {} for part in parts}
+        tables = {part: own for part, own in tables.items() if own}
         if not tables:
-            break
-        _gather(tables)
-        _advance(tables)
-        if progress is not None:
-            progress(sum(len(loop.state.history) for loop in loops))
-    return [loop.state for loop in loops]
+            return
+        every = {loop: table for own in tables.values() for loop, table in own.items()}
+        _gather(every)
+        errors = _advance(every)
+        for part, own in tables.items():
+            part.error = next((errors[loop] for loop in own if loop in errors), None)
+            if part.error is None:
+                _kept(part, part.report)
+
+
+def _kept(part: _Part, call: Callable[[], _Result]) -> _Result | None:
+    """Call, and keep what is raised with the part."""
+    try:
+        return call()
+    except BaseException as raised:  # noqa: BLE001  run_trials raises it
+        part.error = raised
+        return None
 
 
 def _gather(loops: Iterable[Loop]) -> None:
     """Put descents that are about to begin, and are alike, into batches."""
-    alike: dict[Hashable, list[Loop]] = {}
-    for loop in loops:
-        if loop.fresh and loop.engine == "native" and not isinstance(loop.bound, Member):
-            alike.setdefault(kind(_start(loop)), []).append(loop)
+    waiting = [
+        loop
+        for loop in loops
+        if loop.fresh and loop.engine == "native" and not isinstance(loop.bound, Member)
+    ]
+    starts = share_weights([Start(loop.step, loop.bound.values, loop.plateau) for loop in waiting])
+    alike: dict[Hashable, list[tuple[Loop, Start]]] = {}
+    for loop, start in zip(waiting, starts, strict=True):
+        alike.setdefault(kind(start), []).append((loop, start))
     for group in alike.values():
         for first in range(0, len(group), _TOGETHER):
             _join(group[first : first + _TOGETHER])
 
 
-def _join(group: Sequence[Loop]) -> None:
-    batch = make_batch([_start(loop) for loop in group]) if len(group) > 1 else None
+def _join(group: Sequence[tuple[Loop, Start]]) -> None:
+    if len(group) < 2:
+        return
+    try:
+        batch = make_batch([start for _, start in group])
+    except RuntimeError:  # the device's memory, say, which is enough for each alone
+        batch = None
     if batch is not None:
-        for loop, member in zip(group, batch.members, strict=True):
+        for (loop, _), member in zip(group, batch.members, strict=True):
             loop.bound = member
 
 
-def _start(loop: Loop) -> Start:
-    return Start(loop.step, loop.bound.values, loop.plateau)
-
-
-def _advance(tables: dict[Loop, Tensor]) -> None:
-    """Run a stretch of every descent: a batch at once, the others one after the other."""
+def _advance(tables: dict[Loop, Tensor]) -> dict[Loop, BaseException]:
+    """Run a stretch of every descent, a batch at once, the others one after the other; return what failed."""
+    errors: dict[Loop, BaseException] = {}
     batches: dict[Batch, dict[int, Loop]] = {}
     for loop, table in tables.items():
         if isinstance(loop.bound, Member):
             batches.setdefault(loop.bound.batch, {})[loop.bound.trial] = loop
         else:
-            outcome = loop.bound.run(len(table), table)
-            loop.take(outcome)
-            outcome.checked()
+            _take(loop, lambda loop=loop, table=table: loop.bound.run(len(table), table), errors)  # type: ignore[misc]
     for batch, members in batches.items():
         shortest = min(len(tables[loop]) for loop in members.values())
-        found = batch.run({trial: tables[loop][:shortest] for trial, loop in members.items()})
+        try:
+            found = batch.run({trial: tables[loop][:shortest] for trial, loop in members.items()})
+        except BaseException as raised:  # noqa: BLE001  run_trials raises it
+            errors |= dict.fromkeys(members.values(), raised)
+            continue
         for trial, outcome in found.items():
-            members[trial].take(outcome)
-        for outcome in found.values():
-            outcome.checked()
+            _take(members[trial], lambda outcome=outcome: outcome, errors)  # type: ignore[misc]
+    return errors
+
+
+def _take(loop: Loop, run: Callable[[], Outcome], errors: dict[Loop, BaseException]) -> None:
+    try:
+        outcome = run()
+        loop.take(outcome)
+        # Ctrl-C: the iterations that were done count, and are in the state by now.
+        outcome.checked()
+    except BaseException as raised:  # noqa: BLE001  run_trials raises it
+        errors[loop] = raised

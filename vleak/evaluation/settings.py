@@ -11,12 +11,17 @@ from vleak import ops
 from vleak.attacks import ATTACKS
 from vleak.defenses import DEFENSES, Defense, parse, spell, sweep
 from vleak.engine.loop import ENGINES
+from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, unknown_name
-from vleak.models import TRAINING_STATES
+from vleak.federated import LOSSES
+from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, canonical
 
-PIPELINES = ("raw",)
+PIPELINES = ("raw", "feature", "all")
 DEVICES = ("auto", "cpu", "cuda")
 LABELS = ("inferred", "granted")
+#: what runs where nobody names an attack: on features also the exact method, which costs next to nothing.
+DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
+_TAKES = {"raw": "frames", "feature": "features"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +29,22 @@ class Settings:
     """Settings of one run. Two runs with equal settings give equal scores.
 
     Attributes:
-        data: "synthetic", or a path that `vleak.data.load_clips` takes.
-        pipeline: "raw".
-        model: a key of `vleak.models.MODELS`, or "package.module:factory".
+        data: "synthetic", or a path that `vleak.data.load_data` takes.
+        pipeline: "raw", "feature", or "all" for both.
+        model: of the raw pipeline, as `vleak.models.build_model` takes it.
+        extractor, head, loss: of the feature pipeline, as `vleak.models.build_extractor` and `build_head` take
+            them, and a key of `vleak.federated.LOSSES`.
         training_state: a key of `vleak.models.TRAINING_STATES`.
         defenses: as on the command line: a name alone is a sweep, "name:setting=value" one strength.
             "none" always runs beside them.
-        attacks: keys of `vleak.attacks.ATTACKS`; one that is named twice runs once.
+        attacks: keys of `vleak.attacks.ATTACKS`; one that is named twice runs once, one that is of another
+            pipeline not at all. None for those of ``DEFAULT_ATTACKS``.
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
+        segments: S, to which feature files of another length are brought.
+        reference_frames: how many frames of the scene the attacker holds, each count a row of its own.
+        enhance: what brings rebuilt clips to twice the resolution, as `vleak.enhance.build_enhancer` takes
+            it, or "none".
         restarts: of every attack, iterations: of every restart.
         labels: "inferred" by the attack, or "granted" to it.
         seed: of everything random.
@@ -42,13 +54,19 @@ class Settings:
     data: str = "synthetic"
     pipeline: str = "raw"
     model: str = "c3d_tiny"
+    extractor: str = "c3d_small"
+    head: str = "mlp"
+    loss: str = "bce"
     training_state: str = "untrained"
     defenses: tuple[str, ...] = ("dp",)
-    attacks: tuple[str, ...] = ("matching",)
+    attacks: tuple[str, ...] | None = None
     clips: int | None = None
     frames: int = 8
     size: int = 32
     stride: int = 2
+    segments: int = 32
+    reference_frames: tuple[int, ...] = (0,)
+    enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
     labels: str = "inferred"
@@ -64,7 +82,8 @@ class Settings:
             ("device", self.device, DEVICES),
             ("engine", self.engine, ENGINES),
             ("labels", self.labels, LABELS),
-            *(("attack", name, ATTACKS) for name in self.attacks),
+            ("loss", self.loss, LOSSES),
+            *(("attack", name, ATTACKS) for name in self.attacks or ()),
         )
         for kind, given, known in choices:
             if given not in known:
@@ -72,8 +91,43 @@ class Settings:
         for name, value in (("restarts", self.restarts), ("iterations", self.iterations)):
             if value < 1:
                 raise InputError(f"--{name} {value}: expected at least 1")
-        object.__setattr__(self, "attacks", tuple(dict.fromkeys(self.attacks)))
+        if self.attacks is not None:
+            object.__setattr__(self, "attacks", tuple(dict.fromkeys(self.attacks)))
+        self._check_references()
+        self._check_names()
         self.strengths()
+
+    def _check_references(self) -> None:
+        counts = tuple(dict.fromkeys(self.reference_frames))
+        if not counts or min(counts) < 0:
+            given = ",".join(map(str, self.reference_frames))
+            raise InputError(f"--reference-frames {given!r}: expected numbers from 0, such as 0,1,4")
+        object.__setattr__(self, "reference_frames", counts)
+
+    def _check_names(self) -> None:
+        """Refuse what the models' own parsers would, and attacks that are of no pipeline of this run."""
+        if "feature" in self.pipelines():
+            canonical("extractor", self.extractor, EXTRACTORS)
+            canonical("head", self.head, HEADS)
+        if self.enhance not in ("none", *ENHANCERS) and not self.enhance.startswith("spandrel:"):
+            raise unknown_name("enhancer", self.enhance, ("none", *ENHANCERS), also="spandrel:FILE")
+        running = {name for pipeline in self.pipelines() for name in self.attacks_on(pipeline)}
+        for name in self.attacks or ():
+            if name not in running:
+                raise InputError(
+                    f"--attack {name}: takes {' or '.join(sorted(ATTACKS[name].takes))}, which the "
+                    f"{self.pipeline} pipeline has none of; give another --pipeline or attack"
+                )
+
+    def pipelines(self) -> tuple[str, ...]:
+        """Return the pipelines that run."""
+        return ("raw", "feature") if self.pipeline == "all" else (self.pipeline,)
+
+    def attacks_on(self, pipeline: str) -> tuple[str, ...]:
+        """Return the attacks that run on a pipeline."""
+        if self.attacks is None:
+            return DEFAULT_ATTACKS[pipeline]
+        return tuple(name for name in self.attacks if _TAKES[pipeline] in ATTACKS[name].takes)
 
     def strengths(self) -> list[Defense]:
         """Return every defense strength to run, "none" first, each once.
@@ -95,7 +149,8 @@ class Settings:
         return {
             **asdict(self),
             "defenses": [spell(d) for d in self.strengths()],
-            "attacks": list(self.attacks),
+            "attacks": list(dict.fromkeys(n for p in self.pipelines() for n in self.attacks_on(p))),
+            "reference_frames": list(self.reference_frames),
             "device": self.torch_device().type,
             "engine": self.engine_that_runs(),
         }

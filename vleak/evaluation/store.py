@@ -64,31 +64,36 @@ class Store:
         self._journal.close()
         self._lock.close()
 
-    def add(self, cell: dict[str, Any], picture: Tensor) -> None:
+    def add(self, cell: dict[str, Any], picture: Tensor, enhanced: Tensor | None = None) -> None:
         """Put a finished cell and its picture on the disk, the picture first.
 
         Args:
-            cell: a JSON record with an "id"; its "media" is set here.
+            cell: a JSON record with an "id"; its "media" and "media_enhanced" are set here.
             picture: (C, T, H, W) in [0, 1].
+            enhanced: (C, T, 2H, 2W) in [0, 1], where there is one.
 
         Raises:
             VleakError: the disk is full; what was written before stays readable.
         """
         name = hashlib.sha256(cell["id"].encode()).hexdigest()[:16]
-        record = {**cell, "media": f"reconstructions/{name}.npy"}
+        pictures = {"media": (f"reconstructions/{name}.npy", picture)}
+        if enhanced is not None:
+            pictures["media_enhanced"] = (f"reconstructions/{name}-enhanced.npy", enhanced)
+        record = {**cell, "media_enhanced": None, **{key: path for key, (path, _) in pictures.items()}}
         try:
-            write_clips(self.folder / str(record["media"]), picture)
+            for path, held in pictures.values():
+                write_clips(self.folder / path, held)
         except VleakError as error:
             raise self._unwritable(error.__cause__) from error
         self._append(record)
 
-    def add_failed(self, cell: dict[str, Any]) -> None:
-        """Put a cell without a picture on the disk.
+    def add_without_picture(self, cell: dict[str, Any]) -> None:
+        """Put a cell on the disk that failed, or whose answer has no frames.
 
         Raises:
             VleakError: as `add`.
         """
-        self._append({**cell, "media": None})
+        self._append({**cell, "media": None, "media_enhanced": None})
 
     def results(self, order: list[str]) -> dict[str, Any]:
         """Return the content of results.json, with the finished cells of ``order`` in that order."""

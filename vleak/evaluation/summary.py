@@ -47,6 +47,25 @@ _NAMED = 6  # labels spelled out in one sentence before "and n more"
 
 
 @dataclass(frozen=True)
+class Segments:
+    """What came back of feature matrices, over all clips of a row.
+
+    Attributes:
+        recovered: segments with a cosine above 0.99 to what came back, of those that carry gradient.
+        carrying: segments that the loss lets into the gradient; total: all of them.
+        cosine, relative_error: means over clips of their medians.
+        in_order: mean share of segments in their own place; None where the attack claims no order.
+    """
+
+    recovered: int
+    carrying: int
+    total: int
+    cosine: float | None
+    relative_error: float | None
+    in_order: float | None
+
+
+@dataclass(frozen=True)
 class Row:
     """What one attack got through one defense, over all clips of a run.
 
@@ -77,7 +96,13 @@ class Row:
         linked: clips for which an attacker who holds all candidates tells from the update alone which it was.
         linkage: share of those with its exact interval.
         candidates: how many clips it had to be told from.
-        chance: 1 / candidates, what an answer without any knowledge reaches.
+        chance: what recognition has to beat: 1 / candidates; with reference frames the share of clips at
+            which these alone point, where that is more.
+        pooled: that the update does not depend on the order of frames or segments.
+        segments: of a feature pipeline, how many segments came back of those that carry gradient; else None.
+        enhanced_change_db: mean change of PSNR by enhancement, with its interval.
+        enhanced_gain_db: gain over the null attackers, theirs enhanced alike.
+        enhanced_identified: clips recognised in the enhanced answer; enhanced: how many there are.
         bound: share that the certificates allow, a mean over the scored clips; None without a certificate.
         bound_broken: the interval of a measured share lies above the bound: certificate or code is wrong.
         labels_correct: clips whose label was right.
@@ -128,6 +153,13 @@ class Row:
     verdict: Verdict
     caveats: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
+    references: int = 0
+    pooled: bool = False
+    segments: Segments | None = None
+    enhanced_change_db: Interval = mean_interval([])
+    enhanced_gain_db: Interval = mean_interval([])
+    enhanced_identified: int = 0
+    enhanced: int = 0
 
 
 def summarise(results: dict[str, Any]) -> list[Row]:
@@ -306,6 +338,7 @@ def _row(cells: list[Cell], nulls: frozenset[str], labels: dict[tuple[str, str],
     linkage = binomial_interval(sum(asked), len(asked))
     gain = mean_interval(_numbers(scores, "psnr_gain_db"))
     candidates = max((int(score["candidates"]) for score in scores if score.get("candidates")), default=None)
+    chance = _chance(scores, candidates)
     bound = _mean([b for b in map(_bound, ok or failed) if b is not None])
     guesses = [score["label_correct"] for score in scores if score.get("label_correct") is not None]
     flagged = [cell for cell in ok if cell.get("flags")]
@@ -336,7 +369,7 @@ def _row(cells: list[Cell], nulls: frozenset[str], labels: dict[tuple[str, str],
         linked=sum(asked),
         linkage=linkage,
         candidates=candidates,
-        chance=1 / candidates if candidates else None,
+        chance=chance,
         bound=bound,
         bound_broken=bound is not None and max(identification.low or 0.0, linkage.low or 0.0) > bound,
         labels_correct=sum(map(bool, guesses)),
@@ -345,24 +378,65 @@ def _row(cells: list[Cell], nulls: frozenset[str], labels: dict[tuple[str, str],
         bytes_ratio=None,
         cosine=_mean(_numbers([cell.get("update") or {} for cell in ok], "cosine_to_undefended")),
         seconds=_mean(_numbers([cell["attack"] for cell in ok], "seconds")),
-        verdict="baseline" if attack in nulls and ok else _verdict(gain, identification, linkage, candidates),
+        verdict="baseline"
+        if attack in nulls and ok
+        else _verdict(gain, identification, linkage, chance or 1.0, 1 / candidates if candidates else 1.0),
         key=key,
+        references=int((cells[0].get("knowledge") or {}).get("reference_frames") or 0),
+        pooled=any(cell.get("order_identifiable") is False for cell in cells),
+        segments=_segments(scores),
+        **_enhancement(ok),
     )
 
 
-def _verdict(gain: Interval, identification: Interval, linkage: Interval, candidates: int | None) -> Verdict:
+def _chance(scores: Sequence[dict[str, Any]], candidates: int | None) -> float | None:
+    if not candidates:
+        return None
+    alone = [bool(s["null_identified"]) for s in scores if s.get("null_identified") is not None]
+    return max(1 / candidates, sum(alone) / len(alone) if alone else 0.0)
+
+
+def _segments(scores: Sequence[dict[str, Any]]) -> Segments | None:
+    found = [score["segments"] for score in scores if score.get("segments")]
+    if not found:
+        return None
+    places = _numbers(found, "in_order")
+    return Segments(
+        recovered=sum(int(each["recovered"]) for each in found),
+        carrying=sum(int(each["carrying"]) for each in found),
+        total=sum(int(each["segments"]) for each in found),
+        cosine=_mean(_numbers(found, "cosine")),
+        relative_error=_mean(_numbers(found, "relative_error")),
+        in_order=_mean(places),
+    )
+
+
+def _enhancement(cells: Sequence[Cell]) -> dict[str, Any]:
+    made = [cell["enhanced"] for cell in cells if cell.get("enhanced")]
+    after = [each["after"] for each in made]
+    return {
+        "enhanced_change_db": mean_interval(_numbers(made, "psnr_change_db")),
+        "enhanced_gain_db": mean_interval(_numbers(after, "psnr_gain_db")),
+        "enhanced_identified": sum(bool(each.get("identified")) for each in after),
+        "enhanced": len(made),
+    }
+
+
+def _verdict(
+    gain: Interval, identification: Interval, linkage: Interval, chance: float, guess: float
+) -> Verdict:
     if identification.n == 0:
         return "no result"
-    chance = 1 / candidates if candidates else 1.0
     if _above(identification, chance) or _above(gain, 0.0):
         return "leaks"
-    small = gain.high is not None and gain.high <= NEGLIGIBLE_GAIN_DB
+    # Of features alone there is no picture: whether they point at their clip is all there is to say.
+    small = gain.n == 0 or (gain.high is not None and gain.high <= NEGLIGIBLE_GAIN_DB)
     no_picture = small and _reaches(identification, chance)
-    if _above(linkage, chance):
+    if _above(linkage, guess):
         return "linkable, no picture" if no_picture else "linkable, picture unclear"
-    if gain.high is None:
+    if gain.n and gain.high is None:
         return "too few clips to say"
-    return "nothing found" if no_picture and _reaches(linkage, chance) else "unclear"
+    return "nothing found" if no_picture and _reaches(linkage, guess) else "unclear"
 
 
 def _above(interval: Interval, level: float) -> bool:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vleak.errors import CapabilityError, InputError, unknown_name
-from vleak.federated.defense import Defense
-from vleak.federated.gradients import Loss
+from vleak.federated.defense import Defense, Privacy
+from vleak.federated.losses import LOSSES, UNITS, expected_output, output_fits
 from vleak.federated.update import Update
-
-LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy}
-"""Losses by name, each a mean over the clips of the batch."""
 
 
 class Client:
     """Computes what one client sends after one look at its batch (FedSGD).
+
+    What is private is called clip, also where it is a feature matrix (S, F) that a frozen extractor made of
+    one, or a pair of them (2, S, F) for the loss "ranking".
 
     In mode "eval" (default) dropout is off and batch norm uses its running statistics, so that the gradient
     can be reproduced from clip and weights alone. Mode "train" lets batch norm use the batch; a model that
@@ -38,8 +38,10 @@ class Client:
         """Check the model's parameters and the names.
 
         Args:
-            model: maps (N, C, T, H, W) in [0, 1] to logits (N, classes), with float32 parameters.
-            loss: "cross_entropy", the mean over the clips.
+            model: maps clips (N, C, T, H, W) in [0, 1], or features (N, S, F), to logits (N, classes) for
+                "cross_entropy" or scores (N, S, 1) in [0, 1] for "bce"; for "ranking" pairs (N, 2, S, F) to
+                scores (N, 2, S, 1), see `vleak.models.BagPair`. With float32 parameters.
+            loss: "cross_entropy", "bce" or "ranking" (`vleak.federated.losses`), a mean over the clips.
             defense: what the client does against leakage; the default does nothing.
             mode: "eval" or "train".
 
@@ -62,8 +64,9 @@ class Client:
         """Compute one update; the model is left exactly as it was.
 
         Args:
-            clips: (N, C, T, H, W) float32 in [0, 1].
-            labels: (N,) int64, each below the model's number of classes.
+            clips: (N, C, T, H, W) float32 in [0, 1], or features (N, S, F) or (N, 2, S, F), float32, finite.
+            labels: (N,) int64, each below the model's number of classes; 0 or 1 for "bce", not looked at for
+                "ranking".
             generator: CPU generator of this cell; the only source of randomness.
 
         Returns:
@@ -71,14 +74,15 @@ class Client:
 
         Raises:
             InputError: clips, labels or weights cannot be used.
-            CapabilityError: the model cannot take the clips, does not return logits, or draws random numbers.
+            CapabilityError: the model cannot take the clips, does not return what the loss takes, or draws
+                random numbers.
         """
-        _check_batch(clips, labels)
+        _check_batch(clips, labels, self.loss)
         self._check_parameters()
         device = next(self.model.parameters()).device
         clips, labels = self.defense.prepare_clips(clips.to(device), labels.to(device), generator)
         with _mode(self.model, training=self.mode == "train"):
-            _check_labels(labels, self._logits(clips).shape[1])
+            _check_labels(labels, self.loss, self._outputs(clips))
             gradient = self.defense.aggregate(self.model, LOSSES[self.loss], clips, labels, generator)
         for name, tensor in gradient.items():
             if not torch.isfinite(tensor).all():
@@ -88,6 +92,11 @@ class Client:
         message = self.defense.transmit(gradient, generator)
         metadata = {"kind": "fedsgd", "batch_size": len(clips), "loss": self.loss, "mode": self.mode}
         return Update(message.tensors, message.wire_bytes, metadata)
+
+    def privacy(self) -> Privacy | None:
+        """Return what the defense proves about one update, for the unit that a row of the batch is."""
+        proven = self.defense.privacy()
+        return None if proven is None else replace(proven, unit=UNITS[self.loss])
 
     def _check_parameters(self) -> None:
         """Refuse weights that no gradient can be had from."""
@@ -105,47 +114,95 @@ class Client:
             if torch.isnan(buffer).any():  # infinity is what a causal mask is made of
                 raise InputError(f"buffer {name!r} of the model holds NaN; train or load it again")
 
-    def _logits(self, clips: Tensor) -> Tensor:
-        """Run the model once and refuse what is not a finite (clip, class) table; returns (N, classes)."""
+    def _outputs(self, clips: Tensor) -> Tensor:
+        """Run the model once and refuse what the loss cannot take; returns logits or scores."""
         # Through copies of the buffers: in mode "train" batch norm would move its statistics.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        given = f"clips of shape {tuple(clips.shape)}"
+        given = f"{_NOUNS[clips.dim()]} of shape {tuple(clips.shape)}"
         with torch.no_grad(), _no_random_draws(clips.device, self.mode):
             try:
-                logits = torch.func.functional_call(self.model, buffers, (clips,))
+                outputs = torch.func.functional_call(self.model, buffers, (clips,))
             except (RuntimeError, ValueError) as error:
                 why = str(error).strip().partition("\n")[0]
-                raise CapabilityError(f"the model failed on {given}: {why}; check frames and size") from error
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(clips):
+                fit = "frames and size" if clips.dim() == 5 else "segments and features"
+                raise CapabilityError(f"the model failed on {given}: {why}; check {fit}") from error
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if not isinstance(outputs, Tensor) or not output_fits(self.loss, outputs, len(clips)):
             raise CapabilityError(
-                f"model returned {shape} for {given}, expected logits (clip, class) with {len(clips)} rows; "
-                "wrap the model so that its forward returns them"
+                f"model returned {shape} for {given}, expected {expected_output(self.loss)} with "
+                f"{len(clips)} rows; wrap the model so that its forward returns them"
             )
-        if not torch.isfinite(logits).all():
-            raise CapabilityError(f"model returned NaN or infinite logits for {given}; check it for overflow")
-        return logits
+        kind = "logits" if self.loss == "cross_entropy" else "scores"
+        if not torch.isfinite(outputs).all():
+            raise CapabilityError(f"model returned NaN or infinite {kind} for {given}; check it for overflow")
+        if kind == "scores" and not ((outputs >= 0) & (outputs <= 1)).all():
+            raise CapabilityError(
+                f"model returned scores from {outputs.min():.3g} to {outputs.max():.3g} for {given}, "
+                f"expected [0, 1] for loss {self.loss!r}; end the model with a sigmoid"
+            )
+        return outputs
 
 
-def _check_batch(clips: Tensor, labels: Tensor) -> None:
-    """Refuse clips that are not (N, C, T, H, W) float32 in [0, 1] and labels that are not (N,) int64."""
-    expected = "expected clips of shape (clip, channel, frame, height, width), float32 in [0, 1]"
-    if clips.dim() != 5 or clips.numel() == 0:
-        hint = "; add the clip axis with x[None]" if clips.dim() == 4 else ""
-        raise InputError(f"client: {expected}, got shape {tuple(clips.shape)}{hint}")
-    if clips.dtype != torch.float32:
-        raise InputError(f"client: {expected}, got {clips.dtype}; convert with .float() and scale to [0, 1]")
-    if not (clips.min() >= 0 and clips.max() <= 1):
-        given = f"{clips.min():.3g} to {clips.max():.3g}"
-        raise InputError(f"client: {expected}, got values from {given}; scale 8-bit pixels by 1/255")
+_NOUNS = {3: "features", 4: "pairs of features", 5: "clips"}
+
+
+def _check_batch(clips: Tensor, labels: Tensor, loss: str) -> None:
+    """Refuse a batch that is not of the kind that the loss takes, and labels that are not (N,) int64."""
+    if loss == "ranking":
+        _check_pairs(clips)
+    elif clips.dim() != 3:
+        _check_clips(clips)
+    _check_features(clips)
     if labels.dtype != torch.int64 or labels.shape != clips.shape[:1]:
         given = f"{tuple(labels.shape)}, {labels.dtype}"
         raise InputError(f"client: expected labels of shape ({len(clips)},), int64, one a clip, got {given}")
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
-    """Refuse a label that the model has no output for."""
-    if labels.min() < 0 or labels.max() >= classes:
+def _check_pairs(pairs: Tensor) -> None:
+    """Refuse what is not a batch of pairs (N, 2, S, F)."""
+    if pairs.dim() != 4 or pairs.shape[1] != 2:
+        raise InputError(
+            "client: the loss 'ranking' compares two bags, expected features of shape (pair, 2, segment, "
+            f"feature), got {tuple(pairs.shape)}; stack an anomalous and a normal bag to each pair"
+        )
+
+
+def _check_clips(clips: Tensor) -> None:
+    """Refuse what is not a batch of clips (N, C, T, H, W), float32 in [0, 1]."""
+    expected = "expected clips of shape (clip, channel, frame, height, width), float32 in [0, 1]"
+    if clips.dim() != 5 or clips.numel() == 0:
+        hint = "; add the clip axis with x[None]" if clips.dim() == 4 else ""
+        raise InputError(
+            f"client: {expected}, or features (clip, segment, feature), got shape {tuple(clips.shape)}{hint}"
+        )
+    if clips.dtype != torch.float32:
+        raise InputError(f"client: {expected}, got {clips.dtype}; convert with .float() and scale to [0, 1]")
+    if not (clips.min() >= 0 and clips.max() <= 1):
+        given = f"{clips.min():.3g} to {clips.max():.3g}"
+        raise InputError(f"client: {expected}, got values from {given}; scale 8-bit pixels by 1/255")
+
+
+def _check_features(features: Tensor) -> None:
+    """Refuse an empty batch and what is not finite float32."""
+    if features.numel() == 0:
+        raise InputError(f"client: expected at least one feature matrix, got shape {tuple(features.shape)}")
+    if features.dtype != torch.float32:
+        raise InputError(f"client: expected float32 features, got {features.dtype}; convert with .float()")
+    if not torch.isfinite(features).all():
+        raise InputError("client: the features hold NaN or infinity; extract them again")
+
+
+def _check_labels(labels: Tensor, loss: str, outputs: Tensor) -> None:
+    """Refuse a label that the loss, or the model's outputs, have no place for."""
+    if loss == "ranking":
+        return
+    if loss == "bce" and not ((labels == 0) | (labels == 1)).all():
+        raise InputError(
+            f"client: labels run from {labels.min()} to {labels.max()}, but the loss 'bce' takes 0 for "
+            "normal and 1 for anomalous"
+        )
+    if loss == "cross_entropy" and (labels.min() < 0 or labels.max() >= outputs.shape[1]):
+        classes = outputs.shape[1]
         raise InputError(
             f"client: labels run from {labels.min()} to {labels.max()}, but the model has {classes} classes; "
             f"expected 0 to {classes - 1}"

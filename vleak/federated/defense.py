@@ -33,7 +33,8 @@ class Privacy:
             the clip was in the batch.
         delta: failure probability of both epsilons.
         noise_multiplier: noise standard deviation over clipping norm.
-        unit: what is protected, such as "one clip".
+        unit: what is protected: "one clip", that is one row of the batch, unless a `Client` whose rows are
+            other things says more.
         adjacency: how neighbouring batches differ, such as "zero out": one clip's contribution to the sum is
             replaced by zero, and the size of the batch is public.
         rounds: releases of the training run that ``training_epsilon`` is about.
@@ -75,7 +76,7 @@ class Defense:
     def prepare_clips(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Act on the data: (N, C, T, H, W) in [0, 1] and (N,) int64 in, the same kinds out."""
+        """Act on the data: clips in [0, 1] or features (N, ...) and (N,) int64 in, the same kinds out."""
         return clips, labels
 
     def aggregate(
@@ -84,9 +85,9 @@ class Defense:
         """Turn the batch into one gradient: a tensor a parameter. The model stays as it is, mode included.
 
         Args:
-            model: maps (N, C, T, H, W) to logits (N, classes).
-            loss: (logits, labels) -> scalar, a mean over the clips.
-            clips: (N, C, T, H, W) float32 in [0, 1], on the model's device.
+            model: maps the clips to logits or scores, a row a clip.
+            loss: (logits or scores, labels) -> scalar, a mean over the clips.
+            clips: (N, C, T, H, W) in [0, 1], or features (N, ...), float32, on the model's device.
             labels: (N,) int64, on the model's device.
             generator: CPU generator of this cell.
 

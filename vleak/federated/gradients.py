@@ -17,16 +17,16 @@ from vleak.backends import differentiable_rnn, recurrent
 from vleak.errors import CapabilityError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits (N, classes), labels (N,)) -> scalar, a mean over the clips."""
+"""(logits (N, classes) or scores (N, ...), labels (N,)) -> scalar, a mean over the clips."""
 
 
 def mean_gradient(model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return the gradient of the batch's loss: what plain FedSGD sends.
 
     Args:
-        model: maps (N, C, T, H, W) to logits (N, classes); used in the mode it is in.
-        loss: (logits, labels) -> scalar, a mean over the clips.
-        clips: (N, C, T, H, W) float32 in [0, 1], on the model's device.
+        model: maps the clips to logits or scores, a row a clip; used in the mode it is in.
+        loss: (logits or scores, labels) -> scalar, a mean over the clips.
+        clips: (N, C, T, H, W) in [0, 1], or features (N, ...), float32, on the model's device.
         labels: (N,) int64, on the model's device.
 
     Returns:
@@ -57,9 +57,9 @@ def per_clip_gradients(model: nn.Module, loss: Loss, clips: Tensor, labels: Tens
     ``vmap(grad)`` where the model allows it, else (recurrent, data-dependent flow) a loop over the clips.
 
     Args:
-        model: maps (N, C, T, H, W) to logits (N, classes); used in the mode it is in.
-        loss: (logits, labels) -> scalar, a mean over the clips.
-        clips: (N, C, T, H, W) float32 in [0, 1], on the model's device.
+        model: maps the clips to logits or scores, a row a clip; used in the mode it is in.
+        loss: (logits or scores, labels) -> scalar, a mean over the clips.
+        clips: (N, C, T, H, W) in [0, 1], or features (N, ...), float32, on the model's device.
         labels: (N,) int64, on the model's device.
 
     Returns:

@@ -1,5 +1,6 @@
-"""Scores of a rebuilt clip: fidelity, motion, and whether it points at the right clip."""
+"""Scores of a rebuilt clip: fidelity, motion, whether it points at the right clip, what enhancing it adds."""
 
+from vleak.metrics.enhancement import invented_share, score_enhanced
 from vleak.metrics.fidelity import (
     MOTION_THRESHOLD,
     PSNR_CAP_DB,
@@ -19,6 +20,7 @@ __all__ = [
     "PSNR_CAP_DB",
     "carrying_segments",
     "identification_rank",
+    "invented_share",
     "match_segments",
     "motion_mask",
     "motion_psnr",
@@ -27,6 +29,7 @@ __all__ = [
     "psnr",
     "residual_correlation",
     "score_clip",
+    "score_enhanced",
     "score_segments",
     "segment_rank",
     "ssim",

@@ -135,7 +135,9 @@ def segment_rank(found: Tensor, candidates: Tensor, index: int) -> int:
     """
     mean = candidates.detach().cpu().double().flatten(0, 1).mean(0)
     answer = found.detach().cpu().double() - mean
-    scores = torch.stack([match_segments(answer, c.detach().cpu().double() - mean)[1].mean() for c in candidates])
+    scores = torch.stack(
+        [match_segments(answer, c.detach().cpu().double() - mean)[1].mean() for c in candidates]
+    )
     if float(answer.norm(dim=1).max()) < 1e-9:
         return len(candidates)
     return int((scores >= scores[index] - _TIE).sum())

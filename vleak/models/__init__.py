@@ -1,17 +1,29 @@
-"""Classifiers under attack: built-in ones, and any ``package.module:factory`` of the user."""
+"""Classifiers of raw frames, frozen extractors and heads on features, and any factory of the user."""
 
 from vleak.backends import math_attention
-from vleak.models.build import MODELS, build_model
-from vleak.models.preflight import check_classifier, check_second_derivative
+from vleak.models.build import MODELS, build_model, canonical
+from vleak.models.extractors import EXTRACTORS, Extractor, build_extractor, pretrained, train_extractor
+from vleak.models.heads import HEADS, BagPair, build_head
+from vleak.models.preflight import check_classifier, check_head, check_second_derivative
 from vleak.models.training import TRAINING_STATES, accuracy, train
 
 __all__ = [
+    "EXTRACTORS",
+    "HEADS",
     "MODELS",
     "TRAINING_STATES",
+    "BagPair",
+    "Extractor",
     "accuracy",
+    "build_extractor",
+    "build_head",
     "build_model",
+    "canonical",
     "check_classifier",
+    "check_head",
     "check_second_derivative",
     "math_attention",
+    "pretrained",
     "train",
+    "train_extractor",
 ]

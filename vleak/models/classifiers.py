@@ -10,28 +10,46 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vleak.errors import InputError
+
 
 class C3DTiny(nn.Module):
-    """Three strided 3-D convolutions and a linear head, after C3D (Tran et al., ICCV 2015, arXiv 1412.0767).
+    """Strided 3-D convolutions and a linear head, after C3D (Tran et al., ICCV 2015, arXiv 1412.0767).
 
     The head decides how much leaks: ``pool=False`` flattens the last feature map, as C3D does,
     ``pool=True`` averages it over space and time, as residual networks do.
     """
 
-    def __init__(self, frames: int, size: int, classes: int, *, pool: bool = False) -> None:
-        """Size the head for clips (3, frames, size, size); `classes` is the number of logits."""
+    def __init__(
+        self, frames: int, size: int, classes: int, *, pool: bool = False, width: int = 32, depth: int = 3
+    ) -> None:
+        """Size the head for clips (3, frames, size, size).
+
+        Args:
+            frames, size: T, and height and width, of the clips.
+            classes: number of logits.
+            pool: whether the last feature map is averaged.
+            width: channels of every convolution but the last, which has twice as many.
+            depth: convolutions, 1 to 8. The first and the last halve time and space, the second of three
+                space alone; further ones keep the size.
+
+        Raises:
+            InputError: width or depth is out of range.
+        """
+        check_range("width", width, 1024)
+        check_range("depth", depth, 8)
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv3d(3, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv3d(32, 32, 3, stride=(1, 2, 2), padding=1),
-            nn.ReLU(),
-            nn.Conv3d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-        )
-        positions = _halved(frames, 2) * _halved(size, 3) ** 2
+        # (1, 2, 2) in the middle, once: a deeper network does not run out of frames and pixels.
+        middle = [(1, 2, 2), *[(1, 1, 1)] * (depth - 3)] if depth > 2 else []
+        strides = [(2, 2, 2), *middle, (2, 2, 2)] if depth > 1 else [(2, 2, 2)]
+        channels = [3, *[width] * (depth - 1), 2 * width]
+        layers: list[nn.Module] = []
+        for before, after, stride in zip(channels, channels[1:], strides, strict=False):
+            layers += [nn.Conv3d(before, after, 3, stride=stride, padding=1), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        positions = halved(frames, min(depth, 2)) * halved(size, min(depth, 3)) ** 2
         self.pool = nn.AdaptiveAvgPool3d(1) if pool else nn.Identity()
-        self.head = nn.Linear(64 if pool else 64 * positions, classes)
+        self.head = nn.Linear(2 * width * (1 if pool else positions), classes)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits (N, classes) of clips (N, 3, T, H, W) in [0, 1]."""
@@ -42,17 +60,29 @@ class C3DTiny(nn.Module):
 class LRCN(nn.Module):
     """A small CNN on every frame, an LSTM over time (Donahue et al., CVPR 2015, arXiv 1411.4389)."""
 
-    def __init__(self, frames: int, size: int, classes: int) -> None:
-        """Size the LSTM for frames (3, size, size); any number of frames will do."""
+    def __init__(self, frames: int, size: int, classes: int, *, width: int = 64, depth: int = 1) -> None:
+        """Size the LSTM for frames (3, size, size); any number of frames will do.
+
+        Args:
+            frames, size: T, and height and width, of the clips.
+            classes: number of logits.
+            width: hidden units of the LSTM; the two convolutions have a quarter and half as many channels.
+            depth: layers of the LSTM, 1 to 8.
+
+        Raises:
+            InputError: width or depth is out of range.
+        """
+        check_range("width", width, 1024, low=4)
+        check_range("depth", depth, 8)
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.Conv2d(3, width // 4, 3, stride=2, padding=1),
             nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
             nn.ReLU(),
         )
-        self.lstm = nn.LSTM(32 * _halved(size, 2) ** 2, 64, batch_first=True)
-        self.head = nn.Linear(64, classes)
+        self.lstm = nn.LSTM(width // 2 * halved(size, 2) ** 2, width, num_layers=depth, batch_first=True)
+        self.head = nn.Linear(width, classes)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits (N, classes) of clips (N, 3, T, H, W) in [0, 1]."""
@@ -61,6 +91,16 @@ class LRCN(nn.Module):
         sequence, _ = self.lstm(features)
         logits: Tensor = self.head(sequence[:, -1])
         return logits
+
+
+def check_range(setting: str, value: int, high: int, *, low: int = 1) -> None:
+    """Refuse a size of a network that is out of range.
+
+    Raises:
+        InputError: names the setting and the range.
+    """
+    if not low <= value <= high:
+        raise InputError(f"{setting} is {value}, expected a whole number from {low} to {high}")
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
@@ -81,7 +121,7 @@ def _default_bound(module: nn.Module) -> float:
     return math.sqrt(1 / weight[0].numel())
 
 
-def _halved(length: int, times: int) -> int:
+def halved(length: int, times: int) -> int:
     """Return what is left of a length after convolutions of stride 2, kernel 3, padding 1."""
     for _ in range(times):
         length = (length + 1) // 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,15 +16,25 @@ TRAINING_STATES: dict[str, int] = {"untrained": 0, "early": 20, "late": 300}
 _BATCH = 16
 
 
-def train(model: nn.Module, clips: Tensor, labels: Tensor, steps: int, generator: torch.Generator) -> None:
-    """Train in place with Adam (lr 1e-3) on cross-entropy, in eval mode as the client computes it.
+def train(
+    model: nn.Module,
+    clips: Tensor,
+    labels: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> None:
+    """Train in place with Adam (lr 1e-3), in eval mode as the client computes its loss.
 
     Args:
-        model: a classifier; left in eval mode. Frozen parameters (``requires_grad=False``) stay as they are.
-        clips: (M, C, T, H, W) in [0, 1]; public clips, never those under attack.
+        model: a classifier or head; left in eval mode. Frozen parameters (``requires_grad=False``) stay as
+            they are.
+        clips: (M, C, T, H, W) in [0, 1], or features (M, S, F) or (M, 2, S, F); public, never those under
+            attack.
         labels: (M,) int64.
         steps: optimiser steps of at most 16 clips each; 0 changes nothing.
         generator: draws the batches.
+        loss: (output, labels) -> scalar, the client's.
 
     Raises:
         InputError: there is nothing to train on, every parameter is frozen, or the loss became NaN.
@@ -44,24 +56,36 @@ def train(model: nn.Module, clips: Tensor, labels: Tensor, steps: int, generator
     for _ in range(steps):
         batch = torch.randperm(len(clips), generator=generator)[:_BATCH]
         with differentiable_rnn(model):
-            loss = F.cross_entropy(model(clips[batch]), labels[batch])
-            if not torch.isfinite(loss):
+            value = loss(model(clips[batch]), labels[batch])
+            if not torch.isfinite(value):
                 raise InputError(
                     "the loss became NaN in training; check the model's weights and its input range"
                 )
             optimiser.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(value)
         optimiser.step()
     optimiser.zero_grad()
 
 
 def accuracy(model: nn.Module, clips: Tensor, labels: Tensor) -> float | None:
-    """Return the fraction of clips (M, C, T, H, W) whose largest logit is their label; None without clips."""
+    """Return the fraction of clips that the model gets right; None without clips.
+
+    Logits (N, classes): the largest is the label. Scores (N, S, 1): the largest segment's is above a half for
+    label 1 and at most that for 0. Scores of bag pairs (N, 2, S, 1): the first bag's largest is the larger.
+
+    Args:
+        model: a classifier or head.
+        clips: (M, *clip shape), as the model takes them.
+        labels: (M,) int64; of pairs they do not matter.
+    """
     if len(clips) == 0:
         return None
     with torch.no_grad():
-        hits = [
-            model(part).argmax(1) == want
-            for part, want in zip(torch.split(clips, _BATCH), torch.split(labels, _BATCH), strict=True)
-        ]
-    return float(torch.cat(hits).float().mean())
+        outputs = torch.cat([model(part) for part in torch.split(clips, _BATCH)])
+    if outputs.ndim == 2:
+        hits = outputs.argmax(1) == labels
+    elif outputs.ndim == 3:
+        hits = (outputs.amax((1, 2)) > 0.5) == labels.bool()
+    else:
+        hits = outputs[:, 0].amax((1, 2)) > outputs[:, 1].amax((1, 2))
+    return float(hits.float().mean())

@@ -72,6 +72,36 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     return plots
 
 
+def draw_curve(
+    axis: str, points: Sequence[tuple[float, Interval]], unit: str, *, logarithmic: bool = False
+) -> Plot:
+    """Return a plot of one measured quantity along an axis.
+
+    Args:
+        axis: what is along it.
+        points: (place, mean with its interval), in order.
+        unit: of the quantity, with its name.
+        logarithmic: whether the axis is.
+    """
+    with mpl.rc_context(_style(axis + unit)):
+        figure, axes = _canvas(2.6)
+        means = [_or_nan(interval.mean) for _, interval in points]
+        low = [mean - _or_nan(interval.low) for mean, (_, interval) in zip(means, points, strict=True)]
+        high = [_or_nan(interval.high) - mean for mean, (_, interval) in zip(means, points, strict=True)]
+        axes.errorbar([x for x, _ in points], means, yerr=[low, high], fmt="o-", color=_SERIES[0],
+                      markersize=4.5, linewidth=1.4, elinewidth=1.2, capsize=2.5)  # fmt: skip
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_xlabel(axis)
+        axes.set_ylabel(unit)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.grid(True, axis="y", color=_GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        svg = _svg(figure)
+    return Plot(f"{unit} by {axis}", "Points with 95 % intervals.", svg)
+
+
 def _identification(row: Row) -> Interval:
     return row.identification
 

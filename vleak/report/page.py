@@ -106,7 +106,7 @@ def render(run_dir: Path, results: dict[str, Any]) -> str:
     rows = summarise(results)
     galleries = build_galleries(run_dir, results, rows)
     cells: list[Cell] = results["cells"]
-    page = _environment().get_template("report.html")
+    page = environment().get_template("report.html")
     return page.render(
         data=results.get("data") or {},
         models=results.get("models") or [],
@@ -127,19 +127,20 @@ def render(run_dir: Path, results: dict[str, Any]) -> str:
         knowledge=_knowledge(cells),
         cells=cells[:MAX_CELLS],
         cells_left_out=max(0, len(cells) - MAX_CELLS),
-        css=Markup(_resource("report.css")),
+        css=Markup(resource("report.css")),
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_resource),
+def environment() -> Environment:
+    """Return the templates with the filters that pages use; everything in them is escaped."""
+    made = Environment(
+        loader=FunctionLoader(resource),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "number": lambda value: number(finite(value)),
         "epsilon": epsilon_text,
         "fixed": _fixed,
@@ -155,10 +156,11 @@ def _environment() -> Environment:
         "place": _place,
         "markup": Markup,
     }
-    return environment
+    return made
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """Return the text of a file among the templates."""
     return (files("vleak.report") / "templates" / name).read_text(encoding="utf-8")
 
 

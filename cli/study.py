@@ -1,0 +1,116 @@
+"""`vleak study`: which claims about inverting gradients of video hold."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from vleak.cli import output, stopping
+from vleak.errors import VleakError
+
+_STYLES = {"holds": "bold green", "does not hold": "bold red", "mixed": "yellow"}
+
+Data = Annotated[str, typer.Option(help="synthetic, or videos as `vleak evaluate --data` takes them.")]
+Clips = Annotated[int, typer.Option(help="Clips to attack, at least 8.")]
+Frames = Annotated[int, typer.Option(help="Frames of a clip.")]
+Size = Annotated[int, typer.Option(help="Height and width of a clip in pixels.")]
+Stride = Annotated[int, typer.Option(help="Video frames from one frame of a clip to the next.")]
+Iterations = Annotated[int, typer.Option(help="Iterations of each attack.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal scores.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer runs of each question.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Engine = Annotated[str, typer.Option(help="native, inductor or reference.")]
+Workers = Annotated[int | None, typer.Option(help="Cells that run side by side; one a core.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the study; that of a stopped one resumes it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the claims, and nothing else, to stdout.")]
+
+
+def study(
+    data: Data = "synthetic",
+    clips: Clips = 8,
+    frames: Frames = 8,
+    size: Size = 32,
+    stride: Stride = 2,
+    iterations: Iterations = 150,
+    seed: Seed = 0,
+    quick: Quick = False,
+    device: Device = "auto",
+    engine: Engine = "native",
+    workers: Workers = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Ask the paper's questions and say of each claim whether it holds: effect, interval, verdict."""
+    folder = out or Path("runs") / f"study-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    try:
+        from vleak.evaluation import Study
+
+        stopping.check()
+        asked = Study(data=data, clips=clips, frames=frames, size=size, stride=stride, iterations=iterations,
+                      seed=seed, quick=quick, device=device, engine=engine)  # fmt: skip
+        results = _run(asked, folder, workers)
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, Exception) and not stopping.asked():
+            raise
+        given = [arg for arg in sys.argv[1:] if not arg.startswith("--out")]
+        raise VleakError(
+            f"stopped; finished cells are kept, to resume: {shlex.join(['vleak', *given])} --out {folder}"
+        ) from error
+    from vleak.report import write_study
+
+    page = write_study(folder)
+    output.console.print(_table(results))
+    output.say(f"page: {page}")
+    if json:
+        output.write_json(results, f"they are in {folder / 'study.json'}")
+
+
+def _run(asked: Any, folder: Path, workers: int | None) -> dict[str, Any]:
+    from vleak.evaluation import run_study
+
+    with output.progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            stopping.check()
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        return run_study(asked, folder, workers=workers, progress=tell)
+
+
+def _table(results: dict[str, Any]) -> Table:
+    data = results["data"]
+    table = Table(title=f"Which claims hold? {data['name']}, {data['clips']} clips", box=box.SIMPLE_HEAD)
+    table.caption = (
+        "effects are differences, clip by clip, with 95 % intervals; above zero is what the claim says.\n"
+        "holds: every comparison's interval lies above zero. does not hold: none does. mixed: some do."
+    )
+    table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
+    table.add_column("claim, and what was compared")
+    table.add_column("effect [95 %]", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for claim in results["claims"]:
+        table.add_section()
+        verdict = Text(claim["verdict"], style=_STYLES[claim["verdict"]])
+        table.add_row(Text(claim["name"], style="bold"), "", verdict)
+        for row in claim["comparisons"]:
+            table.add_row(f"  {row['name']}", _effect(row), "" if row["supports"] else Text("no", "dim"))
+    return table
+
+
+def _effect(row: dict[str, Any]) -> str:
+    if row["effect"] is None:
+        return "–"
+    unit = f" {row['unit']}" if len(row["unit"]) < 8 else ""
+    low, high = row["interval"]
+    if low is None:
+        return f"{row['effect']:+.2f}{unit}"
+    return f"{row['effect']:+.2f} [{low:+.2f}, {high:+.2f}]{unit}"

@@ -1,0 +1,47 @@
+"""`vleak train`: make the weights that nobody ships, extractors and the enhancement network, on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vleak.cli import output
+from vleak.errors import unknown_name
+
+Name = Annotated[str, typer.Argument(help="c3d_small, frame_cnn, network, or all.")]
+Data = Annotated[str, typer.Option(help="Whose public clips the network is trained on, as of `evaluate`.")]
+Frames = Annotated[int, typer.Option(help="Frames of a clip.")]
+Size = Annotated[int, typer.Option(help="Height and width of a clip in pixels.")]
+Stride = Annotated[int, typer.Option(help="Video frames from one frame of a clip to the next.")]
+Seed = Annotated[int, typer.Option(help="As of `evaluate`: it draws the public clips.")]
+Again = Annotated[bool, typer.Option("--again", help="Train also what the cache has.")]
+
+
+def train(
+    name: Name = "all",
+    data: Data = "synthetic",
+    frames: Frames = 8,
+    size: Size = 32,
+    stride: Stride = 2,
+    seed: Seed = 0,
+    again: Again = False,
+) -> None:
+    """Train extractors and the enhancement network, and keep them in the user's cache.
+
+    `evaluate` and `study` do the same when they need one that is not there.
+    """
+    from vleak.evaluation import TRAINABLE, train_weights
+
+    if name not in (*TRAINABLE, "all"):
+        raise unknown_name("weights", name, [*TRAINABLE, "all"])
+    names = TRAINABLE if name == "all" else (name,)
+    with output.progress_bar() as bar:
+        task = bar.add_task("training", total=len(names))
+        for each in names:
+            bar.update(task, description=f"training {each}")
+            told = train_weights(
+                each, again=again, source=data, frames=frames, size=size, stride=stride, seed=seed
+            )
+            output.say(told)
+            bar.advance(task)

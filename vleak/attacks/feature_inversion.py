@@ -1,0 +1,212 @@
+"""From features back to frames: the clip that a frozen extractor takes to given features."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vleak.attacks.base import Knowledge, Reconstruction
+from vleak.attacks.matching import health
+from vleak.attacks.scene import expected_clips
+from vleak.engine.loop import Descent, Loop, Problem
+from vleak.errors import InputError
+
+NOTHING_FOUND = "no segment was found"
+
+
+class FeatureInversion:
+    """Find the clip whose features are those that an attack on the head has recovered.
+
+    Minimises the squared distance between features, in units of each segment's own squared norm, with total
+    variation and a pull towards what the attacker expects of the scene (after Mahendran and Vedaldi, CVPR
+    2015, arXiv 1412.0035), with Adam and from coarse clips to fine ones, in the engine of gradient matching.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 400,
+        learning_rate: float = 0.05,
+        warmup: int = 5,
+        coarse: int = 2,
+        spatial: float = 0.1,
+        temporal: float = 0.3,
+        prior: float = 0.02,
+        engine: Literal["native", "inductor", "reference"] = "native",
+    ) -> None:
+        """Set the hyper-parameters.
+
+        Args:
+            iterations: at least 1.
+            learning_rate, warmup, coarse: how the clip descends, see `vleak.engine.loop.Descent`.
+            spatial: weight of anisotropic total variation within frames.
+            temporal: weight of total variation between frames.
+            prior: weight of half the mean squared distance to what is expected: reference frames held still,
+                else the mean public clip; without either there is none.
+            engine: which loop runs, see `vleak.engine.loop`.
+
+        Raises:
+            InputError: fewer than one iteration.
+        """
+        if iterations < 1:
+            raise InputError(f"feature inversion: expected at least 1 iteration, got {iterations}")
+        self.iterations, self.learning_rate, self.warmup = iterations, learning_rate, warmup
+        self.coarse, self.spatial, self.temporal, self.prior = coarse, spatial, temporal, prior
+        self.engine = engine
+
+    def rebuild(
+        self,
+        extractor: nn.Module,
+        features: Tensor,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+        *,
+        found: Tensor | None = None,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Reconstruction:
+        """Rebuild clips from features.
+
+        Args:
+            extractor: public and frozen, maps (B, C, T, H, W) in [0, 1] to (B, S, F); used in the mode it is
+                in, and left as it is.
+            features: (B, S, F), what an attack recovered.
+            knowledge: of the clips of frames: their ``clip_shape`` (C, T, H, W), and what else is held of
+                them, ``public_clips`` and ``references``.
+            generator: the only source of randomness, a CPU generator.
+            found: (B, S) bool, which segments the features are of; others pull at nothing. None for all.
+            progress: called now and then with the number of iterations done.
+            stop: asked between iterations; True returns what there is.
+
+        Returns:
+            the clips (B, C, T, H, W); labels as granted, else 0, for features tell none.
+
+        Raises:
+            InputError: shapes do not fit, or the features are not finite.
+        """
+        started = time.perf_counter()
+        _check(features, found, knowledge)
+        labels = (
+            torch.zeros(len(features), dtype=torch.long) if knowledge.labels is None else knowledge.labels
+        )
+        expected = expected_clips(knowledge)
+        centre = torch.full(knowledge.batch_shape, 0.5) if expected is None else expected
+        found = torch.ones(features.shape[:2], dtype=torch.bool) if found is None else found.cpu()
+        if not found.any():
+            return Reconstruction(clips=centre.clone(), labels=labels, flags=(NOTHING_FOUND,))
+        weight = next(extractor.parameters(), torch.empty(0))
+        noise = torch.rand(knowledge.batch_shape, generator=generator) * 0.2 - 0.1
+        start = (centre + noise).clamp(0, 1).to(weight)
+        loop = Loop(
+            _problem(extractor, features.to(weight), found.to(weight.device)),
+            self._descent(knowledge, None if expected is None else expected.to(weight)),
+            start,
+            engine=self.engine,
+        )
+        state = loop.run(self.iterations, progress=progress, stop=stop)
+        return Reconstruction(
+            clips=torch.nan_to_num(state.best.cpu(), nan=0.5).clamp(0, 1),
+            labels=labels,
+            engine=loop.engine,
+            iterations=len(state.history),
+            restarts=int(bool(state.history)),
+            objective=state.best_objective if math.isfinite(state.best_objective) else math.nan,
+            history=tuple(state.history),
+            nan_at=state.nan_at,
+            flags=health(state),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _descent(self, knowledge: Knowledge, prior: Tensor | None) -> Descent:
+        return Descent(
+            iterations=self.iterations,
+            learning_rate=self.learning_rate,
+            schedule="trapezoid",
+            warmup=self.warmup,
+            coarse=self.coarse,
+            spatial=self.spatial,
+            temporal=self.temporal if knowledge.clip_shape[1] > 1 else 0.0,
+            prior=prior,
+            prior_weight=0.0 if prior is None else self.prior,
+        )
+
+
+class _Probe(nn.Module):
+    """An extractor as a model of one parameter, by which the derivative of its summed outputs is features.
+
+    The extractor's own parameters become buffers: they are fixed, and nothing of theirs is matched.
+    """
+
+    def __init__(self, extractor: nn.Module, scale: Tensor, features: int) -> None:
+        super().__init__()
+        self.extractor = _frozen(extractor)
+        self.register_buffer("scale", scale)
+        self.probe = nn.Parameter(torch.ones(*scale.shape[:2], features).to(scale))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        outputs: Tensor = self.probe * self.get_buffer("scale") * self.extractor(clips)
+        return outputs
+
+
+def _sum(outputs: Tensor, labels: Tensor) -> Tensor:
+    return outputs.sum()
+
+
+def _problem(extractor: nn.Module, features: Tensor, found: Tensor) -> Problem:
+    """Return feature matching as gradient matching: the mean over found segments of the relative distance."""
+    scale = _scale(features, found)
+    return Problem(
+        model=_Probe(extractor, scale, features.shape[2]),
+        loss=_sum,
+        labels=torch.zeros(len(features), dtype=torch.long, device=features.device),
+        target={"probe": scale * features},
+        masks=None if bool(found.all()) else {"probe": found[..., None].expand_as(features).contiguous()},
+        distance="l2",
+    )
+
+
+def _scale(features: Tensor, found: Tensor) -> Tensor:
+    """Return (B, S, 1) factors that make the squared norms of the found segments add up to 1.
+
+    A segment far below the others is measured by a hundredth of their mean norm: one of zeros has no unit.
+    """
+    norms = features.norm(dim=2)
+    mean = float(norms[found].mean()) or 1.0
+    units: Tensor = norms.clamp(min=0.01 * mean) * math.sqrt(int(found.sum()))
+    return (1 / units)[..., None]
+
+
+def _frozen(extractor: nn.Module) -> nn.Module:
+    """Return a copy whose parameters are buffers."""
+    copied = copy.deepcopy(extractor)
+    for module in copied.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    return copied
+
+
+def _check(features: Tensor, found: Tensor | None, knowledge: Knowledge) -> None:
+    if knowledge.of_features:
+        raise InputError(
+            "feature inversion: expected knowledge of clips (C, T, H, W), got clip_shape "
+            f"{knowledge.clip_shape}"
+        )
+    if features.ndim != 3 or len(features) != knowledge.batch_size or not features.numel():
+        raise InputError(
+            f"feature inversion: expected features of shape ({knowledge.batch_size}, segments, "
+            f"features), got {tuple(features.shape)}"
+        )
+    if not bool(torch.isfinite(features).all()):
+        raise InputError("feature inversion: the features hold NaN or infinity; leave them out by `found`")
+    if found is not None and (found.dtype != torch.bool or found.shape != features.shape[:2]):
+        raise InputError(
+            f"feature inversion: expected `found` as bool of shape {tuple(features.shape[:2])}, got "
+            f"{found.dtype} of shape {tuple(found.shape)}"
+        )

@@ -1,0 +1,398 @@
+"""Feature files: what extractors left of videos, such as C3D as text, I3D and CLIP as .npy.
+
+Files are from strangers. Nothing is unpickled: the header of an .npy is read here, and the size that it
+claims is compared with the length of the file before a byte is allocated.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vleak.data.clipset import DEFAULT_CLIPS
+from vleak.data.lists import is_number, list_labels, read_text
+from vleak.data.naming import anomalies, crop_of, video_of
+from vleak.data.sources import Found, look
+from vleak.data.tree import first, ids, printable, suffix
+from vleak.errors import InputError
+from vleak.seeds import generator
+
+FEATURE_CLASSES = ("normal", "anomaly")
+MAX_FEATURES = 2**17  # columns
+MAX_MATRIX_BYTES = 2**31  # one file, as float32
+MAX_TEXT_BYTES = 2**28
+MAX_SET_BYTES = 2**32  # all matrices together
+MAX_HEADER_BYTES = 2**16
+CROPS = (5, 10)
+_MAGIC = b"\x93NUMPY"
+_UNIT = 1e-3  # how far the norm of a row may be from 1: C3D's text has six digits, CLIP is often float16
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The feature matrices under attack and those that an attacker may hold, all float32 and finite.
+
+    Attributes:
+        name: the base name of the file or folder (never a full path).
+        features: (N, S, F), S segments of each video under attack.
+        labels: (N,) int64, 0 normal, 1 anomaly.
+        names: an id per video, unique and safe as a file name.
+        public_features: (M, S, F), M may be 0; other videos, which never depend on which is under attack.
+        public_labels: (M,) int64.
+        classes: ``("normal", "anomaly")``.
+        public_source: one phrase that says where the public features are from.
+        notes: sentences for the user: what was found, what was assumed.
+        nonnegative: whether no value of the whole set is negative, as behind a ReLU.
+        unit_norm: whether every row of the whole set has Euclidean norm 1, to a thousandth.
+    """
+
+    name: str
+    features: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    public_features: Tensor
+    public_labels: Tensor
+    classes: tuple[str, ...]
+    public_source: str
+    notes: tuple[str, ...]
+    nonnegative: bool
+    unit_norm: bool
+
+
+def load_features(
+    source: str, *, clips: int | None = None, segments: int = 32, seed: int = 0, public: int = 48
+) -> FeatureSet:
+    """Load feature matrices (segments, F) to attack and to hold in public, one a video.
+
+    The videos are put into an order drawn by ``seed`` in which an anomaly and a normal video alternate for
+    as long as there are both. The first ``clips`` of them are attacked, up to ``public`` further ones are
+    public, so no video is both. Only these files are read.
+
+    A file holds rows of text, or an .npy array (T, F), (T, crops, F) or (crops, T, F), with 5 or 10 crops; or
+    each crop has a file, ``NAME__0.npy`` to ``NAME__9.npy``. Of crops the first is used. T rows become
+    ``segments`` as in Sultani's and RTFM's code: the means of T cut into equal parts, rows repeated where T
+    is smaller, and nothing changed where it is equal.
+
+    Args:
+        source: a folder, which is searched with its sub-folders; a list, whose files are looked for in its
+            folder and below; or one file.
+        clips: how many videos to attack. None: 12, or half of the videos where there are fewer than
+            ``12 + public`` and that leaves too few public ones, as in ``load_clips``.
+        segments: S.
+        seed: draws the order of the videos. Video i does not depend on how many are asked for.
+        public: the most public matrices to return.
+
+    Raises:
+        InputError: a number is out of range, the source holds no feature files, one that is needed is empty,
+            damaged, lies about its size, or has another number of columns, or labels contradict names.
+    """
+    return features_of(look(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public)
+
+
+def features_of(found: Found, *, clips: int | None, segments: int, seed: int, public: int) -> FeatureSet:
+    """Return the FeatureSet of a source that was looked at; ``load_features`` tells the rules and errors."""
+    for option, value, low, high in (
+        ("clips", DEFAULT_CLIPS if clips is None else clips, 1, 10_000),
+        ("segments", segments, 1, 4096),
+        ("public", public, 0, 10_000),
+        ("seed", seed, 0, 2**63 - 1),
+    ):
+        if not low <= value <= high:
+            raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
+    files, crops = _one_a_video(found.names)
+    labels, told = _labels(files, found, seed)
+    order = _order(labels, seed)[: (DEFAULT_CLIPS if clips is None else clips) + public]
+    attacked = _attacked(len(order), clips, public, found.name)
+    loaded, notes = _load(found.root, [files[place] for place in order], segments)
+    names = ids([_stem(name) for name in files], [PurePosixPath(name).parent.name for name in files])
+    chosen = torch.tensor([labels[place] for place in order], dtype=torch.int64)
+    return FeatureSet(
+        name=found.name,
+        features=loaded[:attacked],
+        labels=chosen[:attacked],
+        names=tuple(names[place] for place in order[:attacked]),
+        public_features=loaded[attacked:].clone(),  # a view would carry the private ones in its storage
+        public_labels=chosen[attacked:],
+        classes=FEATURE_CLASSES,
+        public_source="other videos" if attacked < len(order) else "none",
+        notes=(*found.notes, *crops, *told, *notes, *_lacking(labels, attacked, len(order))),
+        nonnegative=bool(loaded.min() >= 0),
+        unit_norm=bool((loaded.norm(dim=2) - 1).abs().max() < _UNIT),
+    )
+
+
+def _stem(name: str) -> str:
+    """Return the base name without suffix and crop, in its own case."""
+    return re.sub(r"__\d$", "", PurePosixPath(name).stem)
+
+
+def _one_a_video(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the file of each video, of the crops the first, and what is left out."""
+    by_video: dict[str, list[str]] = {}
+    for name in names:
+        by_video.setdefault(video_of(name), []).append(name)
+    files = [
+        min(several, key=lambda name: (crop_of(PurePosixPath(name).stem), name))
+        for several in by_video.values()
+    ]
+    others = sorted(set(names) - set(files))
+    notes = []
+    cropped = [name for name in others if crop_of(PurePosixPath(name).stem)]
+    if cropped:
+        notes.append(f"a file a crop: the first crop of each video is used, {len(cropped)} files are not")
+    if len(others) > len(cropped):
+        rest = sorted(set(others) - set(cropped))
+        notes.append(f"{len(rest)} further files of the same videos are not used: {first(rest)}")
+    return sorted(files), notes
+
+
+def _labels(files: Sequence[str], found: Found, seed: int) -> tuple[list[int], list[str]]:
+    if found.entries:
+        by_video, notes = list_labels(found.listed, found.name, found.entries)
+        return [by_video[video_of(name)] for name in files], notes
+    below = any("/" in name for name in files)  # then a file beside the folders has no class
+    folders = [PurePosixPath(name).parent.name if below else found.root.name for name in files]
+    told = anomalies(
+        [(_stem(name), (folder,) if folder else ()) for name, folder in zip(files, folders, strict=True)]
+    )
+    unknown = [name for name, value in zip(files, told, strict=True) if value is None]
+    if not unknown:
+        return [int(bool(value)) for value in told], ["0 normal, 1 anomaly, told by names and folders"]
+    if len(unknown) == len(files):
+        drawn = [int(torch.randint(2, (), generator=generator("label", seed, name))) for name in files]
+        return drawn, ["no name tells normal from anomaly: labels are drawn at random; a list may tell them"]
+    raise InputError(
+        f"data {found.name!r}: {len(unknown)} of {len(files)} files do not tell normal from anomaly: "
+        f"{first(unknown)}; expected class folders, names such as Abuse001_x264, or a list with labels"
+    )
+
+
+def _order(labels: Sequence[int], seed: int) -> list[int]:
+    """Return the places in a drawn order, anomalies and normal videos alternating while there are both."""
+    drawn = torch.randperm(len(labels), generator=generator("features", seed)).tolist()
+    anomalous = [place for place in drawn if labels[place] == 1]
+    normal = [place for place in drawn if labels[place] == 0]
+    both = min(len(anomalous), len(normal))
+    paired = [place for pair in zip(anomalous, normal, strict=False) for place in pair]
+    return [*paired, *anomalous[both:], *normal[both:]]
+
+
+def _attacked(available: int, clips: int | None, public: int, name: str) -> int:
+    if clips is None:
+        return min(DEFAULT_CLIPS, max((available + 1) // 2, available - public))
+    if clips > available:
+        raise InputError(
+            f"data {name!r}: --clips {clips} asked, but it has {available} videos; ask for at most "
+            f"{available}"
+        )
+    return clips
+
+
+def _lacking(labels: Sequence[int], attacked: int, available: int) -> list[str]:
+    notes = []
+    if len(set(labels)) == 1:
+        notes.append(f"all videos are of one class, {FEATURE_CLASSES[labels[0]]}")
+    if attacked == available:
+        notes.append("no public features: all videos are attacked")
+    return notes
+
+
+def _load(root: Path, files: Sequence[str], segments: int) -> tuple[Tensor, list[str]]:
+    """Read matrices, all (segments, F) afterwards, and tell how they were stored."""
+    loaded: Tensor | None = None
+    stored: dict[str, int] = {}
+    lengths: set[int] = set()
+    for place, name in enumerate(files):
+        matrix, layout = read_features(root / name, printable(name))
+        stored[layout] = stored.get(layout, 0) + 1
+        lengths.add(len(matrix))
+        if loaded is None:
+            loaded = _room(len(files), segments, matrix.shape[1])
+        elif matrix.shape[1] != loaded.shape[2]:
+            raise InputError(
+                f"{printable(name)}: {matrix.shape[1]} columns, {printable(files[0])} has {loaded.shape[2]}; "
+                f"give files of one extractor"
+            )
+        loaded[place] = torch.from_numpy(resampled(matrix, segments))
+    assert loaded is not None
+    return loaded, [_layouts(stored), *_lengths(lengths, segments)]
+
+
+def _room(count: int, segments: int, columns: int) -> Tensor:
+    total = 4 * count * segments * columns
+    if total > MAX_SET_BYTES:
+        raise InputError(
+            f"{count} videos of {segments} segments of {columns} features take {total / 2**30:.1f} GiB, the "
+            f"limit is {MAX_SET_BYTES / 2**30:.0f} GiB; lower --clips or --segments"
+        )
+    return torch.empty(count, segments, columns)
+
+
+def _layouts(stored: Mapping[str, int]) -> str:
+    return "read " + ", ".join(f"{count} of {layout}" for layout, count in sorted(stored.items()))
+
+
+def _lengths(lengths: set[int], segments: int) -> list[str]:
+    if lengths == {segments}:
+        return []
+    short, long = min(lengths), max(lengths)
+    told = f"{short}" if short == long else f"{short} to {long}"
+    return [f"{told} rows a video made {segments} segments, each the mean of its rows"]
+
+
+def resampled(matrix: NDArray[np.float32], segments: int) -> NDArray[np.float32]:
+    """Return (segments, F) of (T, F): the means of T cut into equal parts, a row where a part is empty.
+
+    Sultani's and RTFM's code cut at ``linspace(0, T, segments + 1)``, rounded down.
+    """
+    if len(matrix) == segments:
+        return matrix
+    cuts = np.linspace(0, len(matrix), segments + 1).astype(int)
+    parts = [matrix[start : max(stop, start + 1)].mean(axis=0) for start, stop in pairwise(cuts)]
+    return np.stack(parts).astype(np.float32)
+
+
+def read_features(path: Path, shown: str) -> tuple[NDArray[np.float32], str]:
+    """Return the matrix (T, F) of one file, float32 and finite, and how it was stored.
+
+    Raises:
+        InputError: the file is empty, damaged or no matrix of numbers, lies about its size, or exceeds a
+            limit.
+    """
+    if suffix(path.name) == ".npy":
+        stored, layout = _crop(_array(path, shown), shown)
+    else:
+        stored, layout = _text(path, shown), "text rows"
+    if stored.shape[1] > MAX_FEATURES or 4 * stored.size > MAX_MATRIX_BYTES:
+        raise InputError(
+            f"{shown}: {stored.shape[0]} rows of {stored.shape[1]} columns, the limits are {MAX_FEATURES} "
+            f"columns and {MAX_MATRIX_BYTES / 2**30:.0f} GiB"
+        )
+    with np.errstate(over="ignore"):
+        matrix = np.array(stored, dtype=np.float32)
+    wrong = np.argwhere(~np.isfinite(matrix))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise InputError(
+            f"{shown}: row {row + 1}, column {column + 1}: {stored[row, column]} is no finite number; "
+            f"remove or extract it again"
+        )
+    return matrix, layout
+
+
+def _crop(array: NDArray[np.floating], shown: str) -> tuple[NDArray[np.floating], str]:
+    """Return the first crop of an array, (T, F), and what the array was."""
+    if array.ndim == 2:
+        return array, "rows (T, F)"
+    if array.ndim == 3 and array.shape[0] == 1:
+        return array[0], "(1, T, F)"
+    if array.ndim == 3 and array.shape[1] == 1:
+        return array[:, 0], "(T, 1, F)"
+    if array.ndim == 3 and array.shape[1] in CROPS:
+        return array[:, 0], f"(T, {array.shape[1]} crops, F), the first crop used"
+    if array.ndim == 3 and array.shape[0] in CROPS:
+        return array[0], f"({array.shape[0]} crops, T, F), the first crop used"
+    raise InputError(
+        f"{shown}: shape {array.shape}; expected (T, F), or with 1, 5 or 10 crops (T, crops, F) or "
+        f"(crops, T, F)"
+    )
+
+
+def _array(path: Path, shown: str) -> NDArray[np.floating]:
+    """Map an .npy file, once its header and its length agree."""
+    try:
+        length = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(12)
+            size, at = _header_size(start, length, shown)
+            stream.seek(at)
+            header = stream.read(size)
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be read ({error.strerror})") from error
+    kind, fortran, shape = _header(header, shown)
+    expected = at + size + kind.itemsize * math.prod(shape)
+    if expected != length:
+        raise InputError(
+            f"{shown}: its header claims {'x'.join(map(str, shape))} of {kind.name}, {expected} bytes, the "
+            f"file has {length}; it is damaged or cut off: fetch it again"
+        )
+    return np.memmap(path, kind, "r", at + size, shape, "F" if fortran else "C")
+
+
+def _header_size(start: bytes, length: int, shown: str) -> tuple[int, int]:
+    """Return how long the header of an .npy is and where it begins."""
+    if not length:
+        raise InputError(f"{shown}: an empty file; expected an .npy array")
+    if len(start) < 12 or not start.startswith(_MAGIC) or start[6] not in (1, 2, 3):
+        raise InputError(f"{shown}: is no .npy array, or damaged at its start")
+    size, at = (
+        (struct.unpack("<H", start[8:10])[0], 10)
+        if start[6] == 1
+        else (struct.unpack("<I", start[8:])[0], 12)
+    )
+    if size > MAX_HEADER_BYTES or at + size > length:
+        raise InputError(f"{shown}: its header claims {size} bytes; it is damaged: fetch it again")
+    return size, at
+
+
+def _header(header: bytes, shown: str) -> tuple[np.dtype[np.floating], bool, tuple[int, ...]]:
+    """Return type, order and shape from the header of an .npy, which is a Python literal."""
+    try:
+        told = ast.literal_eval(header.decode("latin-1").strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise InputError(f"{shown}: its header cannot be read; it is damaged: fetch it again") from error
+    if not isinstance(told, dict) or set(told) != {"descr", "fortran_order", "shape"}:
+        raise InputError(f"{shown}: its header is not that of an .npy array; it is damaged: fetch it again")
+    kind, shape = told["descr"], told["shape"]
+    if not isinstance(kind, str) or not re.fullmatch(r"[<>=]f[248]", kind):
+        what = "Python objects" if kind in ("|O", "O") else f"type {printable(str(kind)[:40])}"
+        raise InputError(
+            f"{shown}: holds {what}; expected float16, float32 or float64: save the array itself"
+        )
+    if not isinstance(shape, tuple) or not shape or any(type(one) is not int or one < 1 for one in shape):
+        raise InputError(
+            f"{shown}: its header claims shape {printable(str(shape)[:40])}; expected rows of numbers"
+        )
+    return np.dtype(kind), told["fortran_order"] is True, shape
+
+
+def _text(path: Path, shown: str) -> NDArray[np.float64]:
+    """Read rows of numbers, parted by blanks or commas."""
+    rows: list[NDArray[np.float64]] = []
+    for number, line in enumerate(read_text(path, shown, MAX_TEXT_BYTES).splitlines(), 1):
+        words = line.replace(",", " ").split()
+        if not words:
+            continue
+        if rows and len(words) != len(rows[0]):
+            raise InputError(
+                f"{shown}: line {number} has {len(words)} columns, expected {len(rows[0])} as in the first; "
+                f"the file is damaged or cut off"
+            )
+        rows.append(np.array(_numbers(words, number, shown)))
+    if not rows:
+        raise InputError(f"{shown}: an empty file; expected rows of numbers")
+    return np.stack(rows)
+
+
+def _numbers(words: Sequence[str], line: int, shown: str) -> list[float]:
+    try:
+        if not any("_" in word for word in words):  # float() takes 01_0014 for a number
+            return [float(word) for word in words]
+    except ValueError:
+        pass  # told below, with its place
+    wrong = next(place for place, word in enumerate(words) if not is_number(word))
+    raise InputError(
+        f"{shown}: line {line}, column {wrong + 1}: {words[wrong][:40]!r} is no number; expected rows "
+        f"of numbers"
+    )

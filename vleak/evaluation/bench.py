@@ -1,0 +1,517 @@
+"""What the cells of a run share, made once: data, models, honest updates, and what needs no update at all."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vleak
+from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, order_identifiable
+from vleak.data import ClipSet, FeatureSet, load_data, recognise
+from vleak.engine import extension
+from vleak.enhance import Enhanced, Enhancer, build_enhancer, plain
+from vleak.errors import InputError
+from vleak.evaluation.settings import Settings
+from vleak.evaluation.weights import extractor_for, network_for
+from vleak.federated import LOSSES, Client, Update
+from vleak.metrics import carrying_segments
+from vleak.models import (
+    TRAINING_STATES,
+    BagPair,
+    Extractor,
+    accuracy,
+    build_head,
+    build_model,
+    check_classifier,
+    check_head,
+    check_second_derivative,
+    train,
+)
+from vleak.seeds import generator
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, cells finished, cells in all)."""
+
+Answers = dict[str, Tensor]
+"""What each null attacker says of one clip, by its name."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The private clips as pictures, and what is said of them without an update.
+
+    Attributes:
+        data: the clips.
+        nulls: by number of reference frames, for every clip the answers (C, T, H, W).
+        plain, enhanced: the same at twice the resolution, by interpolation and by the enhancer; None where
+            nothing is enhanced.
+        enhance: brings an answer to twice the resolution; method: its name.
+    """
+
+    data: ClipSet
+    nulls: dict[int, list[Answers]]
+    plain: dict[int, list[Answers]] | None = None
+    enhanced: dict[int, list[Answers]] | None = None
+    enhance: Callable[[Tensor], Enhanced] | None = None
+    method: str = "none"
+
+
+@dataclass(frozen=True)
+class Features:
+    """The private clips as feature matrices.
+
+    Attributes:
+        truth: (N, S, F).
+        places: for every clip the bag of its pair that it is; None where a sample is one bag.
+        carrying: (N, S) bool, segments of the truth that the loss lets into the gradient.
+        nulls: by number of reference frames, for every clip the answers (S, F) of attackers without update.
+        extractor: which made them; None where they come from files, which nothing leads back from.
+        nonnegative, unit_norm: public facts about them.
+    """
+
+    truth: Tensor
+    places: list[int] | None
+    carrying: Tensor
+    nulls: dict[int, list[Answers]]
+    extractor: Extractor | None
+    nonnegative: bool
+    unit_norm: bool
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that the cells of one pipeline share. The truth lives here; an attack never gets this object.
+
+    Attributes:
+        settings: of the run, resolved.
+        pipeline: "raw" or "feature".
+        name: of the model, as records have it.
+        data: where the clips come from.
+        model: what is trained, and whose update leaks.
+        loss: its name.
+        private: (N, *clip shape), what the client holds; public: (M, *clip shape).
+        labels: (N,) int64, as the loss sees them. classes: how many there are.
+        honest: the undefended update of every clip; hypotheses: that under every label, none where they would
+            not fit in memory.
+        order_identifiable: whether the update depends on the order of frames or segments at all.
+        frames, features: what answers are judged by.
+    """
+
+    settings: dict[str, Any]
+    pipeline: str
+    name: str
+    data: ClipSet | FeatureSet
+    model: nn.Module
+    loss: str
+    private: Tensor
+    public: Tensor
+    labels: Tensor
+    classes: int
+    honest: list[Update]
+    hypotheses: list[list[Update]]
+    order_identifiable: bool
+    frames: Frames | None
+    features: Features | None
+
+    @property
+    def place(self) -> str:
+        """Model and training state, as cells are named by them."""
+        return f"{self.name}.{self.settings['training_state']}"
+
+
+_LINK_BYTES = 2**31
+"""Updates under all labels are kept up to this size; beyond it linkage is not measured."""
+
+
+def prepare(settings: Settings, tell: Progress) -> tuple[list[Bench], dict[str, Any]]:
+    """Load the data and make a bench for every pipeline; also the header of the results.
+
+    Raises:
+        InputError: data or models cannot be used, or do not fit together.
+        CapabilityError: a model has no second derivative.
+    """
+    tell("loading clips", 0, 0)
+    data = _load(settings)
+    frames = None
+    if isinstance(data, ClipSet):
+        tell("preparing the pictures", 0, 0)
+        frames = _frames(data, settings)
+    tell("preparing the model", 0, 0)
+    makers = {"raw": _raw, "feature": _feature}
+    made = [makers[pipeline](settings, data, frames, tell) for pipeline in settings.pipelines()]
+    header = _header(settings.resolved(), data, [facts for _, facts in made])
+    return [bench for bench, _ in made], header
+
+
+def _load(settings: Settings) -> ClipSet | FeatureSet:
+    if recognise(settings.data) == "features":
+        _refuse_frames(settings)
+    return load_data(
+        settings.data, clips=settings.clips, frames=settings.frames, size=settings.size,
+        stride=settings.stride, seed=settings.seed, references=max(settings.reference_frames),
+        fine=settings.enhance != "none" and recognise(settings.data) != "features",
+        segments=settings.segments,
+    )  # fmt: skip
+
+
+def _refuse_frames(settings: Settings) -> None:
+    """Refuse what needs frames of data that has none."""
+    if "raw" in settings.pipelines():
+        raise InputError(
+            f"--data {settings.data} holds features, which have no frames; give --pipeline feature"
+        )
+    if max(settings.reference_frames):
+        raise InputError(
+            f"--reference-frames: {settings.data} holds features, which have no frames; leave it out"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The raw pipeline
+
+
+def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> tuple[Bench, dict[str, Any]]:
+    classes = len(data.classes)
+    model = build_model(settings.model, frames=settings.frames, size=settings.size, classes=classes,
+                        seed=settings.seed)  # fmt: skip
+    check_classifier(model, data.clips[:1], classes)
+    steps = TRAINING_STATES[settings.training_state]
+    train(model, data.public_clips, data.public_labels, steps, generator(settings.seed, "training"))
+    check_classifier(model, data.clips[:1], classes)
+    facts = {"name": settings.model, "pipeline": "raw"} | _model_facts(settings, model)
+    facts |= _accuracies(model, data.public_clips, data.public_labels, data.clips, data.labels)
+    facts["chance"] = 1 / classes
+    model = model.to(settings.torch_device())
+    check_second_derivative(model, data.clips[:1])  # where it will run: a device may lack what the CPU has
+    tell("computing updates", 0, 0)
+    bench = _bench(
+        settings, "raw", settings.model, data, model, "cross_entropy", data.clips, data.public_clips,
+        data.labels, classes,
+    )  # fmt: skip
+    return replace(bench, frames=frames), facts
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The feature pipeline
+
+
+def _feature(
+    settings: Settings, data: ClipSet | FeatureSet, frames: Frames | None, tell: Progress
+) -> tuple[Bench, dict[str, Any]]:
+    device = settings.torch_device()
+    extractor, known = None, None
+    if isinstance(data, ClipSet):
+        tell("preparing the extractor", 0, 0)
+        extractor, known = extractor_for(settings.extractor, frames=settings.frames, size=settings.size)
+        extractor = extractor.to(device)
+    truth, public = _feature_matrices(extractor, data)
+    labels, public_labels, classes = _targets(settings.loss, data)
+    outputs = classes if settings.loss == "cross_entropy" else None
+    head = build_head(settings.head, segments=truth.shape[1], features=truth.shape[2], outputs=outputs,
+                      seed=settings.seed)  # fmt: skip
+    model: nn.Module = BagPair(head) if settings.loss == "ranking" else head
+    private, held, places = truth, public, None
+    if settings.loss == "ranking":
+        private, places = _pairs(truth, labels)
+        held, _ = _pairs(public, public_labels) if len(public) else (public[:, None], [])
+    train(model, held, public_labels, TRAINING_STATES[settings.training_state],
+          generator(settings.seed, "training", "head"), LOSSES[settings.loss])  # fmt: skip
+    check_head(model, private[:1], settings.loss, classes)
+    name = "files" if extractor is None else settings.extractor
+    name = f"{name}>{settings.head}>{settings.loss}"
+    facts = {"name": name, "pipeline": "feature", "extractor": settings.extractor if extractor else None,
+             "extractor_accuracy": known, "head": settings.head, "loss": settings.loss, "segments": truth.shape[1],
+             "features": truth.shape[2]} | _model_facts(settings, model)  # fmt: skip
+    facts |= _accuracies(model, held, public_labels, private, labels)
+    facts["chance"] = 1 / classes
+    model = model.to(device)
+    check_second_derivative(model, private[:1], LOSSES[settings.loss])
+    tell("computing updates", 0, 0)
+    bench = _bench(settings, "feature", name, data, model, settings.loss, private, held, labels, classes)
+    facts_of = data if isinstance(data, FeatureSet) else extractor
+    carrying = [
+        carrying_segments(model, LOSSES[settings.loss], sample.to(device), label.to(device)).view(
+            sample.shape[:-1]
+        )
+        for sample, label in zip(private, labels, strict=True)
+    ]
+    features = Features(
+        truth=truth,
+        places=places,
+        carrying=torch.stack(
+            [each if places is None else each[places[index]] for index, each in enumerate(carrying)]
+        ),
+        nulls=_segment_nulls(extractor, frames, public, len(truth), settings),
+        extractor=extractor,
+        nonnegative=facts_of.nonnegative,
+        unit_norm=facts_of.unit_norm,
+    )
+    return replace(bench, frames=frames, features=features), facts
+
+
+def _feature_matrices(extractor: Extractor | None, data: ClipSet | FeatureSet) -> tuple[Tensor, Tensor]:
+    """Return private (N, S, F) and public (M, S, F) features, on the CPU."""
+    if isinstance(data, FeatureSet):
+        return data.features, data.public_features
+    return extract(extractor, data.clips), extract(extractor, data.public_clips)
+
+
+def extract(extractor: Extractor, clips: Tensor) -> Tensor:
+    """Return the features (N, S, F) of clips (N, C, T, H, W), on the CPU; N may be 0."""
+    device = next(extractor.parameters()).device
+    if not len(clips):
+        some = extract(extractor, clips.new_full((1, *clips.shape[1:]), 0.5))
+        return some[:0]
+    with torch.no_grad():
+        return torch.cat([extractor(part.to(device)).cpu() for part in torch.split(clips, 16)])
+
+
+def _targets(loss: str, data: ClipSet | FeatureSet) -> tuple[Tensor, Tensor, int]:
+    """Return the labels of private and public clips as a loss sees them, and how many kinds there are."""
+    if loss == "cross_entropy" or isinstance(data, FeatureSet):
+        return data.labels, data.public_labels, len(data.classes)
+    anomalous = torch.tensor(anomalous_classes(data.classes))
+    return anomalous[data.labels].long(), anomalous[data.public_labels].long(), 2
+
+
+def anomalous_classes(classes: Sequence[str]) -> list[bool]:
+    """Return for every class whether it counts as anomalous where a loss knows only normal and anomalous.
+
+    Whatever is not called normal, as in UCF-Crime; where nothing is, the second half of the list.
+    """
+    normal = ["normal" in name.lower() for name in classes]
+    if any(normal) and not all(normal):
+        return [not each for each in normal]
+    return [index >= len(classes) // 2 for index in range(len(classes))]
+
+
+def _pairs(bags: Tensor, labels: Tensor) -> tuple[Tensor, list[int]]:
+    """Return for every bag its pair (N, 2, S, F), anomalous first, and which of the two it is itself."""
+    kinds = [torch.nonzero(labels == label).flatten().tolist() for label in (0, 1)]
+    if not all(kinds):
+        raise InputError(
+            "loss 'ranking': expected normal and anomalous clips, found only one kind; give more clips, or "
+            "another --loss"
+        )
+    pairs, met = [], [0, 0]
+    for bag, label in zip(bags, labels.tolist(), strict=True):
+        others = kinds[1 - label]
+        other = bags[others[met[label] % len(others)]]
+        met[label] += 1
+        pairs.append(torch.stack([bag, other] if label else [other, bag]))
+    return torch.stack(pairs), [1 - label for label in labels.tolist()]
+
+
+def _segment_nulls(
+    extractor: Extractor | None, frames: Frames | None, public: Tensor, clips: int, settings: Settings
+) -> dict[int, list[Answers]]:
+    """Return what is said of every clip's features without an update: those of guessed clips, and the mean."""
+    mean = {"public_features": public.mean(0)} if len(public) else {}
+    if frames is None:
+        return {0: [mean or {"zero": public.new_zeros(public.shape[1:])}] * clips}
+    seen: dict[int, Tensor] = {}  # most answers are the same for all clips
+
+    def features(clip: Tensor) -> Tensor:
+        if id(clip) not in seen:
+            seen[id(clip)] = extract(extractor, clip[None])[0]
+        return seen[id(clip)]
+
+    return {
+        count: [{name: features(clip) for name, clip in answers.items()} | mean for answers in every]
+        for count, every in frames.nulls.items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Both
+
+
+def _bench(
+    settings: Settings, pipeline: str, name: str, data: ClipSet | FeatureSet, model: nn.Module, loss: str,
+    private: Tensor, public: Tensor, labels: Tensor, classes: int,
+) -> Bench:  # fmt: skip
+    client = Client(model, loss=loss)
+    return Bench(
+        settings=settings.resolved(),
+        pipeline=pipeline,
+        name=name,
+        data=data,
+        model=model,
+        loss=loss,
+        private=private,
+        public=public,
+        labels=labels,
+        classes=classes,
+        honest=_honest_updates(client, private, labels, settings.seed),
+        hypotheses=_hypotheses(client, private, labels, 1 if loss == "ranking" else classes, settings.seed),
+        order_identifiable=order_identifiable(model, tuple(private.shape[1:]), loss=loss),
+        frames=None,
+        features=None,
+    )
+
+
+def _honest_updates(client: Client, private: Tensor, labels: Tensor, seed: int) -> list[Update]:
+    """Return the undefended update of every clip, under these labels (N,)."""
+    pairs = zip(private, labels, strict=True)
+    return [client.update(clip[None], label[None], generator(seed, "honest")) for clip, label in pairs]
+
+
+def _hypotheses(client: Client, private: Tensor, labels: Tensor, kinds: int, seed: int) -> list[list[Update]]:
+    """Return for every candidate its update under every label; nothing where they would not fit in memory."""
+    size = 4 * sum(p.numel() for p in client.model.parameters()) * len(private) * kinds
+    if size > _LINK_BYTES:
+        return []
+    every = [torch.full_like(labels, label) for label in range(kinds)]
+    return [
+        list(each) for each in zip(*(_honest_updates(client, private, y, seed) for y in every), strict=True)
+    ]
+
+
+#: Reference frames below which a null attacker has nothing to say, or nothing of its own.
+_FRAMES_FOR = {"reference_still": 1, "reference_mean": 2}
+
+
+def null_names(data: ClipSet | FeatureSet, references: int) -> list[str]:
+    """Return the null attackers that can answer with so many reference frames of frames."""
+    public = data.public_clips if isinstance(data, ClipSet) else data.public_features
+    return [
+        name
+        for name in NULL_ATTACKS
+        if (name != "public_mean" or len(public)) and references >= _FRAMES_FOR.get(name, 0)
+    ]
+
+
+def frames_knowledge(data: ClipSet, index: int, references: int, **more: Any) -> Knowledge:
+    """Return what is granted about the frames of one clip, whatever the pipeline."""
+    return Knowledge(
+        clip_shape=tuple(data.clips.shape[1:]),
+        batch_size=1,
+        classes=len(data.classes),
+        public_clips=data.public_clips,
+        references=references_of(data, index, references),
+        **more,
+    )
+
+
+def references_of(data: ClipSet, index: int, count: int) -> Tensor | None:
+    """Return the first so many reference frames (1, C, K, H, W) of a clip, None for none."""
+    if not count or data.references is None:
+        return None
+    return data.references[index : index + 1, :, :count].clone()  # a view would reach those of other clips
+
+
+def _frames(data: ClipSet, settings: Settings) -> Frames:
+    nulls = {count: _null_answers(data, count, settings.seed) for count in settings.reference_frames}
+    if settings.enhance == "none":
+        return Frames(data, nulls)
+    enhance = _enhancer(settings.enhance, data)
+    return Frames(
+        data,
+        nulls,
+        plain=_each_once(nulls, plain),
+        enhanced=_each_once(nulls, lambda clip: enhance(clip).clip),
+        enhance=enhance,
+        method=settings.enhance,
+    )
+
+
+def _enhancer(name: str, data: ClipSet) -> Enhancer:
+    return build_enhancer(name, network=network_for(data) if name == "network" else None)
+
+
+def _each_once(
+    nulls: dict[int, list[Answers]], change: Callable[[Tensor], Tensor]
+) -> dict[int, list[Answers]]:
+    """Change every answer; those that several clips share, once."""
+    seen: dict[int, Tensor] = {}
+
+    def changed(clip: Tensor) -> Tensor:
+        if id(clip) not in seen:
+            seen[id(clip)] = change(clip)
+        return seen[id(clip)]
+
+    return {
+        count: [{name: changed(clip) for name, clip in answers.items()} for answers in every]
+        for count, every in nulls.items()
+    }
+
+
+def _null_answers(data: ClipSet, references: int, seed: int) -> list[Answers]:
+    """Return what each null attacker answers of every clip, (C, T, H, W) by name."""
+    model = nn.Linear(1, 1)  # an update of nothing: they never look at it
+    update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
+    names, unused = null_names(data, references), generator(seed, "null")
+
+    def answers(index: int, chosen: list[str]) -> Answers:
+        observation = Observation(model, update, frames_knowledge(data, index, references))
+        return {name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in chosen}
+
+    same = answers(0, [name for name in names if not name.startswith("reference")])
+    own = [name for name in names if name.startswith("reference")]
+    return [same | (answers(index, own) if own else {}) for index in range(len(data.clips))]
+
+
+def _model_facts(settings: Settings, model: nn.Module) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().contiguous().numpy().tobytes())
+    return {
+        "training_state": settings.training_state,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_steps": TRAINING_STATES[settings.training_state],
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def _accuracies(
+    model: nn.Module, public: Tensor, public_labels: Tensor, private: Tensor, labels: Tensor
+) -> dict[str, float | None]:
+    return {
+        "train_accuracy": accuracy(model, public, public_labels),
+        "held_out_accuracy": accuracy(model, private, labels),
+    }
+
+
+def _header(
+    resolved: dict[str, Any], data: ClipSet | FeatureSet, models: list[dict[str, Any]]
+) -> dict[str, Any]:
+    status = extension.status()
+    if isinstance(data, ClipSet):
+        private, public = data.clips, data.public_clips
+    else:
+        private, public = data.features, data.public_features
+    facts = {
+        "name": data.name,
+        "clips": len(private),
+        "public_clips": len(public),
+        "public_source": data.public_source,
+        "classes": list(data.classes),
+        "labels": data.labels.tolist(),
+        "names": list(data.names),
+        "notes": [*data.notes, *_notes(resolved, data)],
+        "sha256": hashlib.sha256(private.numpy().tobytes() + public.numpy().tobytes()).hexdigest(),
+    }
+    versions = {"vleak": vleak.__version__, "torch": torch.__version__}
+    environment = {**versions, "python": platform.python_version(), "platform": platform.platform(),
+                   "extension": status.state, "device": resolved["device"]}  # fmt: skip
+    return {
+        "environment": environment,
+        "versions": versions,
+        "settings": resolved,
+        "data": facts,
+        "models": models,
+    }
+
+
+def _notes(resolved: dict[str, Any], data: ClipSet | FeatureSet) -> list[str]:
+    binary = resolved["loss"] != "cross_entropy" and resolved["pipeline"] != "raw"
+    if not binary or isinstance(data, FeatureSet):
+        return []
+    named = [name for name, odd in zip(data.classes, anomalous_classes(data.classes), strict=True) if odd]
+    return [f"feature pipeline: {', '.join(named)} count as anomalous"]

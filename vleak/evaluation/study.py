@@ -1,0 +1,485 @@
+"""The study: claims about inverting gradients of video, each asked on runs of its own and judged by intervals.
+
+The claims are those of "Images in Motion?" (2025, arXiv 2509.09742), and two questions that it leaves open.
+Its tables are not compared with: its claims are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from vleak.errors import InputError
+from vleak.evaluation.cell import StoppedError
+from vleak.evaluation.run import Progress, evaluate
+from vleak.evaluation.settings import Settings
+from vleak.evaluation.statistics import Interval, mean_interval
+from vleak.evaluation.store import SCHEMA_VERSION
+from vleak.files import write_atomic
+
+__all__ = ["CLAIMS", "Claim", "Comparison", "Study", "judge", "plan", "run_study"]
+
+Verdict = Literal["holds", "does not hold", "mixed"]
+Results = Mapping[str, dict[str, Any]]
+"""What every run of a study gave, by the run's name."""
+
+EXTRACTORS = ("c3d_small", "frame_cnn")
+HEADS = ("linear", "mlp:depth=2", "mlp:depth=4", "attention", "lstm")
+LOSSES = ("bce", "ranking", "cross_entropy")
+WIDTHS = (4, 8, 16, 32, 64)
+DEPTHS = (1, 2, 3, 4)
+COMPRESSED = ("compress:codec=int8", "compress:codec=qsgd,bits=4", "compress:codec=qsgd,bits=2",
+              "prune:fraction=0.9", "prune:fraction=0.99")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study is run on.
+
+    Attributes:
+        data: "synthetic", or videos as `vleak.data.load_data` takes them.
+        clips: to attack, at least 8, or no interval can be given.
+        frames, size, stride, seed, iterations, device, engine: as in `vleak.evaluation.Settings`.
+        quick: ask fewer runs of each question.
+    """
+
+    data: str = "synthetic"
+    clips: int = 12
+    frames: int = 8
+    size: int = 32
+    stride: int = 2
+    seed: int = 0
+    iterations: int = 150
+    device: str = "auto"
+    engine: str = "native"
+    quick: bool = False
+
+    def settings(self, **changes: Any) -> Settings:
+        """Return the settings of one of its runs."""
+        return Settings(
+            data=self.data, clips=self.clips, frames=self.frames, size=self.size, stride=self.stride,
+            seed=self.seed, iterations=self.iterations, device=self.device, engine=self.engine,
+            **{"defenses": ("none",), "enhance": "none"} | changes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measured difference, paired by clip.
+
+    Attributes:
+        name: what is compared with what.
+        effect: mean over clips with its interval; above zero is what the claim says.
+        unit: of the effect.
+        cells: ids of the cells behind it, "run: cell".
+    """
+
+    name: str
+    effect: Interval
+    unit: str
+    cells: tuple[str, ...]
+
+    @property
+    def supports(self) -> bool:
+        """Whether the whole interval lies on the side that the claim says."""
+        return self.effect.low is not None and self.effect.low > 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what came of it.
+
+    Attributes:
+        key: short name.
+        name: the claim in a sentence.
+        comparisons: what was measured for it; the first is its effect.
+        remarks: sentences on how to read it.
+        points: what plots of it show, by series: (place, effect) along the axis; unit_of_points: of what.
+        grid: rows of a table beside the comparisons, JSON values.
+    """
+
+    key: str
+    name: str
+    comparisons: tuple[Comparison, ...]
+    remarks: tuple[str, ...] = ()
+    points: dict[str, list[tuple[float, Interval]]] = field(default_factory=dict)
+    axis: str = ""
+    unit_of_points: str = "PSNR gain in dB"
+    grid: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Holds if every comparison supports it, does not hold if none does, mixed otherwise."""
+        supporting = sum(each.supports for each in self.comparisons)
+        if supporting == len(self.comparisons) > 0:
+            return "holds"
+        return "mixed" if supporting else "does not hold"
+
+    def record(self) -> dict[str, Any]:
+        """Return the claim as JSON values."""
+        first = self.comparisons[0]
+        return {
+            "key": self.key,
+            "name": self.name,
+            "effect": first.effect.mean,
+            "interval": [first.effect.low, first.effect.high],
+            "unit": first.unit,
+            "verdict": self.verdict,
+            "comparisons": [
+                {
+                    "name": each.name,
+                    "effect": each.effect.mean,
+                    "interval": [each.effect.low, each.effect.high],
+                    "unit": each.unit,
+                    "clips": each.effect.n,
+                    "supports": each.supports,
+                }
+                for each in self.comparisons
+            ],
+            "remarks": list(self.remarks),
+            "axis": self.axis,
+            "unit_of_points": self.unit_of_points,
+            "points": {
+                series: [[x, i.mean, i.low, i.high] for x, i in points]
+                for series, points in self.points.items()
+            },
+            "grid": list(self.grid),
+            "cells": list(dict.fromkeys(cell for each in self.comparisons for cell in each.cells)),
+        }
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Running
+
+
+def plan(study: Study) -> dict[str, Settings]:
+    """Return the runs of a study by name.
+
+    Raises:
+        InputError: fewer than 8 clips.
+    """
+    if study.clips < 8:
+        raise InputError(f"study: expected at least 8 clips, or no interval can be given, got {study.clips}")
+    quick = study.quick
+    runs = {
+        "raw": study.settings(reference_frames=(0, 1, 4), enhance="classical"),
+        "raw, network": study.settings(enhance="network"),
+        "compressed": study.settings(defenses=COMPRESSED[1:4:2] if quick else COMPRESSED),
+    }
+    for width in WIDTHS[1::2] if quick else WIDTHS:
+        runs[f"raw, width {width}"] = study.settings(model=f"c3d_tiny:width={width}")
+    for depth in DEPTHS[::3] if quick else DEPTHS:
+        runs[f"raw, depth {depth}"] = study.settings(model=f"c3d_tiny:depth={depth}")
+    heads = HEADS[:3:2] if quick else HEADS
+    for extractor, head, loss in product(EXTRACTORS, heads, LOSSES[:2] if quick else LOSSES):
+        runs[f"{extractor}, {head}, {loss}"] = study.settings(
+            pipeline="feature", extractor=extractor, head=head, loss=loss
+        )
+    return runs
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Run every run of a study that is not finished yet, and write ``study.json``.
+
+    Args:
+        study: what to run.
+        out: a folder; each run is a folder below it, and is taken up where it was.
+        workers: as for `vleak.evaluation.evaluate`.
+        progress: called as (what, runs finished, runs in all).
+        stop: when set, the study ends after the finished cells.
+
+    Returns:
+        {"schema_version", "settings", "claims": [...]}, each claim as `Claim.record`.
+
+    Raises:
+        InputError: settings or data cannot be used, or a folder holds another run.
+        StoppedError: ``stop`` was set before the end.
+        VleakError: the folder cannot be written.
+    """
+    runs, results = plan(study), {}
+    tell = progress or (lambda what, done, total: None)
+    for number, (name, settings) in enumerate(runs.items()):
+        tell(name, number, len(runs))
+        if stop is not None and stop.is_set():
+            raise StoppedError(f"stopped with {number} of {len(runs)} runs finished")
+        results[name] = evaluate(settings, out / folder(name), workers=workers, stop=stop)
+    tell("judging", len(runs), len(runs))
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": vars(study),
+        "environment": results["raw"]["environment"],
+        "data": results["raw"]["data"],
+        "runs": list(runs),
+        "compressed": list(dict.fromkeys(c["defense"]["label"] for c in results["compressed"]["cells"])),
+        "claims": [claim.record() for claim in judge(results)],
+    }
+    write_atomic(out / "study.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+    return content
+
+
+def folder(name: str) -> str:
+    """Return the name of a run's folder below the study's."""
+    return "".join(c if c.isalnum() else "-" for c in name).replace("--", "-")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Judging
+
+
+def judge(results: Results) -> list[Claim]:
+    """Return every claim with what the runs say of it."""
+    return [make(results) for make in CLAIMS.values()]
+
+
+def _extractors_hinder(results: Results) -> Claim:
+    raw = _leak(results, "raw", "psnr_gain_db")
+    comparisons = [
+        _difference(f"raw frames over {name}", raw, _leak(results, name, "psnr_gain_db"), "dB")
+        for name in _features(results)
+    ]
+    # The strongest first: what hinders only behind some losses does not hinder.
+    comparisons.sort(key=lambda each: each.effect.mean if each.effect.mean is not None else math.inf)
+    return Claim(
+        "extractors",
+        "A frozen extractor in front of the classifier hinders the rebuilding of frames.",
+        tuple(comparisons),
+        remarks=("Each row is one extractor, head and loss; the row that leaks most comes first.",),
+    )
+
+
+def _simple_leaks(results: Results) -> Claim:
+    comparisons, points = [], {}
+    for loss, extractor in product(LOSSES, EXTRACTORS):
+        names = [n for n in _features(results) if n.startswith(f"{extractor}, ") and n.endswith(f", {loss}")]
+        simple, deep = (f"{extractor}, {head}, {loss}" for head in ("linear", "mlp:depth=4"))
+        if simple in names and deep in names:
+            comparisons.append(
+                _difference(
+                    f"{extractor}, {loss}: one linear layer over four",
+                    _leak(results, simple, "segments.cosine_gain"),
+                    _leak(results, deep, "segments.cosine_gain"),
+                    "cosine",
+                )
+            )
+    for axis in ("width", "depth"):
+        names = [name for name in results if name.startswith(f"raw, {axis} ")]
+        comparisons.append(
+            _difference(
+                f"raw frames: {names[0].removeprefix('raw, ')} over {names[-1].removeprefix('raw, ')}",
+                _leak(results, names[0], "psnr_gain_db"),
+                _leak(results, names[-1], "psnr_gain_db"),
+                "dB",
+            )
+        )
+        points[axis] = [
+            (float(results[name]["models"][0]["parameters"]), _mean(_leak(results, name, "psnr_gain_db")))
+            for name in names
+        ]
+    return Claim(
+        "complexity",
+        "What leaks returns when the classifier is simple.",
+        tuple(comparisons),
+        remarks=("Above zero, the simpler model leaks more.",),
+        points=points,
+        axis="parameters",
+    )
+
+
+def _enhancement_improves(results: Results) -> Claim:
+    comparisons, remarks = [], []
+    for name, method in (("raw", "classical"), ("raw, network", "network")):
+        cells = _cells(results, name, references=0)
+        values = {cell["clip"]: (_at(cell, "enhanced.psnr_change_db"), _tag(name, cell)) for cell in cells}
+        comparisons.append(
+            _difference(f"{method} over bicubic", values, dict.fromkeys(values, (0.0, "")), "dB")
+        )
+        moved = [_at(cell, "enhanced.identification_moved") for cell in cells]
+        remarks.append(
+            f"{method}: {moved.count('gained')} clips are recognised only after it, {moved.count('lost')} "
+            f"only before it, of {len(moved)}."
+        )
+    return Claim(
+        "enhancement", "Super-resolution improves what was rebuilt.", tuple(comparisons), tuple(remarks)
+    )
+
+
+def _frames_help(results: Results) -> Claim:
+    counts = (0, 1, 4)
+    moving, gain = (
+        {count: _leak(results, "raw", measure, references=count) for count in counts}
+        for measure in ("motion_psnr_db", "psnr_gain_db")
+    )
+    return Claim(
+        "references",
+        "The more frames of the scene an attacker holds, the more of the clip he rebuilds.",
+        (
+            _difference("one frame over none, where it moves", moving[1], moving[0], "dB"),
+            _difference("four frames over one, where it moves", moving[4], moving[1], "dB"),
+            _difference("one frame over none, beyond what the frame shows", gain[1], gain[0], "dB"),
+        ),
+        remarks=("Beyond what the frame shows: as gain over an attacker who holds the frame still.",),
+        points={"where it moves": [(float(count), _mean(moving[count])) for count in counts]},
+        axis="reference frames",
+        unit_of_points="PSNR where it moves, in dB",
+    )
+
+
+def _compression_protects(results: Results) -> Claim:
+    plain = _leak(results, "compressed", "psnr_gain_db")
+    labels = dict.fromkeys(
+        cell["defense"]["label"]
+        for cell in results["compressed"]["cells"]
+        if cell["defense"]["name"] != "none"
+    )
+    return Claim(
+        "compression",
+        "A compressed gradient leaks less than a plain one.",
+        tuple(
+            _difference(
+                f"plain over {label}",
+                plain,
+                _leak(results, "compressed", "psnr_gain_db", defense=label),
+                "dB",
+            )
+            for label in labels
+        ),
+        remarks=("The attacker knows the codec. The question is open in the paper.",),
+    )
+
+
+def _extractor_decides(results: Results) -> Claim:
+    grid = {
+        tuple(name.split(", ")): _leak(results, name, "segments.cosine_gain") for name in _features(results)
+    }
+    clips = sorted(set.intersection(*(set(values) for values in grid.values())) if grid else ())
+    shares = {clip: _shares({place: values[clip][0] for place, values in grid.items()}) for clip in clips}
+    tags = tuple(tag for values in grid.values() for _, tag in values.values())
+    factors = ("extractor", "head", "loss")
+
+    def over(other: int) -> Comparison:
+        effect = mean_interval([share[0] - share[other] for share in shares.values()])
+        return Comparison(f"extractor over {factors[other]}", effect, "share of variance", tags)
+
+    means = [math.fsum(share[i] for share in shares.values()) / max(1, len(shares)) for i in range(3)]
+    told = ", ".join(f"{name} {100 * mean:.0f} %" for name, mean in zip(factors, means, strict=True))
+    return Claim(
+        "factors",
+        "Of loss, head and extractor, the extractor decides how much leaks.",
+        (over(2), over(1)),
+        remarks=(
+            f"Shares of the variance of what comes back of the features: {told}; the rest is interplay.",
+        ),
+        grid=tuple(_grid_row(results, name) for name in _features(results)),
+    )
+
+
+def _grid_row(results: Results, run: str) -> dict[str, Any]:
+    """Return what came back of the features of one run, of the attack that got most."""
+    extractor, head, loss = run.split(", ")
+    best = {tag for _, tag in _leak(results, run, "segments.cosine_gain").values()}
+    found = [cell["scores"]["segments"] for cell in _cells(results, run) if _tag(run, cell) in best]
+    gains = [each["cosine_gain"] for each in found]
+    return {
+        "extractor": extractor,
+        "head": head,
+        "loss": loss,
+        **{name: sum(each[name] for each in found) for name in ("recovered", "carrying", "segments")},
+        "cosine_gain": math.fsum(gains) / len(gains) if gains else None,
+    }
+
+
+def _shares(values: Mapping[tuple[str, ...], float]) -> tuple[float, ...]:
+    """Return for every factor of a full grid the part of the values' variance that its main effect explains."""
+    mean = math.fsum(values.values()) / len(values)
+    total = math.fsum((value - mean) ** 2 for value in values.values())
+    if total == 0:
+        return (0.0,) * len(next(iter(values)))
+    shares = []
+    for factor in range(len(next(iter(values)))):
+        levels: dict[str, list[float]] = {}
+        for place, value in values.items():
+            levels.setdefault(place[factor], []).append(value)
+        between = math.fsum(len(each) * (math.fsum(each) / len(each) - mean) ** 2 for each in levels.values())
+        shares.append(between / total)
+    return tuple(shares)
+
+
+CLAIMS: dict[str, Callable[[Results], Claim]] = {
+    "extractors": _extractors_hinder,
+    "complexity": _simple_leaks,
+    "enhancement": _enhancement_improves,
+    "references": _frames_help,
+    "compression": _compression_protects,
+    "factors": _extractor_decides,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Reading results
+
+Values = dict[str, tuple[float, str]]
+"""By clip, a number and the id of the cell that it is from."""
+
+
+def _features(results: Results) -> list[str]:
+    return [name for name in results if name.startswith(EXTRACTORS)]
+
+
+def _cells(results: Results, run: str, *, defense: str = "none", references: int = 0) -> list[dict[str, Any]]:
+    """Return the scored cells of attacks on updates."""
+    return [
+        cell
+        for cell in results[run]["cells"]
+        if cell["status"] == "ok"
+        and cell["knowledge"]["defense"]
+        and cell["defense"]["label"] == defense
+        and cell["knowledge"]["reference_frames"] == references
+    ]
+
+
+def _leak(results: Results, run: str, measure: str, **where: Any) -> Values:
+    """Return a measure clip by clip, of the attack that gets most out of the run on the whole."""
+    attacks: dict[str, Values] = {}
+    for cell in _cells(results, run, **where):
+        value = _at(cell["scores"], measure)
+        if value is not None:
+            attacks.setdefault(cell["attack"]["name"], {})[cell["clip"]] = (float(value), _tag(run, cell))
+    if not attacks:
+        return {}
+    return max(attacks.values(), key=lambda values: math.fsum(v for v, _ in values.values()) / len(values))
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    value: Any = record
+    for name in path.split("."):
+        value = None if value is None else value.get(name)
+    return value
+
+
+def _tag(run: str, cell: dict[str, Any]) -> str:
+    return f"{run}: {cell['id']}"
+
+
+def _difference(name: str, more: Values, less: Values, unit: str) -> Comparison:
+    """Compare clip by clip; only clips that both have count."""
+    both = [clip for clip in more if clip in less and more[clip][0] is not None]
+    effect = mean_interval([more[clip][0] - less[clip][0] for clip in both])
+    cells = tuple(tag for clip in both for tag in (more[clip][1], less[clip][1]) if tag)
+    return Comparison(name, effect, unit, cells)
+
+
+def _mean(values: Values) -> Interval:
+    return mean_interval([value for value, _ in values.values()])

@@ -1,0 +1,350 @@
+"""Frozen extractors: clips (N, 3, T, H, W) in [0, 1] to feature matrices (N, S, F), one row a segment.
+
+A net of features maps segments (M, 3, segment_frames, H, W) to (M, F) and says in attributes what everybody
+knows of it; an `Extractor` cuts clips into segments and keeps the net frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak.cache import Recipe, cached_tensors
+from vleak.errors import InputError
+from vleak.models.build import build_named, call_factory, canonical, is_built_in, settings_of
+from vleak.models.classifiers import check_range, halved
+from vleak.models.kinetics import VIDEO_MODELS, KineticsNet
+from vleak.seeds import derive_seed, generator
+from vleak.spelling import split
+
+__all__ = ["EXTRACTORS", "Extractor", "build_extractor", "pretrained", "train_extractor"]
+
+#: Of `train_extractor`, fixed beforehand: steps, clips a step, first rate of Adam, part that is held out.
+STEPS, BATCH, RATE, HELD_OUT = 250, 32, 1e-3, 0.2
+
+
+class C3DSmall(nn.Module):
+    """A small 3-D CNN on segments of two frames; its features are at least 0 and have norm 1.
+
+    Rectified, then brought to Euclidean norm 1: what the C3D features are that anomaly detectors are
+    trained on (Sultani et al., CVPR 2018, arXiv 1801.04264).
+    """
+
+    nonnegative, unit_norm = True, True
+
+    def __init__(self, size: int, *, segment_frames: int = 2, features: int = 256) -> None:
+        """Size it for frames (3, size, size).
+
+        Args:
+            size: height and width of the frames.
+            segment_frames: frames a segment, 2 to 16.
+            features: F.
+
+        Raises:
+            InputError: a setting is out of range.
+        """
+        check_range("segment_frames", segment_frames, 16, low=2)
+        check_range("features", features, 4096)
+        super().__init__()
+        self.segment_frames, self.features = segment_frames, features
+        self.layers = nn.Sequential(
+            nn.Conv3d(3, 16, 3, stride=(1, 2, 2), padding=1),
+            nn.ReLU(),
+            nn.Conv3d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv3d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * halved(segment_frames, 2) * halved(size, 3) ** 2, features),
+            nn.ReLU(),
+        )
+
+    def activations(self, segments: Tensor) -> Tensor:
+        """Return features (M, F), at least 0 and of any norm, of segments (M, 3, T, H, W) in [0, 1]."""
+        activations: Tensor = self.layers(segments * 2 - 1)
+        return activations
+
+    def forward(self, segments: Tensor) -> Tensor:
+        """Return features (M, F) of norm 1 of segments (M, 3, T, H, W) in [0, 1]."""
+        return F.normalize(self.activations(segments), dim=1)
+
+
+class FrameCNN(nn.Module):
+    """A small CNN on every frame by itself; its features are at least 0."""
+
+    nonnegative, unit_norm = True, False
+    segment_frames = 1
+
+    def __init__(self, size: int, *, features: int = 256) -> None:
+        """Size it for frames (3, size, size); `features` is F.
+
+        Raises:
+            InputError: a setting is out of range.
+        """
+        check_range("features", features, 4096)
+        super().__init__()
+        self.features = features
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * halved(size, 3) ** 2, features),
+            nn.ReLU(),
+        )
+
+    def activations(self, segments: Tensor) -> Tensor:
+        """See `forward`."""
+        activations: Tensor = self.layers(segments[:, :, 0] * 2 - 1)
+        return activations
+
+    def forward(self, segments: Tensor) -> Tensor:
+        """Return features (M, F) of segments (M, 3, 1, H, W) in [0, 1]."""
+        return self.activations(segments)
+
+
+#: name -> factory(size), or for torchvision's (size) with weights of its own; see `build_extractor`.
+EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
+    "c3d_small": C3DSmall,
+    "frame_cnn": FrameCNN,
+    **{f"torchvision.{name}": partial(KineticsNet, name) for name in VIDEO_MODELS},
+}
+
+
+class Extractor(nn.Module):
+    """A frozen net of features, asked about every segment of a clip. It stays in eval mode.
+
+    Attributes:
+        net: maps segments (M, 3, segment_frames, H, W) in [0, 1] to features (M, F).
+        segment_frames: frames a segment.
+        features: F.
+        nonnegative: whether every feature is at least 0.
+        unit_norm: whether the features of every segment have Euclidean norm 1.
+    """
+
+    def __init__(self, net: nn.Module, features: int) -> None:
+        """Take a net with the attribute ``segment_frames``, and freeze it; `features` is F."""
+        super().__init__()
+        facts = cast("_Facts", net)
+        self.segment_frames, self.features = facts.segment_frames, features
+        self.nonnegative = bool(getattr(net, "nonnegative", False))
+        self.unit_norm = bool(getattr(net, "unit_norm", False))
+        self.net = net
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Extractor:
+        """Stay in eval mode: what is frozen has no other."""
+        super().train(False)
+        return self
+
+    def segments(self, clips: Tensor) -> Tensor:
+        """Cut clips (N, C, T, H, W) into (N * S, C, segment_frames, H, W), clip after clip.
+
+        Raises:
+            InputError: T is no multiple of ``segment_frames``.
+        """
+        if clips.ndim != 5 or clips.shape[2] % self.segment_frames:
+            raise InputError(
+                f"extractor: expected clips (clip, channel, frame, height, width) with a multiple of "
+                f"{self.segment_frames} frames, got {tuple(clips.shape)}; choose --frames that fit it"
+            )
+        return clips.unflatten(2, (-1, self.segment_frames)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call, no-any-return]
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return features (N, S, F) of clips (N, C, T, H, W) in [0, 1], S = T / segment_frames.
+
+        Raises:
+            InputError: T is no multiple of ``segment_frames``.
+        """
+        found: Tensor = self.net(self.segments(clips))
+        return found.reshape(len(clips), -1, self.features)
+
+
+class _Facts(Protocol):
+    segment_frames: int
+
+
+def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extractor:
+    """Return a frozen extractor on the CPU; those built in have freshly drawn weights, see `pretrained`.
+
+    Args:
+        name: a key of ``EXTRACTORS``, with settings where others than the default ones are wanted, such as
+            ``c3d_small:features=64`` or ``torchvision.r3d_18:weights=FILE``; or ``package.module:factory``. A
+            factory is called without arguments, or with those of ``size`` and ``frames`` that it names, and
+            returns a frozen module from segments (M, 3, segment_frames, size, size) to features (M, F) with
+            the attribute ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is true.
+        size: height and width of the clips.
+        frames: T of the clips, a multiple of ``segment_frames``.
+        seed: drawn weights depend on this number and on the name alone.
+
+    Raises:
+        InputError: the name or a setting is unknown, weights cannot be had, a factory's module is not
+            frozen or does not take the segments, or frames is no multiple of ``segment_frames``.
+        CapabilityError: torchvision is asked for and cannot be imported.
+    """
+    if not is_built_in("extractor", name, EXTRACTORS):
+        arguments = {"size": size, "frames": frames}
+        net = call_factory("extractor", name, arguments, derive_seed(seed, "extractor weights", name))
+        _check_net(name, net)
+    elif _is_torchvision(name):
+        factory = EXTRACTORS[split(name)[0]]
+        net = factory(size, **settings_of("extractor", name, factory))
+    else:
+        net = build_named("extractor", name, EXTRACTORS, (size,), seed, "extractor weights")
+    return _wrapped(name, net, frames, size)
+
+
+def train_extractor(
+    extractor: Extractor, clips: Tensor, labels: Tensor, generator: torch.Generator, *, steps: int = STEPS
+) -> float:
+    """Train a built-in extractor in place to tell the classes of clips apart, and freeze it again.
+
+    What is trained beside it, and dropped, is one linear layer on the features of all segments in their
+    order, so that also a net of single frames learns where things are.
+
+    Args:
+        extractor: what `build_extractor` returned for "c3d_small" or "frame_cnn".
+        clips: (M, 3, T, H, W) in [0, 1], never those of an evaluation; the last fifth is held out.
+        labels: (M,) int64, classes in any order.
+        generator: draws the batches and the weights of the linear layer.
+        steps: optimiser steps.
+
+    Returns:
+        the accuracy on the clips held out.
+
+    Raises:
+        InputError: the extractor is none of those, or there are fewer than ten clips.
+    """
+    net = extractor.net
+    if not isinstance(net, C3DSmall | FrameCNN):
+        raise InputError("extractor: only c3d_small and frame_cnn are trained here; bring others trained")
+    if len(clips) < 10:
+        raise InputError(f"extractor: training needs at least 10 clips, got {len(clips)}; give more")
+    kept = len(clips) - int(HELD_OUT * len(clips))
+    count = clips.shape[2] // extractor.segment_frames
+    weight = torch.zeros(int(labels.max()) + 1, count * extractor.features)
+    head = [weight.requires_grad_(), torch.zeros(len(weight)).requires_grad_()]
+    net.requires_grad_(True)
+
+    def logits(part: Tensor) -> Tensor:
+        return F.linear(net.activations(extractor.segments(part)).reshape(len(part), -1), *head)
+
+    optimiser = torch.optim.Adam([*net.parameters(), *head])
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        batch = torch.randint(kept, (BATCH,), generator=generator)
+        loss = F.cross_entropy(logits(clips[batch]), labels[batch])
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+    optimiser.zero_grad()
+    extractor.requires_grad_(False)
+    with torch.no_grad():
+        hits = [
+            logits(part).argmax(1) == wanted
+            for part, wanted in zip(clips[kept:].split(BATCH), labels[kept:].split(BATCH), strict=True)
+        ]
+    return float(torch.cat(hits).float().mean())
+
+
+def pretrained(
+    name: str,
+    *,
+    size: int,
+    frames: int,
+    seed: int,
+    recipe: Recipe,
+    clips: Callable[[], tuple[Tensor, Tensor]],
+    again: bool = False,
+) -> tuple[Extractor, float]:
+    """Return a built-in extractor with weights that were trained on this machine, from the user's cache.
+
+    Args:
+        name: "c3d_small" or "frame_cnn", with settings or without.
+        size, frames, seed: as of `build_extractor`; the training draws from the seed as well.
+        recipe: what the clips depend on, such as their source, number and seed.
+        clips: makes (clips, labels) where the cache has no weights, see `train_extractor`.
+        again: train even if the cache has them.
+
+    Returns:
+        the extractor, and its accuracy on the clips that were held out.
+
+    Raises:
+        InputError: the name or a setting is unknown, or there are too few clips.
+    """
+    extractor = build_extractor(name, size=size, frames=frames, seed=seed)
+    spelled = canonical("extractor", name, EXTRACTORS)
+
+    def make() -> dict[str, Tensor]:
+        accuracy = train_extractor(extractor, *clips(), generator(seed, "extractor training", spelled))
+        return {**extractor.net.state_dict(), _ACCURACY: torch.tensor(accuracy)}
+
+    whole = {"name": spelled, "size": size, "frames": frames, "seed": seed, "steps": STEPS, "batch": BATCH}
+    clash = sorted(set(whole) & set(recipe))
+    if clash:
+        raise InputError(f"extractor: the recipe of the clips names {clash[0]!r}; call it something else")
+    tensors = cached_tensors(split(name)[0], {**whole, **recipe}, make, again=again)
+    accuracy = float(tensors.pop(_ACCURACY))
+    extractor.net.load_state_dict(tensors)
+    return extractor, accuracy
+
+
+_ACCURACY = "accuracy"
+
+
+def _is_torchvision(name: str) -> bool:
+    return isinstance(EXTRACTORS[split(name)[0]], partial)
+
+
+def _check_net(name: str, net: nn.Module) -> None:
+    """Refuse a user's module that is not frozen or does not say how long a segment is."""
+    for key, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            raise InputError(
+                f"extractor {name!r}: parameter {key!r} is not frozen, and what is trained is sent; freeze "
+                "it with module.requires_grad_(False), or attack it as a model"
+            )
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"extractor {name!r}: weight {key!r} holds NaN or infinity; load other weights")
+    frames = getattr(net, "segment_frames", None)
+    if type(frames) is not int or frames < 1:
+        raise InputError(
+            f"extractor {name!r}: segment_frames is {frames!r}, expected the number of frames a segment; set "
+            "it as an attribute of the module"
+        )
+
+
+def _wrapped(name: str, net: nn.Module, frames: int, size: int) -> Extractor:
+    """Freeze a net, after one look at the features of a grey segment."""
+    length = cast("_Facts", net).segment_frames
+    if frames % length or frames < 1:
+        raise InputError(
+            f"extractor {name!r}: {frames} frames are no multiple of its segments of {length}; choose "
+            f"--frames {max(1, frames // length) * length}"
+        )
+    net.eval()
+    try:
+        with torch.no_grad():
+            found = net(torch.full((2, 3, length, size, size), 0.5))
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"extractor {name!r} does not take segments of shape (2, 3, {length}, {size}, {size}) (segment, "
+            f"channel, frame, height, width): {first}; choose --size that fits it"
+        ) from error
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2 or not found.shape[1]:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"extractor {name!r} returned {got} for two segments, expected features (segment, feature); "
+            "pool over time and space"
+        )
+    return Extractor(net, found.shape[1])

@@ -1,0 +1,105 @@
+"""torchvision's video models as extractors: trained on Kinetics, cut before their classification layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak.errors import CapabilityError, InputError
+from vleak.models.classifiers import check_range
+
+#: name -> attribute that holds the classification layer, whether what it reads is rectified.
+VIDEO_MODELS: dict[str, tuple[str, bool]] = {
+    "r3d_18": ("fc", True),
+    "mc3_18": ("fc", True),
+    "r2plus1d_18": ("fc", True),
+    "s3d": ("classifier", True),
+    "swin3d_t": ("head", False),
+    "swin3d_s": ("head", False),
+    "swin3d_b": ("head", False),
+    "mvit_v1_b": ("head", False),
+    "mvit_v2_s": ("head", False),
+}
+
+
+class KineticsNet(nn.Module):
+    """A video model of torchvision, trained on Kinetics-400; segments of 16 frames.
+
+    Frames are brought to the size, mean and spread that it was trained with.
+    """
+
+    unit_norm = False
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, architecture: str, size: int, *, segment_frames: int = 16, weights: str = "") -> None:
+        """Build the architecture and load weights; nothing is downloaded.
+
+        Args:
+            architecture: a key of ``VIDEO_MODELS``.
+            size: height and width of the frames.
+            segment_frames: frames a segment; the MViT take 16 only.
+            weights: a file with a state dict of the architecture; "" for torchvision's own weights, from
+                its cache.
+
+        Raises:
+            InputError: the file is not there or is no state dict of the architecture.
+            CapabilityError: torchvision cannot be imported.
+        """
+        check_range("segment_frames", segment_frames, 64)
+        super().__init__()
+        self.segment_frames = segment_frames
+        layer, self.nonnegative = VIDEO_MODELS[architecture]
+        models = _torchvision(architecture)
+        known = models.get_model_weights(architecture).DEFAULT
+        with torch.random.fork_rng(devices=[]):  # what it draws is replaced
+            self.model: nn.Module = models.get_model(architecture, weights=None)
+        _load(self.model, architecture, weights, known.url)
+        setattr(self.model, layer, nn.Identity())
+        preset = known.transforms()
+        self.side = int(preset.crop_size[0])
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(preset, name))[:, None, None, None])
+
+    def forward(self, segments: Tensor) -> Tensor:
+        """Return features (M, F) of segments (M, 3, T, H, W) in [0, 1]."""
+        size = (segments.shape[2], self.side, self.side)
+        if segments.shape[2:] != size:
+            segments = F.interpolate(segments, size, mode="trilinear", align_corners=False)
+        features: Tensor = self.model((segments - self.mean) / self.std)
+        return features
+
+
+def _torchvision(architecture: str) -> Any:
+    try:
+        import torchvision.models as models
+    except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
+        why = str(error).strip().partition("\n")[0]
+        raise CapabilityError(
+            f"extractor 'torchvision.{architecture}' needs torchvision, which cannot be imported ({why}); "
+            "install the one that belongs to your torch: pip install torchvision"
+        ) from error
+    return models
+
+
+def _load(model: nn.Module, architecture: str, weights: str, url: str) -> None:
+    """Load a state dict, from a file or from torchvision's cache."""
+    path = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    name = f"extractor 'torchvision.{architecture}'"
+    if not path.is_file():
+        remedy = (
+            "give a file with its state dict" if weights
+            else f"download {url} to it, or give a state dict with weights=FILE"
+        )  # fmt: skip
+        raise InputError(f"{name}: there are no weights at {path}; {remedy}")
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a file may hold anything
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{name}: {path} holds no state dict of it ({first}); download {url}, or save model.state_dict()"
+        ) from error
