@@ -48,7 +48,8 @@ FRAMES, SIZE, CLASSES = 4, 16, 6
 SHAPE = (3, FRAMES, SIZE, SIZE)
 
 models = pytest.mark.parametrize("name", MODELS)
-every_attack = pytest.mark.parametrize("attack", ["matching", "matching_blind"])
+every_attack = pytest.mark.parametrize("attack", [a for a in ATTACKS if "frames" in ATTACKS[a].takes])
+matchings = pytest.mark.parametrize("attack", ["matching", "matching_blind"])
 EVERY_DEFENSE = [defense for name in DEFENSES for defense in (sweep(name)[0], sweep(name)[-1])]
 
 
@@ -117,7 +118,7 @@ def same_answer(first: Reconstruction, second: Reconstruction) -> bool:
 # ---- attacks attack
 
 
-@every_attack
+@matchings
 @models
 def test_attack_moves_its_data_and_beats_every_null_attacker(attack: str, name: str) -> None:
     for seed in range(3):
@@ -129,7 +130,7 @@ def test_attack_moves_its_data_and_beats_every_null_attacker(attack: str, name: 
         assert last.labels.tolist() == scene().labels[seed : seed + 1].tolist()
 
 
-@every_attack
+@matchings
 @pytest.mark.parametrize("engine", ["native", "reference"])
 def test_answer_is_complete(attack: str, engine: str) -> None:
     answer = run(ATTACKS[attack](iterations=7, restarts=2, engine=engine), observe_clip())
@@ -165,12 +166,13 @@ def test_determinism_by_generator_alone(attack: str) -> None:
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     first = run(made, observation, 0)
     assert same_answer(first, run(made, observation, 0))
-    assert not torch.equal(first.clips, run(made, observation, 1).clips)
+    if first.iterations:  # without a descent there is nothing to draw
+        assert not torch.equal(first.clips, run(made, observation, 1).clips)
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
 
 
-@every_attack
+@matchings
 def test_restarts_side_by_side_are_restarts_one_after_the_other(
     attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +184,7 @@ def test_restarts_side_by_side_are_restarts_one_after_the_other(
     assert answers[0].iterations == 32
 
 
-@every_attack
+@matchings
 def test_progress_counts_all_restarts_and_stop_ends_them(
     attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +367,8 @@ def test_the_answer_stays_when_the_truth_changes_and_the_observation_does_not(
     other[:, :, -1] = 1 - other[:, :, -1]
     answers = []
     for clips in (truth, other):
-        observation = observe(model, clips, torch.tensor([3]), defense, public_clips=None)
+        public = torch.rand(3, 3, 4, 8, 8, generator=generator("public"))
+        observation = observe(model, clips, torch.tensor([3]), defense, public_clips=public)
         answers.append(run(ATTACKS[attack](iterations=6, restarts=2), observation))
         # Whoever kept the clip itself would from now on see another one.
         clips.fill_(0.25)
@@ -561,7 +564,7 @@ def test_without_a_row_for_every_class_the_label_is_zero() -> None:
     assert infer_labels(observation).tolist() == [0, 0]
 
 
-@every_attack
+@matchings
 def test_granted_labels_are_used_and_inferred_ones_where_none_are_granted(attack: str) -> None:
     made, right = ATTACKS[attack](iterations=5), scene().labels[:1]
     inferred = run(made, observe_clip())

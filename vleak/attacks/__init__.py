@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.closed_form import ClosedForm
+from vleak.attacks.decoder import Decoder
+from vleak.attacks.deep_prior import DeepPrior
 from vleak.attacks.feature_inversion import FeatureInversion
 from vleak.attacks.independent import Independent
+from vleak.attacks.inverter import Inverter
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.low_rank import LowRank
 from vleak.attacks.matching import Matching, MatchingBlind
-from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
+from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill
 from vleak.attacks.order import order_identifiable
 
 #: name -> class; the first line of each docstring is shown by `vleak list attacks`.
 ATTACKS: dict[str, type[Attack]] = {
     "matching": Matching,
     "matching_blind": MatchingBlind,
+    "deep_prior": DeepPrior,
+    "decoder": Decoder,
+    "inverter": Inverter,
     "closed_form": ClosedForm,
     "low_rank": LowRank,
     "independent": Independent,
 }
 #: attackers with the same knowledge and no gradient; they run in every evaluation.
-#: Which of them can answer depends on what is known, see `answerable`.
 NULL_ATTACKS: dict[str, type[Attack]] = {
     "grey": Grey,
     "public_mean": PublicMean,
@@ -34,9 +39,12 @@ __all__ = [
     "NULL_ATTACKS",
     "Attack",
     "ClosedForm",
+    "Decoder",
+    "DeepPrior",
     "FeatureInversion",
     "Grey",
     "Independent",
+    "Inverter",
     "Knowledge",
     "LowRank",
     "Matching",
@@ -46,7 +54,6 @@ __all__ = [
     "Reconstruction",
     "ReferenceMean",
     "ReferenceStill",
-    "answerable",
     "infer_labels",
     "order_identifiable",
 ]

@@ -1,0 +1,286 @@
+"""Decoder prior: the clip is what a small network, trained on public clips, makes of a latent."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak.attacks.adaptive import Channel, observe_channel
+from vleak.attacks.augment import augment
+from vleak.attacks.base import Attack, Observation, Reconstruction
+from vleak.attacks.inverter import check_public
+from vleak.attacks.labels import infer_labels
+from vleak.attacks.matching import NEAR_ZERO, _in_mode
+from vleak.attacks.memo import Memo, digest_of
+from vleak.attacks.priors import Interpolate, Weights, answer_of, decoded_problem
+from vleak.engine.loop import Descent, Loop, State
+from vleak.engine.trials import run_trials
+from vleak.errors import InputError
+from vleak.seeds import generator as seeded
+
+_BATCH = 8
+
+
+class Decoder(Attack):
+    """Gradient matching in the latents of a decoder of public clips, then in pixels (arXiv 2110.14962).
+
+    Gradient Inversion with Generative Image Prior (GIAS, Jeon et al., NeurIPS 2021) leaves the latent space
+    after it has been searched, as a generator never holds the private clip exactly; so does this, from its
+    answer and drawn towards it. The generator is the decoder of a variational auto-encoder, trained in
+    seconds on the public clips and altered versions of them, and kept in the process. Its latents have
+    places, so that it learns what pieces of such clips look like, of which few clips show many.
+    """
+
+    name: ClassVar[str] = "decoder"
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 150,
+        restarts: int = 1,
+        engine: Literal["native", "inductor", "reference"] = "native",
+        learning_rate: float = 0.1,
+        share: float = 0.5,
+        pixel_rate: float = 0.03,
+        spatial: float = 0.03,
+        temporal: float = 0.09,
+        prior: float = 0.02,
+        latent: float = 0.002,
+        steps: int = 250,
+        copies: int = 8,
+    ) -> None:
+        """Set the hyper-parameters.
+
+        Args:
+            iterations: of each restart, in latents and pixels together, at least 1.
+            restarts: independent latents, at least 1; the smallest objective is the answer.
+            engine: which loop runs, see `vleak.engine.loop`.
+            learning_rate: of Adam on the latents.
+            share: part of the iterations spent on latents, in (0, 1]; 1 never leaves them.
+            pixel_rate: of Adam on the pixels.
+            spatial, temporal: as of `Matching`, for decoded clips and pixels.
+            prior: weight of half the mean squared distance to the mean public clip, while in latents, and
+                to the clip that they gave, while in pixels.
+            latent: weight of half the mean square of the latents, which are about standard normal.
+            steps: of training, at least 1.
+            copies: versions of every public clip to train on, at least 1.
+
+        Raises:
+            InputError: a number out of range.
+        """
+        if min(iterations, restarts, steps, copies) < 1 or not 0 < share <= 1:
+            raise InputError(
+                "decoder: expected at least 1 iteration, restart, step and copy and a share in (0, 1], got "
+                f"{iterations}, {restarts}, {steps}, {copies} and {share}"
+            )
+        self.iterations, self.restarts, self.engine = iterations, restarts, engine
+        self.learning_rate, self.share, self.pixel_rate = learning_rate, share, pixel_rate
+        self.spatial, self.temporal, self.prior, self.latent = spatial, temporal, prior, latent
+        self.steps, self.copies = steps, copies
+
+    def _reconstruct(
+        self,
+        observation: Observation,
+        generator: torch.Generator,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction:
+        knowledge = observation.knowledge
+        public = check_public(knowledge, self.name)
+        mode = str(observation.update.metadata.get("mode", "eval"))
+        observation = replace(observation, model=_in_mode(observation.model, mode))
+        labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
+        channel = observe_channel(observation.update, knowledge)
+        if not any(bool(t.any()) for t in observation.update.tensors.values()):
+            clips = public.mean(0).expand(knowledge.batch_shape).clone()
+            return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
+        weight = next(observation.model.parameters())
+        key = digest_of(public), self.steps, self.copies
+        decoder = _decoders.get(key, lambda: train_decoder(public, self.steps, self.copies))
+        # A module of one's own: others may be running what is kept.
+        decoder = copy.deepcopy(decoder).to(weight.device)
+        latents = max(1, round(self.share * self.iterations))
+        weights = Weights(spatial=self.spatial, temporal=self.temporal, prior=self.prior)
+        problem = decoded_problem(observation, labels, channel, decoder, weights)
+        descent = Descent(
+            iterations=latents,
+            learning_rate=self.learning_rate,
+            schedule="trapezoid",
+            warmup=5,
+            low=-math.inf,
+            high=math.inf,
+            prior=torch.zeros(decoder.latent, device=weight.device),
+            prior_weight=self.latent * channel.smoothness,
+        )
+        shape = (knowledge.batch_size, *decoder.latent)
+        starts = [0.1 * torch.randn(shape, generator=generator) for _ in range(self.restarts)]
+        loops = [Loop(problem, descent, start.to(weight), engine=self.engine) for start in starts]
+        states = run_trials(loops, latents, progress=progress, stop=stop)
+        if latents == self.iterations:
+            return answer_of(loops, states, decoder, labels, channel)
+        return self._in_pixels(observation, labels, channel, decoder, states, progress, stop)
+
+    def _in_pixels(
+        self,
+        observation: Observation,
+        labels: Tensor,
+        channel: Channel,
+        decoder: PublicDecoder,
+        before: list[State],
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> Reconstruction:
+        """Go on from what the latents gave, drawn towards it."""
+        done = sum(len(state.history) for state in before)
+        left = self.iterations - max(1, round(self.share * self.iterations))
+        weights = Weights(spatial=0.0, temporal=0.0, prior=0.0)
+        problem = decoded_problem(observation, labels, channel, Pixels(), weights)
+        knowledge = observation.knowledge
+        loops = []
+        for state in before:
+            with torch.no_grad():
+                start = decoder(state.best).contiguous()
+            descent = Descent(
+                iterations=left,
+                learning_rate=self.pixel_rate,
+                schedule="trapezoid",
+                warmup=5,
+                spatial=self.spatial * channel.smoothness,
+                temporal=self.temporal * channel.smoothness,
+                prior=start,
+                prior_weight=self.prior + channel.prior_weight / knowledge.public_variance(),
+            )
+            loops.append(Loop(problem, descent, start, engine=self.engine))
+        tell = None if progress is None else (lambda count: progress(done + count))
+        states = run_trials(loops, left, progress=tell, stop=stop)
+        joined = [
+            replace(
+                after,
+                history=[*first.history, *after.history],
+                begun=len(first.history),
+                nan_at=None if after.nan_at is None else len(first.history) + after.nan_at,
+            )
+            for first, after in zip(before, states, strict=True)
+        ]
+        return answer_of(loops, joined, Pixels(), labels, channel)
+
+
+class Pixels(nn.Module):
+    """The decoder of clips that are not encoded."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return the clips."""
+        return clips
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The decoder, and its training
+
+
+class PublicDecoder(nn.Module):
+    """From latents (B, 24, T/4, H/8, W/8) to clips in [0, 1]; all that it has learned are buffers."""
+
+    def __init__(self, clip_shape: tuple[int, ...], mean: Tensor, weights: dict[str, Tensor]) -> None:
+        """Take over learned weights.
+
+        Args:
+            clip_shape: (C, T, H, W).
+            mean: of the public clips, of that shape.
+            weights: "0.weight" (out, in, 3, 3, 3), "0.bias" (out,), and so on.
+        """
+        super().__init__()
+        sizes = _sizes(clip_shape)
+        self.latent = (_WIDTHS[-1], *sizes[-1])
+        self.layers = len(weights) // 2
+        self.enlarge = nn.ModuleList(Interpolate(small, large) for small, large in pairwise(sizes[::-1]))
+        self.register_buffer("base", mean.clamp(0.02, 0.98).logit())
+        for name, tensor in weights.items():
+            self.register_buffer(name.replace(".", "_"), tensor)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Return clips (B, C, T, H, W)."""
+        x = latents
+        for index in range(self.layers):
+            x = F.conv3d(x, self.get_buffer(f"{index}_weight"), self.get_buffer(f"{index}_bias"), padding=1)
+            if index < self.layers - 1:
+                x = self.enlarge[index](F.leaky_relu(x, 0.1))
+        clips: Tensor = (self.get_buffer("base") + x).sigmoid()
+        return clips
+
+
+_WIDTHS = (12, 24, 48, 24)
+"""Channels at the sizes of `_sizes`; the last are the latents'."""
+
+
+def _sizes(clip_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the four sizes (frames, height, width) from the clip's to the latents'."""
+    sizes = [tuple(clip_shape[1:])]
+    for factors in _STRIDES:
+        sizes.append(tuple(math.ceil(n / by) for n, by in zip(sizes[-1], factors, strict=True)))
+    return sizes
+
+
+_STRIDES = ((2, 2, 2), (2, 2, 2), (1, 2, 2))
+
+
+def train_decoder(public: Tensor, steps: int, copies: int) -> PublicDecoder:
+    """Train a variational auto-encoder (arXiv 1312.6114) on public clips and return its decoder.
+
+    Args:
+        public: (M, C, T, H, W) in [0, 1].
+        steps: of Adam, on 8 clips each.
+        copies: versions of each clip.
+    """
+    source = seeded("decoder", steps, copies)
+    clips, mean = augment(public.float().cpu(), copies, source), public.float().cpu().mean(0)
+    colours = public.shape[1]
+    down = [_drawn(o, i, source) for i, o in pairwise((colours, _WIDTHS[1], _WIDTHS[2], 2 * _WIDTHS[3]))]
+    up = [_drawn(o, i, source) for i, o in pairwise((*_WIDTHS[::-1], colours))]
+    parameters = [tensor for pair in (*down, *up) for tensor in pair]
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps + 1)
+    decoder = PublicDecoder(tuple(public.shape[1:]), mean, _named(up))
+    with torch.enable_grad():
+        for _ in range(steps):
+            chosen = clips[torch.randint(len(clips), (_BATCH,), generator=source)]
+            x = chosen - mean
+            for index, (weight, bias) in enumerate(down):
+                x = F.conv3d(x if not index else F.leaky_relu(x, 0.1), weight, bias, _STRIDES[index], 1)
+            centre, spread = x.chunk(2, 1)
+            spread = spread.clamp(-6, 2)
+            noise = torch.randn(centre.shape, generator=source)
+            gap = (decoder(centre + (spread / 2).exp() * noise) - chosen).square().mean()
+            excess = (centre.square() + spread.exp() - spread - 1).mean() / 2
+            optimizer.zero_grad()
+            torch.autograd.backward(gap + _EXCESS * excess)
+            optimizer.step()
+            schedule.step()
+    return PublicDecoder(tuple(public.shape[1:]), mean, {n: t.detach() for n, t in _named(up).items()})
+
+
+#: Weight of the latents' divergence from a standard normal.
+_EXCESS = 3e-4
+
+
+def _drawn(outputs: int, inputs: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    weight = torch.randn(outputs, inputs, 3, 3, 3, generator=source) * math.sqrt(2 / (27 * inputs))
+    return weight.requires_grad_(), torch.zeros(outputs, requires_grad=True)
+
+
+def _named(layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"{index}.{kind}": tensor
+        for index, layer in enumerate(layers)
+        for kind, tensor in zip(("weight", "bias"), layer, strict=True)
+    }
+
+
+_decoders: Memo[PublicDecoder] = Memo(4)

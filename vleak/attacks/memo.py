@@ -1,0 +1,66 @@
+"""What attacks learn once and use for many cells, kept in the process by a digest of what it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Entry:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    values: list[Any] = field(default_factory=list)
+
+
+class Memo(Generic[T]):
+    """The values of few keys; the least recently used goes first.
+
+    Two threads that want the same value make it once; different ones are made side by side. A value must
+    depend on its key alone, so that no result depends on whether it was kept.
+    """
+
+    def __init__(self, kept: int) -> None:
+        """Keep so many values, at least 1."""
+        self._kept, self._lock = kept, threading.Lock()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return the value of a key, made if it is not there; what raises in making it is not kept."""
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._kept:
+                self._entries.popitem(last=False)
+        with entry.lock:
+            if not entry.values:
+                entry.values.append(make())
+            value: T = entry.values[0]
+        return value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """Return a digest of tensors, their shapes and types included."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_model(model: nn.Module) -> str:
+    """Return a digest of a model's parameters, buffers and kind; not of its code."""
+    kinds = repr([(name, type(module).__qualname__) for name, module in model.named_modules()])
+    return hashlib.sha256((kinds + digest_of(*model.parameters(), *model.buffers())).encode()).hexdigest()
