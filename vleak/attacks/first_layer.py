@@ -82,8 +82,8 @@ def first_layer(observation: Observation, generator: torch.Generator) -> FirstLa
         model(probe)
     if not calls.linear or not _sees(probe, calls.linear[0].given, knowledge):
         raise CapabilityError(
-            f"the first trained layer of {type(model).__name__} is not a linear one on the features themselves; "
-            "this attack needs one, choose another such as matching"
+            f"the first trained layer of {type(model).__name__} is not a linear one on the features "
+            "themselves; choose an attack that needs none, such as matching"
         )
     first = calls.linear[0]
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -24,7 +24,7 @@ _Stop = Callable[[], bool]
 #: A row that is known worse than this is not claimed: the errors of other estimates then count too.
 _WORST = 0.05
 #: Cosine from which two rows are one.
-_SAME = 1 - 1e-6
+_SAME = 0.999
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,11 @@ class LowRank(Attack):
     """Exact segments from the rank and the sparsity of a linear layer's gradient (SPEAR).
 
     Dimitrov et al., NeurIPS 2024, arXiv 2403.03945, with segments as the batch. The gradient is D X; ReLU
-    leaves zeros in the columns of D, which an iteratively reweighted search finds in their space, in place of
-    SPEAR's sampling of rows. Where features are known to be at least 0, the segments are looked for as the
-    edges of the cone that this cuts from their space, by linear programs; that needs no ReLU. Every segment is
-    checked by itself against the layer's weights (which units it leaves silent) and its norm, if known.
+    leaves zeros in the columns of D. Where features are known to be at least 0, segments are looked for as
+    the edges of the cone that this cuts from their space, by linear programs; that needs no ReLU, and like
+    segments do no harm. Else the columns are: as edges of a cone where one ReLU alone lies ahead, and by
+    reweighted least squares, in place of SPEAR's sampling of rows. Every segment is checked by itself, on the
+    layer's weights (which units it leaves silent) and on its norm, if known.
 
     Order is not claimed. Equal segments are one segment of the gradient; behind "bce" how often it occurred
     follows from its weight. Segments that the loss gives no gradient are not found, and counted in a flag.
@@ -184,6 +185,38 @@ class _Check:
         checked = self._explains(row, error) if self.layer.rectified else norm_known
         return row if checked else None
 
+    def column(self, q: Tensor) -> Tensor | None:
+        """Return a sparse column of D at coordinates (k,), made exact; None if no segment can have caused it.
+
+        Its zeros are the units that a segment leaves silent, so some row of the space must have all of these
+        below zero and the others above: differences of columns, though sparse, have zeros on both sides.
+        """
+        q_exact = _on_zeros(self.space.left, q / q.norm(), self.space.error(q))
+        if q_exact is None:
+            return None
+        values = (self.space.left @ q_exact).abs()
+        silent = values < (1e-4 + 3 * self.space.error(q_exact)) * float(values.max())
+        return q_exact if self._separable(silent) else None
+
+    def _separable(self, silent: Tensor) -> bool:
+        named = dict(self.observation.model.named_parameters())
+        weight = named[self.layer.weight].detach().cpu().double()
+        levels, k = weight @ self.space.right, len(self.space.values)
+        signs = torch.where(silent, 1.0, -1.0).to(levels)
+        offset = torch.zeros_like(signs)
+        if self.layer.bias is not None:
+            offset = named[self.layer.bias].detach().cpu().double()
+        equal = {} if self.space.scale is None else {"A_eq": self.space.scale.numpy()[None], "b_eq": [1.0]}
+        solved = linprog(
+            np.zeros(k),
+            A_ub=(levels * signs[:, None]).numpy(),
+            b_ub=(1e-6 - offset * signs).numpy(),
+            bounds=(None, None),
+            method="highs",
+            **equal,
+        )
+        return bool(solved.status == 0)
+
     def _scaled(self, z: Tensor) -> Tensor | None:
         if self.space.scale is not None:
             product = float(z @ self.space.scale)
@@ -223,28 +256,40 @@ def _sparse_columns(check: _Check, starts: int, generator: torch.Generator, stop
     nothing.
     """
     space, pull = check.space, check.layer.pull
+    k = len(space.values)
     if pull is not None:
         # All columns have the signs of the pull, or all the other: edges of a cone. Differences of columns,
         # which are sparser still where segments are alike, are not in it.
         cone = _Cone(space.left * pull.sign()[:, None], 1e-6 / len(pull) ** 0.5)
-        kept = _corners(cone, starts // 4, lambda q: _is_sparse(space, q), generator, stop)
-        if kept.shape[1] == len(space.values):
+        kept = _corners(cone, starts // 4, check.column, generator, stop)
+        if kept.shape[1] == k:
             return kept
-    kept = space.left.new_zeros(len(space.values), 0)
-    for start in range(min(starts, 8 * len(kept) + 24)):
-        if kept.shape[1] == len(space.values) or stop():
+    kept = space.left.new_zeros(k, 0)
+    for start in range(min(starts, 8 * k + 24)):
+        if kept.shape[1] == k or stop():
             break
-        q = _reweighted(space.left, _fresh(kept, start, generator), _WIDTHS[start % len(_WIDTHS)])
-        if _is_sparse(space, q) and not bool((kept.T @ q).abs().gt(1 - 1e-7).any()):
+        draw = _fresh(kept, start, generator)
+        q = check.column(_reweighted(space.left, draw, _WIDTHS[start % len(_WIDTHS)]))
+        if q is not None and _is_new(kept, q):
             kept = torch.cat([kept, q[:, None]], 1)
-    return kept if kept.shape[1] == len(space.values) else None
+    return kept if kept.shape[1] == k else None
 
 
-def _is_sparse(space: Space, q: Tensor) -> bool:
-    """Tell whether a column has more zeros than can be had anywhere in its space, k - 1."""
-    column = space.left @ q
-    tolerance = (1e-4 + 3 * space.error(q)) * float(column.abs().max())
-    return int((column.abs() < tolerance).sum()) > len(q) + max(2, len(column) // 50)
+def _is_new(kept: Tensor, z: Tensor) -> bool:
+    return not bool((kept.T @ z).abs().gt(_SAME).any())
+
+
+def _on_zeros(basis: Tensor, z: Tensor, error: float) -> Tensor | None:
+    """Return z (k,) made exact on the zeros of basis @ z; None where there are no more than an accident has.
+
+    Any k - 1 zeros can be had in a space of k dimensions.
+    """
+    values = (basis @ z).abs()
+    zero = values < (1e-4 + 3 * error) * float(values.max())
+    if int(zero.sum()) <= len(z) + max(2, len(values) // 50):
+        return None
+    refined = torch.linalg.eigh(basis[zero].T @ basis[zero])[1][:, 0]
+    return refined * torch.sign(refined @ z)
 
 
 #: First widths of the reweighting; in turn, as a narrow one finds what a wide one passes by.
@@ -282,14 +327,26 @@ def _edges(check: _Check, programs: int, generator: torch.Generator, stop: _Stop
     With enough zeros in every segment that others do not share the segments are its only edges.
     """
     space = check.space
-    slack = min(1e-6 + 2 * space.noise / float(space.values[-1]), 1e-2) / len(space.right) ** 0.5
-    return _corners(_Cone(space.right, slack), programs, lambda z: check.row(z) is not None, generator, stop)
+    sizes = space.right.norm(dim=1)
+    # What no segment has tells nothing.
+    right = space.right[sizes > 1e-6 * sizes.max()]
+    slack = min(1e-6 + 2 * space.noise / float(space.values[-1]), 1e-2) / len(right) ** 0.5
+
+    def refine(z: Tensor) -> Tensor | None:
+        exact = _on_zeros(right, z, space.error(z))
+        return None if exact is None or check.row(exact) is None else exact
+
+    return _corners(_Cone(right, slack), programs, refine, generator, stop)
 
 
 def _corners(
-    cone: _Cone, programs: int, accept: Callable[[Tensor], bool], generator: torch.Generator, stop: _Stop
+    cone: _Cone,
+    programs: int,
+    refine: Callable[[Tensor], Tensor | None],
+    generator: torch.Generator,
+    stop: _Stop,
 ) -> Tensor:
-    """Return different corners (k, found) of a cone that are accepted.
+    """Return different corners (k, found) of a cone, refined, without those that are refused.
 
     Each program looks along a direction in which no corner found so far lies lowest.
     """
@@ -300,8 +357,9 @@ def _corners(
         for direction in (draw, -draw):
             if kept.shape[1] == k or stop():
                 return kept
-            z = cone.lowest(direction)
-            if z is not None and not bool((kept.T @ z).abs().gt(1 - 1e-9).any()) and accept(z):
+            corner = cone.lowest(direction)
+            z = None if corner is None else refine(corner)
+            if z is not None and _is_new(kept, z):
                 kept = torch.cat([kept, z[:, None]], 1)
     return kept
 
@@ -411,7 +469,7 @@ def _bags(observation: Observation, layer: FirstLayer, segments: Tensor, columns
     if pushes[normal] <= 0:
         normal = -1
     others = [index for index in range(len(pushes)) if index != normal][:bag]
-    return {slot: index for slot, index in enumerate(others)} | ({bag: normal} if normal >= 0 else {})
+    return dict(enumerate(others)) | ({bag: normal} if normal >= 0 else {})
 
 
 def _influence(observation: Observation, layer: FirstLayer, segment: Tensor) -> tuple[float, Tensor]:

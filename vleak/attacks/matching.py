@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
-from vleak.attacks.labels import infer_labels
+from vleak.attacks.feature_matching import FEATURE_PULL, FeatureSpace
+from vleak.attacks.rows import NEAR_ZERO, centre, labels_of
 from vleak.attacks.scene import (
     Before,
     background,
@@ -28,7 +29,6 @@ from vleak.engine.trials import run_trials
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 
-NEAR_ZERO = "target gradient near zero"
 NOT_FALLING = "objective did not fall"
 REFERENCE_USES = ("start", "prior", "mask")
 STILL_UNIT = 0.5
@@ -128,10 +128,10 @@ class Matching(Attack):
         mode = str(observation.update.metadata.get("mode", "eval"))
         observation = replace(observation, model=_in_mode(observation.model, mode))
         knowledge = observation.knowledge
-        labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
+        labels = labels_of(observation)
         channel = observe_channel(observation.update, knowledge) if self.told else Channel()
         if not any(bool(t.any()) for t in observation.update.tensors.values()):
-            clips = _centre(knowledge).clone()
+            clips = (_expected_features if knowledge.of_features else _centre)(knowledge).clone()
             return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
         states, engine = self._descend(_Case(observation, labels, channel, progress, stop), generator)
         chosen = min(states, key=lambda state: state.best_objective)
@@ -156,6 +156,8 @@ class Matching(Attack):
 
     def _descend(self, case: _Case, generator: torch.Generator) -> tuple[list[State], str]:
         """Run every restart; return where they stand, in clips, and the engine."""
+        if case.knowledge.of_features:
+            return self._descend_features(case, generator)
         references, starts = case.knowledge.references, self._starts(case.knowledge, generator)
         if references is None or self.reference == "start":
             loops = [self._loop(case, start, self.iterations, self.coarse) for start in starts]
@@ -178,6 +180,30 @@ class Matching(Attack):
         last = self._run_before(going_on, befores, clips, second, 0)
         return [_joined(*each) for each in zip(first[0], last[0], strict=True)], last[1]
 
+    def _descend_features(self, case: _Case, generator: torch.Generator) -> tuple[list[State], str]:
+        """Run every restart on features; return where they stand, in features, and the engine."""
+        space = FeatureSpace(case.observation)
+        problem = space.behind(self._problem(case))
+        weight = next(case.observation.model.parameters())
+        descent = Descent(
+            iterations=self.iterations,
+            learning_rate=self.learning_rate,
+            rule=self.rule,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            patience=self.patience,
+            tolerance=self.tolerance,
+            prior=space.prior.to(weight),
+            prior_weight=self._unit(case) * (self.prior + case.channel.prior_weight) * FEATURE_PULL,
+            low=0.0 if case.knowledge.nonnegative else -math.inf,
+            high=math.inf,
+        )
+        starts = [space.start(generator).to(weight) for _ in range(self.restarts)]
+        loops = [Loop(problem, descent, start, engine=self.engine) for start in starts]
+        states = run_trials(loops, self.iterations, progress=case.progress, stop=case.stop)
+        compose = space.compose
+        return [replace(s, x=compose(s.x), best=compose(s.best)) for s in states], loops[0].engine
+
     def _run_before(
         self, case: _Case, befores: list[Before], starts: list[Tensor], iterations: int, coarse: int
     ) -> tuple[list[State], str]:
@@ -198,22 +224,8 @@ class Matching(Attack):
         self, case: _Case, start: Tensor, iterations: int, coarse: int, before: Before | None = None
     ) -> Loop:
         observation, channel = case.observation, case.channel
-        model = observation.model
-        weight = next(model.parameters())
-        loss = str(observation.update.metadata.get("loss", "cross_entropy"))
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
-        masks = channel.masks
-        if masks is not None:
-            masks = {name: mask.to(weight.device) for name, mask in masks.items()}
-        problem = Problem(
-            model=model,
-            loss=LOSSES[loss],
-            labels=case.labels.to(weight.device),
-            target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
-            masks=masks,
-            distance=self.distance,
-        )
+        weight = next(observation.model.parameters())
+        problem = self._problem(case)
         knowledge = observation.knowledge
         if before is None:
             knowledge = replace(knowledge, references=None)
@@ -222,7 +234,7 @@ class Matching(Attack):
             problem = _behind(problem, before)
             prior = torch.zeros(knowledge.batch_shape)
         pull = self.prior + channel.prior_weight / expected_variance(knowledge)
-        unit = 1.0 if self.distance == "cosine" else _energy(observation.update.tensors)
+        unit = self._unit(case)
         descent = Descent(
             iterations=iterations,
             learning_rate=self.learning_rate,
@@ -240,6 +252,26 @@ class Matching(Attack):
             high=1.0 if before is None else math.inf,
         )
         return Loop(problem, descent, start.to(weight), engine=self.engine)
+
+    def _unit(self, case: _Case) -> float:
+        return 1.0 if self.distance == "cosine" else _energy(case.observation.update.tensors)
+
+    def _problem(self, case: _Case) -> Problem:
+        observation, masks = case.observation, case.channel.masks
+        weight = next(observation.model.parameters())
+        loss = str(observation.update.metadata.get("loss", "cross_entropy"))
+        if loss not in LOSSES:
+            raise unknown_name("loss", loss, LOSSES)
+        if masks is not None:
+            masks = {name: mask.to(weight.device) for name, mask in masks.items()}
+        return Problem(
+            model=observation.model,
+            loss=LOSSES[loss],
+            labels=case.labels.to(weight.device),
+            target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
+            masks=masks,
+            distance=self.distance,
+        )
 
 
 class MatchingBlind(Matching):
@@ -273,6 +305,10 @@ def health(state: State) -> tuple[str, ...]:
 def _centre(knowledge: Knowledge) -> Tensor:
     expected = expected_clips(knowledge)
     return torch.full(knowledge.batch_shape, 0.5) if expected is None else expected
+
+
+def _expected_features(knowledge: Knowledge) -> Tensor:
+    return centre(knowledge).expand(knowledge.batch_shape)
 
 
 def _behind(problem: Problem, before: Before) -> Problem:

@@ -1,4 +1,4 @@
-"""What attacks on a linear layer's rows share: the rank of a gradient, its mean row, the form of an answer."""
+"""What attacks on a linear layer's rows share: rank of a gradient, its mean row, the form of an answer."""
 
 from __future__ import annotations
 

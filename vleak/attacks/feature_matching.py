@@ -1,0 +1,79 @@
+"""Gradient matching on feature matrices: in which variable, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vleak.attacks.base import Observation
+from vleak.attacks.rows import centre
+from vleak.engine.loop import Problem
+
+FEATURE_PULL = 0.05
+"""Weight of the pull towards the mean public matrix, against that of clips of frames."""
+
+
+class Scaled(nn.Module):
+    """A model of features, of which it takes multiples: a unit in which they are of the order 1.
+
+    Where features are known to have norm 1, every row is put there, so that a descent need not find it.
+    """
+
+    def __init__(self, model: nn.Module, unit: float, unit_norm: bool) -> None:
+        """Take what a number 1 is worth, and whether rows are normalised."""
+        super().__init__()
+        self.model, self.unit, self.unit_norm = model, unit, unit_norm
+
+    def compose(self, numbers: Tensor) -> Tensor:
+        """Return the features of numbers (..., F)."""
+        if self.unit_norm:
+            # Not norm(): its second derivative is no number at 0, where a clamped row may lie.
+            return numbers * (numbers.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
+        return self.unit * numbers
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Return what the model says of the features."""
+        answers: Tensor = self.model(self.compose(numbers))
+        return answers
+
+
+class FeatureSpace:
+    """The variable of a descent on the features of an observation.
+
+    Attributes:
+        prior: (B, *clip_shape), what the attacker expects, in the variable.
+    """
+
+    def __init__(self, observation: Observation) -> None:
+        """Choose the unit: the size of public features, of those of norm 1, or 1."""
+        knowledge = observation.knowledge
+        public = knowledge.public_clips
+        unit = 1.0
+        if public is not None and len(public):
+            unit = max(float(public.square().mean().sqrt()), 1e-6)
+        if knowledge.unit_norm:
+            unit = knowledge.clip_shape[-1] ** -0.5
+        self._knowledge = knowledge
+        self._scaled = Scaled(observation.model, unit, knowledge.unit_norm)
+        self.prior = centre(knowledge).expand(knowledge.batch_shape) / unit
+
+    def behind(self, problem: Problem) -> Problem:
+        """Return the same problem for the variable."""
+
+        def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {f"model.{name}": tensor for name, tensor in tensors.items()}
+
+        masks = None if problem.masks is None else renamed(problem.masks)
+        return replace(problem, model=self._scaled, target=renamed(problem.target), masks=masks)
+
+    def start(self, generator: torch.Generator) -> Tensor:
+        """Draw a start (B, *clip_shape): what is expected, and noise that sets rows apart."""
+        noise = 0.3 * torch.randn(self.prior.shape, generator=generator)
+        return self.prior + (noise.abs() if self._knowledge.nonnegative else noise)
+
+    def compose(self, numbers: Tensor) -> Tensor:
+        """Return the features of a variable (B, *clip_shape)."""
+        return self._scaled.compose(numbers)
