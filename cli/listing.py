@@ -94,6 +94,6 @@ def _enhancers() -> dict[str, str]:
 def _data() -> dict[str, str]:
     return {
         "synthetic": "Textured objects moving over photographs, labelled by motion; nothing to download.",
-        "PATH": "A video; a folder of videos or of PNG frames, whose sub-folders are the classes; features: C3D "
-        "text, I3D or CLIP .npy; or a list of UCF-Crime that names them.",
+        "PATH": "A video; a folder of videos or of PNG frames, whose sub-folders are the classes; features: "
+        "C3D text, I3D or CLIP .npy; or a list of UCF-Crime that names them.",
     }

@@ -1,4 +1,4 @@
-"""`vleak train`: make the weights that nobody ships, extractors and the enhancement network, on this machine."""
+"""`vleak train`: make the weights that nobody ships, of extractors and the enhancement network."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -223,11 +224,18 @@ def _feature(
     train(model, held, public_labels, TRAINING_STATES[settings.training_state],
           generator(settings.seed, "training", "head"), LOSSES[settings.loss])  # fmt: skip
     check_head(model, private[:1], settings.loss, classes)
-    name = "files" if extractor is None else settings.extractor
+    name = "files" if extractor is None else re.sub(r"=[^,]*/", "=", settings.extractor)  # no folders
     name = f"{name}>{settings.head}>{settings.loss}"
-    facts = {"name": name, "pipeline": "feature", "extractor": settings.extractor if extractor else None,
-             "extractor_accuracy": known, "head": settings.head, "loss": settings.loss, "segments": truth.shape[1],
-             "features": truth.shape[2]} | _model_facts(settings, model)  # fmt: skip
+    facts = {
+        "name": name,
+        "pipeline": "feature",
+        "extractor": settings.extractor if extractor else None,
+        "extractor_accuracy": known,
+        "head": settings.head,
+        "loss": settings.loss,
+        "segments": truth.shape[1],
+        "features": truth.shape[2],
+    } | _model_facts(settings, model)
     facts |= _accuracies(model, held, public_labels, private, labels)
     facts["chance"] = 1 / classes
     model = model.to(device)
@@ -311,7 +319,7 @@ def _pairs(bags: Tensor, labels: Tensor) -> tuple[Tensor, list[int]]:
 def _segment_nulls(
     extractor: Extractor | None, frames: Frames | None, public: Tensor, clips: int, settings: Settings
 ) -> dict[int, list[Answers]]:
-    """Return what is said of every clip's features without an update: those of guessed clips, and the mean."""
+    """Return what is said of every clip's features without an update: of guessed clips, and the mean."""
     mean = {"public_features": public.mean(0)} if len(public) else {}
     if frames is None:
         return {0: [mean or {"zero": public.new_zeros(public.shape[1:])}] * clips}

@@ -63,7 +63,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What an attack ended with: its answer, as features where it is about features, as frames where it can."""
+    """What an attack ended with: its answer, as features where it is about them, as frames where it can."""
 
     given: Reconstruction
     features: Tensor | None = None  # (S, F)

@@ -32,8 +32,8 @@ class Settings:
         data: "synthetic", or a path that `vleak.data.load_data` takes.
         pipeline: "raw", "feature", or "all" for both.
         model: of the raw pipeline, as `vleak.models.build_model` takes it.
-        extractor, head, loss: of the feature pipeline, as `vleak.models.build_extractor` and `build_head` take
-            them, and a key of `vleak.federated.LOSSES`.
+        extractor, head, loss: of the feature pipeline, as `vleak.models.build_extractor` and `build_head`
+            take them, and a key of `vleak.federated.LOSSES`.
         training_state: a key of `vleak.models.TRAINING_STATES`.
         defenses: as on the command line: a name alone is a sweep, "name:setting=value" one strength.
             "none" always runs beside them.

@@ -1,4 +1,4 @@
-"""The study: claims about inverting gradients of video, each asked on runs of its own and judged by intervals.
+"""The study: claims about inverting gradients of video, each asked on runs of its own, judged by intervals.
 
 The claims are those of "Images in Motion?" (2025, arXiv 2509.09742), and two questions that it leaves open.
 Its tables are not compared with: its claims are.
@@ -402,7 +402,7 @@ def _grid_row(results: Results, run: str) -> dict[str, Any]:
 
 
 def _shares(values: Mapping[tuple[str, ...], float]) -> tuple[float, ...]:
-    """Return for every factor of a full grid the part of the values' variance that its main effect explains."""
+    """Return for every factor of a full grid which part of the variance its main effect explains."""
     mean = math.fsum(values.values()) / len(values)
     total = math.fsum((value - mean) ** 2 for value in values.values())
     if total == 0:

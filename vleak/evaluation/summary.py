@@ -13,6 +13,7 @@ from vleak.errors import InputError
 from vleak.evaluation.statistics import Interval, binomial_interval, mean_interval
 from vleak.evaluation.store import SCHEMA_VERSION
 
+NO_INTERVAL = mean_interval([])
 NEGLIGIBLE_GAIN_DB = 0.5
 """A gain whose whole interval lies below this is called nothing: no eye sees half a decibel."""
 NOT_COMPARED = "not run without defense, so its failure may be the attack's"
@@ -156,8 +157,8 @@ class Row:
     references: int = 0
     pooled: bool = False
     segments: Segments | None = None
-    enhanced_change_db: Interval = mean_interval([])
-    enhanced_gain_db: Interval = mean_interval([])
+    enhanced_change_db: Interval = NO_INTERVAL
+    enhanced_gain_db: Interval = NO_INTERVAL
     enhanced_identified: int = 0
     enhanced: int = 0
 
