@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from vleak.attacks.augment import augment
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
-from vleak.attacks.matching import NEAR_ZERO, _in_mode
+from vleak.attacks.matching import _in_mode
+from vleak.attacks.rows import NEAR_ZERO
 from vleak.attacks.memo import Memo, digest_of, digest_of_model
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES, Client, Update

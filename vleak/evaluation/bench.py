@@ -144,8 +144,13 @@ def prepare(settings: Settings, tell: Progress) -> tuple[list[Bench], dict[str, 
         tell("preparing the pictures", 0, 0)
         frames = _frames(data, settings)
     tell("preparing the model", 0, 0)
-    makers = {"raw": _raw, "feature": _feature}
-    made = [makers[pipeline](settings, data, frames, tell) for pipeline in settings.pipelines()]
+    made = []
+    if "raw" in settings.pipelines():
+        assert isinstance(data, ClipSet)
+        assert frames is not None
+        made.append(_raw(settings, data, frames, tell))
+    if "feature" in settings.pipelines():
+        made.append(_feature(settings, data, frames, tell))
     header = _header(settings.resolved(), data, [facts for _, facts in made])
     return [bench for bench, _ in made], header
 
@@ -207,11 +212,14 @@ def _feature(
 ) -> tuple[Bench, dict[str, Any]]:
     device = settings.torch_device()
     extractor, known = None, None
-    if isinstance(data, ClipSet):
+    known_facts: FeatureSet | Extractor
+    if isinstance(data, FeatureSet):
+        known_facts, truth, public = data, data.features, data.public_features
+    else:
         tell("preparing the extractor", 0, 0)
         extractor, known = extractor_for(settings.extractor, frames=settings.frames, size=settings.size)
-        extractor = extractor.to(device)
-    truth, public = _feature_matrices(extractor, data)
+        known_facts = extractor = extractor.to(device)
+        truth, public = extract(extractor, data.clips), extract(extractor, data.public_clips)
     labels, public_labels, classes = _targets(settings.loss, data)
     outputs = classes if settings.loss == "cross_entropy" else None
     head = build_head(settings.head, segments=truth.shape[1], features=truth.shape[2], outputs=outputs,
@@ -242,7 +250,6 @@ def _feature(
     check_second_derivative(model, private[:1], LOSSES[settings.loss])
     tell("computing updates", 0, 0)
     bench = _bench(settings, "feature", name, data, model, settings.loss, private, held, labels, classes)
-    facts_of = data if isinstance(data, FeatureSet) else extractor
     carrying = [
         carrying_segments(model, LOSSES[settings.loss], sample.to(device), label.to(device)).view(
             sample.shape[:-1]
@@ -257,17 +264,10 @@ def _feature(
         ),
         nulls=_segment_nulls(extractor, frames, public, len(truth), settings),
         extractor=extractor,
-        nonnegative=facts_of.nonnegative,
-        unit_norm=facts_of.unit_norm,
+        nonnegative=known_facts.nonnegative,
+        unit_norm=known_facts.unit_norm,
     )
     return replace(bench, frames=frames, features=features), facts
-
-
-def _feature_matrices(extractor: Extractor | None, data: ClipSet | FeatureSet) -> tuple[Tensor, Tensor]:
-    """Return private (N, S, F) and public (M, S, F) features, on the CPU."""
-    if isinstance(data, FeatureSet):
-        return data.features, data.public_features
-    return extract(extractor, data.clips), extract(extractor, data.public_clips)
 
 
 def extract(extractor: Extractor, clips: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ def _segment_nulls(
 ) -> dict[int, list[Answers]]:
     """Return what is said of every clip's features without an update: of guessed clips, and the mean."""
     mean = {"public_features": public.mean(0)} if len(public) else {}
-    if frames is None:
+    if frames is None or extractor is None:
         return {0: [mean or {"zero": public.new_zeros(public.shape[1:])}] * clips}
     seen: dict[int, Tensor] = {}  # most answers are the same for all clips
 

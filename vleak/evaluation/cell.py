@@ -113,7 +113,7 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
 
 def _knowledge(job: Job, bench: Bench, label: Tensor, client: Client) -> Knowledge:
     """Return what the attacker of this cell is granted about what is private in it."""
-    told = {
+    told: dict[str, Any] = {
         "defense": job.defense.name,
         "defense_settings": job.defense.settings(),
         "simulate": client.update,
@@ -122,7 +122,8 @@ def _knowledge(job: Job, bench: Bench, label: Tensor, client: Client) -> Knowled
     granted = bench.settings["labels"] == "granted" or bench.loss == "ranking"
     told["labels"] = label if granted else None
     if bench.features is None:
-        return frames_knowledge(bench.data, job.clip, job.references, **told)
+        assert bench.frames is not None
+        return frames_knowledge(bench.frames.data, job.clip, job.references, **told)
     return Knowledge(
         clip_shape=tuple(bench.private.shape[1:]),
         batch_size=1,
@@ -145,7 +146,8 @@ def _answer(
             observation = replace(observation, knowledge=own)
         given = _attack(job, bench.settings).reconstruct(observation, start, stop=stop)
         clip = given.clips[0]
-        guessed = None if features is None else extract(features.extractor, clip[None])[0]
+        extractor = None if features is None else features.extractor
+        guessed = None if extractor is None else extract(extractor, clip[None])[0]
         return _Answer(given, guessed, clip)
     given = _attack(job, bench.settings).reconstruct(observation, start, stop=stop)
     rows, found = given.clips[0], None if given.found is None else given.found[0]
@@ -196,7 +198,7 @@ def _judge(
     correct = bool(answer.given.labels[0] == bench.labels[job.clip])
     scores["label_correct"] = None if bench.loss == "ranking" else correct
     scores |= _linkage(job, bench, update, knowledge)
-    record = {
+    record: dict[str, Any] = {
         "attack": _attack_facts(job, answer),
         "scores": scores,
         "update": _compare(update, bench.honest[job.clip]),
@@ -254,9 +256,9 @@ def _enhance(
         return None, None
     assert frames.plain is not None
     assert frames.enhanced is not None
-    made, data = frames.enhance(clip), frames.data
+    made, fine = frames.enhance(clip), frames.data.fine
     scores = score_enhanced(
-        plain(clip), made.clip, data.fine[job.clip], job.clip, data.fine,
+        plain(clip), made.clip, fine[job.clip], job.clip, data.fine,
         frames.plain[job.references][job.clip], frames.enhanced[job.references][job.clip],
     )  # fmt: skip
     return {"method": frames.method, "noise": made.noise, "steps": list(made.steps), **scores}, made.clip

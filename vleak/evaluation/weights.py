@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vleak.cache import Recipe
 from vleak.data import ClipSet, load_clips
 from vleak.enhance import cached_network
 from vleak.errors import InputError
@@ -46,7 +47,7 @@ def extractor_for(
         data = load_clips("synthetic", clips=_CLIPS, frames=frames, size=size, seed=_SEED, public=0)
         return data.clips, data.labels
 
-    recipe = {"data": "synthetic", "data_seed": _SEED, "clips": _CLIPS}
+    recipe: Recipe = {"data": "synthetic", "data_seed": _SEED, "clips": _CLIPS}
     return pretrained(name, frames=frames, size=size, seed=_SEED, recipe=recipe, clips=clips, again=again)
 
 
