@@ -162,6 +162,7 @@ def test_a_batch_that_gives_other_numbers_is_refused(monkeypatch: Any) -> None:
         return run
 
     monkeypatch.setattr(batch, "batched", wrong)
+    monkeypatch.setattr(batch, "_programs", {})  # else one that was found right serves this model too
     model = made(MODELS_TAKEN["max pool"], train=False).double()
     assert make_batch(make_starts(model)) is None
 

@@ -593,3 +593,16 @@ def test_settings_that_cannot_run_are_refused(change: dict[str, Any], engine: st
     with pytest.raises(InputError) as caught:
         Loop(problem, Descent(**{"iterations": 5, **change}), draw(1, "start"), engine=engine)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_state_copies_nothing_that_the_descent_works_on() -> None:
+    problem, start = doubled(make_problem(build(Smooth))), draw(1, "start").double()
+    given = start.clone()
+    loop = Loop(problem, make_descent(problem, 6), start)
+    first = loop.run(3).best.clone()
+    for name in ("x", "best"):
+        held = getattr(loop.state, name)
+        assert held.data_ptr() == loop.bound.values[name].data_ptr()
+        assert held.shape == start.shape
+    assert not torch.equal(loop.run(3).best, first)
+    assert torch.equal(start, given)
