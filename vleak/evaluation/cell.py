@@ -258,7 +258,7 @@ def _enhance(
     assert frames.enhanced is not None
     made, fine = frames.enhance(clip), frames.data.fine
     scores = score_enhanced(
-        plain(clip), made.clip, fine[job.clip], job.clip, data.fine,
+        plain(clip), made.clip, fine[job.clip], job.clip, fine,
         frames.plain[job.references][job.clip], frames.enhanced[job.references][job.clip],
     )  # fmt: skip
     return {"method": frames.method, "noise": made.noise, "steps": list(made.steps), **scores}, made.clip
