@@ -19,9 +19,9 @@ from vleak.attacks.base import Attack, Observation, Reconstruction
 from vleak.attacks.inverter import check_public
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.matching import _in_mode
-from vleak.attacks.rows import NEAR_ZERO
 from vleak.attacks.memo import Memo, digest_of
 from vleak.attacks.priors import Interpolate, Weights, answer_of, decoded_problem
+from vleak.attacks.rows import NEAR_ZERO
 from vleak.engine.loop import Descent, Loop, State
 from vleak.engine.trials import run_trials
 from vleak.errors import InputError

@@ -15,8 +15,8 @@ from vleak.attacks.adaptive import observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.matching import _centre, _in_mode
-from vleak.attacks.rows import NEAR_ZERO
 from vleak.attacks.priors import Interpolate, Weights, answer_of, decoded_problem
+from vleak.attacks.rows import NEAR_ZERO
 from vleak.engine.loop import Descent, Loop
 from vleak.engine.trials import run_trials
 from vleak.errors import InputError

@@ -15,8 +15,8 @@ from vleak.attacks.augment import augment
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.matching import _in_mode
-from vleak.attacks.rows import NEAR_ZERO
 from vleak.attacks.memo import Memo, digest_of, digest_of_model
+from vleak.attacks.rows import NEAR_ZERO
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES, Client, Update
 from vleak.federated.gradients import mean_gradient, per_clip_gradients
