@@ -21,12 +21,12 @@ class Independent(Attack):
     """Independent component analysis of a linear layer's gradient (Cocktail Party).
 
     Kariyappa et al., ICML 2023, arXiv 2209.05578: the rows of the gradient are mixtures of the segments,
-    which are taken to be independent over their features. Their space is whitened, and the symmetric fixed point of
-    FastICA (Hyvärinen 1999) unmixes it. It needs no ReLU and no exact rank, but independence: segments that
-    resemble each other, as neighbours in a video do, are not, and come out mixed.
+    which are taken to be independent over their features. Their space is whitened, and the symmetric fixed
+    point of FastICA (Hyvärinen 1999) unmixes it. It needs no ReLU and no exact rank, but independence:
+    segments that resemble each other, as neighbours in a video do, are not, and come out mixed.
 
     Neither order nor sign nor scale can be told by independence. Sign and scale follow from the bias
-    gradient, the sum of the columns of the mixing; without one from what is known of the features, their sign and norm.
+    gradient, the sum of the columns of the mixing; without one from what is known of the features.
     Nothing is claimed: no check tells a source from a mixture.
     """
 
