@@ -30,6 +30,7 @@ from vleak.attacks import (
     Observation,
     PublicMean,
     Reconstruction,
+    answerable,
     infer_labels,
     matching,
 )
@@ -102,7 +103,8 @@ def run(attack: Attack, observation: Observation, *seed: object, **hooks: Any) -
 
 
 def best_null(observation: Observation, truth: Tensor) -> float:
-    return max(psnr(run(null(), observation).clips, truth) for null in NULL_ATTACKS.values())
+    names = answerable(observation.knowledge)
+    return max(psnr(run(NULL_ATTACKS[name](), observation).clips, truth) for name in names)
 
 
 def same_answer(first: Reconstruction, second: Reconstruction) -> bool:
@@ -250,8 +252,11 @@ def test_mode_of_the_client_is_the_mode_of_the_attack_and_the_model_stays_as_it_
 
 def test_null_attackers_say_what_they_promise_whatever_the_update() -> None:
     granted = torch.tensor([3])
+    references = torch.rand(1, 3, 2, SIZE, SIZE, generator=generator("references"))
     for null in NULL_ATTACKS.values():
-        answers = [run(null(), observe_clip(index, labels=granted)) for index in (0, 1)]
+        answers = [
+            run(null(), observe_clip(index, labels=granted, references=references)) for index in (0, 1)
+        ]
         assert same_answer(*answers)
         assert (answers[0].engine, answers[0].iterations, answers[0].adaptive) == ("none", 0, False)
         assert math.isnan(answers[0].objective)

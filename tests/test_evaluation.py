@@ -26,7 +26,8 @@ from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Observation, Reconstruc
 from vleak.certificates.gaussian import identification_bound
 from vleak.data import ClipSet, load_clips
 from vleak.errors import InputError
-from vleak.evaluation import StoppedError, bench, cell, evaluate, read_results, summarise
+from vleak.evaluation import StoppedError, bench, evaluate, read_results, summarise
+from vleak.evaluation import cell as one_cell
 from vleak.evaluation.flags import BEATS_UNDEFENDED, FAILS_UNDEFENDED, NO_BETTER, WEAKER_BEATS, mark
 from vleak.federated import Client, Update
 
@@ -299,7 +300,7 @@ def test_linkage_does_not_know_the_labels(tmp_path: Path, monkeypatch: pytest.Mo
         asked.extend(len(each) for each in candidates)
         return torch.zeros(len(candidates))
 
-    monkeypatch.setattr(run, "link_scores", spy)
+    monkeypatch.setattr(one_cell, "link_scores", spy)
     evaluate(tiny(iterations=1), tmp_path / "inferred")
     assert set(asked) == {6}  # every candidate under each of the six labels
     asked.clear()
@@ -449,7 +450,7 @@ def test_another_run_in_the_folder_is_refused_before_anything_slow(
     def slow(*given: object, **named: object) -> ClipSet:
         raise AssertionError("clips were loaded")
 
-    monkeypatch.setattr(run, "load_clips", slow)
+    monkeypatch.setattr(bench, "load_data", slow)
     with pytest.raises(InputError, match=r"holds another run: settings defenses is \['none', 'dp:noise_mult"):
         evaluate(tiny(), finished[0])
     (tmp_path / "file").touch()
@@ -524,7 +525,7 @@ def test_an_unexpected_error_costs_one_cell_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ATTACKS, "matching", Fragile)
-    monkeypatch.setattr(cell, "Client", Marked)
+    monkeypatch.setattr(one_cell, "Client", Marked)
     monkeypatch.setattr(Marked, "clips", [load_clips("synthetic", clips=3, frames=4, size=16).clips[1:2]])
     settings = tiny(defenses=("none",))
     first = evaluate(settings, tmp_path / "run")
@@ -671,7 +672,7 @@ def test_a_planted_truth_changes_no_answer(tmp_path: Path, monkeypatch: pytest.M
     asked = {"clips": 3, "frames": 4, "size": 16}
     here, there = (load_clips("synthetic", seed=seed, fine=True, **asked) for seed in (0, 1))
     planted = dataclasses.replace(here, clips=there.clips, fine=there.fine, labels=here.labels.flip(0))
-    monkeypatch.setattr(cell, "Client", Elsewhere)
+    monkeypatch.setattr(one_cell, "Client", Elsewhere)
     monkeypatch.setattr(bench, "Client", Elsewhere)
     found = []
     for name, data in (("here", here), ("planted", planted)):
@@ -882,7 +883,7 @@ def test_workers_are_at_least_one(workers: int, tmp_path: Path) -> None:
 
 def test_an_attack_named_twice_runs_once(tmp_path: Path, spied: list[Observation]) -> None:
     settings = tiny(attacks=("matching", "matching"), defenses=("none", "none"))
-    assert settings == tiny(defenses=("none", "none"))
+    assert settings == tiny(attacks=("matching",), defenses=("none", "none"))
     assert settings.resolved()["attacks"] == ["matching"]
     evaluate(settings, tmp_path / "run")
     assert len(spied) == 3

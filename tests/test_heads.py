@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak import ops
+from vleak.attacks import Knowledge, Observation, infer_labels
 from vleak.defenses import Compress, DpSgd, Prune
 from vleak.defenses.guards import per_clip_norms
 from vleak.engine import extension
@@ -571,3 +572,50 @@ def test_heads_that_hide_the_features_are_refused() -> None:
     refusal(
         CapabilityError, lambda: check_second_derivative(Hidden(score), features, bce), "no finite influence"
     )
+
+
+# ---- labels
+
+
+def observe(model: nn.Module, loss: str, features: Tensor, labels: Tensor, **known: Any) -> Observation:
+    update = Client(model, loss).update(features, labels, generator(0))
+    knowledge = Knowledge(
+        clip_shape=tuple(features.shape[1:]), batch_size=len(features), classes=2, **known
+    )  # fmt: skip
+    return Observation(model, update, knowledge)
+
+
+@heads
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_label_of_one_bag_is_exact(name: str, label: int) -> None:
+    for seed in range(10):
+        features, _ = draw("bce", 1, seed)
+        truth = torch.tensor([label])
+        assert infer_labels(observe(for_loss(name, "bce"), "bce", features, truth)).tolist() == [label]
+        model = build(name, 2, seed)
+        assert infer_labels(observe(model, "cross_entropy", features, truth)).tolist() == [label]
+
+
+@heads
+@pytest.mark.parametrize("anomalous", range(5))
+def test_anomalous_bags_of_a_batch_are_counted(name: str, anomalous: int) -> None:
+    features, _ = draw("bce", 4)
+    labels = torch.arange(4).lt(anomalous).long()
+    model, (public, _) = for_loss(name, "bce"), draw("bce", 16, "public")
+    observation = observe(model, "bce", features, labels, public_clips=public)
+    assert infer_labels(observation).tolist() == sorted(labels.tolist())
+
+
+def test_without_a_bias_the_row_tells_the_label() -> None:
+    for label in (0, 1):
+        head = build("mlp")
+        head.layers[2].bias = None
+        features, _ = draw("bce", 1, "no bias")
+        observation = observe(head, "bce", features, torch.tensor([label]))
+        assert infer_labels(observation).tolist() == [label]
+
+
+def test_a_ranked_pair_has_no_label_to_infer() -> None:
+    features, _ = draw("ranking", 3)
+    observation = observe(for_loss("linear", "ranking"), "ranking", features, torch.tensor([1, 0, 1]))
+    assert infer_labels(observation).tolist() == [0, 0, 0]

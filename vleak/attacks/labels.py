@@ -23,8 +23,17 @@ def infer_labels(observation: Observation) -> Tensor:
     The last layer is the linear one that the model called last with an output a class; where there is none,
     the last tensor of the update with a row a class. Falls back to the row sums of its weight where it has
     no bias, and to class 0 where no tensor of the update has a row for every class.
+
+    With "bce" that gradient is the mean score minus the share of anomalous bags: of one bag its sign tells
+    the label, exactly; without a bias that of the row sum does, where the layer reads rectified features.
+    With "ranking" there is nothing to infer, the place in the pair is the label: zeros.
     """
     knowledge = observation.knowledge
+    loss = observation.update.metadata.get("loss", "cross_entropy")
+    if loss == "ranking":
+        return torch.zeros(knowledge.batch_size, dtype=torch.long)
+    if loss == "bce":
+        return _anomalous(observation)
     scores = _class_gradient(observation)
     if scores is None:
         return torch.zeros(knowledge.batch_size, dtype=torch.long)
@@ -34,6 +43,20 @@ def infer_labels(observation: Observation) -> Tensor:
     shares = (_mean_softmax(observation)[: knowledge.classes] - scores).clamp(min=0)
     wanted = knowledge.batch_size * shares / shares.sum().clamp(min=1e-12)
     return _largest_remainder(wanted, knowledge.batch_size)
+
+
+def _anomalous(observation: Observation) -> Tensor:
+    """Return the labels of a batch trained with "bce", the normal bags first."""
+    batch, last = observation.knowledge.batch_size, _last_layer(observation)
+    labels = torch.zeros(batch, dtype=torch.long)
+    if last is None:
+        return labels
+    slope = float(last.sum())
+    if batch == 1:
+        return labels + int(slope < 0)
+    share = float(_on_public(observation, lambda scores: scores.flatten(1).mean(1, keepdim=True))) - slope
+    count = min(batch, max(0, round(batch * share)))
+    return torch.arange(batch).ge(batch - count).long()
 
 
 def _class_gradient(observation: Observation) -> Tensor | None:
@@ -59,7 +82,7 @@ def _last_layer(observation: Observation) -> Tensor | None:
     device = next(model.parameters()).device
     with torch.no_grad(), _LinearCalls() as calls:
         logits = model(torch.full((1, *observation.knowledge.clip_shape), 0.5, device=device))
-    classes = logits.shape[1]
+    classes = logits.shape[-1]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [(id(w), id(b), out is logits) for w, b, out in calls.seen if out.shape[-1] == classes]
     # What is the output itself comes before what was called after it, such as an auxiliary head.
@@ -92,6 +115,11 @@ class _LinearCalls(TorchFunctionMode):
 
 
 def _mean_softmax(observation: Observation) -> Tensor:
+    return _on_public(observation, lambda logits: logits.softmax(1))
+
+
+def _on_public(observation: Observation, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the mean of what is read from the model's answers to public clips, or to grey without any."""
     knowledge = observation.knowledge
     clips = knowledge.public_clips
     if clips is None or len(clips) == 0:
@@ -99,7 +127,7 @@ def _mean_softmax(observation: Observation) -> Tensor:
     with torch.no_grad():
         device = next(observation.model.parameters()).device
         return (
-            torch.cat([observation.model(part.to(device)).softmax(1) for part in torch.split(clips, 16)])
+            torch.cat([read(observation.model(part.to(device))) for part in torch.split(clips, 16)])
             .mean(0)
             .cpu()
         )

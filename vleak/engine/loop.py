@@ -19,8 +19,8 @@ from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
 from vleak.engine.native import Found, program_for
 from vleak.engine.problem import Descent, Problem, State, check, lock_of
-from vleak.engine.runner import KeyPress, Outcome, Plateau, Reason
-from vleak.engine.stages import Stage, divide, resize
+from vleak.engine.runner import Bound, KeyPress, Outcome, Plateau, Reason
+from vleak.engine.stages import Size, Stage, divide, resize
 from vleak.engine.steps import STATE, Step, Values, first_values, settings_table
 from vleak.errors import InputError, unknown_name
 
@@ -72,8 +72,8 @@ class Loop:
             check(problem, descent, start)
             self.problem, self.descent = problem, descent
             # The layout of a start must not decide which views of it a captured iteration can take.
-            start = start.contiguous()
-            self.state = State(start.clone(), start.clone())
+            start = start.contiguous().clone()
+            self.state = State(start, start)
             self.plateau = Plateau(descent.patience, descent.tolerance)
             self._stages = divide(problem, descent, start)
             programs = [] if engine == "reference" else self._prepared(engine)
@@ -184,13 +184,19 @@ class Loop:
         size = tuple(state.x.shape[2:]) if self.descent.coarse else None
         state.history += outcome.history
         state.nan_at = len(state.history) if outcome.reason == "nan" else None
-        state.x = resize(values["x"], size)
+        state.x = self._full(values["x"], size)
         objective = float(values["best_objective"])
         # Where a level has found nothing, the one before it stands.
         if objective < math.inf:
             state.begun = len(state.history) - self._done
-            state.best = resize(values["best"].view_as(values["x"]), size)
+            state.best = self._full(values["best"].view_as(values["x"]), size)
             state.best_objective = objective
+
+    def _full(self, clips: Tensor, size: Size | None) -> Tensor:
+        """Return clips of the present stage at full resolution."""
+        # Of many descents that are held at a time, each keeps as little as it can.
+        in_place = size is None or tuple(clips.shape[2:]) == size
+        return clips if in_place and isinstance(self.bound, Bound) else resize(clips, size)
 
 
 class _Eager:

@@ -107,6 +107,8 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 class State:
     """Where a descent stands. All tensors have the shape of the start, also on a coarse level.
 
+    They may be those that the descent works on: it changes them when it goes on, so copy what is to stay.
+
     Attributes:
         x: the current clips.
         best: the clips of the smallest objective so far; objectives of two levels are not compared, so that

@@ -1,8 +1,8 @@
 """Enhancement by a small network, trained on public clips on the user's machine.
 
-It refines what `classical` returns, and so starts from there: seven convolutions would learn denoising and
-fusion worse in half a minute. A network fills in what clips like those it saw usually look like: what it
-adds may be false, which is why scores are always given before and after.
+It refines what `classical` returns: four convolutions would learn fusion and denoising worse in half a
+minute. A network fills in what clips like those it saw usually look like: what it adds may be false, which is
+why scores are always given before and after.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Refiner(nn.Module):
         base = functional.avg_pool2d(
             functional.pad(given.flatten(0, 1), (2, 2, 2, 2), mode="replicate"), 5, 1
         )
-        base = base.unflatten(0, (count, frames))
+        base = base.view(given.shape)
         small = functional.pixel_unshuffle(fine.transpose(1, 2), SCALE)  # (N, T, 4C, H, W)
         small = CONTRAST * (small - base.repeat_interleave(SCALE**2, 2))
         before = torch.cat((small[:, :1], small[:, :-1]), 1)
@@ -69,7 +69,8 @@ class Refiner(nn.Module):
         for layer in self.middle:
             hidden = hidden + layer(hidden).relu()
         added = functional.pixel_shuffle(self.exit(hidden), SCALE) / CONTRAST
-        return fine + added.unflatten(0, (count, frames)).transpose(1, 2)
+        refined: Tensor = fine + added.view(count, frames, *added.shape[1:]).transpose(1, 2)
+        return refined
 
 
 def train_network(

@@ -444,7 +444,7 @@ def _each_once(
 
 def _null_answers(data: ClipSet, references: int, seed: int) -> list[Answers]:
     """Return what each null attacker answers of every clip, (C, T, H, W) by name."""
-    model = nn.Linear(1, 1)  # an update of nothing: they never look at it
+    model = nn.ParameterList([torch.zeros(1)])  # a model of nothing: they never look at it
     update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
     names, unused = null_names(data, references), generator(seed, "null")
 

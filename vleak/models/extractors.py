@@ -25,7 +25,7 @@ from vleak.spelling import split
 __all__ = ["EXTRACTORS", "Extractor", "build_extractor", "pretrained", "train_extractor"]
 
 #: Of `train_extractor`, fixed beforehand: steps, clips a step, first rate of Adam, part that is held out.
-STEPS, BATCH, RATE, HELD_OUT = 250, 32, 1e-3, 0.2
+STEPS, BATCH, RATE, HELD_OUT = 200, 32, 1e-3, 0.2
 
 
 class C3DSmall(nn.Module):
@@ -157,7 +157,9 @@ class Extractor(nn.Module):
                 f"extractor: expected clips (clip, channel, frame, height, width) with a multiple of "
                 f"{self.segment_frames} frames, got {tuple(clips.shape)}; choose --frames that fit it"
             )
-        return clips.unflatten(2, (-1, self.segment_frames)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call, no-any-return]
+        batch, channels, _, *size = clips.shape
+        cut = clips.reshape(batch, channels, -1, self.segment_frames, *size)
+        return cut.transpose(1, 2).flatten(0, 1)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return features (N, S, F) of clips (N, C, T, H, W) in [0, 1], S = T / segment_frames.
@@ -251,7 +253,9 @@ def train_extractor(
     with torch.no_grad():
         hits = [
             logits(part).argmax(1) == wanted
-            for part, wanted in zip(clips[kept:].split(BATCH), labels[kept:].split(BATCH), strict=True)
+            for part, wanted in zip(
+                *(torch.split(part[kept:], BATCH) for part in (clips, labels)), strict=True
+            )
         ]
     return float(torch.cat(hits).float().mean())
 
@@ -288,7 +292,16 @@ def pretrained(
         accuracy = train_extractor(extractor, *clips(), generator(seed, "extractor training", spelled))
         return {**extractor.net.state_dict(), _ACCURACY: torch.tensor(accuracy)}
 
-    whole = {"name": spelled, "size": size, "frames": frames, "seed": seed, "steps": STEPS, "batch": BATCH}
+    whole: dict[str, str | int | float | bool | None] = {
+        "name": spelled,
+        "size": size,
+        "frames": frames,
+        "seed": seed,
+        "steps": STEPS,
+        "rate": RATE,
+        "held_out": HELD_OUT,
+        "batch": BATCH,
+    }
     clash = sorted(set(whole) & set(recipe))
     if clash:
         raise InputError(f"extractor: the recipe of the clips names {clash[0]!r}; call it something else")
@@ -334,17 +347,17 @@ def _wrapped(name: str, net: nn.Module, frames: int, size: int) -> Extractor:
     net.eval()
     try:
         with torch.no_grad():
-            found = net(torch.full((2, 3, length, size, size), 0.5))
+            found = net(torch.full((1, 3, length, size, size), 0.5))
     except Exception as error:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"extractor {name!r} does not take segments of shape (2, 3, {length}, {size}, {size}) (segment, "
+            f"extractor {name!r} does not take segments of shape (1, 3, {length}, {size}, {size}) (segment, "
             f"channel, frame, height, width): {first}; choose --size that fits it"
         ) from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2 or not found.shape[1]:
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1 or not found.shape[1]:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"extractor {name!r} returned {got} for two segments, expected features (segment, feature); "
+            f"extractor {name!r} returned {got} for one segment, expected features (segment, feature); "
             "pool over time and space"
         )
     return Extractor(net, found.shape[1])
