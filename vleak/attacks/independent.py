@@ -26,8 +26,8 @@ class Independent(Attack):
     segments that resemble each other, as neighbours in a video do, are not, and come out mixed.
 
     Neither order nor sign nor scale can be told by independence. Sign and scale follow from the bias
-    gradient, the sum of the columns of the mixing; without one from what is known of the features, their
-    sign and norm. Nothing is claimed: no check tells a source from a mixture.
+    gradient, the sum of the columns of the mixing; without one from what is known of the features.
+    Nothing is claimed: no check tells a source from a mixture.
     """
 
     name: ClassVar[str] = "independent"

@@ -195,14 +195,15 @@ class _Check:
         if q_exact is None:
             return None
         values = (self.space.left @ q_exact).abs()
-        silent = values < (1e-4 + 3 * self.space.error(q_exact)) * float(values.max())
-        return q_exact if self._separable(silent) else None
+        limit = float(values.max())
+        silent = values < (1e-5 + 3 * self.space.error(q_exact)) * limit
+        return q_exact if self._separable(silent, values > 1e-3 * limit) else None
 
-    def _separable(self, silent: Tensor) -> bool:
+    def _separable(self, silent: Tensor, active: Tensor) -> bool:
         named = dict(self.observation.model.named_parameters())
         weight = named[self.layer.weight].detach().cpu().double()
         levels, k = weight @ self.space.right, len(self.space.values)
-        signs = torch.where(silent, 1.0, -1.0).to(levels)
+        signs = silent.to(levels) - (active & ~silent).to(levels)
         offset = torch.zeros_like(signs)
         if self.layer.bias is not None:
             offset = named[self.layer.bias].detach().cpu().double()
@@ -265,7 +266,7 @@ def _sparse_columns(check: _Check, starts: int, generator: torch.Generator, stop
         if kept.shape[1] == k:
             return kept
     kept = space.left.new_zeros(k, 0)
-    for start in range(min(starts, 8 * k + 24)):
+    for start in range(min(starts, 20 * k + 80)):
         if kept.shape[1] == k or stop():
             break
         draw = _fresh(kept, start, generator)
@@ -297,11 +298,11 @@ _WIDTHS = (1.0, 0.3, 0.1, 0.03)
 
 
 def _fresh(kept: Tensor, start: int, generator: torch.Generator) -> Tensor:
-    """Draw a direction away from those that were found; now and then not quite."""
+    """Draw a direction away from those that were found; two times of three not quite."""
     draw = torch.randn(len(kept), generator=generator, dtype=kept.dtype)
     basis = torch.linalg.qr(kept)[0]
     away = draw - basis @ (basis.T @ draw)
-    return away / away.norm() + (0.3 * draw / draw.norm() if start % 3 == 2 else 0.0)
+    return away / away.norm() + (0.0, 1.0, 0.3)[start % 3] * draw / draw.norm()
 
 
 def _reweighted(left: Tensor, q: Tensor, width: float) -> Tensor:

@@ -187,7 +187,7 @@ class Matching(Attack):
         weight = next(case.observation.model.parameters())
         descent = Descent(
             iterations=self.iterations,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate * space.rate,
             rule=self.rule,
             schedule=self.schedule,
             warmup=self.warmup,

@@ -16,6 +16,7 @@ RECOVERED = 0.99
 """A segment counts as recovered above this cosine to the truth."""
 
 _TIE = 1e-9
+_FLAT = 1e-6  # a segment nearer than this to the mean is rounding, not content
 #: Below this part of the largest gradient of a segment there is only rounding.
 _ROUNDING = 1e-7
 
@@ -138,7 +139,7 @@ def segment_rank(found: Tensor, candidates: Tensor, index: int) -> int:
     scores = torch.stack(
         [match_segments(answer, c.detach().cpu().double() - mean)[1].mean() for c in candidates]
     )
-    if float(answer.norm(dim=1).max()) < 1e-9:
+    if float(answer.norm(dim=1).max()) < _FLAT:
         return len(candidates)
     return int((scores >= scores[index] - _TIE).sum())
 
