@@ -357,7 +357,7 @@ def _fit(sender: _Sender, rehearsal: _Rehearsal, count: int, hooks: _Hooks) -> _
 
 
 def _gain(sent: list[Tensor], expected: list[Tensor]) -> float:
-    """Return what part of messages of norm 1 is what was expected of them; the rest is the defense's noise."""
+    """Return what part of messages of norm 1 is what was expected; the rest is the defense's noise."""
     agreement = sum(float((s * e).sum()) for s, e in zip(sent, expected, strict=True))
     return max(agreement / max(sum(float(e.square().sum()) for e in expected), 1e-30), 0.01)
 
