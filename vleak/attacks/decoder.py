@@ -55,7 +55,7 @@ class Decoder(Attack):
         temporal: float = 0.09,
         prior: float = 0.02,
         latent: float = 0.002,
-        steps: int = 250,
+        steps: int = 200,
         copies: int = 8,
     ) -> None:
         """Set the hyper-parameters.
@@ -217,7 +217,7 @@ class PublicDecoder(nn.Module):
         return clips
 
 
-_WIDTHS = (12, 24, 48, 24)
+_WIDTHS = (8, 16, 32, 24)
 """Channels at the sizes of `_sizes`; the last are the latents'."""
 
 

@@ -40,7 +40,7 @@ class DeepPrior(Attack):
         restarts: int = 1,
         engine: Literal["native", "inductor", "reference"] = "native",
         learning_rate: float = 0.02,
-        channels: int = 64,
+        channels: int = 32,
         levels: int = 2,
         spatial: float = 0.03,
         temporal: float = 0.09,

@@ -26,7 +26,7 @@ from vleak.seeds import generator as seeded
 _WIDTH = 2**17
 _TOGETHER = 8  # clips whose gradients are computed at once
 #: Ridges that are tried, in units of the mean eigenvalue.
-_RIDGES = tuple(10 ** (exponent / 2) for exponent in range(-5, 5))
+_RIDGES = tuple(10 ** (exponent / 2) for exponent in range(-4, 11))
 
 
 class Inverter(Attack):
@@ -343,8 +343,7 @@ def _fit(sender: _Sender, rehearsal: _Rehearsal, count: int, hooks: _Hooks) -> _
     norms = torch.stack([m.float().square().sum(1) for m in rehearsal.messages]).sum(0).sqrt()
     scales = 1 / norms.clamp(min=1e-30) if unit else torch.ones_like(norms)
     expected = [m[some].float() * scales[some, None] for m in rehearsal.messages]
-    agreement = sum(float((s * e).sum()) for s, e in zip(sent, expected, strict=True))
-    gain = max(agreement / max(sum(float(e.square().sum()) for e in expected), 1e-30), 1e-6)
+    gain = _gain(sent, expected) if unit else 1.0
     sent = [s / gain for s in sent]
     trust = _trust(rehearsal.messages, scales, sent, expected)
     gram = sum(
@@ -356,6 +355,12 @@ def _fit(sender: _Sender, rehearsal: _Rehearsal, count: int, hooks: _Hooks) -> _
     centre = gram.mean(1)
     solution = _best_ridge(rehearsal, some, _centred(_centred(gram).T), _centred(products - centre[:, None]))
     return _Map(rehearsal, trust, scales, unit, gain, centre, solution)
+
+
+def _gain(sent: list[Tensor], expected: list[Tensor]) -> float:
+    """Return what part of messages of norm 1 is what was expected; the rest is the defense's noise."""
+    agreement = sum(float((s * e).sum()) for s, e in zip(sent, expected, strict=True))
+    return max(agreement / max(sum(float(e.square().sum()) for e in expected), 1e-30), 0.01)
 
 
 def _trust(messages: list[Tensor], scales: Tensor, sent: list[Tensor], expected: list[Tensor]) -> Tensor:
