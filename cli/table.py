@@ -44,6 +44,8 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
     columns = {name: cell for name, cell in _COLUMNS.items() if width >= _WIDE or name not in _DETAILS}
     if not any(row.segments for row in rows):
         columns.pop("segments")
+    if all(row.epsilon is None for row in rows):
+        columns.pop("ε")
     if not any(row.enhanced for row in rows):
         columns.pop("enhanced", None)
     if several and width >= _WIDE:
@@ -57,7 +59,7 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
             no_wrap=name not in ("defense", "verdict"),
             min_width=len("linkable,") if name == "verdict" else None,
         )
-    place = None
+    place: tuple[str, str] | None = None
     for row in rows:
         if place not in (None, (row.pipeline, row.model)):
             table.add_section()

@@ -13,6 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from vleak.attacks import matching
+from vleak.attacks.rows import NEAR_ZERO
 from vleak.evaluation import flags as health
 from vleak.evaluation.statistics import Interval
 from vleak.evaluation.store import read_results
@@ -38,7 +39,7 @@ MAX_CELLS = 1500
 _NO_BREAK = "\u00a0"
 
 _FLAGS: dict[str, str] = {
-    matching.NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
+    NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
     matching.NOT_FALLING: "the attack never got going; try more restarts or another step size",
     health.NO_BETTER: "the answer scores no better than one made without the update",
     health.FAILS_UNDEFENDED: "the attack does not work here at all, so it cannot judge a defense",
