@@ -88,8 +88,8 @@ class LowRank(Attack):
     reweighted least squares, in place of SPEAR's sampling of rows. Every segment is checked by itself, on the
     layer's weights (which units it leaves silent) and on its norm, if known.
 
-    What it does not find: many like segments of features that may be negative behind two layers of ReLU, where
-    differences of columns are sparser than columns; then it claims nothing.
+    What it does not find: many like segments of features that may be negative behind two layers of ReLU, as
+    differences of columns are sparser than columns then; it claims nothing.
 
     Order is not claimed. Equal segments are one segment of the gradient; behind "bce" how often it occurred
     follows from its weight. Segments that the loss gives no gradient are not found, and counted in a flag.
