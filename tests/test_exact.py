@@ -251,8 +251,8 @@ def test_matching_moves_and_beats_the_mean(sign: bool) -> None:
     answers = [run(Matching(iterations=n, engine="reference"), observation) for n in (1, 200)]
     errors = [float((a.clips[0][match_segments(a.clips[0], truth)[0]] - truth).norm()) for a in answers]
     null = public.mean(0)
-    assert errors[1] < 0.7 * errors[0]
-    assert errors[1] < 0.7 * float((null[match_segments(null, truth)[0]] - truth).norm())
+    assert errors[1] < 0.85 * errors[0]
+    assert errors[1] < 0.85 * float((null[match_segments(null, truth)[0]] - truth).norm())
     if not sign:
         assert float(answers[1].clips.min()) >= 0
         assert torch.allclose(answers[1].clips.norm(dim=-1), torch.ones(1, 3), atol=1e-4)

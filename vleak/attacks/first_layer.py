@@ -62,7 +62,8 @@ class FirstLayer:
         levels = weight @ row
         if self.bias is not None:
             levels = levels + named[self.bias].detach().cpu().double()
-        return levels < -margin * weight.norm(dim=1)
+        made: Tensor = levels < -margin * weight.norm(dim=1)
+        return made
 
 
 def first_layer(observation: Observation, generator: torch.Generator) -> FirstLayer:

@@ -133,12 +133,14 @@ def _log_cosh(x: Tensor) -> Tensor:
 def _whitener(space: Tensor) -> Tensor:
     """Return (k, k): the rows of its product with the centred space have variance 1 and no correlation."""
     values, vectors = torch.linalg.eigh(torch.cov(space, correction=0).reshape(len(space), len(space)))
-    return vectors @ torch.diag(values.clamp(min=1e-12 * float(values[-1])).rsqrt()) @ vectors.T
+    made: Tensor = vectors @ torch.diag(values.clamp(min=1e-12 * float(values[-1])).rsqrt()) @ vectors.T
+    return made
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(matrix)
-    return left @ right
+    made: Tensor = left @ right
+    return made
 
 
 def _scaled(basis: Tensor, space: Tensor, scale: Tensor | None, observation: Observation) -> Tensor:
@@ -152,8 +154,10 @@ def _scaled(basis: Tensor, space: Tensor, scale: Tensor | None, observation: Obs
     if observation.knowledge.unit_norm or scale is None:
         if scale is not None and not observation.knowledge.nonnegative:
             signs = torch.where(rows @ (space.T @ scale) < 0, -1.0, 1.0).to(rows)[:, None]
-        return signs * rows
+        made: Tensor = signs * rows
+        return made
     products = rows @ (space.T @ scale)
     usual = products.abs().median()
     signs = torch.where(products < 0, -1.0, 1.0).to(rows)
-    return rows * (signs / products.abs().clamp(min=0.1 * float(usual)))[:, None]
+    made = rows * (signs / products.abs().clamp(min=0.1 * float(usual)))[:, None]
+    return made

@@ -88,6 +88,9 @@ class LowRank(Attack):
     reweighted least squares, in place of SPEAR's sampling of rows. Every segment is checked by itself, on the
     layer's weights (which units it leaves silent) and on its norm, if known.
 
+    What it does not find: many like segments of features that may be negative behind two layers of ReLU, as
+    differences of columns are sparser than columns then; it claims nothing.
+
     Order is not claimed. Equal segments are one segment of the gradient; behind "bce" how often it occurred
     follows from its weight. Segments that the loss gives no gradient are not found, and counted in a flag.
     """
@@ -149,7 +152,8 @@ class LowRank(Attack):
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    return a @ b / (a.norm() * b.norm()).clamp(min=1e-300)
+    made: Tensor = a @ b / (a.norm() * b.norm()).clamp(min=1e-300)
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -225,7 +229,8 @@ class _Check:
         if not self.knowledge.unit_norm:
             return None
         sign = 1.0 if float((self.space.right @ z).sum()) >= 0 else -1.0
-        return sign * z / z.norm()
+        made: Tensor = sign * z / z.norm()
+        return made
 
     def _explains(self, row: Tensor, error: float) -> bool:
         """Tell whether a column of the gradient's space is zero wherever this row is silent.
@@ -290,7 +295,8 @@ def _on_zeros(basis: Tensor, z: Tensor, error: float) -> Tensor | None:
     if int(zero.sum()) <= len(z) + max(2, len(values) // 50):
         return None
     refined = torch.linalg.eigh(basis[zero].T @ basis[zero])[1][:, 0]
-    return refined * torch.sign(refined @ z)
+    made: Tensor = refined * torch.sign(refined @ z)
+    return made
 
 
 #: First widths of the reweighting; in turn, as a narrow one finds what a wide one passes by.
@@ -302,7 +308,8 @@ def _fresh(kept: Tensor, start: int, generator: torch.Generator) -> Tensor:
     draw = torch.randn(len(kept), generator=generator, dtype=kept.dtype)
     basis = torch.linalg.qr(kept)[0]
     away = draw - basis @ (basis.T @ draw)
-    return away / away.norm() + (0.0, 1.0, 0.3)[start % 3] * draw / draw.norm()
+    made: Tensor = away / away.norm() + (0.0, 1.0, 0.3)[start % 3] * draw / draw.norm()
+    return made
 
 
 def _reweighted(left: Tensor, q: Tensor, width: float) -> Tensor:
@@ -389,7 +396,8 @@ class _Cone:
         if solved.status != 0:
             return None
         z = torch.from_numpy(np.asarray(solved.x, dtype=np.float64))
-        return z / z.norm()
+        made: Tensor = z / z.norm()
+        return made
 
 
 # ---------------------------------------------------------------------------------------------------------

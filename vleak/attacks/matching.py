@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.attacks.feature_matching import FEATURE_PULL, FeatureSpace
-from vleak.attacks.rows import NEAR_ZERO, centre, labels_of
+from vleak.attacks.rows import NEAR_ZERO as NEAR_ZERO
+from vleak.attacks.rows import centre, labels_of
 from vleak.attacks.scene import (
     Before,
     background,

@@ -57,7 +57,8 @@ def carrying_segments(model: nn.Module, loss: Loss, sample: Tensor, label: Tenso
         value = loss(model(given), label.reshape(1))
         (gradient,) = torch.autograd.grad(value, given, allow_unused=True, materialize_grads=True)
     sizes = gradient.flatten(0, -2).norm(dim=1).cpu()
-    return (sizes > _ROUNDING * sizes.max()) & (sizes > 0)
+    made: Tensor = (sizes > _ROUNDING * sizes.max()) & (sizes > 0)
+    return made
 
 
 def score_segments(
@@ -146,12 +147,14 @@ def segment_rank(found: Tensor, candidates: Tensor, index: int) -> int:
 
 def _rows(matrix: Tensor) -> Tensor:
     rows = matrix.detach().to("cpu", torch.float64)
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    made: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return made
 
 
 def _errors(found: Tensor, truth: Tensor) -> Tensor:
     a, b = (side.detach().to("cpu", torch.float64) for side in (found, truth))
-    return (a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12)
+    made: Tensor = (a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12)
+    return made
 
 
 def _median(values: Tensor) -> float | None:
