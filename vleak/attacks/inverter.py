@@ -252,6 +252,11 @@ class _Rehearsal:
     messages: list[Tensor]
     entries: int
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean public clip as it is: altered ones are of another brightness on average."""
+        return self.clips[: int(self.sources.max()) + 1].mean(0)
+
     def inner(self, queries: list[Tensor]) -> Tensor:
         """Return the inner products (tensor, N, queries) of messages with queries (queries, width)."""
         return torch.stack([
@@ -309,7 +314,7 @@ class _Map:
         products = self.scales * (self.trust[:, None] * inner).sum(0)
         weights = self.solution @ _centred(products - self.centre).double()
         clips = self.rehearsal.clips
-        mean, offsets = clips.mean(0), weights.float()
+        mean, offsets = self.rehearsal.mean, weights.float()
         # The weights add up to 0, so that they may stand on the clips as they are.
         return torch.stack([
             mean + (torch.zeros(len(clips)).index_add(0, slot, offsets) @ clips.flatten(1)).view(mean.shape)
@@ -383,7 +388,7 @@ def _best_ridge(rehearsal: _Rehearsal, some: Tensor, gram: Tensor, products: Ten
     values, vectors = torch.linalg.eigh(gram.double())
     values = values.clamp(min=0)
     unit = max(float(values.mean()), 1e-30)
-    flat = _centred(rehearsal.clips.flatten(1))
+    flat = (rehearsal.clips - rehearsal.mean).flatten(1)
     likeness = (flat @ flat.T).double()
     best, chosen = math.inf, torch.zeros_like(vectors)
     for ridge in _RIDGES:
