@@ -13,13 +13,14 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from vleak.evaluation.statistics import Interval
-from vleak.evaluation.summary import Row, epsilon_text, ratio
+from vleak.evaluation.summary import Row, epsilon_text, number, ratio
 
 MAX_SERIES = 6
 MAX_LABELS = 18
+MAX_TICKS = 6
 
 # Drawn in stand-in colours that become the page's variables: one plot serves the light and the dark scheme.
 _INK, _MUTED, _GRID, _BOUND = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04"
@@ -92,6 +93,12 @@ def draw_curve(
                       markersize=4.5, linewidth=1.4, elinewidth=1.2, capsize=2.5)  # fmt: skip
         if logarithmic:
             axes.set_xscale("log")
+            places = sorted({x for x, _ in points})
+            axes.set_xticks(places if len(places) <= MAX_TICKS else places[:: len(places) - 1])
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(axis)
         axes.set_ylabel(unit)
         for side in ("top", "right"):

@@ -84,12 +84,12 @@ def _span(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 def _plots(claim: Mapping[str, Any]) -> list[Plot]:
     return [
         draw_curve(
-            f"{claim['axis']} ({series})" if len(claim["points"]) > 1 else claim["axis"],
+            axis,
             [(x, Interval(mean, low, high, 0)) for x, mean, low, high in points],
             claim["unit_of_points"],
-            logarithmic=claim["axis"] == "parameters",
+            logarithmic=axis in ("parameters", "width"),
         )
-        for series, points in claim["points"].items()
+        for axis, points in claim["points"].items()
     ]
 
 
@@ -100,11 +100,7 @@ def _shots(key: str, study: Mapping[str, Any]) -> list[Shot]:
     shots = {
         "extractors": [
             Shot("raw frames", "raw"),
-            *(
-                Shot(f"{extractor}, {loss}", f"{extractor}, linear, {loss}")
-                for extractor in ("c3d_small", "frame_cnn")
-                for loss in ("bce", "ranking")
-            ),
+            *(Shot(run.replace(", ", " · "), run) for run in study["strongest"]),
         ],
         "complexity": [
             Shot(run.removeprefix("raw, "), run)
