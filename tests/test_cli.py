@@ -113,17 +113,33 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     given = {
         "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny_pool", "training-state": "early",
         "clips": 2, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
-        "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1,
+        "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "extractor": "frame_cnn",
+        "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none",
     }  # fmt: skip
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     assert (
-        run(["evaluate", *flags, "--defense", "none", "--defense", "prune:fraction=0.5", "--out", "run"]) == 0
+        run(
+            [
+                "evaluate",
+                *flags,
+                "--defense",
+                "none",
+                "--defense",
+                "prune:fraction=0.5",
+                "--reference-frames",
+                "0,2",
+                "--out",
+                "run",
+            ]
+        )
+        == 0
     )
     settings = json.loads((tmp_path / "run" / "results.json").read_text())["settings"]
     del given["workers"]  # no score depends on it
     assert settings == {name.replace("-", "_"): value for name, value in given.items()} | {
         "defenses": ["none", "prune:fraction=0.5"],
         "attacks": ["matching"],
+        "reference_frames": [0, 2],
     }
 
 
@@ -273,8 +289,8 @@ LONG = ["--clips", "2", "--frames", "8", "--stride", "2", "--size", "16"]
 COMMANDS: dict[str, str] = {
     "evalute": "No such command 'evalute'. Did you mean 'evaluate'",
     "evaluate dp": "unexpected extra argument",
-    "list": "expected defenses, attacks, models or data, such as `vleak list defenses`",
-    "list defences": "unknown list 'defences'; did you mean defenses?",
+    "list": "expected defenses, attacks, models, extractors, heads, enhancers, data, such as `vleak list ",
+    "list defences": "unknown list 'defences'; did you mean defenses",
     "report": "Missing argument",
     "report nowhere": "nowhere does not exist; give the folder of a run",
     "report file": "file is no folder; give the folder of a run",
@@ -299,7 +315,7 @@ OPTIONS: dict[str, str] = {
     "--seed 9223372036854775808": "expected a whole number from 0 to 9223372036854775807",
     "--size 100000": "--size 100000: expected a whole number from 8 to 1024",
     "--frames 100000": "--frames 100000: expected a whole number from 2 to 1024",
-    "--size 1024 --frames 1024": "take 720.0 GiB, the limit is 4 GiB; lower --clips, --frames",
+    "--size 1024 --frames 1024": "take 3600.0 GiB, the limit is 4 GiB; lower --clips, --frames",
     "--defense dpp": "unknown defense 'dpp'; did you mean dp?",
     "--defense soteria": "unknown defense 'soteria'; known: compress, dp, none, prune",
     "--defense dp:noise_multipler=1": "'noise_multipler'; did you mean noise_multiplier?",
@@ -311,7 +327,7 @@ OPTIONS: dict[str, str] = {
     "--device gpu": "unknown device 'gpu'; did you mean cpu?",
     "--device cuda": "no CUDA device is visible to PyTorch; use --device cpu",
     "--engine nativ": "unknown engine 'nativ'; did you mean native?",
-    "--pipeline video": "unknown pipeline 'video'; known: raw",
+    "--pipeline video": "unknown pipeline 'video'; known: all, feature, raw",
     "--labels known": "unknown labels 'known'; known: granted, inferred",
     **{
         f"--{name} {value}": f"--{name} {value}: expected a whole number from "

@@ -462,7 +462,7 @@ def test_any_damage_to_an_array_is_one_line_or_a_matrix(tmp_path: Path) -> None:
     [
         (
             {"references": 2},
-            r"--references 2 asked of feature files, which hold no frames; leave it out or give",
+            r"--reference-frames 2 asked of feature files, which hold no frames; leave it out or give",
         ),
         ({"fine": True}, r"fine clips asked of feature files, which hold no frames"),
     ],

@@ -126,7 +126,7 @@ def test_images_give_references_and_fine_clips(tmp_path: Path) -> None:
     assert data.fine is not None
     assert [frame_numbers(one) for one in data.references] == [[4, 5]]
     assert data.fine.shape == (1, 3, 4, 16, 16)
-    with pytest.raises(InputError, match=r"Abuse001_x264 has 6 frames .* --references 7 asked"):
+    with pytest.raises(InputError, match=r"Abuse001_x264 has 6 frames .* --reference-frames 7 asked"):
         load_clips(str(tmp_path), clips=1, references=7, **SMALL)
 
 

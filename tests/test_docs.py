@@ -30,7 +30,7 @@ def test_readme_names_commands_that_exist() -> None:
     commands = set(
         re.findall(r"^vleak (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     )
-    assert commands == {"evaluate", "report", "list", "doctor", "bench"}
+    assert commands == {"evaluate", "study", "train", "report", "list", "doctor", "bench"}
 
 
 def test_the_example_runs(tmp_path: Path) -> None:

@@ -720,7 +720,7 @@ def test_training_never_sees_the_attacked_clips(tmp_path: Path, monkeypatch: pyt
         public_clips, public_labels = easy(12, public)
         data = ClipSet("easy", clips, labels, ("a@0", "b@0"), public_clips, public_labels,
                        ("dark", "grey", "light"), "other seeds", ())  # fmt: skip
-        monkeypatch.setattr("vleak.evaluation.run.load_clips", lambda *_, **__: data)
+        monkeypatch.setattr("vleak.evaluation.bench.load_data", lambda *_, **__: data)
         settings = Settings(
             defenses=("none",), training_state="early", clips=2, frames=4, size=8, iterations=1
         )

@@ -12,7 +12,7 @@ from vleak.attacks.inverter import Inverter
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.low_rank import LowRank
 from vleak.attacks.matching import Matching, MatchingBlind
-from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill
+from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
 from vleak.attacks.order import order_identifiable
 
 #: name -> class; the first line of each docstring is shown by `vleak list attacks`.
@@ -54,6 +54,7 @@ __all__ = [
     "Reconstruction",
     "ReferenceMean",
     "ReferenceStill",
+    "answerable",
     "infer_labels",
     "order_identifiable",
 ]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vleak.attacks.base import Attack, Observation, Reconstruction
+from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
 from vleak.errors import InputError
 
 
@@ -75,6 +75,14 @@ class ReferenceMean(Attack):
         stop: Callable[[], bool] | None,
     ) -> Reconstruction:
         return _answer(observation, _references(observation).mean(2, keepdim=True))
+
+
+def answerable(knowledge: Knowledge) -> tuple[str, ...]:
+    """Return the names of the null attackers that can answer with such knowledge, each with its own answer."""
+    public = knowledge.public_clips is not None and len(knowledge.public_clips) > 0
+    frames = 0 if knowledge.references is None else knowledge.references.shape[2]
+    still = (ReferenceStill.name, ReferenceMean.name)[: min(frames, 2)]  # of one frame, it is the mean
+    return (Grey.name, *((PublicMean.name,) if public else ()), *still)
 
 
 def _references(observation: Observation) -> Tensor:

@@ -219,7 +219,7 @@ def _reference_frames(
         if there < count:
             raise InputError(
                 f"data {source!r}: {file.shown} has {there} frames at stride {stride} outside its attacked "
-                f"clips, --references {count} asked; lower --references, --clips or --stride"
+                f"clips, --reference-frames {count} asked; lower --reference-frames, --clips or --stride"
             )
         found[file] = list(numbers)
     return found

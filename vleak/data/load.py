@@ -17,7 +17,7 @@ RANGES = {
     "stride": (1, 10_000),
     "public": (0, 10_000),
     "seed": (0, 2**63 - 1),
-    "references": (0, 256),
+    "reference-frames": (0, 256),
 }
 
 
@@ -145,7 +145,7 @@ def load_data(
     found = look(source)
     if found.kind == "features":
         if references or fine:
-            asked = f"--references {references}" if references else "fine clips"
+            asked = f"--reference-frames {references}" if references else "fine clips"
             raise InputError(
                 f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
                 f"give videos"
@@ -181,7 +181,7 @@ def _check_clips(
         "stride": stride,
         "public": public,
         "seed": seed,
-        "references": references,
+        "reference-frames": references,
     }
     for option, value in (given if clips is None else {"clips": clips, **given}).items():
         _check_range(option, value)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import vleak
-from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, order_identifiable
+from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, answerable, order_identifiable
 from vleak.data import ClipSet, FeatureSet, load_data, recognise
 from vleak.engine import extension
 from vleak.enhance import Enhanced, Enhancer, build_enhancer, plain
@@ -381,18 +381,12 @@ def _hypotheses(client: Client, private: Tensor, labels: Tensor, kinds: int, see
     ]
 
 
-#: Reference frames below which a null attacker has nothing to say, or nothing of its own.
-_FRAMES_FOR = {"reference_still": 1, "reference_mean": 2}
-
-
-def null_names(data: ClipSet | FeatureSet, references: int) -> list[str]:
-    """Return the null attackers that can answer with so many reference frames of frames."""
-    public = data.public_clips if isinstance(data, ClipSet) else data.public_features
-    return [
-        name
-        for name in NULL_ATTACKS
-        if (name != "public_mean" or len(public)) and references >= _FRAMES_FOR.get(name, 0)
-    ]
+def null_names(data: ClipSet | FeatureSet, references: int) -> tuple[str, ...]:
+    """Return the null attackers that can answer with so many reference frames."""
+    if isinstance(data, ClipSet):
+        return answerable(frames_knowledge(data, 0, references))
+    shape = tuple(data.features.shape[1:])
+    return answerable(Knowledge(clip_shape=shape, batch_size=1, classes=2, public_clips=data.public_features))
 
 
 def frames_knowledge(data: ClipSet, index: int, references: int, **more: Any) -> Knowledge:
