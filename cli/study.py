@@ -110,7 +110,6 @@ def _effect(row: dict[str, Any]) -> str:
     if row["effect"] is None:
         return "–"
     unit = f" {row['unit']}" if len(row["unit"]) < 8 else ""
-    low, high = row["interval"]
-    if low is None:
-        return f"{row['effect']:+.2f}{unit}"
-    return f"{row['effect']:+.2f} [{low:+.2f}, {high:+.2f}]{unit}"
+    digits = 1 if row["unit"] == "dB" else 2
+    numbers = [f"{each:+.{digits}f}" for each in (row["effect"], *row["interval"]) if each is not None]
+    return f"{numbers[0]}{unit}" if len(numbers) < 3 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{unit}"

@@ -486,7 +486,7 @@ def test_stdout_is_full(tmp_path: Path) -> None:
 
 
 def test_full_disk_keeps_what_is_finished(tmp_path: Path) -> None:
-    limit = 11_000  # bytes of a file: enough for the clips and some lines of the journal
+    limit = 20_000  # bytes of a file: enough for every picture and some lines of the journal
     script = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1)); {VLEAK[2]}"
     done = subprocess.run(
         [sys.executable, "-c", script, "evaluate", *options(), "--workers", "1", "--out", "run"],

@@ -137,6 +137,7 @@ def load_data(
             clips=clips,
             frames=frames,
             size=size,
+            stride=stride,
             seed=seed,
             public=public,
             references=references,

@@ -228,7 +228,7 @@ def _feature(
     private, held, places = truth, public, None
     if settings.loss == "ranking":
         private, places = _pairs(truth, labels)
-        held, _ = _pairs(public, public_labels) if len(public) else (public[:, None], [])
+        held = _public_pairs(public, public_labels)
     train(model, held, public_labels, TRAINING_STATES[settings.training_state],
           generator(settings.seed, "training", "head"), LOSSES[settings.loss])  # fmt: skip
     check_head(model, private[:1], settings.loss, classes)
@@ -316,6 +316,13 @@ def _pairs(bags: Tensor, labels: Tensor) -> tuple[Tensor, list[int]]:
     return torch.stack(pairs), [1 - label for label in labels.tolist()]
 
 
+def _public_pairs(bags: Tensor, labels: Tensor) -> Tensor:
+    """Return the pairs (M, 2, S, F) of public bags; none where they are all of one kind."""
+    if len(labels.unique()) < 2:
+        return bags.new_empty(0, 2, *bags.shape[1:])
+    return _pairs(bags, labels)[0]
+
+
 def _segment_nulls(
     extractor: Extractor | None, frames: Frames | None, public: Tensor, clips: int, settings: Settings
 ) -> dict[int, list[Answers]]:
@@ -381,12 +388,14 @@ def _hypotheses(client: Client, private: Tensor, labels: Tensor, kinds: int, see
     ]
 
 
-def null_names(data: ClipSet | FeatureSet, references: int) -> tuple[str, ...]:
+def null_names(bench: Bench, references: int) -> tuple[str, ...]:
     """Return the null attackers that can answer with so many reference frames."""
-    if isinstance(data, ClipSet):
-        return answerable(frames_knowledge(data, 0, references))
-    shape = tuple(data.features.shape[1:])
-    return answerable(Knowledge(clip_shape=shape, batch_size=1, classes=2, public_clips=data.public_features))
+    if bench.frames is not None:
+        return answerable(frames_knowledge(bench.frames.data, 0, references))
+    shape = tuple(bench.private.shape[1:])
+    return answerable(
+        Knowledge(clip_shape=shape, batch_size=1, classes=bench.classes, public_clips=bench.public)
+    )
 
 
 def frames_knowledge(data: ClipSet, index: int, references: int, **more: Any) -> Knowledge:
@@ -448,7 +457,7 @@ def _null_answers(data: ClipSet, references: int, seed: int) -> list[Answers]:
     """Return what each null attacker answers of every clip, (C, T, H, W) by name."""
     model = nn.ParameterList([torch.zeros(1)])  # a model of nothing: they never look at it
     update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
-    names, unused = null_names(data, references), generator(seed, "null")
+    names, unused = answerable(frames_knowledge(data, 0, references)), generator(seed, "null")
 
     def answers(index: int, chosen: list[str]) -> Answers:
         observation = Observation(model, update, frames_knowledge(data, index, references))

@@ -99,7 +99,7 @@ def _plan(settings: Settings, bench: Bench, index: int) -> list[Job]:
     nothing, known = Defense(), set[str]()
     rows: list[tuple[Defense, str, int, bool]] = []
     for count in settings.reference_frames:
-        names = [name for name in null_names(bench.data, count) if name not in known]
+        names = [name for name in null_names(bench, count) if name not in known]
         rows += [(nothing, name, count, True) for name in names]
         known |= {name for name in names if not name.startswith("reference")}
     rows += [

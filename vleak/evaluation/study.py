@@ -174,7 +174,7 @@ def plan(study: Study) -> dict[str, Settings]:
         runs[f"raw, width {width}"] = study.settings(model=f"c3d_tiny:width={width}")
     for depth in DEPTHS[::3] if quick else DEPTHS:
         runs[f"raw, depth {depth}"] = study.settings(model=f"c3d_tiny:depth={depth}")
-    heads = HEADS[:3:2] if quick else HEADS
+    heads = HEADS[:2] if quick else HEADS
     for extractor, head, loss in product(EXTRACTORS, heads, LOSSES[:2] if quick else LOSSES):
         runs[f"{extractor}, {head}, {loss}"] = study.settings(
             pipeline="feature", extractor=extractor, head=head, loss=loss
@@ -274,12 +274,14 @@ def _extractors_hinder(results: Results) -> Claim:
 def _simple_leaks(results: Results) -> Claim:
     comparisons, points = [], {}
     for loss, extractor in product(LOSSES, EXTRACTORS):
-        names = [n for n in _features(results) if n.startswith(f"{extractor}, ") and n.endswith(f", {loss}")]
-        simple, deep = (f"{extractor}, {head}, {loss}" for head in ("linear", "mlp:depth=4"))
-        if simple in names and deep in names:
+        simple = f"{extractor}, linear, {loss}"
+        deeper = [name for name in results if name.startswith(f"{extractor}, mlp:") and name.endswith(loss)]
+        if simple in results and deeper:
+            deep = deeper[-1]
+            layers = deep.split(", ")[1].partition("=")[2]
             comparisons.append(
                 _difference(
-                    f"{extractor}, {loss}: one linear layer over four",
+                    f"{extractor}, {loss}: one linear layer over {layers}",
                     _leak(results, simple, "segments.cosine_gain"),
                     _leak(results, deep, "segments.cosine_gain"),
                     "cosine",

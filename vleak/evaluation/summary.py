@@ -53,12 +53,14 @@ class Segments:
 
     Attributes:
         recovered: segments with a cosine above 0.99 to what came back, of those that carry gradient.
+        guessed: the same of the best guess without the update, which is no leak.
         carrying: segments that the loss lets into the gradient; total: all of them.
         cosine, relative_error: means over clips of their medians.
         in_order: mean share of segments in their own place; None where the attack claims no order.
     """
 
     recovered: int
+    guessed: int
     carrying: int
     total: int
     cosine: float | None
@@ -381,7 +383,7 @@ def _row(cells: list[Cell], nulls: frozenset[str], labels: dict[tuple[str, str],
         seconds=_mean(_numbers([cell["attack"] for cell in ok], "seconds")),
         verdict="baseline"
         if attack in nulls and ok
-        else _verdict(gain, identification, linkage, chance or 1.0, 1 / candidates if candidates else 1.0),
+        else _verdict(gain, identification, linkage, chance or 1.0, candidates, _segments(scores)),
         key=key,
         references=int((cells[0].get("knowledge") or {}).get("reference_frames") or 0),
         pooled=any(cell.get("order_identifiable") is False for cell in cells),
@@ -404,6 +406,7 @@ def _segments(scores: Sequence[dict[str, Any]]) -> Segments | None:
     places = _numbers(found, "in_order")
     return Segments(
         recovered=sum(int(each["recovered"]) for each in found),
+        guessed=sum(int(each["null_recovered"]) for each in found),
         carrying=sum(int(each["carrying"]) for each in found),
         total=sum(int(each["segments"]) for each in found),
         cosine=_mean(_numbers(found, "cosine")),
@@ -424,11 +427,19 @@ def _enhancement(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _verdict(
-    gain: Interval, identification: Interval, linkage: Interval, chance: float, guess: float
+    gain: Interval,
+    identification: Interval,
+    linkage: Interval,
+    chance: float,
+    candidates: int | None,
+    segments: Segments | None,
 ) -> Verdict:
     if identification.n == 0:
         return "no result"
-    if _above(identification, chance) or _above(gain, 0.0):
+    guess = 1 / candidates if candidates else 1.0
+    # A segment that came back to the last digits is no luck, however few clips there are.
+    exact = segments is not None and segments.recovered > segments.guessed
+    if exact or _above(identification, chance) or _above(gain, 0.0):
         return "leaks"
     # Of features alone there is no picture: whether they point at their clip is all there is to say.
     small = gain.n == 0 or (gain.high is not None and gain.high <= NEGLIGIBLE_GAIN_DB)

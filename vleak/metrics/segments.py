@@ -87,7 +87,7 @@ def score_segments(
 
     Returns:
         A dict that JSON can hold: ``segments``, ``carrying``, ``recovered`` (of those carrying, cosine above
-        0.99 after optimal matching), ``cosine`` and ``relative_error`` (medians over those carrying, matched;
+        0.99 after optimal matching), ``null_recovered`` (the same of the best guess), ``cosine`` and ``relative_error`` (medians over those carrying, matched;
         None where none does), ``in_order`` (share of them that stand in their own place; None without a claim
         to order), ``cosine_gain`` (median cosine over that of the best null, matched alike), ``identified``
         (first of at least two candidates), ``rank`` (1 is best), ``candidates``, ``null`` (name ->
@@ -100,7 +100,8 @@ def score_segments(
     _check(found, truth, index, candidates, nulls, carries)
     mask = torch.ones(len(truth), dtype=torch.bool) if carries is None else carries.cpu()
     place, cosines = match_segments(found, truth)
-    null = {name: _median(match_segments(answer, truth)[1][mask]) for name, answer in nulls.items()}
+    guesses = {name: match_segments(answer, truth)[1][mask] for name, answer in nulls.items()}
+    null = {name: _median(guess) for name, guess in guesses.items()}
     best = max(null, key=lambda name: null[name] or 0.0)
     cosine = _median(cosines[mask])
     rank = segment_rank(found, candidates, index)
@@ -109,6 +110,7 @@ def score_segments(
         "segments": len(truth),
         "carrying": int(mask.sum()),
         "recovered": int((cosines[mask] > RECOVERED).sum()),
+        "null_recovered": max(int((guess > RECOVERED).sum()) for guess in guesses.values()),
         "cosine": cosine,
         "relative_error": _median(_errors(found[place], truth)[mask]),
         "in_order": float(home.mean()) if ordered and len(home) else None,

@@ -118,6 +118,8 @@ def render(run_dir: Path, results: dict[str, Any]) -> str:
         rows=rows,
         label={row.key: row.defense for row in rows},
         span=_span(rows),
+        segmented=int(any(row.segments for row in rows)),
+        enhanced=int(any(row.enhanced for row in rows)),
         chances={row.chance for row in rows if row.chance},
         grants={row.knowledge for row in rows},
         plots=draw_plots(rows),
