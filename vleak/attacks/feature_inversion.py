@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vleak.attacks.base import Knowledge, Reconstruction
 from vleak.attacks.matching import health
-from vleak.attacks.scene import expected_clips
+from vleak.attacks.scene import Before, background, expected_clips
 from vleak.engine.loop import Descent, Loop, Problem
 from vleak.errors import InputError
 
@@ -48,7 +49,8 @@ class FeatureInversion:
             spatial: weight of anisotropic total variation within frames.
             temporal: weight of total variation between frames.
             prior: weight of half the mean squared distance to what is expected: reference frames held still,
-                else the mean public clip; without either there is none.
+                else the mean public clip; without either there is none. With reference frames the clip
+                descends as a difference from them, and total variation is that of the difference.
             engine: which loop runs, see `vleak.engine.loop`.
 
         Raises:
@@ -102,16 +104,19 @@ class FeatureInversion:
             return Reconstruction(clips=centre.clone(), labels=labels, flags=(NOTHING_FOUND,))
         weight = next(extractor.parameters(), torch.empty(0))
         noise = torch.rand(knowledge.batch_shape, generator=generator) * 0.2 - 0.1
-        start = (centre + noise).clamp(0, 1).to(weight)
+        stage = _stage(extractor, knowledge, weight)
+        start = noise.to(weight) if stage is not None else (centre + noise).clamp(0, 1).to(weight)
+        prior = None if expected is None else expected.to(weight)
         loop = Loop(
-            _problem(extractor, features.to(weight), found.to(weight.device)),
-            self._descent(knowledge, None if expected is None else expected.to(weight)),
+            _problem(stage or extractor, features.to(weight), found.to(weight.device)),
+            self._descent(knowledge, prior) if stage is None else self._from_scene(knowledge, start),
             start,
             engine=self.engine,
         )
         state = loop.run(self.iterations, progress=progress, stop=stop)
+        best = state.best if stage is None else stage.compose(state.best)
         return Reconstruction(
-            clips=torch.nan_to_num(state.best.cpu(), nan=0.5).clamp(0, 1),
+            clips=torch.nan_to_num(best.cpu(), nan=0.5).clamp(0, 1),
             labels=labels,
             engine=loop.engine,
             iterations=len(state.history),
@@ -135,6 +140,18 @@ class FeatureInversion:
             prior=prior,
             prior_weight=0.0 if prior is None else self.prior,
         )
+
+    def _from_scene(self, knowledge: Knowledge, start: Tensor) -> Descent:
+        """Return the descent on the difference from a scene, which variation and pull then are about."""
+        return replace(self._descent(knowledge, torch.zeros_like(start)), low=-1.0, high=1.0)
+
+
+def _stage(extractor: nn.Module, knowledge: Knowledge, weight: Tensor) -> Before | None:
+    """Return the extractor behind the still background of reference frames; None without frames."""
+    if knowledge.references is None:
+        return None
+    still = background(knowledge.references).to(weight)
+    return Before(extractor, still, torch.ones_like(still[:, :1]))
 
 
 class _Probe(nn.Module):

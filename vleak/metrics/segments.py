@@ -87,11 +87,11 @@ def score_segments(
 
     Returns:
         A dict that JSON can hold: ``segments``, ``carrying``, ``recovered`` (of those carrying, cosine above
-        0.99 after optimal matching), ``null_recovered`` (the same of the best guess), ``cosine`` and ``relative_error`` (medians over those carrying, matched;
-        None where none does), ``in_order`` (share of them that stand in their own place; None without a claim
-        to order), ``cosine_gain`` (median cosine over that of the best null, matched alike), ``identified``
-        (first of at least two candidates), ``rank`` (1 is best), ``candidates``, ``null`` (name ->
-        ``cosine``) and ``best_null``.
+        0.99 after optimal matching), ``null_recovered`` (the same of the best guess), ``cosine`` and
+        ``relative_error`` (medians over those carrying, matched; None where none does), ``in_order`` (share
+        of them that stand in their own place; None without a claim to order), ``cosine_gain`` (median cosine
+        over that of the best null, matched alike), ``identified`` (first of at least two candidates),
+        ``rank`` (1 is best), ``candidates``, ``null`` (name -> ``cosine``) and ``best_null``.
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no null answer, or a truth that is not the
