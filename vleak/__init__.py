@@ -11,52 +11,75 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vleak.attacks import ATTACKS, Attack, Knowledge, Observation, Reconstruction
-    from vleak.data import ClipSet, load_clips
+    from vleak.attacks import ATTACKS, Attack, FeatureInversion, Knowledge, Observation, Reconstruction
+    from vleak.data import ClipSet, FeatureSet, load_clips, load_data
     from vleak.defenses import DEFENSES
-    from vleak.evaluation import Settings, evaluate
+    from vleak.enhance import enhance
+    from vleak.evaluation import Settings, Study, evaluate, run_study
     from vleak.federated import Client, Defense, Update
-    from vleak.models import MODELS, build_model
-    from vleak.report import write_report
+    from vleak.models import EXTRACTORS, HEADS, MODELS, build_extractor, build_head, build_model
+    from vleak.report import write_report, write_study
 
     __version__: str
 
 _HOMES = {
     "ATTACKS": "attacks",
     "Attack": "attacks",
+    "FeatureInversion": "attacks",
     "Knowledge": "attacks",
     "Observation": "attacks",
     "Reconstruction": "attacks",
     "ClipSet": "data",
+    "FeatureSet": "data",
     "load_clips": "data",
+    "load_data": "data",
     "DEFENSES": "defenses",
+    "enhance": "enhance",
     "Settings": "evaluation",
+    "Study": "evaluation",
     "evaluate": "evaluation",
+    "run_study": "evaluation",
     "Client": "federated",
     "Defense": "federated",
     "Update": "federated",
+    "EXTRACTORS": "models",
+    "HEADS": "models",
     "MODELS": "models",
+    "build_extractor": "models",
+    "build_head": "models",
     "build_model": "models",
     "write_report": "report",
+    "write_study": "report",
 }
 
 __all__ = [
     "ATTACKS",
     "DEFENSES",
+    "EXTRACTORS",
+    "HEADS",
     "MODELS",
     "Attack",
     "Client",
     "ClipSet",
     "Defense",
+    "FeatureInversion",
+    "FeatureSet",
     "Knowledge",
     "Observation",
     "Reconstruction",
     "Settings",
+    "Study",
     "Update",
+    "build_extractor",
+    "build_head",
     "build_model",
+    "enhance",
     "evaluate",
     "load_clips",
+    "load_data",
+    "run_study",
     "write_report",
+    "write_study",
 ]
 
 
