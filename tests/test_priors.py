@@ -291,6 +291,24 @@ def test_left_out_error_is_that_of_a_fit_without_the_clip(batch: int) -> None:
         assert float(error) == pytest.approx(expected, rel=1e-6)
 
 
+def test_clip_that_public_clips_span_is_found_behind_a_linear_message() -> None:
+    """Where the message is linear in the clip, so is its inverse, and it has no offset."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # the same scores for all clips
+    clip = scene().public_clips[:1] * 0.7 + scene().public_clips[4:5] * 0.3
+    observation = observe(
+        model,
+        clip,
+        torch.tensor([1]),
+        DpSgd(noise_multiplier=0.0, max_grad_norm=1e6),
+        labels=torch.tensor([1]),
+    )
+    nothing = psnr(run(PublicMean(), observation).clips, clip)
+    assert psnr(run(Inverter(), observation).clips, clip) > nothing + 20
+
+
 @pytest.mark.parametrize("lost", [0.0, 1.0])
 def test_ridge_follows_what_the_messages_say(lost: float) -> None:
     """Clips that are linear in their messages ask for the smallest; messages of nothing for the largest."""
