@@ -392,7 +392,8 @@ def _unaltered(rehearsal: _Rehearsal, kept: Tensor | None = None) -> Tensor:
 
 def _centred(products: Tensor, mean: Tensor) -> Tensor:
     """Return products (N, ...) of messages with their mean, of weights (N,), taken out."""
-    return products - torch.tensordot(mean.to(products), products, 1)
+    middle: Tensor = torch.tensordot(mean.to(products), products, 1)
+    return products - middle
 
 
 def _shares(rehearsal: _Rehearsal, mean: Tensor, weights: Tensor) -> Tensor:
