@@ -32,7 +32,10 @@ from vleak.attacks import (
     Reconstruction,
     answerable,
     infer_labels,
+    inverter,
     matching,
+    order,
+    priors,
 )
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.linkage import link_rank, link_scores
@@ -909,7 +912,7 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
         receiving(lambda tensors: {**tensors, "head.bias": torch.full((6,), math.nan)}),
         ["'head.bias'", "NaN"],
     ),
-    "an unknown loss": (receiving(dict, loss="hinge"), ["'hinge'", "cross_entropy"]),
+    "an unknown loss": (receiving(dict, loss="hinge"), ["unknown loss", "'hinge'"]),
     "labels of another batch": (knowing(labels=torch.tensor([1, 2])), ["1 labels", "(2,)"]),
     "a label too large": (knowing(labels=torch.tensor([6])), ["labels", "0 to 5", "[6]"]),
     "a label below 0": (knowing(labels=torch.tensor([-1])), ["labels", "0 to 5", "[-1]"]),
@@ -942,8 +945,9 @@ def test_observations_that_do_not_fit_are_refused(attack: str, case: str) -> Non
 
 
 def test_losses_are_those_of_the_client() -> None:
-    assert matching.LOSSES is client.LOSSES
-    assert set(client.LOSSES) == {"cross_entropy"}
+    for module in (matching, priors, inverter, order):
+        assert module.LOSSES is client.LOSSES
+    assert set(client.LOSSES) == {"bce", "cross_entropy", "ranking"}
 
 
 def test_attack_that_returns_another_shape_is_refused() -> None:

@@ -133,7 +133,7 @@ def test_features_are_refused(attack: str) -> None:
     model = nn.Linear(5, 2)
     update = Update({n: torch.ones_like(p) for n, p in model.named_parameters()}, 0, {})
     knowledge = Knowledge(clip_shape=(4, 5), batch_size=1, classes=2, labels=torch.tensor([0]))
-    with pytest.raises(InputError, match=r"got features of.*another attack") as caught:
+    with pytest.raises(InputError, match="takes frames, not features; choose another") as caught:
         run(ATTACKS[attack](), Observation(model, update, knowledge))
     assert "\n" not in str(caught.value)
 
@@ -262,20 +262,66 @@ def test_inverter_that_is_stopped_keeps_nothing() -> None:
     assert len(seen) > 3
 
 
-def test_left_out_error_is_that_of_a_fit_without_the_clip() -> None:
-    numbers, public, copies = generator("left out"), 4, 3
+@pytest.mark.parametrize("batch", [1, 2])
+def test_left_out_error_is_that_of_a_fit_without_the_clip(batch: int) -> None:
+    """Of a fit that has its own means; what is compared with has features and clips, and no kernel."""
+    numbers, public, copies = generator("left out"), 5, 3
     clips = torch.rand(public * copies, 2, 1, 2, 2, generator=numbers)
-    slots = torch.arange(len(clips))[:, None]
-    rehearsal = inverter._Rehearsal(clips, slots, slots % public, [], 0)
+    slots = torch.arange(len(clips)).view(-1, 1).repeat(1, batch)
+    slots[:, 1:] = torch.arange(1, len(clips) + 1).view(-1, 1) % len(clips)
+    sources = slots % public
+    rehearsal = inverter._Rehearsal(clips, slots, sources, [], 0)
     features = torch.randn(len(clips), 6, generator=numbers, dtype=torch.float64)
-    query = torch.randn(6, generator=numbers, dtype=torch.float64)
-    inverse = torch.linalg.inv(features @ features.T + 0.3 * torch.eye(len(clips)))
-    flat = (clips.flatten(1) - clips.flatten(1).mean(0)).double()
-    got = inverter._left_out(rehearsal, 1, inverse, features @ query, flat @ flat.T)
-    rest = slots[:, 0] % public != 1
-    gram = features[rest] @ features[rest].T + 0.3 * torch.eye(int(rest.sum()))
-    answer = flat[rest].T @ torch.linalg.solve(gram, features[rest] @ query)
-    assert got == pytest.approx(float((flat[1] - answer).square().sum()), rel=1e-6)
+    query, flat = torch.randn(6, generator=numbers, dtype=torch.float64), clips.flatten(1).double()
+    ridges = torch.tensor([0.03, 0.3, 3.0], dtype=torch.float64)
+    got = inverter._left_out(rehearsal, 1, features @ features.T, features @ query, flat @ flat.T, ridges)
+    rest = [i for i in range(len(clips)) if not set(sources[i].tolist()) & set(sources[1].tolist())]
+    unaltered = [i for i in rest if i < public]
+    assert len(unaltered) == public - 2 * batch + 1
+    middle = features[unaltered].mean(0)
+    x = features[rest] - middle
+    for ridge, error in zip(ridges, got, strict=True):
+        expected = 0.0
+        for slot in slots.T:
+            mean = flat[slot[unaltered]].mean(0)
+            fitted = torch.linalg.solve(
+                x.T @ x + ridge * torch.eye(6, dtype=x.dtype), x.T @ (flat[slot[rest]] - mean)
+            )
+            expected += float((flat[slot[1]] - mean - (query - middle) @ fitted).square().sum())
+        assert float(error) == pytest.approx(expected, rel=1e-6)
+
+
+def test_clip_that_public_clips_span_is_found_behind_a_linear_message() -> None:
+    """Where the message is linear in the clip, so is its inverse, and it has no offset."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # the same scores for all clips
+    clip = scene().public_clips[:1] * 0.7 + scene().public_clips[4:5] * 0.3
+    observation = observe(
+        model,
+        clip,
+        torch.tensor([1]),
+        DpSgd(noise_multiplier=0.0, max_grad_norm=1e6),
+        labels=torch.tensor([1]),
+    )
+    nothing = psnr(run(PublicMean(), observation).clips, clip)
+    assert psnr(run(Inverter(), observation).clips, clip) > nothing + 20
+
+
+@pytest.mark.parametrize("lost", [0.0, 1.0])
+def test_ridge_follows_what_the_messages_say(lost: float) -> None:
+    """Clips that are linear in their messages ask for the smallest; messages of nothing for the largest."""
+    numbers = generator("ridge")
+    clips = torch.rand(40, 1, 1, 2, 3, generator=numbers)
+    rows = torch.arange(40)[:, None]
+    messages = clips.flatten(1) if not lost else torch.randn(40, 6, generator=numbers)
+    rehearsal = inverter._Rehearsal(clips, rows, rows % 20, [messages.bfloat16()], 6)
+    gram = (messages @ messages.T).double()
+    got = inverter._best_ridge(rehearsal, torch.arange(20), gram, gram[:, :20])
+    centred = messages - messages[:20].mean(0)
+    unit = float(centred.square().sum(1).mean())
+    assert got == pytest.approx(unit * inverter._RIDGES[0]) if not lost else got > unit
 
 
 def test_expected_message_is_what_the_defense_sends_without_noise() -> None:

@@ -77,11 +77,6 @@ class DeepPrior(Attack):
         stop: Callable[[], bool] | None,
     ) -> Reconstruction:
         knowledge = observation.knowledge
-        if knowledge.of_features:
-            raise InputError(
-                f"attack 'deep_prior' rebuilds clips of frames, got features of {knowledge.clip_shape}; "
-                "use another attack"
-            )
         mode = str(observation.update.metadata.get("mode", "eval"))
         observation = replace(observation, model=_in_mode(observation.model, mode))
         labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels

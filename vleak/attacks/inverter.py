@@ -130,13 +130,8 @@ def check_public(knowledge: Knowledge, name: str) -> Tensor:
     """Return the public clips of an attack that learns from them.
 
     Raises:
-        InputError: there are fewer than two, or they are feature matrices.
+        InputError: there are fewer than two.
     """
-    if knowledge.of_features:
-        raise InputError(
-            f"attack {name!r} rebuilds clips of frames, got features of shape {knowledge.clip_shape}; "
-            "use another attack"
-        )
     if knowledge.public_clips is None or len(knowledge.public_clips) < 2:
         raise InputError(
             f"attack {name!r} learns from public clips and has fewer than two; give more, or another attack"
@@ -240,7 +235,8 @@ class _Rehearsal:
 
     Attributes:
         clips: (N, C, T, H, W), every version of every public clip, those as they are first.
-        slots: (N, B), which clip stands where in each batch; the first slot counts up.
+        slots: (N, B), which clip stands where in each batch; the first slot counts up. In the first batches,
+            one a public clip, all stand as they are, each once in every slot.
         sources: (N, B), from which public clip it was made.
         messages: (N, width) bfloat16 a tensor, of norm as it was.
         entries: P, the length of an update.
@@ -253,9 +249,9 @@ class _Rehearsal:
     entries: int
 
     @property
-    def mean(self) -> Tensor:
-        """The mean public clip as it is: altered ones are of another brightness on average."""
-        return self.clips[: int(self.sources.max()) + 1].mean(0)
+    def public(self) -> int:
+        """M, how many public clips there are."""
+        return int(self.sources.max()) + 1
 
     def inner(self, queries: list[Tensor]) -> Tensor:
         """Return the inner products (tensor, N, queries) of messages with queries (queries, width)."""
@@ -268,8 +264,14 @@ class _Rehearsal:
 def _rehearse(sender: _Sender, public: Tensor, copies: int, hooks: _Hooks) -> _Rehearsal:
     source = seeded("inverter", copies, len(public))
     clips, batch = augment(public, copies, source), len(sender.labels)
-    rows = torch.arange(len(clips))
-    others = [torch.randperm(len(clips), generator=source) for _ in range(batch - 1)]
+    rows, altered = torch.arange(len(clips)), len(clips) - len(public)
+    others = [
+        torch.cat([
+            torch.randperm(len(public), generator=source),
+            len(public) + torch.randperm(altered, generator=source),
+        ])
+        for _ in range(batch - 1)
+    ]  # fmt: skip
     slots = torch.stack([rows, *others], 1)
     entries = sum(p.numel() for p in sender.model.parameters())
     parts: list[list[Tensor]] = []
@@ -295,8 +297,8 @@ class _Map:
         scales: (N,) factors on the messages.
         unit: whether updates are brought to norm 1 first.
         gain: mean of what arrives over what was expected.
-        centre: (N,) mean over the messages of the inner product with each.
-        solution: (N, N), from centred inner products to weights on the rehearsed clips.
+        centre: (N,) inner product of every message with the mean of the unaltered ones.
+        solution: (N, N), from centred inner products to weights on what stands in the rehearsed batches.
     """
 
     rehearsal: _Rehearsal
@@ -312,14 +314,10 @@ class _Map:
         queries = _queries([update], self.rehearsal, unit=self.unit)
         inner = self.rehearsal.inner([q / self.gain for q in queries])[..., 0]
         products = self.scales * (self.trust[:, None] * inner).sum(0)
-        weights = self.solution @ _centred(products - self.centre).double()
-        clips = self.rehearsal.clips
-        mean, offsets = self.rehearsal.mean, weights.float()
-        # The weights add up to 0, so that they may stand on the clips as they are.
-        return torch.stack([
-            mean + (torch.zeros(len(clips)).index_add(0, slot, offsets) @ clips.flatten(1)).view(mean.shape)
-            for slot in self.rehearsal.slots.T
-        ]).clamp(0, 1)  # fmt: skip
+        clips, mean = self.rehearsal.clips, _unaltered(self.rehearsal)
+        weights = self.solution @ _centred(products - self.centre, mean).double()
+        shares = _shares(self.rehearsal, mean, weights[:, None])[..., 0].float()
+        return (shares @ clips.flatten(1)).view(len(shares), *clips.shape[1:]).clamp(0, 1)
 
 
 def _queries(updates: list[Update], rehearsal: _Rehearsal, *, unit: bool) -> list[Tensor]:
@@ -336,8 +334,7 @@ def _fit(sender: _Sender, rehearsal: _Rehearsal, count: int, hooks: _Hooks) -> _
     """Fit the map: how far to trust each tensor, and the ridge, from clips sent through the defense."""
     # Behind DP the noise of a message hides its norm, and clipping has told it already.
     unit = sender.defense != "dp"
-    public = int(rehearsal.sources.max()) + 1
-    some = torch.randperm(public, generator=seeded("inverter", "queries"))[:count]
+    some = torch.randperm(rehearsal.public, generator=seeded("inverter", "queries"))[:count]
     updates: list[Update] = []
     for index in some.tolist():
         hooks(len(rehearsal.clips) + len(updates))
@@ -357,8 +354,11 @@ def _fit(sender: _Sender, rehearsal: _Rehearsal, count: int, hooks: _Hooks) -> _
     assert isinstance(gram, Tensor)
     gram = scales[:, None] * gram * scales
     products = scales[:, None] * (trust[:, None, None] * rehearsal.inner(sent)).sum(0)
-    centre = gram.mean(1)
-    solution = _best_ridge(rehearsal, some, _centred(_centred(gram).T), _centred(products - centre[:, None]))
+    ridge = _best_ridge(rehearsal, some, gram.double(), products.double())
+    mean = _unaltered(rehearsal)
+    centre = gram @ mean.float()
+    gram = _centred(_centred(gram.double(), mean).T, mean)
+    solution = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
     return _Map(rehearsal, trust, scales, unit, gain, centre, solution)
 
 
@@ -378,46 +378,72 @@ def _trust(messages: list[Tensor], scales: Tensor, sent: list[Tensor], expected:
     return torch.tensor(found) / max(max(found), 1e-30)
 
 
-def _centred(products: Tensor) -> Tensor:
-    """Return products (N, ...) of messages with their mean taken out."""
-    return products - products.mean(0)
+# Messages and clips are centred alike, on those that are not altered: where the noise leaves nothing, the
+# answer is then the mean public clip, and where there is no noise, the map has no offset that clips lack.
 
 
-def _best_ridge(rehearsal: _Rehearsal, some: Tensor, gram: Tensor, products: Tensor) -> Tensor:
-    """Return (gram + ridge)^-1 for the ridge that rebuilds the rehearsed queries best, each left out."""
-    values, vectors = torch.linalg.eigh(gram.double())
-    values = values.clamp(min=0)
-    unit = max(float(values.mean()), 1e-30)
-    flat = (rehearsal.clips - rehearsal.mean).flatten(1)
+def _unaltered(rehearsal: _Rehearsal, kept: Tensor | None = None) -> Tensor:
+    """Return weights (N,) of a mean over the unaltered batches, or over all where none of them is kept."""
+    kept = torch.ones(len(rehearsal.slots), dtype=torch.bool) if kept is None else kept
+    first = kept & (torch.arange(len(kept)) < rehearsal.public)
+    chosen = (first if bool(first.any()) else kept).double()
+    return chosen / chosen.sum()
+
+
+def _centred(products: Tensor, mean: Tensor) -> Tensor:
+    """Return products (N, ...) of messages with their mean, of weights (N,), taken out."""
+    middle: Tensor = torch.tensordot(mean.to(products), products, 1)
+    return products - middle
+
+
+def _shares(rehearsal: _Rehearsal, mean: Tensor, weights: Tensor) -> Tensor:
+    """Return (B, N, n), what part of the answer every clip is: the mean, and weights (N, n) times offsets."""
+    shares = weights + mean[:, None] * (1 - weights.sum(0))
+    return torch.stack([torch.zeros_like(shares).index_add(0, slot, shares) for slot in rehearsal.slots.T])
+
+
+def _best_ridge(rehearsal: _Rehearsal, some: Tensor, gram: Tensor, products: Tensor) -> float:
+    """Return the ridge that rebuilds the rehearsed queries best, each left out of the fit.
+
+    Args:
+        rehearsal: the messages.
+        some: (queries,), the batches that were sent.
+        gram: (N, N), inner products of messages. products: (N, queries), of messages with what was sent.
+    """
+    mean = _unaltered(rehearsal)
+    energy = float(_centred(_centred(gram, mean).T, mean).trace()) / len(gram)
+    # Messages that are all alike differ by rounding, which is not to be inverted.
+    least = 1e-12 * float(gram.trace()) / len(gram)
+    ridges = torch.tensor(_RIDGES, dtype=gram.dtype) * max(energy, least, 1e-30)
+    flat = rehearsal.clips.flatten(1)
     likeness = (flat @ flat.T).double()
-    best, chosen = math.inf, torch.zeros_like(vectors)
-    for ridge in _RIDGES:
-        inverse = (vectors / (values + ridge * unit)) @ vectors.T
-        error = sum(
-            _left_out(rehearsal, int(query), inverse, products[:, at].double(), likeness)
-            for at, query in enumerate(some)
-        )
-        if error < best:
-            best, chosen = error, inverse
-    return chosen
+    errors = torch.zeros_like(ridges)
+    for at, query in enumerate(some.tolist()):
+        errors += _left_out(rehearsal, query, gram, products[:, at], likeness, ridges)
+    # Where batches leave nothing to fit on, all ridges are alike, and the largest claims least.
+    return float(ridges[errors <= errors.min()].max())
 
 
 def _left_out(
-    rehearsal: _Rehearsal, query: int, inverse: Tensor, products: Tensor, likeness: Tensor
-) -> float:
-    """Return the squared error of a query whose clips, in all their versions, the fit has not seen."""
-    seen = torch.isin(rehearsal.sources, rehearsal.sources[query]).any(1)
-    products = torch.where(seen, 0.0, products)
-    block = inverse[:, seen]
-    # What the inverse is without the rows that are left out.
-    weights = inverse @ products
-    weights = weights - block @ torch.linalg.solve(inverse[seen][:, seen], weights[seen])
-    error = 0.0
-    for slot in rehearsal.slots.T:
-        put = torch.zeros_like(weights).index_add(0, slot, weights)
-        own = slot[query]
-        error += float(likeness[own, own] - 2 * (put @ likeness[:, own]) + put @ likeness @ put)
-    return error
+    rehearsal: _Rehearsal, query: int, gram: Tensor, products: Tensor, likeness: Tensor, ridges: Tensor
+) -> Tensor:
+    """Return the squared error for every ridge of a query whose clips, in all their versions, are left out.
+
+    They are left out of the means too: with them in, one clip of few is what the others lack.
+    """
+    kept = ~torch.isin(rehearsal.sources, rehearsal.sources[query]).any(1)
+    if not bool(kept.any()):
+        return torch.zeros_like(ridges)
+    mean = _unaltered(rehearsal, kept)
+    centred = _centred(_centred(gram, mean).T, mean)[kept][:, kept]
+    values, vectors = torch.linalg.eigh(centred)
+    projected = vectors.T @ _centred(products - gram @ mean, mean)[kept]
+    weights = torch.zeros(len(gram), len(ridges), dtype=gram.dtype)
+    weights[kept] = vectors @ (projected[:, None] / (values.clamp(min=0)[:, None] + ridges))
+    gaps = -_shares(rehearsal, mean, weights)
+    gaps[torch.arange(len(gaps)), rehearsal.slots[query]] += 1
+    errors: Tensor = torch.einsum("bir,ij,bjr->r", gaps, likeness, gaps)
+    return errors
 
 
 _rehearsed: Memo[_Rehearsal] = Memo(8)
