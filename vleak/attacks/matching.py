@@ -231,10 +231,12 @@ class Matching(Attack):
         if before is None:
             knowledge = replace(knowledge, references=None)
             prior = expected_clips(knowledge)
+            trust, smoothness = channel.prior_weight, channel.smoothness
         else:
             problem = _behind(problem, before)
             prior = torch.zeros(knowledge.batch_shape)
-        pull = self.prior + channel.prior_weight / expected_variance(knowledge)
+            trust, smoothness = channel.scene_weight, channel.scene_smoothness
+        pull = self.prior + trust / expected_variance(knowledge)
         unit = self._unit(case)
         descent = Descent(
             iterations=iterations,
@@ -245,8 +247,8 @@ class Matching(Attack):
             coarse=coarse,
             patience=self.patience,
             tolerance=self.tolerance,
-            spatial=unit * self.spatial * channel.smoothness,
-            temporal=unit * self.temporal * channel.smoothness,
+            spatial=unit * self.spatial * smoothness,
+            temporal=unit * self.temporal * smoothness,
             prior=None if prior is None else prior.to(weight),
             prior_weight=0.0 if prior is None else unit * pull,
             low=0.0 if before is None else -math.inf,

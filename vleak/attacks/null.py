@@ -78,7 +78,7 @@ class ReferenceMean(Attack):
 
 
 def answerable(knowledge: Knowledge) -> tuple[str, ...]:
-    """Return the names of the null attackers that can answer with such knowledge, each with its own answer."""
+    """Return the names of the null attackers that can answer, each with an answer of its own."""
     public = knowledge.public_clips is not None and len(knowledge.public_clips) > 0
     frames = 0 if knowledge.references is None else knowledge.references.shape[2]
     still = (ReferenceStill.name, ReferenceMean.name)[: min(frames, 2)]  # of one frame, it is the mean

@@ -81,13 +81,23 @@ def _otsu(values: Tensor) -> Tensor:
 
 
 def empty_stage(clips: Tensor, still: Tensor, mask: Tensor) -> Tensor:
-    """Return what a scene would be without detail where something moves, (B, C, T, H, W).
+    """Return what a scene would be without detail where something covers it, (B, C, T, H, W).
 
-    The background, and where the mask is 1 the rebuilt clips averaged over 7x7 pixels: what moves there need
-    not first undo the background's texture.
+    The background, and the rebuilt clips averaged over 7x7 pixels where the mask is 1 and, in such a square,
+    they are nearer to that average than to the background: what moves there need not first undo the
+    background's texture. Where they still show it, as a slight motion does and whatever noise leaves
+    undecided, it stays: to take it out there is to throw the prior away.
     """
-    rough = F.avg_pool3d(clips, (1, 7, 7), 1, (0, 3, 3), count_include_pad=False)
-    return torch.where(mask > 0, rough, still)
+    rough = _around(clips)
+    covered = _around((clips - rough).square().mean(1, keepdim=True)) < _around(
+        (clips - still).square().mean(1, keepdim=True)
+    )
+    return torch.where((mask > 0) & covered, rough, still)
+
+
+def _around(values: Tensor) -> Tensor:
+    """Return the mean over 7x7 pixels of each frame, fewer at the border."""
+    return F.avg_pool3d(values, (1, 7, 7), 1, (0, 3, 3), count_include_pad=False)
 
 
 class Before(nn.Module):
