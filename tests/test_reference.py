@@ -27,7 +27,7 @@ from vleak.attacks import (
 )
 from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.matching import REFERENCE_USES
-from vleak.attacks.scene import background, empty_stage, expected_variance, moving_mask
+from vleak.attacks.scene import Before, background, empty_stage, expected_variance, moving_mask, still_scenes
 from vleak.data import ClipSet, load_clips
 from vleak.defenses import DpSgd, Prune
 from vleak.engine.loop import Loop, State
@@ -96,6 +96,27 @@ def test_background_of_many_frames_is_rid_of_what_moves_and_of_few_is_the_neares
     torch.testing.assert_close(background(frames), overlap)
     assert float((background(frames) == 0.2).float().mean()) > 0.9
     assert background(frames.expand(2, -1, -1, -1, -1)).shape == (2, 3, 1, SIZE, SIZE)
+
+
+def test_scene_is_the_one_whose_gradient_the_update_is_nearest_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = scene()
+    assert data.references is not None
+    scenes = still_scenes(data.references[:1])
+    assert [each.shape for each in scenes] == [(1, 3, 1, SIZE, SIZE)] * 3
+    assert len(still_scenes(data.references[:1, :, :2])) == 2
+    assert torch.equal(still_scenes(data.references[:1, :, :1])[0], data.references[:1, :, :1])
+    made: list[Tensor] = []
+    monkeypatch.setattr(
+        matching, "Before", lambda model, still, unit: made.append(still) or Before(model, still, unit)
+    )
+    for place, held in enumerate(scenes):  # the private clip is that scene, held still
+        made.clear()
+        update = Client(network()).update(held.expand(1, *SHAPE), data.labels[:1], generator("send"))
+        run(
+            Matching(iterations=1, reference="prior"),
+            Observation(network(), update, knowledge(data.references[:1])),
+        )
+        torch.testing.assert_close(made[0], scenes[place])
 
 
 def test_variance_about_the_background_is_what_the_attacker_can_tell() -> None:
@@ -210,7 +231,14 @@ def calm() -> ClipSet:
     )
 
 
-@pytest.mark.parametrize("defense", [DpSgd(noise_multiplier=0.03), DpSgd(noise_multiplier=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "defense",
+    [
+        DpSgd(noise_multiplier=0.03),
+        pytest.param(DpSgd(noise_multiplier=1.0), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 def test_behind_noise_the_answer_falls_back_on_the_background(
     defense: Defense, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,17 @@ def background(references: Tensor) -> Tensor:
     return references.quantile(0.5, dim=2, keepdim=True)
 
 
+def still_scenes(references: Tensor) -> list[Tensor]:
+    """Return what an attacker may take for the scene held still, each (B, C, 1, H, W).
+
+    The mean of the frames, the nearest of them, and their background; of one frame that frame alone.
+    """
+    if references.shape[2] == 1:
+        return [references]
+    scenes = [references.mean(2, keepdim=True), references[:, :, :1]]
+    return scenes if references.shape[2] < _FEW else [*scenes, background(references)]
+
+
 def expected_clips(knowledge: Knowledge) -> Tensor | None:
     """Return what the attacker expects of the clips before he looks at the update, (B, *clip_shape).
 
