@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -159,7 +156,7 @@ def evaluate(
         raise VleakError(_how_to_resume(folder)) from error
     if json:
         output.write_json(results, f"they are in {folder / 'results.json'}")
-    _refuse_empty(rows)
+    _refuse_empty(rows, named=attack is not None)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -199,9 +196,15 @@ def _show(results: dict[str, Any], folder: Path) -> list[Row]:
     return rows
 
 
-def _refuse_empty(rows: list[Row]) -> None:
-    """Refuse to end well where something that was asked for has no result at all."""
+def _refuse_empty(rows: list[Row], *, named: bool) -> None:
+    """Refuse to end well where something that was asked for has no result at all.
+
+    Attacks that nobody named are tried: of them one that works is enough.
+    """
     empty = [row for row in rows if row.n == 0 and not row.null]
+    if not named:
+        working = {(row.pipeline, row.defense, row.references) for row in rows if row.n and not row.null}
+        empty = [row for row in empty if (row.pipeline, row.defense, row.references) not in working]
     if empty:
         names, reasons = ", ".join(row.defense for row in empty), "; ".join(empty[0].failures)
         raise VleakError(f"no result for {names}, because every cell failed: {reasons}")
@@ -212,12 +215,4 @@ def _how_to_resume(folder: Path) -> str:
         return "stopped before the first cell; nothing was kept"
     with open(folder / "cells.jsonl", "rb") as journal:
         done = sum(line.endswith(b"\n") for line in journal)
-    path = Path(sys.argv[0])  # after `make`, vleak is in .venv and not on the PATH
-    program = str(path) if path.is_file() and not shutil.which("vleak") else "vleak"
-    command = shlex.join([program, *_without_out(sys.argv[1:]), "--out", str(folder)])
-    return f"stopped, {done} finished cells are kept; to resume: {command}"
-
-
-def _without_out(arguments: list[str]) -> list[str]:
-    pairs = zip(["", *arguments], arguments, strict=False)
-    return [given for before, given in pairs if "--out" not in (before, given.partition("=")[0])]
+    return f"stopped, {done} finished cells are kept; to resume: {stopping.resume_command(folder)}"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
+import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,6 +38,15 @@ def check() -> None:
     """Raise the KeyboardInterrupt once more if something swallowed it, as imports of large packages do."""
     if asked():
         raise KeyboardInterrupt
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that takes up what this one was about, in the folder that it wrote to."""
+    path = Path(sys.argv[0])  # after `make`, vleak is in .venv and not on the PATH
+    program = str(path) if path.is_file() and not shutil.which("vleak") else "vleak"
+    pairs = zip(["", *sys.argv[1:]], sys.argv[1:], strict=False)
+    kept = [given for before, given in pairs if "--out" not in (before, given.partition("=")[0])]
+    return shlex.join([program, *kept, "--out", str(folder)])
 
 
 def _hear(number: int, frame: FrameType | None) -> None:

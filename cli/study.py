@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,10 +58,8 @@ def study(
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
             raise
-        given = [arg for arg in sys.argv[1:] if not arg.startswith("--out")]
-        raise VleakError(
-            f"stopped; finished cells are kept, to resume: {shlex.join(['vleak', *given])} --out {folder}"
-        ) from error
+        command = stopping.resume_command(folder)
+        raise VleakError(f"stopped; finished cells are kept, to resume: {command}") from error
     from vleak.report import write_study
 
     page = write_study(folder)

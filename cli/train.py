@@ -11,6 +11,7 @@ from vleak.errors import unknown_name
 
 Name = Annotated[str, typer.Argument(help="c3d_small, frame_cnn, network, or all.")]
 Data = Annotated[str, typer.Option(help="Whose public clips the network is trained on, as of `evaluate`.")]
+Clips = Annotated[int | None, typer.Option(help="Clips that are attacked, which are not public.")]
 Frames = Annotated[int, typer.Option(help="Frames of a clip.")]
 Size = Annotated[int, typer.Option(help="Height and width of a clip in pixels.")]
 Stride = Annotated[int, typer.Option(help="Video frames from one frame of a clip to the next.")]
@@ -21,6 +22,7 @@ Again = Annotated[bool, typer.Option("--again", help="Train also what the cache 
 def train(
     name: Name = "all",
     data: Data = "synthetic",
+    clips: Clips = None,
     frames: Frames = 8,
     size: Size = 32,
     stride: Stride = 2,
@@ -41,7 +43,14 @@ def train(
         for each in names:
             bar.update(task, description=f"training {each}")
             told = train_weights(
-                each, again=again, source=data, frames=frames, size=size, stride=stride, seed=seed
+                each,
+                again=again,
+                source=data,
+                clips=clips,
+                frames=frames,
+                size=size,
+                stride=stride,
+                seed=seed,
             )
             output.say(told)
             bar.advance(task)

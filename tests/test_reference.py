@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from vleak.attacks import (
     NULL_ATTACKS,
     Knowledge,
     Matching,
+    MatchingBlind,
     Observation,
     Reconstruction,
     ReferenceMean,
@@ -23,10 +25,11 @@ from vleak.attacks import (
     matching,
     order_identifiable,
 )
+from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.matching import REFERENCE_USES
-from vleak.attacks.scene import background, expected_variance, moving_mask
+from vleak.attacks.scene import Before, background, empty_stage, expected_variance, moving_mask, still_scenes
 from vleak.data import ClipSet, load_clips
-from vleak.defenses import Prune
+from vleak.defenses import DpSgd, Prune
 from vleak.engine.loop import Loop, State
 from vleak.errors import InputError
 from vleak.federated import Client, Defense
@@ -95,6 +98,27 @@ def test_background_of_many_frames_is_rid_of_what_moves_and_of_few_is_the_neares
     assert background(frames.expand(2, -1, -1, -1, -1)).shape == (2, 3, 1, SIZE, SIZE)
 
 
+def test_scene_is_the_one_whose_gradient_the_update_is_nearest_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = scene()
+    assert data.references is not None
+    scenes = still_scenes(data.references[:1])
+    assert [each.shape for each in scenes] == [(1, 3, 1, SIZE, SIZE)] * 3
+    assert len(still_scenes(data.references[:1, :, :2])) == 2
+    assert torch.equal(still_scenes(data.references[:1, :, :1])[0], data.references[:1, :, :1])
+    made: list[Tensor] = []
+    monkeypatch.setattr(
+        matching, "Before", lambda model, still, unit: made.append(still) or Before(model, still, unit)
+    )
+    for place, held in enumerate(scenes):  # the private clip is that scene, held still
+        made.clear()
+        update = Client(network()).update(held.expand(1, *SHAPE), data.labels[:1], generator("send"))
+        run(
+            Matching(iterations=1, reference="prior"),
+            Observation(network(), update, knowledge(data.references[:1])),
+        )
+        torch.testing.assert_close(made[0], scenes[place])
+
+
 def test_variance_about_the_background_is_what_the_attacker_can_tell() -> None:
     flat = torch.full((1, 3, 1, SIZE, SIZE), 0.5)
     assert expected_variance(knowledge(flat)) == pytest.approx(1 / 12)
@@ -119,6 +143,19 @@ def test_mask_is_where_something_moves() -> None:
     assert not mask[0, 0, 0, 13:, 13:].any()
 
 
+def test_stage_is_emptied_where_something_covers_the_background_and_only_there() -> None:
+    texture = torch.rand(1, 3, 1, SIZE, SIZE, generator=generator("texture"))
+    everywhere = torch.ones(1, 1, *SHAPE[1:])
+    covered, faint = texture.repeat(1, 1, FRAMES, 1, 1), texture.repeat(1, 1, FRAMES, 1, 1)
+    covered[..., :8] = 0.9  # flat, and far from the texture
+    faint[..., :8] += 0.1  # the texture still shows
+    stage = empty_stage(covered, texture, everywhere)
+    assert (stage[..., :4] > 0.8).all()
+    assert torch.equal(stage[..., 12:], covered[..., 12:])
+    assert torch.equal(empty_stage(faint, texture, everywhere), texture.expand_as(faint))
+    assert torch.equal(empty_stage(covered, texture, 0 * everywhere), texture.expand_as(covered))
+
+
 def test_null_attackers_hold_reference_frames_still() -> None:
     observation = observe(0, 4)
     references = observation.knowledge.references
@@ -130,8 +167,11 @@ def test_null_attackers_hold_reference_frames_still() -> None:
 
 
 def test_null_attackers_answer_where_they_can() -> None:
-    without, held = observe(0, 0), observe(0, 1)
-    assert answerable(held.knowledge) == tuple(NULL_ATTACKS)
+    without = observe(0, 0)
+    for frames in (2, 4):
+        assert answerable(observe(0, frames).knowledge) == tuple(NULL_ATTACKS)
+    # Of one frame the mean is that frame: the same answer is not counted twice.
+    assert answerable(observe(0, 1).knowledge) == ("grey", "public_mean", "reference_still")
     assert answerable(without.knowledge) == ("grey", "public_mean")
     assert answerable(knowledge(None)) == ("grey",)
     for name in ("reference_still", "reference_mean"):
@@ -176,6 +216,55 @@ def test_one_reference_frame_helps(defense: Defense) -> None:
         )
         gains.append(with_one - without)
     assert sum(gains) / 3 > 1
+
+
+def calm() -> ClipSet:
+    """The same clips with a third of their motion: most real scenes are nearly still."""
+    data = scene()
+    assert data.references is not None
+    still, first = data.references[:, :, :1], data.public_clips[:, :, :1]
+    return replace(
+        data,
+        clips=still + (data.clips - still) / 3,
+        references=still + (data.references - still) / 3,
+        public_clips=first + (data.public_clips - first) / 3,
+    )
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        DpSgd(noise_multiplier=0.03),
+        pytest.param(DpSgd(noise_multiplier=1.0), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
+def test_behind_noise_the_answer_falls_back_on_the_background(
+    defense: Defense, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = calm()
+    monkeypatch.setitem(globals(), "scene", lambda: data)
+    told, held, untold = [], [], []
+    for index in range(3):
+        truth, observation = data.clips[index : index + 1], observe(index, 1, defense)
+        told.append(psnr(run(Matching(iterations=80), observation).clips, truth))
+        untold.append(psnr(run(MatchingBlind(iterations=80), observation).clips, truth))
+        held.append(psnr(run(ReferenceStill(), observation).clips, truth))
+    assert sum(told) > sum(held) - 0.5 * 3
+    assert sum(told) > sum(untold) + 2 * 3
+
+
+def test_what_pruning_leaves_open_is_the_backgrounds_and_not_the_public_means() -> None:
+    few, many = (
+        observe_channel(seen.update, seen.knowledge)
+        for seen in (observe(0, 1, Prune(fraction=f)) for f in (0.999, 0.5))
+    )
+    assert few.pixels == math.prod(SHAPE)
+    assert few.scene_smoothness == pytest.approx(math.sqrt(few.pixels / few.entries))
+    assert few.scene_weight > many.scene_weight == many.prior_weight == few.prior_weight == 0
+    assert many.scene_smoothness == many.smoothness == few.smoothness == 1
+    noisy = Channel(adaptive=True, noise_ratio=3.0, pixels=1000, entries=4000)
+    assert (noisy.scene_smoothness, noisy.scene_weight) == (noisy.smoothness, noisy.prior_weight)
 
 
 def test_a_batch_has_reference_frames_of_its_own() -> None:

@@ -24,7 +24,7 @@ class Channel:
         masks: by parameter name, True where an entry carries a measurement; None for all.
         noise_ratio: rho, root of noise energy over signal energy in the update, at least 0.
         pixels: n, how many numbers are to be rebuilt.
-        entries: P, how many numbers the update has.
+        entries: P, how many numbers of the update carry a measurement.
     """
 
     adaptive: bool = False
@@ -51,6 +51,23 @@ class Channel:
         """
         return 0.008 * self.noise_ratio**2 * self.pixels / self.entries
 
+    @property
+    def scene_smoothness(self) -> float:
+        """Factor on total variation of the difference from a background that the attacker holds.
+
+        `smoothness`, and at least sqrt(n / P): what fewer entries than pixels leave open is the prior's, and
+        a background is a far better one than the public mean.
+        """
+        return max(self.smoothness, math.sqrt(self.pixels / self.entries))
+
+    @property
+    def scene_weight(self) -> float:
+        """Weight of the pull towards that background, times the variance about it.
+
+        `prior_weight` + 0.0004 max(n / P - 1, 0), set as the other constants were.
+        """
+        return self.prior_weight + 0.0004 * max(self.pixels / self.entries - 1, 0.0)
+
 
 def observe_channel(update: Update, knowledge: Knowledge) -> Channel:
     """Return what knowing the defense says about the update; a plain channel without knowledge."""
@@ -65,7 +82,9 @@ def _dp(update: Update, knowledge: Knowledge) -> Channel:
 
 
 def _prune(update: Update, knowledge: Knowledge) -> Channel:
-    return Channel(adaptive=True, masks={name: tensor != 0 for name, tensor in update.tensors.items()})
+    masks = {name: tensor != 0 for name, tensor in update.tensors.items()}
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    return Channel(adaptive=True, masks=masks, pixels=math.prod(knowledge.batch_shape), entries=max(kept, 1))
 
 
 def _compress(update: Update, knowledge: Knowledge) -> Channel:

@@ -16,6 +16,7 @@ from vleak.attacks.base import Knowledge, Reconstruction
 from vleak.attacks.matching import health
 from vleak.attacks.scene import Before, background, expected_clips
 from vleak.engine.loop import Descent, Loop, Problem
+from vleak.engine.trials import run_trials
 from vleak.errors import InputError
 
 NOTHING_FOUND = "no segment was found"
@@ -113,7 +114,7 @@ class FeatureInversion:
             start,
             engine=self.engine,
         )
-        state = loop.run(self.iterations, progress=progress, stop=stop)
+        (state,) = run_trials([loop], self.iterations, progress=progress, stop=stop)
         best = state.best if stage is None else stage.compose(state.best)
         return Reconstruction(
             clips=torch.nan_to_num(best.cpu(), nan=0.5).clamp(0, 1),

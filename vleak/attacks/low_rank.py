@@ -472,7 +472,10 @@ def _bags(observation: Observation, layer: FirstLayer, segments: Tensor, columns
     In the second bag it weighs the selected segment alone; what else it lowers, by less, is of the first.
     """
     slopes = [_influence(observation, layer, segment)[1] for segment in segments]
-    pushes = [float(c @ slope / slope.square().sum()) for c, slope in zip(columns.T, slopes, strict=True)]
+    pushes = [
+        float(c @ slope) / max(float(slope.square().sum()), 1e-300)
+        for c, slope in zip(columns.T, slopes, strict=True)
+    ]
     normal = max(range(len(pushes)), key=lambda index: pushes[index])
     bag = layer.rows // 2
     if pushes[normal] <= 0:

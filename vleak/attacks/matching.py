@@ -18,11 +18,11 @@ from vleak.attacks.rows import NEAR_ZERO as NEAR_ZERO
 from vleak.attacks.rows import centre, labels_of
 from vleak.attacks.scene import (
     Before,
-    background,
     empty_stage,
     expected_clips,
     expected_variance,
     moving_mask,
+    still_scenes,
 )
 from vleak.engine.loop import Descent, Loop, Problem, State
 from vleak.engine.problem import Rule, Schedule
@@ -164,7 +164,7 @@ class Matching(Attack):
             loops = [self._loop(case, start, self.iterations, self.coarse) for start in starts]
             return run_trials(loops, self.iterations, progress=case.progress, stop=case.stop), loops[0].engine
         weight = next(case.observation.model.parameters())
-        still, model = background(references).to(weight), case.observation.model
+        still, model = self._scene(case, references).to(weight), case.observation.model
         everywhere = still.new_ones(len(still), 1, *case.knowledge.clip_shape[1:])
         second = self.iterations // 2 if self.reference == "mask" else 0
         befores = [Before(model, still, everywhere)] * len(starts)
@@ -180,6 +180,24 @@ class Matching(Attack):
         going_on = replace(case, progress=_after(done, case.progress))
         last = self._run_before(going_on, befores, clips, second, 0)
         return [_joined(*each) for each in zip(first[0], last[0], strict=True)], last[1]
+
+    def _scene(self, case: _Case, references: Tensor) -> Tensor:
+        """Return the still scene (B, C, 1, H, W) whose own gradient is nearest to the update.
+
+        How fast a scene changes is not known beforehand: where it does, frames further away only blur it.
+        """
+        scenes = still_scenes(references)
+        if len(scenes) == 1:
+            return scenes[0]
+        weight = next(case.observation.model.parameters())
+
+        def distance(scene: Tensor) -> float:
+            clips = scene.expand(case.knowledge.batch_shape).to(weight).contiguous()
+            loop = Loop(self._problem(case), Descent(iterations=1), clips, engine="reference")
+            found = float(loop.distance_and_gradient(clips)[0])
+            return found if math.isfinite(found) else math.inf
+
+        return min(scenes, key=distance)
 
     def _descend_features(self, case: _Case, generator: torch.Generator) -> tuple[list[State], str]:
         """Run every restart on features; return where they stand, in features, and the engine."""
@@ -231,10 +249,12 @@ class Matching(Attack):
         if before is None:
             knowledge = replace(knowledge, references=None)
             prior = expected_clips(knowledge)
+            trust, smoothness = channel.prior_weight, channel.smoothness
         else:
             problem = _behind(problem, before)
             prior = torch.zeros(knowledge.batch_shape)
-        pull = self.prior + channel.prior_weight / expected_variance(knowledge)
+            trust, smoothness = channel.scene_weight, channel.scene_smoothness
+        pull = self.prior + trust / expected_variance(knowledge)
         unit = self._unit(case)
         descent = Descent(
             iterations=iterations,
@@ -245,8 +265,8 @@ class Matching(Attack):
             coarse=coarse,
             patience=self.patience,
             tolerance=self.tolerance,
-            spatial=unit * self.spatial * channel.smoothness,
-            temporal=unit * self.temporal * channel.smoothness,
+            spatial=unit * self.spatial * smoothness,
+            temporal=unit * self.temporal * smoothness,
             prior=None if prior is None else prior.to(weight),
             prior_weight=0.0 if prior is None else unit * pull,
             low=0.0 if before is None else -math.inf,

@@ -22,6 +22,17 @@ def background(references: Tensor) -> Tensor:
     return references.quantile(0.5, dim=2, keepdim=True)
 
 
+def still_scenes(references: Tensor) -> list[Tensor]:
+    """Return what an attacker may take for the scene held still, each (B, C, 1, H, W).
+
+    The mean of the frames, the nearest of them, and their background; of one frame that frame alone.
+    """
+    if references.shape[2] == 1:
+        return [references]
+    scenes = [references.mean(2, keepdim=True), references[:, :, :1]]
+    return scenes if references.shape[2] < _FEW else [*scenes, background(references)]
+
+
 def expected_clips(knowledge: Knowledge) -> Tensor | None:
     """Return what the attacker expects of the clips before he looks at the update, (B, *clip_shape).
 
@@ -81,13 +92,23 @@ def _otsu(values: Tensor) -> Tensor:
 
 
 def empty_stage(clips: Tensor, still: Tensor, mask: Tensor) -> Tensor:
-    """Return what a scene would be without detail where something moves, (B, C, T, H, W).
+    """Return what a scene would be without detail where something covers it, (B, C, T, H, W).
 
-    The background, and where the mask is 1 the rebuilt clips averaged over 7x7 pixels: what moves there need
-    not first undo the background's texture.
+    The background, and the rebuilt clips averaged over 7x7 pixels where the mask is 1 and, in such a square,
+    they are nearer to that average than to the background: what moves there need not first undo the
+    background's texture. Where they still show it, as a slight motion does and whatever noise leaves
+    undecided, it stays: to take it out there is to throw the prior away.
     """
-    rough = F.avg_pool3d(clips, (1, 7, 7), 1, (0, 3, 3), count_include_pad=False)
-    return torch.where(mask > 0, rough, still)
+    rough = _around(clips)
+    covered = _around((clips - rough).square().mean(1, keepdim=True)) < _around(
+        (clips - still).square().mean(1, keepdim=True)
+    )
+    return torch.where((mask > 0) & covered, rough, still)
+
+
+def _around(values: Tensor) -> Tensor:
+    """Return the mean over 7x7 pixels of each frame, fewer at the border."""
+    return F.avg_pool3d(values, (1, 7, 7), 1, (0, 3, 3), count_include_pad=False)
 
 
 class Before(nn.Module):

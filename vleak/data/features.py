@@ -53,8 +53,8 @@ class FeatureSet:
         classes: ``("normal", "anomaly")``.
         public_source: one phrase that says where the public features are from.
         notes: sentences for the user: what was found, what was assumed.
-        nonnegative: whether no value of the whole set is negative, as behind a ReLU.
-        unit_norm: whether every row of the whole set has Euclidean norm 1, to a thousandth.
+        nonnegative: whether no value of the public features is negative, as behind a ReLU; False without any.
+        unit_norm: whether every public row has Euclidean norm 1, to a thousandth; False without any.
     """
 
     name: str
@@ -127,8 +127,8 @@ def features_of(found: Found, *, clips: int | None, segments: int, seed: int, pu
         classes=FEATURE_CLASSES,
         public_source="other videos" if attacked < len(order) else "none",
         notes=(*found.notes, *crops, *told, *notes, *_lacking(labels, attacked, len(order))),
-        nonnegative=bool(loaded.min() >= 0),
-        unit_norm=bool((loaded.norm(dim=2) - 1).abs().max() < _UNIT),
+        nonnegative=bool((loaded[attacked:] >= 0).all()) and attacked < len(order),
+        unit_norm=bool(((loaded[attacked:].norm(dim=2) - 1).abs() < _UNIT).all()) and attacked < len(order),
     )
 
 

@@ -73,7 +73,6 @@ class Features:
         carrying: (N, S) bool, segments of the truth that the loss lets into the gradient.
         nulls: by number of reference frames, for every clip the answers (S, F) of attackers without update.
         extractor: which made them; None where they come from files, which nothing leads back from.
-        nonnegative, unit_norm: public facts about them.
     """
 
     truth: Tensor
@@ -81,8 +80,6 @@ class Features:
     carrying: Tensor
     nulls: dict[int, list[Answers]]
     extractor: Extractor | None
-    nonnegative: bool
-    unit_norm: bool
 
 
 @dataclass(frozen=True)
@@ -99,9 +96,9 @@ class Bench:
         private: (N, *clip shape), what the client holds; public: (M, *clip shape).
         labels: (N,) int64, as the loss sees them. classes: how many there are.
         honest: the undefended update of every clip; hypotheses: that under every label, none where they would
-            not fit in memory.
+            not fit in memory, or two clips are alike and no update could tell them apart.
         order_identifiable: whether the update depends on the order of frames or segments at all.
-        frames, features: what answers are judged by.
+        frames, features: what answers are judged by. facts: who says what everybody knows of the features.
     """
 
     settings: dict[str, Any]
@@ -117,8 +114,18 @@ class Bench:
     honest: list[Update]
     hypotheses: list[list[Update]]
     order_identifiable: bool
-    frames: Frames | None
-    features: Features | None
+    frames: Frames | None = None
+    features: Features | None = None
+    facts: Extractor | FeatureSet | None = None
+
+    def rivals(self, clip: int) -> list[int]:
+        """Return the clips among which one is to be recognised: all that public knowledge does not exclude.
+
+        Which bag of a pair is the anomalous one is public, so only clips of the same kind are.
+        """
+        if self.loss != "ranking":
+            return list(range(len(self.private)))
+        return torch.nonzero(self.labels == self.labels[clip]).flatten().tolist()
 
     @property
     def place(self) -> str:
@@ -156,12 +163,13 @@ def prepare(settings: Settings, tell: Progress) -> tuple[list[Bench], dict[str, 
 
 
 def _load(settings: Settings) -> ClipSet | FeatureSet:
-    if recognise(settings.data) == "features":
+    of_features = recognise(settings.data) == "features"
+    if of_features:
         _refuse_frames(settings)
     return load_data(
         settings.data, clips=settings.clips, frames=settings.frames, size=settings.size,
         stride=settings.stride, seed=settings.seed, references=max(settings.reference_frames),
-        fine=settings.enhance != "none" and recognise(settings.data) != "features",
+        fine=settings.enhance != "none" and not of_features,
         segments=settings.segments,
     )  # fmt: skip
 
@@ -229,6 +237,11 @@ def _feature(
     if settings.loss == "ranking":
         private, places = _pairs(truth, labels)
         held = _public_pairs(public, public_labels)
+        if settings.training_state != "untrained" and not len(held):
+            raise InputError(
+                "loss 'ranking': training needs public clips of both kinds, normal and anomalous, and there "
+                "are none; give more files, or --training-state untrained"
+            )
     train(model, held, public_labels, TRAINING_STATES[settings.training_state],
           generator(settings.seed, "training", "head"), LOSSES[settings.loss])  # fmt: skip
     check_head(model, private[:1], settings.loss, classes)
@@ -250,6 +263,7 @@ def _feature(
     check_second_derivative(model, private[:1], LOSSES[settings.loss])
     tell("computing updates", 0, 0)
     bench = _bench(settings, "feature", name, data, model, settings.loss, private, held, labels, classes)
+    bench = replace(bench, facts=known_facts)
     carrying = [
         carrying_segments(model, LOSSES[settings.loss], sample.to(device), label.to(device)).view(
             sample.shape[:-1]
@@ -262,10 +276,8 @@ def _feature(
         carrying=torch.stack(
             [each if places is None else each[places[index]] for index, each in enumerate(carrying)]
         ),
-        nulls=_segment_nulls(extractor, frames, public, len(truth), settings),
+        nulls=_segment_nulls(bench, extractor, frames, places, len(truth)),
         extractor=extractor,
-        nonnegative=known_facts.nonnegative,
-        unit_norm=known_facts.unit_norm,
     )
     return replace(bench, frames=frames, features=features), facts
 
@@ -307,7 +319,9 @@ def _pairs(bags: Tensor, labels: Tensor) -> tuple[Tensor, list[int]]:
             "loss 'ranking': expected normal and anomalous clips, found only one kind; give more clips, or "
             "another --loss"
         )
-    pairs, met = [], [0, 0]
+    # The companion of the k-th normal bag is the k-th anomalous one, whose own is the next normal one: no two
+    # pairs are alike.
+    pairs, met = [], [0, 1]
     for bag, label in zip(bags, labels.tolist(), strict=True):
         others = kinds[1 - label]
         other = bags[others[met[label] % len(others)]]
@@ -324,23 +338,46 @@ def _public_pairs(bags: Tensor, labels: Tensor) -> Tensor:
 
 
 def _segment_nulls(
-    extractor: Extractor | None, frames: Frames | None, public: Tensor, clips: int, settings: Settings
+    bench: Bench, extractor: Extractor | None, frames: Frames | None, places: list[int] | None, clips: int
 ) -> dict[int, list[Answers]]:
-    """Return what is said of every clip's features without an update: of guessed clips, and the mean."""
-    mean = {"public_features": public.mean(0)} if len(public) else {}
-    if frames is None or extractor is None:
-        return {0: [mean or {"zero": public.new_zeros(public.shape[1:])}] * clips}
-    seen: dict[int, Tensor] = {}  # most answers are the same for all clips
-
-    def features(clip: Tensor) -> Tensor:
-        if id(clip) not in seen:
-            seen[id(clip)] = extract(extractor, clip[None])[0]
-        return seen[id(clip)]
-
-    return {
-        count: [{name: features(clip) for name, clip in answers.items()} | mean for answers in every]
-        for count, every in frames.nulls.items()
+    """Return what is said of every clip's features without an update: of them alone, and of guessed clips."""
+    model, update = nothing_sent()
+    observation = Observation(model, update, features_knowledge(bench))
+    unused = generator("null")
+    alone = {
+        f"{name} of features": NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0]
+        for name in answerable(observation.knowledge)
     }
+
+    def own(clip: int) -> Answers:
+        return alone if places is None else {name: pair[places[clip]] for name, pair in alone.items()}
+
+    if frames is None or extractor is None:
+        return {0: [own(clip) for clip in range(clips)]}
+    guessed = _each_once(frames.nulls, lambda clip: extract(extractor, clip[None])[0])
+    return {
+        count: [answers | own(clip) for clip, answers in enumerate(every)] for count, every in guessed.items()
+    }
+
+
+def features_knowledge(bench: Bench, **more: Any) -> Knowledge:
+    """Return what is granted about the features of any clip."""
+    assert bench.facts is not None
+    return Knowledge(
+        clip_shape=tuple(bench.private.shape[1:]),
+        batch_size=1,
+        classes=bench.classes,
+        public_clips=bench.public,
+        nonnegative=bench.facts.nonnegative,
+        unit_norm=bench.facts.unit_norm,
+        **more,
+    )
+
+
+def nothing_sent() -> tuple[nn.Module, Update]:
+    """Return a model of nothing and its update, which attackers without an update are shown."""
+    model = nn.ParameterList([torch.zeros(1)])
+    return model, Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -364,11 +401,16 @@ def _bench(
         labels=labels,
         classes=classes,
         honest=_honest_updates(client, private, labels, settings.seed),
-        hypotheses=_hypotheses(client, private, labels, 1 if loss == "ranking" else classes, settings.seed),
+        hypotheses=_hypotheses(client, private, labels, 1 if loss == "ranking" else classes, settings.seed)
+        if _all_differ(private)
+        else [],
         order_identifiable=order_identifiable(model, tuple(private.shape[1:]), loss=loss),
-        frames=None,
-        features=None,
     )
+
+
+def _all_differ(private: Tensor) -> bool:
+    """Return whether no two samples are alike."""
+    return len({sample.numpy().tobytes() for sample in private}) == len(private)
 
 
 def _honest_updates(client: Client, private: Tensor, labels: Tensor, seed: int) -> list[Update]:
@@ -392,10 +434,7 @@ def null_names(bench: Bench, references: int) -> tuple[str, ...]:
     """Return the null attackers that can answer with so many reference frames."""
     if bench.frames is not None:
         return answerable(frames_knowledge(bench.frames.data, 0, references))
-    shape = tuple(bench.private.shape[1:])
-    return answerable(
-        Knowledge(clip_shape=shape, batch_size=1, classes=bench.classes, public_clips=bench.public)
-    )
+    return answerable(features_knowledge(bench))
 
 
 def frames_knowledge(data: ClipSet, index: int, references: int, **more: Any) -> Knowledge:
@@ -455,8 +494,7 @@ def _each_once(
 
 def _null_answers(data: ClipSet, references: int, seed: int) -> list[Answers]:
     """Return what each null attacker answers of every clip, (C, T, H, W) by name."""
-    model = nn.ParameterList([torch.zeros(1)])  # a model of nothing: they never look at it
-    update = Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
+    model, update = nothing_sent()
     names, unused = answerable(frames_knowledge(data, 0, references)), generator(seed, "null")
 
     def answers(index: int, chosen: list[str]) -> Answers:

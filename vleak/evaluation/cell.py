@@ -27,7 +27,7 @@ from vleak.certificates.gaussian import identification_bound
 from vleak.defenses import Defense, spell
 from vleak.enhance import plain
 from vleak.errors import VleakError
-from vleak.evaluation.bench import Bench, Frames, extract, frames_knowledge
+from vleak.evaluation.bench import Bench, Frames, extract, features_knowledge, frames_knowledge
 from vleak.federated import Client, Privacy, Update
 from vleak.metrics import order_scores, score_clip, score_enhanced, score_segments
 from vleak.seeds import derive_seed, generator
@@ -68,7 +68,12 @@ class _Answer:
     given: Reconstruction
     features: Tensor | None = None  # (S, F)
     clip: Tensor | None = None  # (C, T, H, W)
-    seconds: float = 0.0  # of the way from features to frames
+    inversion: Reconstruction | None = None  # the way from features to frames
+
+    @property
+    def inversion_flags(self) -> tuple[str, ...]:
+        """What that way raised about itself."""
+        return () if self.inversion is None else self.inversion.flags
 
 
 class StoppedError(VleakError):
@@ -118,21 +123,16 @@ def _knowledge(job: Job, bench: Bench, label: Tensor, client: Client) -> Knowled
         "defense_settings": job.defense.settings(),
         "simulate": client.update,
     }
-    # Which bag of a pair is the anomalous one is public, so there is no label to infer.
-    granted = bench.settings["labels"] == "granted" or bench.loss == "ranking"
-    told["labels"] = label if granted else None
+    told["labels"] = label.clone() if _granted(bench) else None  # a view would reach those of other clips
     if bench.features is None:
         assert bench.frames is not None
         return frames_knowledge(bench.frames.data, job.clip, job.references, **told)
-    return Knowledge(
-        clip_shape=tuple(bench.private.shape[1:]),
-        batch_size=1,
-        classes=bench.classes,
-        public_clips=bench.public,
-        nonnegative=bench.features.nonnegative,
-        unit_norm=bench.features.unit_norm,
-        **told,
-    )
+    return features_knowledge(bench, **told)
+
+
+def _granted(bench: Bench) -> bool:
+    """Return whether the label is known: which bag of a pair is the anomalous one is public."""
+    return bench.settings["labels"] == "granted" or bench.loss == "ranking"
 
 
 def _answer(
@@ -159,14 +159,19 @@ def _answer(
     if features.extractor is None or frames is None:
         return _Answer(given, rows)
     rebuilt = _to_frames(job, bench, frames, features.extractor, rows, found, start, stop)
-    return _Answer(given, rows, rebuilt.clips[0], rebuilt.seconds)
+    return _Answer(given, rows, rebuilt.clips[0], rebuilt)
+
+
+_INVERSION = 2
 
 
 def _to_frames(
     job: Job, bench: Bench, frames: Frames, extractor: nn.Module, rows: Tensor, found: Tensor | None,
     start: torch.Generator, stop: Callable[[], bool],
 ) -> Reconstruction:  # fmt: skip
-    inversion = FeatureInversion(iterations=bench.settings["iterations"], engine=bench.settings["engine"])
+    # Features are fewer than the pixels they are of, and a step on them is cheap.
+    iterations = _INVERSION * bench.settings["iterations"]
+    inversion = FeatureInversion(iterations=iterations, engine=bench.settings["engine"])
     knowledge = frames_knowledge(frames.data, job.clip, job.references)
     return inversion.rebuild(
         copy.deepcopy(extractor), rows[None], knowledge, start,
@@ -194,7 +199,7 @@ def _judge(
     if answer.features is not None:
         scores |= _score_features(job, bench, answer)
     if bench.frames is not None and answer.clip is not None:
-        scores |= _score_frames(job, bench.frames, answer)
+        scores |= _score_frames(job, bench.frames, answer, bench.rivals(job.clip))
     correct = bool(answer.given.labels[0] == bench.labels[job.clip])
     scores["label_correct"] = None if bench.loss == "ranking" else correct
     scores |= _linkage(job, bench, update, knowledge)
@@ -202,10 +207,10 @@ def _judge(
         "attack": _attack_facts(job, answer),
         "scores": scores,
         "update": _compare(update, bench.honest[job.clip]),
-        "flags": list(answer.given.flags),
+        "flags": [*answer.given.flags, *(f"inversion: {flag}" for flag in answer.inversion_flags)],
         "status": "ok",
     }
-    record["enhanced"], picture = _enhance(job, bench.frames, answer.clip)
+    record["enhanced"], picture = _enhance(job, bench.frames, answer.clip, bench.rivals(job.clip))
     return record, picture
 
 
@@ -215,21 +220,26 @@ _NO_PICTURE: dict[str, Any] = dict.fromkeys((
 )) | {"null": {}}  # fmt: skip
 
 
-def _score_frames(job: Job, frames: Frames, answer: _Answer) -> dict[str, Any]:
+def _among(clips: Tensor, clip: int, rivals: list[int]) -> tuple[Tensor, int, Tensor]:
+    """Return a clip, its place among its rivals, and these."""
+    return clips[clip], rivals.index(clip), clips[rivals]
+
+
+def _score_frames(job: Job, frames: Frames, answer: _Answer, rivals: list[int]) -> dict[str, Any]:
     data, nulls = frames.data, frames.nulls[job.references][job.clip]
     prior = next(nulls[name] for name in ("reference_still", "public_mean", "grey") if name in nulls)
     assert answer.clip is not None
-    scores = score_clip(answer.clip, data.clips[job.clip], job.clip, data.clips, nulls, prior)
+    scores = score_clip(answer.clip, *_among(data.clips, job.clip, rivals), nulls, prior)
     scores["order"] = order_scores(answer.clip, data.clips[job.clip])
-    scores["null_identified"] = _a_null_identifies(job, frames) if job.references else None
+    scores["null_identified"] = _a_null_identifies(job, frames, rivals) if job.references else None
     return scores
 
 
-def _a_null_identifies(job: Job, frames: Frames) -> bool:
+def _a_null_identifies(job: Job, frames: Frames, rivals: list[int]) -> bool:
     """Return whether reference frames alone point at the clip: what recognition has to beat then."""
     data, nulls = frames.data, frames.nulls[job.references][job.clip]
     return any(
-        score_clip(clip, data.clips[job.clip], job.clip, data.clips, nulls, clip)["identified"]
+        score_clip(clip, *_among(data.clips, job.clip, rivals), nulls, clip)["identified"]
         for name, clip in nulls.items()
         if name.startswith("reference")
     )
@@ -240,7 +250,7 @@ def _score_features(job: Job, bench: Bench, answer: _Answer) -> dict[str, Any]:
     assert features is not None
     assert answer.features is not None
     found = score_segments(
-        answer.features, features.truth[job.clip], job.clip, features.truth,
+        answer.features, *_among(features.truth, job.clip, bench.rivals(job.clip)),
         features.nulls[job.references][job.clip], features.carrying[job.clip], ordered=answer.given.ordered,
     )  # fmt: skip
     # Where there are no frames, the features say which clip it was.
@@ -249,7 +259,7 @@ def _score_features(job: Job, bench: Bench, answer: _Answer) -> dict[str, Any]:
 
 
 def _enhance(
-    job: Job, frames: Frames | None, clip: Tensor | None
+    job: Job, frames: Frames | None, clip: Tensor | None, rivals: list[int]
 ) -> tuple[dict[str, Any] | None, Tensor | None]:
     """Return the scores before and after enhancement, null attackers treated alike, and the picture."""
     if frames is None or frames.enhance is None or clip is None or frames.data.fine is None:
@@ -258,7 +268,7 @@ def _enhance(
     assert frames.enhanced is not None
     made, fine = frames.enhance(clip), frames.data.fine
     scores = score_enhanced(
-        plain(clip), made.clip, fine[job.clip], job.clip, fine,
+        plain(clip), made.clip, *_among(fine, job.clip, rivals),
         frames.plain[job.references][job.clip], frames.enhanced[job.references][job.clip],
     )  # fmt: skip
     return {"method": frames.method, "noise": made.noise, "steps": list(made.steps), **scores}, made.clip
@@ -268,10 +278,11 @@ def _linkage(job: Job, bench: Bench, update: Update, knowledge: Knowledge) -> di
     """Ask the update itself which candidate it came from; a null attacker never saw it."""
     if job.null or not bench.hypotheses:
         return {"linked": None, "link_rank": None}
-    candidates = bench.hypotheses
+    rivals = bench.rivals(job.clip)
+    candidates = [bench.hypotheses[rival] for rival in rivals]
     if knowledge.labels is not None and bench.loss != "ranking":
         candidates = [[each[int(knowledge.labels[0])]] for each in candidates]
-    rank = link_rank(link_scores(update, candidates, knowledge), job.clip)
+    rank = link_rank(link_scores(update, candidates, knowledge), rivals.index(job.clip))
     return {"linked": rank == 1 and len(candidates) > 1, "link_rank": rank}
 
 
@@ -298,7 +309,7 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
             "engine": "none",
         },
         "knowledge": {
-            "labels": settings["labels"],
+            "labels": "granted" if _granted(bench) else "inferred",
             "reference_frames": job.references,
             "batch_size": 1,
             "defense": not job.null and job.attack != MatchingBlind.name,
@@ -338,18 +349,17 @@ def _open(job: Job, bench: Bench) -> int:
     """
     if job.references:
         return 1
-    granted = bench.settings["labels"] == "granted"
-    return int((bench.labels == bench.labels[job.clip]).sum()) if granted else len(bench.labels)
+    return int((bench.labels == bench.labels[job.clip]).sum()) if _granted(bench) else len(bench.labels)
 
 
 def _attack_facts(job: Job, answer: _Answer) -> dict[str, Any]:
-    given = answer.given
+    given, inversion = answer.given, answer.inversion
     return {
         "name": job.attack,
         "adaptive": given.adaptive,
         "iterations": given.iterations,
         "restarts": given.restarts,
-        "seconds": round(given.seconds + answer.seconds, 3),
+        "seconds": round(given.seconds + (0.0 if inversion is None else inversion.seconds), 3),
         "engine": given.engine,
         "objective": _finite(given.objective),
         "nan_at": given.nan_at,

@@ -19,7 +19,7 @@ from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, canonical
 PIPELINES = ("raw", "feature", "all")
 DEVICES = ("auto", "cpu", "cuda")
 LABELS = ("inferred", "granted")
-#: what runs where nobody names an attack: on features also the exact method, which costs next to nothing.
+#: what runs where nobody names an attack: on features also the exact method.
 DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
 _TAKES = {"raw": "frames", "feature": "features"}
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from vleak.data import FeatureSet, load_data, recognise
 from vleak.errors import InputError
 from vleak.evaluation.cell import StoppedError
 from vleak.evaluation.run import Progress, evaluate
@@ -22,6 +23,7 @@ from vleak.evaluation.settings import Settings
 from vleak.evaluation.statistics import Interval, mean_interval
 from vleak.evaluation.store import SCHEMA_VERSION
 from vleak.files import write_atomic
+from vleak.models import build_extractor
 
 __all__ = ["CLAIMS", "Claim", "Comparison", "Study", "judge", "plan", "run_study"]
 
@@ -32,6 +34,7 @@ Results = Mapping[str, dict[str, Any]]
 EXTRACTORS = ("c3d_small", "frame_cnn")
 HEADS = ("linear", "mlp:depth=2", "mlp:depth=4", "attention", "lstm")
 LOSSES = ("bce", "ranking", "cross_entropy")
+REFERENCES = (0, 1, 4)
 WIDTHS = (4, 8, 16, 32, 64)
 DEPTHS = (1, 2, 3, 4)
 COMPRESSED = ("compress:codec=int8", "compress:codec=qsgd,bits=4", "compress:codec=qsgd,bits=2",
@@ -166,7 +169,7 @@ def plan(study: Study) -> dict[str, Settings]:
         raise InputError(f"study: expected at least 8 clips, or no interval can be given, got {study.clips}")
     quick = study.quick
     runs = {
-        "raw": study.settings(reference_frames=(0, 1, 4), enhance="classical"),
+        "raw": study.settings(reference_frames=REFERENCES, enhance="classical"),
         "raw, network": study.settings(enhance="network"),
         "compressed": study.settings(defenses=COMPRESSED[1:4:2] if quick else COMPRESSED),
     }
@@ -209,6 +212,8 @@ def run_study(
     """
     runs, results = plan(study), {}
     tell = progress or (lambda what, done, total: None)
+    tell("looking at the data", 0, len(runs))
+    _check(study)
     for number, (name, settings) in enumerate(runs.items()):
         tell(name, number, len(runs))
         if stop is not None and stop.is_set():
@@ -227,6 +232,27 @@ def run_study(
     }
     write_atomic(out / "study.json", json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
     return content
+
+
+def _check(study: Study) -> None:
+    """Refuse data that only some of the runs could not use, before the first of them.
+
+    Raises:
+        InputError: as the data says, or it has no frames, or leaves no public clips.
+    """
+    for name in EXTRACTORS:
+        build_extractor(name, frames=study.frames, size=study.size, seed=0)
+    data = load_data(
+        study.data, clips=study.clips, frames=study.frames, size=study.size, stride=study.stride,
+        seed=study.seed, references=0 if recognise(study.data) == "features" else max(REFERENCES),
+    )  # fmt: skip
+    if isinstance(data, FeatureSet):
+        raise InputError(f"study: --data {study.data} holds features, which have no frames; give videos")
+    if not len(data.public_clips):
+        raise InputError(
+            f"study: all clips of {study.data} are attacked, none is left to train the enhancement network "
+            "on; lower --clips, or give more videos"
+        )
 
 
 def folder(name: str) -> str:
@@ -256,12 +282,13 @@ def _extractors_hinder(results: Results) -> Claim:
     most = max(found, key=lambda row: row["recognised"], default=None)
     remarks = [
         "Each row is one extractor, head and loss; the row that leaks most comes first.",
-        f"It hides frames, not features: {back} of {there} segments came back with a cosine above 0.99.",
+        f"Of the features, {back} of {there} segments came back with a cosine above 0.99.",
     ]
     if most is not None:
         remarks.append(
-            f"Nor does it hide which clip it was: behind {most['extractor']}, {most['head']}, {most['loss']} "
-            f"{most['recognised']} of {most['clips']} clips are recognised in what was rebuilt."
+            f"Recognised in what was rebuilt from them, at the most of all {len(found)} rows: "
+            f"{most['recognised']} of {most['clips']} clips ({most['extractor']}, {most['head']}, "
+            f"{most['loss']}); chance is {100 * most['chance']:.0f} %."
         )
     return Claim(
         "extractors",
@@ -273,6 +300,19 @@ def _extractors_hinder(results: Results) -> Claim:
 
 def _simple_leaks(results: Results) -> Claim:
     comparisons, points = [], {}
+    for axis in ("width", "depth"):
+        names = [name for name in results if name.startswith(f"raw, {axis} ")]
+        comparisons.append(
+            _difference(
+                f"raw frames: {names[0].removeprefix('raw, ')} over {names[-1].removeprefix('raw, ')}",
+                _leak(results, names[0], "psnr_gain_db"),
+                _leak(results, names[-1], "psnr_gain_db"),
+                "dB",
+            )
+        )
+        points[axis] = [
+            (float(name.rpartition(" ")[2]), _mean(_leak(results, name, "psnr_gain_db"))) for name in names
+        ]
     for loss, extractor in product(LOSSES, EXTRACTORS):
         simple = f"{extractor}, linear, {loss}"
         deeper = [name for name in results if name.startswith(f"{extractor}, mlp:") and name.endswith(loss)]
@@ -287,22 +327,10 @@ def _simple_leaks(results: Results) -> Claim:
                     "cosine",
                 )
             )
-    for axis in ("width", "depth"):
-        names = [name for name in results if name.startswith(f"raw, {axis} ")]
-        comparisons.append(
-            _difference(
-                f"raw frames: {names[0].removeprefix('raw, ')} over {names[-1].removeprefix('raw, ')}",
-                _leak(results, names[0], "psnr_gain_db"),
-                _leak(results, names[-1], "psnr_gain_db"),
-                "dB",
-            )
-        )
-        points[axis] = [
-            (float(name.rpartition(" ")[2]), _mean(_leak(results, name, "psnr_gain_db"))) for name in names
-        ]
-    points["parameters"] = sorted(
+    points["parameters"] = _in_order(
         (float(results[name]["models"][0]["parameters"]), _mean(_leak(results, name, "psnr_gain_db")))
-        for name in dict.fromkeys(n for n in results if n.startswith(("raw, width", "raw, depth")))
+        for name in results
+        if name.startswith(("raw, width", "raw, depth"))
     )
     return Claim(
         "complexity",
@@ -311,6 +339,10 @@ def _simple_leaks(results: Results) -> Claim:
         remarks=("Above zero, the simpler model leaks more.",),
         points=points,
     )
+
+
+def _in_order(points: Iterable[tuple[float, Interval]]) -> list[tuple[float, Interval]]:
+    return sorted(points, key=lambda point: point[0])
 
 
 def _enhancement_improves(results: Results) -> Claim:
@@ -332,7 +364,7 @@ def _enhancement_improves(results: Results) -> Claim:
 
 
 def _frames_help(results: Results) -> Claim:
-    counts = (0, 1, 4)
+    counts = REFERENCES
     moving, whole, gain = (
         {count: _leak(results, "raw", measure, references=count) for count in counts}
         for measure in ("motion_psnr_db", "psnr_db", "psnr_gain_db")
@@ -426,6 +458,7 @@ def _grid_row(results: Results, run: str) -> dict[str, Any]:
         **{name: sum(each[name] for each in found) for name in ("recovered", "carrying", "segments")},
         "cosine_gain": math.fsum(gains) / len(gains) if gains else None,
         "clips": len(best),
+        "chance": _mean_of([1 / cell["scores"]["candidates"] for cell in _cells(results, run)]),
         "recognised": sum(
             _tag(run, cell) in best and cell["scores"]["identified"] for cell in _cells(results, run)
         ),
@@ -433,19 +466,25 @@ def _grid_row(results: Results, run: str) -> dict[str, Any]:
 
 
 def _shares(values: Mapping[tuple[str, ...], float]) -> tuple[float, ...]:
-    """Return for every factor of a full grid which part of the variance its main effect explains."""
+    """Return for every factor of a full grid which part of the variance its main effect explains.
+
+    Omega squared (Hays 1963): what is left of it by chance is subtracted, and that is more for a factor of
+    more levels. So shares of factors that explain nothing are about 0, and may lie below.
+    """
     mean = math.fsum(values.values()) / len(values)
     total = math.fsum((value - mean) ** 2 for value in values.values())
     if total == 0:
         return (0.0,) * len(next(iter(values)))
-    shares = []
+    between, freedom = [], []
     for factor in range(len(next(iter(values)))):
         levels: dict[str, list[float]] = {}
         for place, value in values.items():
             levels.setdefault(place[factor], []).append(value)
-        between = math.fsum(len(each) * (math.fsum(each) / len(each) - mean) ** 2 for each in levels.values())
-        shares.append(between / total)
-    return tuple(shares)
+        between.append(math.fsum(len(each) * (_mean_of(each) - mean) ** 2 for each in levels.values()))
+        freedom.append(len(levels) - 1)
+    left = len(values) - 1 - sum(freedom)
+    rest = (total - sum(between)) / left if left > 0 else 0.0
+    return tuple((b - df * rest) / (total + rest) for b, df in zip(between, freedom, strict=True))
 
 
 CLAIMS: dict[str, Callable[[Results], Claim]] = {
@@ -488,9 +527,10 @@ def _leak(results: Results, run: str, measure: str, **where: Any) -> Values:
         value = _at(cell["scores"], measure)
         if value is not None:
             attacks.setdefault(cell["attack"]["name"], {})[cell["clip"]] = (float(value), _tag(run, cell))
-    if not attacks:
-        return {}
-    return max(attacks.values(), key=lambda values: math.fsum(v for v, _ in values.values()) / len(values))
+    # An attack that failed on some clips is not compared with one that did not: its mean is of other clips.
+    most = max((len(values) for values in attacks.values()), default=0)
+    whole = [values for values in attacks.values() if len(values) == most]
+    return max(whole, key=lambda values: _mean_of([v for v, _ in values.values()]), default={})
 
 
 def _at(record: Mapping[str, Any], path: str) -> Any:
@@ -510,6 +550,10 @@ def _difference(name: str, more: Values, less: Values, unit: str) -> Comparison:
     effect = mean_interval([more[clip][0] - less[clip][0] for clip in both])
     cells = tuple(tag for clip in both for tag in (more[clip][1], less[clip][1]) if tag)
     return Comparison(name, effect, unit, cells)
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def _mean(values: Values) -> Interval:

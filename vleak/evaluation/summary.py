@@ -53,13 +53,15 @@ class Segments:
 
     Attributes:
         recovered: segments with a cosine above 0.99 to what came back, of those that carry gradient.
-        guessed: the same of the best guess without the update, which is no leak.
+        exact: segments that came back with a relative error below 0.01; guessed: the same of the best guess
+            without the update, which is no leak.
         carrying: segments that the loss lets into the gradient; total: all of them.
         cosine, relative_error: means over clips of their medians.
         in_order: mean share of segments in their own place; None where the attack claims no order.
     """
 
     recovered: int
+    exact: int
     guessed: int
     carrying: int
     total: int
@@ -406,7 +408,8 @@ def _segments(scores: Sequence[dict[str, Any]]) -> Segments | None:
     places = _numbers(found, "in_order")
     return Segments(
         recovered=sum(int(each["recovered"]) for each in found),
-        guessed=sum(int(each["null_recovered"]) for each in found),
+        exact=sum(int(each["exact"]) for each in found),
+        guessed=sum(int(each["null_exact"]) for each in found),
         carrying=sum(int(each["carrying"]) for each in found),
         total=sum(int(each["segments"]) for each in found),
         cosine=_mean(_numbers(found, "cosine")),
@@ -437,27 +440,22 @@ def _verdict(
     if identification.n == 0:
         return "no result"
     guess = 1 / candidates if candidates else 1.0
-    # A segment that came back to the last digits is no luck, however few clips there are.
-    exact = segments is not None and segments.recovered > segments.guessed
+    # A segment that came back to the second digit is no luck, however few clips there are.
+    exact = segments is not None and segments.exact > segments.guessed
     if exact or _above(identification, chance) or _above(gain, 0.0):
         return "leaks"
     # Of features alone there is no picture: whether they point at their clip is all there is to say.
     small = gain.n == 0 or (gain.high is not None and gain.high <= NEGLIGIBLE_GAIN_DB)
-    no_picture = small and _reaches(identification, chance)
+    no_picture = small and not _above(identification, chance)
     if _above(linkage, guess):
         return "linkable, no picture" if no_picture else "linkable, picture unclear"
     if gain.n and gain.high is None:
         return "too few clips to say"
-    return "nothing found" if no_picture and _reaches(linkage, guess) else "unclear"
+    return "nothing found" if no_picture else "unclear"
 
 
 def _above(interval: Interval, level: float) -> bool:
     return interval.low is not None and interval.low > level
-
-
-def _reaches(interval: Interval, level: float) -> bool:
-    """Return whether a level may be reached: no upper end, as of what was never asked, rules nothing out."""
-    return interval.high is None or interval.high >= level
 
 
 def _with_ratios(rows: list[Row]) -> list[Row]:
@@ -512,7 +510,8 @@ def leak_order(row: Row) -> tuple[int, float, float]:
     share, gain = row.identification.mean, row.psnr_gain_db.mean
     return (
         _SEVERITY.index(row.verdict),
-        -(share if share is not None else -1.0),
+        # What reference frames give by themselves is not the update's.
+        -(share - (row.chance or 0.0) if share is not None else -1.0),
         -(gain if gain is not None else -math.inf),
     )
 
@@ -540,6 +539,8 @@ def _where(row: Row, rows: Sequence[Row]) -> str:
     attacks = {other.attack for other in rows if not other.null}
     models = {(other.model, other.training_state) for other in rows}
     text = f" by {row.attack}" if len(attacks) > 1 else ""
+    if row.references:
+        text += f", given {row.references} frame{plural(row.references)} of the scene"
     return text + (f" on {row.model}, {row.training_state}" if len(models) > 1 else "")
 
 
@@ -562,7 +563,8 @@ def _counts(row: Row, where: str) -> str:
     recognised = f"{row.identified} of {row.n} recognised{where}"
     texts = [recognised + _at_most(row, row.identification, chance)]
     if row.linkage.n:
-        texts.append(f"{row.linked} linked{_at_most(row, row.linkage, chance)}")
+        guess = 1 / row.candidates if row.candidates else 1.0
+        texts.append(f"{row.linked} linked{_at_most(row, row.linkage, guess)}")
     return ", ".join(texts)
 
 

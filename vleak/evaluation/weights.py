@@ -20,7 +20,7 @@ TRAINABLE = ("c3d_small", "frame_cnn", "network")
 
 _SEED = 9001
 """Of the embedded clips that extractors are trained on; no evaluation draws its clips from it by default."""
-_CLIPS = 600
+_CLIPS, _BYTES = 600, 2**31  # fewer where so many would take more memory than this
 
 
 def extractor_for(
@@ -43,11 +43,13 @@ def extractor_for(
     if name.partition(":")[0] not in TRAINABLE[:2]:
         return build_extractor(name, frames=frames, size=size, seed=_SEED), None
 
+    count = max(60, min(_CLIPS, _BYTES // (12 * frames * size**2)))
+
     def clips() -> tuple[Tensor, Tensor]:
-        data = load_clips("synthetic", clips=_CLIPS, frames=frames, size=size, seed=_SEED, public=0)
+        data = load_clips("synthetic", clips=count, frames=frames, size=size, seed=_SEED, public=0)
         return data.clips, data.labels
 
-    recipe: Recipe = {"data": "synthetic", "data_seed": _SEED, "clips": _CLIPS}
+    recipe: Recipe = {"data": "synthetic", "data_seed": _SEED, "clips": count}
     return pretrained(name, frames=frames, size=size, seed=_SEED, recipe=recipe, clips=clips, again=again)
 
 
@@ -76,14 +78,14 @@ def train_weights(name: str, *, again: bool = False, **data: Any) -> str:
     Args:
         name: one of ``TRAINABLE``.
         again: train even if the cache has it.
-        data: source, frames, size, stride and seed of the clips, as an evaluation has them: extractors are
-            trained for a size, the network on the public clips of its data.
+        data: source, clips, frames, size, stride and seed, as an evaluation has them: extractors are trained
+            for a size, the network on the public clips of its data.
 
     Raises:
         InputError: the clips cannot be had.
     """
     if name == "network":
-        network_for(load_clips(fine=True, clips=None, **data), again=again)
+        network_for(load_clips(fine=True, **data), again=again)
         return f"network: trained on the public clips of {data['source']}"
     _, accuracy = extractor_for(name, frames=data["frames"], size=data["size"], again=again)
     return f"{name}: tells {accuracy:.0%} of held-out embedded clips apart (chance {1 / 6:.0%})"

@@ -9,11 +9,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from vleak.backends import differentiable_rnn
 from vleak.errors import InputError
 from vleak.federated.gradients import Loss
 
 RECOVERED = 0.99
 """A segment counts as recovered above this cosine to the truth."""
+
+EXACT = 0.01
+"""A segment counts as exact below this relative error: no guess, however near, comes so near by luck."""
 
 _TIE = 1e-9
 _FLAT = 1e-6  # a segment nearer than this to the mean is rounding, not content
@@ -53,7 +57,7 @@ def carrying_segments(model: nn.Module, loss: Loss, sample: Tensor, label: Tenso
         (S,) or (2 S,) bool: the loss moves with the segment by more than rounding.
     """
     given = sample.detach().clone()[None].requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), differentiable_rnn(model):
         value = loss(model(given), label.reshape(1))
         (gradient,) = torch.autograd.grad(value, given, allow_unused=True, materialize_grads=True)
     sizes = gradient.flatten(0, -2).norm(dim=1).cpu()
@@ -87,11 +91,12 @@ def score_segments(
 
     Returns:
         A dict that JSON can hold: ``segments``, ``carrying``, ``recovered`` (of those carrying, cosine above
-        0.99 after optimal matching), ``null_recovered`` (the same of the best guess), ``cosine`` and
-        ``relative_error`` (medians over those carrying, matched; None where none does), ``in_order`` (share
-        of them that stand in their own place; None without a claim to order), ``cosine_gain`` (median cosine
-        over that of the best null, matched alike), ``identified`` (first of at least two candidates),
-        ``rank`` (1 is best), ``candidates``, ``null`` (name -> ``cosine``) and ``best_null``.
+        0.99 after optimal matching), ``exact`` (with a relative error below 0.01), ``null_exact``
+        (the same of the best guess), ``cosine`` and ``relative_error`` (medians over those carrying, matched;
+        None where none does), ``in_order`` (share of them that stand in their own place; None without a claim
+        to order), ``cosine_gain`` (median cosine over that of the best null, matched alike), ``identified``
+        (first of at least two candidates), ``rank`` (1 is best), ``candidates``, ``null`` (name ->
+        ``cosine``) and ``best_null``.
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no null answer, or a truth that is not the
@@ -100,8 +105,8 @@ def score_segments(
     _check(found, truth, index, candidates, nulls, carries)
     mask = torch.ones(len(truth), dtype=torch.bool) if carries is None else carries.cpu()
     place, cosines = match_segments(found, truth)
-    guesses = {name: match_segments(answer, truth)[1][mask] for name, answer in nulls.items()}
-    null = {name: _median(guess) for name, guess in guesses.items()}
+    guesses = {name: match_segments(answer, truth) for name, answer in nulls.items()}
+    null = {name: _median(guess[1][mask]) for name, guess in guesses.items()}
     best = max(null, key=lambda name: null[name] or 0.0)
     cosine = _median(cosines[mask])
     rank = segment_rank(found, candidates, index)
@@ -110,7 +115,11 @@ def score_segments(
         "segments": len(truth),
         "carrying": int(mask.sum()),
         "recovered": int((cosines[mask] > RECOVERED).sum()),
-        "null_recovered": max(int((guess > RECOVERED).sum()) for guess in guesses.values()),
+        "exact": int((_errors(found[place], truth)[mask] < EXACT).sum()),
+        "null_exact": max(
+            int((_errors(nulls[name][guess[0]], truth)[mask] < EXACT).sum())
+            for name, guess in guesses.items()
+        ),
         "cosine": cosine,
         "relative_error": _median(_errors(found[place], truth)[mask]),
         "in_order": float(home.mean()) if ordered and len(home) else None,

@@ -252,9 +252,9 @@ def _finish(axes: Axes, pick: Pick, rows: list[Row], *, horizontal: bool) -> Non
         (axes.xaxis if horizontal else axes.yaxis).set_major_formatter(
             FuncFormatter(lambda v, _: f"{100 * v:.0f} %")
         )
-    level = max((row.chance or 0.0 for row in rows), default=0.0) if pick in _SHARES else 0.0
-    name = _CHANCE if pick in _SHARES else _PRIOR
-    line(level, color=_MUTED, linewidth=1.0, linestyle=":", label=name)
+    for level in sorted(_levels(pick, rows)):
+        name = _CHANCE if pick in _SHARES else _PRIOR
+        line(level, color=_MUTED, linewidth=1.0, linestyle=":", label=name)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.grid(True, axis="x" if horizontal else "y", color=_GRID, linewidth=0.7)
@@ -264,6 +264,15 @@ def _finish(axes: Axes, pick: Pick, rows: list[Row], *, horizontal: bool) -> Non
     )
     handles, labels = zip(*entries, strict=True)
     axes.figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
+
+
+def _levels(pick: Pick, rows: list[Row]) -> set[float]:
+    """Return what an answer without the update reaches; none where that differs from row to row."""
+    if pick not in _SHARES:
+        return {0.0}
+    chances = {1 / row.candidates if pick is _linkage and row.candidates else row.chance for row in rows}
+    known = {chance for chance in chances if chance is not None}
+    return known if len(known) == 1 else set()
 
 
 def _errors(rows: list[Row], pick: Pick) -> list[list[float]]:

@@ -49,7 +49,10 @@ def write_study(out: Path) -> Path:
             **claim,
             "tone": _TONES.get(claim["verdict"], "unclear"),
             "rows": [_with_interval(row) for row in claim["comparisons"]],
-            "span": _span(claim["comparisons"]),
+            "spans": {
+                unit: _span([row for row in claim["comparisons"] if row["unit"] == unit])
+                for unit in {row["unit"] for row in claim["comparisons"]}
+            },
             "plots": _plots(claim),
             "scenes": _scenes(out, study, _shots(claim["key"], study)),
         }
