@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vleak.errors import InputError
 from vleak.evaluation import study as studies
 from vleak.evaluation.statistics import mean_interval
 from vleak.evaluation.study import Claim, Comparison, Study, judge, plan
+from vleak.seeds import generator
 
 CLIPS = [f"c{index}" for index in range(8)]
 SPREAD = [0.01 * index for index in range(8)]
@@ -41,9 +43,21 @@ def test_a_verdict_is_what_the_intervals_say(effects: tuple[float | None, ...], 
 def test_shares_of_variance_of_known_tables() -> None:
     additive = {(a, b): 3.0 * (a == "x") + 4.0 * (b == "u") for a in "xy" for b in "uv"}
     assert studies._shares(additive) == pytest.approx((9 / 25, 16 / 25))
+    # All of it interplay: of the three degrees of freedom each factor has one, and explains nothing.
     crossed = {(a, b): float((a == "x") == (b == "u")) for a in "xy" for b in "uv"}
-    assert studies._shares(crossed) == pytest.approx((0.0, 0.0))
+    assert studies._shares(crossed) == pytest.approx((-0.5, -0.5))
     assert studies._shares(dict.fromkeys(additive, 1.0)) == (0.0, 0.0)
+
+
+def test_a_factor_of_many_levels_is_not_favoured() -> None:
+    """Shares of pure noise are 0 on the whole, however many levels a factor has."""
+    numbers = generator("noise")
+    drawn = []
+    for _ in range(300):
+        noise = torch.randn(2, 5, generator=numbers).tolist()
+        drawn.append(studies._shares({(str(a), str(b)): noise[a][b] for a in range(2) for b in range(5)}))
+    for share in zip(*drawn, strict=True):
+        assert abs(sum(share) / len(share)) < 0.05
 
 
 def test_differences_are_clip_by_clip() -> None:
@@ -60,10 +74,12 @@ def test_differences_are_clip_by_clip() -> None:
 # --- judging planted results ------------------------------------------------------------------------------
 
 
-def planted(gain: dict[str, float], cosine: dict[str, float] | None = None) -> dict[str, dict[str, Any]]:
-    """Return results of every run of the quick plan; runs whose name starts with a key have that gain."""
+def planted(
+    gain: dict[str, float], cosine: dict[str, float] | None = None, *, quick: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Return results of every run of a plan; runs whose name starts with a key have that gain."""
     results = {}
-    for name, settings in plan(Study(quick=True)).items():
+    for name, settings in plan(Study(quick=quick)).items():
         level = next((value for key, value in gain.items() if name.startswith(key)), 5.0)
         depth = next((value for key, value in (cosine or {}).items() if key in name), 0.1)
         cells = []
@@ -83,7 +99,9 @@ def planted(gain: dict[str, float], cosine: dict[str, float] | None = None) -> d
                         "scores": {
                             "psnr_gain_db": own - references,
                             "motion_psnr_db": own + references,
+                            "psnr_db": own + references,
                             "identified": True,
+                            "candidates": 8,
                             "segments": {
                                 "cosine_gain": depth + SPREAD[place] / 10,
                                 "recovered": 1, "carrying": 2, "segments": 4,
@@ -92,7 +110,7 @@ def planted(gain: dict[str, float], cosine: dict[str, float] | None = None) -> d
                         "enhanced": {"psnr_change_db": SPREAD[place] - 1, "identification_moved": "none"},
                     }
                 )  # fmt: skip
-        models = [{"parameters": 10 * (1 + len(results))}]
+        models = [{"parameters": 100}]  # as many in all, as width 32 and depth 3 have
         results[name] = {"cells": cells, "models": models}
     return results
 
@@ -112,6 +130,20 @@ def test_each_claim_can_hold_and_can_fail() -> None:
     simple = planted({"raw, width 8": 9.0, "raw, depth 1": 9.0}, {"linear": 0.9, "mlp:depth=4": 0.1})
     assert verdicts(simple)["complexity"] == "holds"
     assert verdicts(planted({}))["complexity"] == "does not hold"
+
+
+def test_the_whole_plan_can_be_judged() -> None:
+    assert verdicts(planted({"raw": 9.0}, quick=False))["extractors"] == "holds"
+
+
+def test_an_attack_that_failed_on_most_clips_is_not_the_strongest() -> None:
+    results = planted({"raw": 9.0})
+    lucky = copy.deepcopy(results["compressed"]["cells"][0])
+    lucky["attack"]["name"] = "other"
+    lucky["scores"]["psnr_gain_db"] = 99.0
+    results["compressed"]["cells"].append(lucky)
+    (claim,) = [claim for claim in judge(results) if claim.key == "compression"]
+    assert all(each.effect.n == 8 for each in claim.comparisons)
 
 
 def test_the_factor_that_decides_is_found() -> None:
