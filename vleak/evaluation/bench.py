@@ -218,68 +218,78 @@ def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> t
 def _feature(
     settings: Settings, data: ClipSet | FeatureSet, frames: Frames | None, tell: Progress
 ) -> tuple[Bench, dict[str, Any]]:
-    device = settings.torch_device()
-    extractor, known = None, None
-    known_facts: FeatureSet | Extractor
-    if isinstance(data, FeatureSet):
-        known_facts, truth, public = data, data.features, data.public_features
-    else:
-        tell("preparing the extractor", 0, 0)
-        extractor, known = extractor_for(settings.extractor, frames=settings.frames, size=settings.size)
-        known_facts = extractor = extractor.to(device)
-        truth, public = extract(extractor, data.clips), extract(extractor, data.public_clips)
+    tell("preparing the extractor", 0, 0)
+    extractor, accuracy_of_extractor, known, truth, public = _read_features(settings, data)
     labels, public_labels, classes = _targets(settings.loss, data)
-    outputs = classes if settings.loss == "cross_entropy" else None
-    head = build_head(settings.head, segments=truth.shape[1], features=truth.shape[2], outputs=outputs,
-                      seed=settings.seed)  # fmt: skip
-    model: nn.Module = BagPair(head) if settings.loss == "ranking" else head
-    private, held, places = truth, public, None
-    if settings.loss == "ranking":
-        private, places = _pairs(truth, labels)
-        held = _public_pairs(public, public_labels)
-        if settings.training_state != "untrained" and not len(held):
-            raise InputError(
-                "loss 'ranking': training needs public clips of both kinds, normal and anomalous, and there "
-                "are none; give more files, or --training-state untrained"
-            )
+    private, held, places = _samples(settings, truth, public, labels, public_labels)
+    model = _head(settings, truth, classes)
     train(model, held, public_labels, TRAINING_STATES[settings.training_state],
           generator(settings.seed, "training", "head"), LOSSES[settings.loss])  # fmt: skip
     check_head(model, private[:1], settings.loss, classes)
     name = "files" if extractor is None else re.sub(r"=[^,]*/", "=", settings.extractor)  # no folders
     name = f"{name}>{settings.head}>{settings.loss}"
-    facts = {
-        "name": name,
-        "pipeline": "feature",
-        "extractor": settings.extractor if extractor else None,
-        "extractor_accuracy": known,
-        "head": settings.head,
-        "loss": settings.loss,
-        "segments": truth.shape[1],
-        "features": truth.shape[2],
-    } | _model_facts(settings, model)
-    facts |= _accuracies(model, held, public_labels, private, labels)
-    facts["chance"] = 1 / classes
-    model = model.to(device)
+    facts = {"name": name, "pipeline": "feature", "extractor_accuracy": accuracy_of_extractor}
+    facts |= {"segments": truth.shape[1], "features": truth.shape[2]} | _model_facts(settings, model)
+    facts |= _accuracies(model, held, public_labels, private, labels) | {"chance": 1 / classes}
+    model = model.to(settings.torch_device())
     check_second_derivative(model, private[:1], LOSSES[settings.loss])
     tell("computing updates", 0, 0)
     bench = _bench(settings, "feature", name, data, model, settings.loss, private, held, labels, classes)
-    bench = replace(bench, facts=known_facts)
-    carrying = [
-        carrying_segments(model, LOSSES[settings.loss], sample.to(device), label.to(device)).view(
-            sample.shape[:-1]
-        )
-        for sample, label in zip(private, labels, strict=True)
-    ]
+    bench = replace(bench, frames=frames, facts=known)
     features = Features(
         truth=truth,
         places=places,
-        carrying=torch.stack(
-            [each if places is None else each[places[index]] for index, each in enumerate(carrying)]
-        ),
+        carrying=_carrying(bench, places),
         nulls=_segment_nulls(bench, extractor, frames, places, len(truth)),
         extractor=extractor,
     )
-    return replace(bench, frames=frames, features=features), facts
+    return replace(bench, features=features), facts
+
+
+def _read_features(
+    settings: Settings, data: ClipSet | FeatureSet
+) -> tuple[Extractor | None, float | None, Extractor | FeatureSet, Tensor, Tensor]:
+    """Return the extractor and its accuracy, who knows facts of it, and private and public features."""
+    if isinstance(data, FeatureSet):
+        return None, None, data, data.features, data.public_features
+    found, accuracy_of_extractor = extractor_for(
+        settings.extractor, frames=settings.frames, size=settings.size
+    )
+    found = found.to(settings.torch_device())
+    return found, accuracy_of_extractor, found, extract(found, data.clips), extract(found, data.public_clips)
+
+
+def _head(settings: Settings, truth: Tensor, classes: int) -> nn.Module:
+    outputs = classes if settings.loss == "cross_entropy" else None
+    head = build_head(settings.head, segments=truth.shape[1], features=truth.shape[2], outputs=outputs,
+                      seed=settings.seed)  # fmt: skip
+    return BagPair(head) if settings.loss == "ranking" else head
+
+
+def _samples(
+    settings: Settings, truth: Tensor, public: Tensor, labels: Tensor, public_labels: Tensor
+) -> tuple[Tensor, Tensor, list[int] | None]:
+    """Return what a loss takes for samples, private and public, and which bag of its pair a clip is."""
+    if settings.loss != "ranking":
+        return truth, public, None
+    private, places = _pairs(truth, labels)
+    held = _public_pairs(public, public_labels)
+    if settings.training_state != "untrained" and not len(held):
+        raise InputError(
+            "loss 'ranking': training needs public clips of both kinds, normal and anomalous, and there are "
+            "none; give more files, or --training-state untrained"
+        )
+    return private, held, places
+
+
+def _carrying(bench: Bench, places: list[int] | None) -> Tensor:
+    """Return (N, S) bool, which segments of every clip have a gradient."""
+    device, loss = next(bench.model.parameters()).device, LOSSES[bench.loss]
+    found = [
+        carrying_segments(bench.model, loss, sample.to(device), label.to(device)).view(sample.shape[:-1])
+        for sample, label in zip(bench.private, bench.labels, strict=True)
+    ]
+    return torch.stack(found if places is None else [f[p] for f, p in zip(found, places, strict=True)])
 
 
 def extract(extractor: Extractor, clips: Tensor) -> Tensor:
