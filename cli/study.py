@@ -14,6 +14,7 @@ from rich.text import Text
 from vleak.cli import output, stopping
 from vleak.errors import VleakError
 
+_ROWS = 8  # of a claim
 _STYLES = {"holds": "bold green", "does not hold": "bold red", "mixed": "yellow"}
 
 Data = Annotated[str, typer.Option(help="synthetic, or videos as `vleak evaluate --data` takes them.")]
@@ -23,7 +24,7 @@ Size = Annotated[int, typer.Option(help="Height and width of a clip in pixels.")
 Stride = Annotated[int, typer.Option(help="Video frames from one frame of a clip to the next.")]
 Iterations = Annotated[int, typer.Option(help="Iterations of each attack.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal scores.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Fewer runs of each question.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Shorter clips, and fewer runs of each question.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Engine = Annotated[str, typer.Option(help="native, inductor or reference.")]
 Workers = Annotated[int | None, typer.Option(help="Cells that run side by side; one a core.")]
@@ -97,8 +98,10 @@ def _table(results: dict[str, Any]) -> Table:
         table.add_section()
         verdict = Text(claim["verdict"], style=_STYLES[claim["verdict"]])
         table.add_row(Text(claim["name"], style="bold"), "", verdict)
-        for row in claim["comparisons"]:
+        for row in claim["comparisons"][:_ROWS]:
             table.add_row(f"  {row['name']}", _effect(row), "" if row["supports"] else Text("no", "dim"))
+        if (more := len(claim["comparisons"]) - _ROWS) > 0:
+            table.add_row(Text(f"  and {more} more, which the page shows", "dim"), "", "")
     return table
 
 

@@ -52,8 +52,8 @@ class Study:
         data: "synthetic", or videos as `vleak.data.load_data` takes them.
         clips: to attack, at least 8, or no interval can be given.
         frames, size, stride, seed, iterations, device, engine: as in `vleak.evaluation.Settings`.
-        quick: fewer runs of each question, at most 80 iterations each, of features the exact attack alone,
-            and no network that has to be trained first.
+        quick: clips of at most 4 frames, fewer runs of each question, at most 80 iterations each, of features
+            the exact attack alone, and no network that has to be trained first.
     """
 
     data: str = "synthetic"
@@ -67,10 +67,15 @@ class Study:
     engine: str = "native"
     quick: bool = False
 
+    @property
+    def length(self) -> int:
+        """Frames of the clips that are attacked."""
+        return min(self.frames, 4) if self.quick else self.frames
+
     def settings(self, **changes: Any) -> Settings:
         """Return the settings of one of its runs."""
         return Settings(
-            data=self.data, clips=self.clips, frames=self.frames, size=self.size, stride=self.stride,
+            data=self.data, clips=self.clips, frames=self.length, size=self.size, stride=self.stride,
             seed=self.seed, iterations=min(self.iterations, _QUICK) if self.quick else self.iterations,
             device=self.device, engine=self.engine,
             **{"defenses": ("none",), "enhance": "none"} | changes,
@@ -225,7 +230,7 @@ def run_study(
     _check(study)
     tell("preparing the extractors", 0, len(runs))
     with ThreadPoolExecutor(len(EXTRACTORS)) as pool:  # which may have to be trained first
-        list(pool.map(lambda name: extractor_for(name, frames=study.frames, size=study.size), EXTRACTORS))
+        list(pool.map(lambda name: extractor_for(name, frames=study.length, size=study.size), EXTRACTORS))
     for number, (name, settings) in enumerate(runs.items()):
         tell(name, number, len(runs))
         if stop is not None and stop.is_set():
@@ -253,9 +258,9 @@ def _check(study: Study) -> None:
         InputError: as the data says, or it has no frames, or leaves no public clips.
     """
     for name in EXTRACTORS:
-        build_extractor(name, frames=study.frames, size=study.size, seed=0)
+        build_extractor(name, frames=study.length, size=study.size, seed=0)
     data = load_data(
-        study.data, clips=study.clips, frames=study.frames, size=study.size, stride=study.stride,
+        study.data, clips=study.clips, frames=study.length, size=study.size, stride=study.stride,
         seed=study.seed, references=0 if recognise(study.data) == "features" else max(REFERENCES),
     )  # fmt: skip
     if isinstance(data, FeatureSet):
