@@ -531,11 +531,15 @@ def _features(results: Results) -> list[str]:
     return [name for name in results if name.startswith(EXTRACTORS)]
 
 
-def _cells(results: Results, run: str, *, defense: str = "none", references: int = 0) -> list[dict[str, Any]]:
-    """Return the scored cells of attacks on updates."""
+def _cells(results: Results, run: str, **where: Any) -> list[dict[str, Any]]:
+    return attacked(results[run], **where)
+
+
+def attacked(run: Mapping[str, Any], *, defense: str = "none", references: int = 0) -> list[dict[str, Any]]:
+    """Return the scored cells of a run's attacks on updates, behind a defense, with so many frames."""
     return [
         cell
-        for cell in results[run]["cells"]
+        for cell in run["cells"]
         if cell["status"] == "ok"
         and cell["knowledge"]["defense"]
         and cell["defense"]["label"] == defense

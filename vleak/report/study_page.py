@@ -13,7 +13,7 @@ from markupsafe import Markup
 from vleak.errors import InputError
 from vleak.evaluation.statistics import Interval
 from vleak.evaluation.store import SCHEMA_VERSION, read_results
-from vleak.evaluation.study import folder
+from vleak.evaluation.study import attacked, folder
 from vleak.files import write_atomic
 from vleak.report.figures import Plot, draw_curve
 from vleak.report.gallery import Scene, Tile
@@ -133,6 +133,8 @@ def _scenes(out: Path, study: Mapping[str, Any], shots: Sequence[Shot]) -> list[
     if not shots:
         return []
     results = {shot.run: read_results(out / folder(shot.run)) for shot in shots}
+    # A quick study asks less: what was not run needs no empty tile.
+    shots = [s for s in shots if attacked(results[s.run], defense=s.defense, references=s.references)]
     names = study["data"]["names"][:MAX_SCENES]
     return [
         Scene(
@@ -155,14 +157,7 @@ def _truth(run: Path, index: int) -> Tile:
 
 def _tile(out: Path, results: Mapping[str, Any], shot: Shot, clip: str) -> Tile:
     """Return a shot of a clip by the attack that gained most there on the whole."""
-    cells = [
-        cell
-        for cell in results["cells"]
-        if cell["status"] == "ok"
-        and cell["knowledge"]["defense"]
-        and cell["defense"]["label"] == shot.defense
-        and cell["knowledge"]["reference_frames"] == shot.references
-    ]
+    cells = attacked(results, defense=shot.defense, references=shot.references)
     gains: dict[str, list[float]] = {}
     for cell in cells:
         gains.setdefault(cell["attack"]["name"], []).append(cell["scores"]["psnr_gain_db"])
