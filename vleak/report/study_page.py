@@ -164,9 +164,10 @@ def _tile(out: Path, results: Mapping[str, Any], shot: Shot, clip: str) -> Tile:
     if not gains:
         return Tile(shot.title, "attack", None, missing="no result")
     best = max(gains, key=lambda name: sum(gains[name]) / len(gains[name]))
-    cell = next((c for c in cells if c["attack"]["name"] == best and c["clip"] == clip), None)
-    if cell is None:
+    found = [c for c in cells if c["attack"]["name"] == best and c["clip"] == clip]
+    if not found:
         return Tile(shot.title, "attack", None, missing="not run on this clip")
+    cell = found[0]
     scores = cell["enhanced"]["after"] if shot.enhanced else cell["scores"]
     media = cell["media_enhanced" if shot.enhanced else "media"]
     try:
