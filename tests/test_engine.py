@@ -185,6 +185,27 @@ def test_engines_take_the_same_path(name: str, distance: str, masked: bool, clip
     assert reference.best_objective < 0.8 * reference.history[0]
 
 
+class Gated(nn.Module):
+    """A GRU, in which PyTorch writes into parts of products; the first of them has fixed factors only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(3 * SIZE * SIZE, 5, batch_first=True), nn.Linear(5, CLASSES)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.head(self.layer(clips.transpose(1, 2).flatten(2))[0][:, -1])
+
+
+def test_a_gru_takes_the_path_of_the_reference() -> None:
+    if ops.backend() != "native":
+        pytest.skip(f"no native code here: {extension.status().reason}")
+    problem, start = doubled(make_problem(build(Gated))), draw(1, "start").double()
+    native, reference = (Loop(problem, make_descent(problem), start, engine=e) for e in ENGINES)
+    assert native.engine == "native"
+    assert native.run(10).history == pytest.approx(reference.run(10).history, rel=1e-9)
+    torch.testing.assert_close(native.state.x, reference.state.x, rtol=0, atol=1e-9)
+
+
 @models
 def test_engines_start_alike_in_float32(name: str) -> None:
     problem = make_problem(built_in(name), 2)

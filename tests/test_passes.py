@@ -658,7 +658,12 @@ def test_a_result_that_is_written_to_is_not_shared() -> None:
         first[..., 0] = 0
         return first + second
 
-    for function in (one_of_several, product_of_batches):
+    def parts(x: Tensor) -> Tensor:
+        first, second = (x.sin().unsafe_split(1, 1) for _ in range(2))
+        first[0].mul_(2)
+        return first[0] + second[0] + second[1]
+
+    for function in (one_of_several, product_of_batches, parts):
         agrees("simplify", function, draw(2, 3, 4, 4))
 
 

@@ -217,6 +217,16 @@ def in_place(values: Values) -> Values:
     return {"x": x + view.sum(), "objective": m.sum() + scratch.sum() + double.sum()}
 
 
+def parts(values: Values) -> Values:
+    # A GRU writes into parts that are no views by their schema; whole, they depend on what is fixed.
+    equal, sized = values["weight"].sin(), values["weight"].cos()
+    first, second = equal.unsafe_split(2, 1)
+    third, fourth = sized.unsafe_split_with_sizes([1, 2], 1)
+    first.add_(values["x"])
+    fourth.mul_(values["x"])
+    return {"x": values["x"] * 0.5, "objective": (first - fourth).sum() + second.sum() + third.sum()}
+
+
 def swapped(values: Values) -> Values:
     x, m = values["x"], values["m"]
     return {"x": m, "m": x, "objective": (x - 2 * m).sum(), "last": values["weight"].t()}
@@ -233,6 +243,7 @@ CASES = {
     "in place": Case(
         in_place, {"x": CLIP, "m": CLIP + 1, "counter": torch.zeros(()), "weight": draw(3, 3)}, ("weight",)
     ),
+    "parts": Case(parts, {"x": draw(3, 2), "weight": draw(3, 3)}, ("weight",)),
     "swapped": Case(
         swapped, {"x": CLIP, "m": CLIP * 2, "weight": draw(3, 2), "last": draw(2, 3)}, ("weight",)
     ),

@@ -32,6 +32,13 @@ Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 #: Which lay results out as suits the device where their arguments are not contiguous.
 OWN_LAYOUT = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
+#: Whose results are views of their first argument, though their schemas do not say so.
+SILENT_VIEWS = (
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.unsafe_split.Tensor,  # a GRU writes into the parts
+    torch.ops.aten.unsafe_split_with_sizes.default,
+)
+
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
 # functional_call, which steps use, swaps the tensors of a module while it runs.
@@ -345,7 +352,7 @@ def _viewed(node: Node) -> Node | None:
         source = node.args[0]
         assert isinstance(source, Node)
         return source if _viewed(source) is not None else None
-    if target is torch.ops.aten._unsafe_view.default:  # its schema does not say so
+    if target in SILENT_VIEWS:
         source = node.args[0]
         return source if isinstance(source, Node) else None
     shared = {each for r in target._schema.returns if r.alias_info for each in r.alias_info.before_set}

@@ -9,17 +9,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from vleak.engine.capture import SILENT_VIEWS, Capture
 from vleak.errors import CapabilityError
-
-if TYPE_CHECKING:
-    from vleak.engine.capture import Capture
 
 __all__ = ["UNREAD", "Instruction", "Plan", "Slot", "make_plan"]
 
@@ -203,8 +201,6 @@ def _one(place: Place) -> int:
 # Who shares memory, and whose memory changes
 
 _aten = torch.ops.aten
-#: Views by what they do, though their schemas do not say so.
-_SILENT_VIEWS = frozenset({_aten._unsafe_view.default})
 #: In training they change arguments 3 and 4, the running statistics, though their schemas do not say so.
 _SILENT_CHANGES = frozenset({_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default})
 
@@ -237,7 +233,7 @@ class _Memory:
 def _viewed(node: Node) -> list[Node]:
     """Return the arguments whose memory a node's results may share."""
     target = node.target
-    if target is operator.getitem or target in _SILENT_VIEWS:
+    if target is operator.getitem or target in SILENT_VIEWS:
         return _nodes(node.args[0])
     if not isinstance(target, OpOverload):
         return []
