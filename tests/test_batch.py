@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vleak.engine import batch
 from vleak.engine.batch import Start, batched, kind, make_batch
-from vleak.engine.capture import capture
+from vleak.engine.capture import capture, mutated
 from vleak.engine.native import program_for
 from vleak.engine.problem import Descent, Problem
 from vleak.engine.runner import Plateau
@@ -122,8 +122,98 @@ def test_a_member_alone_runs_longer_than_the_books() -> None:
     assert float(together.value("best_objective", 0)) == math.inf
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Memory that is written into: x is by trial, w the same for all
+
+
+def fresh(x: Tensor, w: Tensor) -> Tensor:
+    return w.sin().mul_(x)
+
+
+def view_before(x: Tensor, w: Tensor) -> Tensor:
+    base = w.sin()
+    row = base[0]
+    base.add_(x)
+    return row * base
+
+
+def base_after(x: Tensor, w: Tensor) -> Tensor:
+    base = w.t().sin()
+    base[1:].t().copy_(x[:, 1:])
+    return base * x.t()
+
+
+def reshaped(x: Tensor, w: Tensor) -> Tensor:
+    base = w.sin()
+    base.view(-1)[2:7].mul_(x.view(-1)[2:7])
+    return base + base[0]
+
+
+def filtered(x: Tensor, w: Tensor) -> Tensor:
+    # With filters that differ by trial, the trial axis stands between what the view merges.
+    base = F.conv2d(w.expand(2, 1, 3, 3), x.view(3, 1, 1, 3), padding=1)
+    base.view(-1)[1:4].mul_(100)
+    return base * 1
+
+
+def parts(x: Tensor, w: Tensor) -> Tensor:
+    base = w.sin()
+    first, second = base.unsafe_split(2, 1)
+    first.add_(x[:, :2]).sigmoid_()
+    return base + second
+
+
+def by_way_of_another(x: Tensor, w: Tensor) -> Tensor:
+    one, other = w.sin(), w.cos()
+    part = other[0]
+    one.add_(x)
+    other.mul_(one)
+    return part + other
+
+
+def without_trials(x: Tensor, w: Tensor) -> Tensor:
+    base = w.sin()
+    base[0].add_(1)
+    return base * x + base[0]
+
+
+@pytest.mark.parametrize(
+    "function", [fresh, view_before, base_after, reshaped, filtered, parts, by_way_of_another, without_trials]
+)
+def test_memory_that_a_step_makes_is_each_trials_own(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    values = {"x": draw(2, 3, 3, seed="x"), "w": draw(3, 3, seed="w")}
+    alone = {"x": values["x"][0], "w": values["w"]}
+    single = capture(lambda given: {"out": function(given["x"], given["w"])}, alone, ["w"])
+    assert any(mutated(node) for node in single.graph.graph.nodes)
+    made = batched(single, ["w"])(values)["out"]
+    expected = torch.stack([function(x, values["w"]) for x in values["x"]])
+    torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_only_memory_with_values_of_trials_gets_their_axis() -> None:
+    def axes(function: Callable[[Tensor, Tensor], Tensor]) -> int:
+        alone = {"x": draw(3, 3, seed="x"), "w": draw(3, 3, seed="w")}
+        single = capture(lambda given: {"out": function(given["x"], given["w"])}, alone, ["w"])
+        return len(batch._written_by_trial(single, ["w"]))
+
+    found = [axes(each) for each in (fresh, view_before, by_way_of_another, without_trials)]
+    assert found == [1, 1, 2, 0]
+
+
+def test_state_is_changed_where_it_lies() -> None:
+    def step(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        values["m"][0].mul_(0.5).add_(values["x"][0])
+        return {"out": values["m"] * values["w"].sin().mul_(values["x"])}
+
+    values = {name: draw(2, 3, 3, seed=name) for name in ("x", "m")} | {"w": draw(3, 3, seed="w")}
+    trials = [{"x": values["x"][t], "m": values["m"][t].clone(), "w": values["w"]} for t in range(2)]
+    made = batched(capture(step, trials[0], ["w"]), ["w"])(values)["out"]
+    assert torch.equal(made, torch.stack([step(each)["out"] for each in trials]))
+    assert torch.equal(values["m"], torch.stack([each["m"] for each in trials]))
+
+
 class Scratch(nn.Module):
-    """Writes into a part of memory of its own, which has no trial axis."""
+    """Writes into a part of memory of its own, all of which it then reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,8 +226,22 @@ class Scratch(nn.Module):
         return self.head(clips.flatten(1) + shade)
 
 
+def test_a_model_may_write_into_memory_of_its_own() -> None:
+    assert_as_alone(make_starts(made(Scratch, train=False).double()))
+
+
+class Chosen(Scratch):
+    """Has an operator write where it is told to, which none does for many trials."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        shade = clips.new_zeros(2, 768)
+        with torch.no_grad():
+            torch.mul(clips.flatten(1), 0.1, out=shade)
+        return self.head(clips.flatten(1) + shade)
+
+
 def test_what_cannot_be_mapped_is_none_and_not_tried_twice(monkeypatch: Any) -> None:
-    starts = make_starts(made(Scratch, train=False).double())
+    starts = make_starts(made(Chosen, train=False).double())
     calls: list[str] = []
     real = batch._captured
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 
 from vleak import ops
 from vleak.backends import differentiable_rnn, math_attention
-from vleak.engine.capture import Capture, capture
+from vleak.engine.capture import Capture, capture, mutated, roots
 from vleak.engine.cuda_graph import Replayed
 from vleak.engine.native import _key, _near
 from vleak.engine.passes import optimize
@@ -76,9 +76,11 @@ def batched(single: Capture, shared: Sequence[str]) -> Callable[[Values], Values
         shared: names of values without that axis.
     """
     axes = tuple(None if name in shared else 0 for name in single.inputs)
+    spread = _written_by_trial(single, shared)
 
     def one(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_Lenient(single.graph).run(*tensors))
+        of_trials = next(tensor for tensor, axis in zip(tensors, axes, strict=True) if axis == 0)
+        return tuple(_Lenient(single.graph, spread, of_trials).run(*tensors))
 
     def run(values: Values) -> Values:
         made = torch.vmap(one, axes)(*(values[name] for name in single.inputs))
@@ -87,8 +89,37 @@ def batched(single: Capture, shared: Sequence[str]) -> Callable[[Values], Values
     return run
 
 
+def _written_by_trial(single: Capture, shared: Sequence[str]) -> set[Node]:
+    """Return the nodes that allocate what a graph then writes trials' values into."""
+    graph = single.graph.graph
+    owner, known = roots(graph), -1
+    placeholders = zip(single.inputs, graph.find_nodes(op="placeholder"), strict=True)
+    by_trial = {node for name, node in placeholders if name not in shared}
+    written: set[Node] = set()
+    while known < len(by_trial):  # names of memory may come before what is written into it
+        known = len(by_trial)
+        for node in graph.nodes:
+            if not by_trial.isdisjoint(node.all_input_nodes):
+                written.update(owner[each] for each in mutated(node))
+                by_trial |= {node, *written}
+    return {node for node in written if node.op == "call_function"}
+
+
 class _Lenient(Interpreter):
     """Runs a graph with operators that can be mapped in place of those that cannot."""
+
+    def __init__(self, graph: GraphModule, spread: set[Node], of_trials: Tensor) -> None:
+        """Take the graph, the nodes from `_written_by_trial`, and any tensor that has a trial axis."""
+        super().__init__(graph)
+        self._spread, self._of_trials = spread, of_trials
+
+    def run_node(self, n: Node) -> Any:
+        made = super().run_node(n)
+        if n not in self._spread:
+            return made
+        # Each trial writes into memory of its own, laid out as alone: so views of it are no copies.
+        alone, kind = n.meta["val"], {"dtype": made.dtype, "device": made.device}
+        return self._of_trials.new_empty_strided(alone.shape, alone.stride(), **kind).copy_(made)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is torch.ops.aten.clone.default:
