@@ -356,9 +356,88 @@ def test_nan_stays_in_its_row_or_column(state: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Products with panels
+
+
+def assert_panel_product(xs: list[Tensor], ms: list[Tensor]) -> None:
+    truth = torch.stack([x.double() @ m.double() for x, m in zip(xs, ms, strict=True)]).sum(0)
+    got = bilinear.panel_product(xs, [bilinear.panels(m) for m in ms], ms[0].shape[1])
+    assert got.dtype == xs[0].dtype
+    assert_near(got, truth)
+
+
+def assert_turned_product(xs: list[Tensor], ms: list[Tensor]) -> None:
+    truth = torch.stack([x.double() @ m.double().T for x, m in zip(xs, ms, strict=True)]).sum(0)
+    got = bilinear.panel_product(xs, [bilinear.panels(m) for m in ms], ms[0].shape[1], turned=True)
+    assert got.dtype == xs[0].dtype
+    assert_near(got, truth)
+
+
+def thinned(x: Tensor, kept: float) -> Tensor:
+    """Return x with zeros in place of all but a share of its entries, as behind a ReLU."""
+    drawn = torch.rand(x.shape, generator=generator("thinned", *x.shape, kept), dtype=torch.float64)
+    return torch.where(drawn < kept, x, 0)
+
+
+def test_known_panels() -> None:
+    matrix = torch.arange(2.0 * 65).view(2, 65)
+    cut = bilinear.panels(matrix)
+    assert cut.shape == (2, 2, bilinear.PANEL)
+    assert cut[0, 1].tolist() == list(range(65, 129))
+    assert cut[1].sum(1).tolist() == [64.0, 129.0]
+    assert cut[1, :, 0].tolist() == [64.0, 129.0]
+    assert torch.equal(bilinear.panels(matrix.T.contiguous().T), cut)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 3, 12, 32, 37])
+@pytest.mark.parametrize(
+    ("depth", "columns"), [(1, 1), (5, 31), (300, 64), (64, 128), (70, 256), (33, 513), (0, 4), (4, 0)]
+)
+@pytest.mark.parametrize("kept", [1.0, 0.5, 0.0])
+def test_panel_product(
+    state: str, rows: int, depth: int, columns: int, dtype: torch.dtype, kept: float
+) -> None:
+    x, m = normal(rows, depth, seed="x", dtype=dtype), normal(depth, columns, seed="m", dtype=dtype)
+    z = normal(rows, columns, seed="z", dtype=dtype)
+    x, z = thinned(x, kept), thinned(z, kept)
+    assert_panel_product([x], [m])
+    assert_panel_product([x, -2 * x, x], [m, 3 * m, m.T.contiguous().T])
+    assert_turned_product([z], [m])
+    assert_turned_product([z, -2 * z, z], [m, 3 * m, m.T.contiguous().T])
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.3])
+def test_panel_products_of_different_depths_and_of_views(state: str, kept: float) -> None:
+    whole = thinned(normal(80, 140, dtype=torch.float32), kept)
+    xs = [whole[3:21, 5:75], whole.T[:18, :9], whole[:36:2, ::2], whole[:1, :70].expand(18, 70)]
+    assert_panel_product(xs, [normal(x.shape[1], 90, seed=i, dtype=torch.float32) for i, x in enumerate(xs)])
+    for x in xs:
+        assert_turned_product([x], [normal(40, x.shape[1], dtype=torch.float32)])
+    cut = bilinear.panels(normal(18, 200)).float()
+    spread = torch.stack([cut, cut], -1)[..., 0]
+    for turned, x in ((False, whole[:20, :18]), (True, thinned(normal(20, 200, dtype=torch.float32), kept))):
+        expected = bilinear.panel_product([x], [cut], 200, turned=turned)
+        assert torch.equal(bilinear.panel_product([x], [spread], 200, turned=turned), expected)
+
+
+def test_zeros_are_skipped_and_nan_stays_in_its_row(state: str) -> None:
+    x, m = thinned(normal(20, 100), 0.5), normal(100, 150)
+    x[3, 7] = math.nan
+    product = bilinear.panel_product([x], [bilinear.panels(m)], 150)
+    assert torch.equal(product.isnan().all(1), torch.arange(20) == 3)
+    assert torch.equal(product.isnan().any(1), torch.arange(20) == 3)
+    z = normal(20, 150)
+    z[3, 7] = math.nan
+    turned = bilinear.panel_product([z], [bilinear.panels(m)], 150, turned=True)
+    assert torch.equal(turned.isnan().all(1), torch.arange(20) == 3)
+    assert torch.equal(turned.isnan().any(1), torch.arange(20) == 3)
+
+
+# ---------------------------------------------------------------------------------------------------------
 # What holds of all of them
 
-OPERATORS = ["conv_output", "conv_input", "conv_weight", "product"]
+OPERATORS = ["conv_output", "conv_input", "conv_weight", "product", "panel_product"]
 
 
 def samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
@@ -371,6 +450,7 @@ def samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "conv_input": ([dy, dy], [w, w], list(x.shape), ones, ones),
         "conv_weight": (x, dy, [3, 3, 3], ones, ones),
         "product": ([x_rows, x_rows], [m, m.T.contiguous().T]),
+        "panel_product": ([x_rows, x_rows], [bilinear.panels(m), bilinear.panels(2 * m)], 40, False),
     }
 
 
@@ -396,6 +476,10 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
             dx = bilinear.conv_input([dy], [w], input_shape=x.shape, **case.settings)
             dw = bilinear.conv_weight(x, dy, kernel=case.kernel, **case.settings)
             products = [bilinear.product([rows], [n]) for n in (m, m.T.contiguous().T)]
+            cut = [bilinear.panels(n) for n in (m, m.T)]
+            products.append(bilinear.panel_product([rows], cut[:1], 1030))
+            products.append(bilinear.panel_product([thinned(rows, 0.5)], cut[:1], 1030))
+            products.append(bilinear.panel_product([rows], cut[1:], 700, turned=True))
             answers.append([y, dx, dw, *products])
     finally:
         torch.set_num_threads(threads)
@@ -439,7 +523,12 @@ def product_with(xs: list[Tensor], ms: list[Tensor]) -> Callable[[], Any]:
     return lambda: bilinear.product(xs, ms)
 
 
+def panels_with(xs: list[Tensor], cut: list[Tensor], columns: int, turned: bool = False) -> Callable[[], Any]:
+    return lambda: bilinear.panel_product(xs, cut, columns, turned=turned)
+
+
 M = normal(8, 5)
+CUT = bilinear.panels(M)
 REFUSALS: list[tuple[Callable[[], Any], str]] = [
     (output_with(xs=[]), "expected as many xs as ws, at least one, got 0 and 1"),
     (output_with(ws=[W, W]), "got 1 and 2"),
@@ -479,6 +568,20 @@ REFUSALS: list[tuple[Callable[[], Any], str]] = [
     (product_with([M, M[:7]], [M.T, M.T]), "expected xs[1] of shape (8, 5), got (7, 5)"),
     (product_with([M, M], [M.T, M.T[:, 1:]]), "expected ms[1] of shape (5, 8), got (5, 7)"),
     (product_with([M], [M.T.float()]), "expected ms[0] of dtype torch.float64 like xs[0]"),
+    (lambda: bilinear.panels(M[0]), "panels: expected a matrix, got shape (5,)"),
+    (panels_with([], [], 5), "expected as many xs as panels, at least one, got 0 and 0"),
+    (panels_with([M], [CUT], -1), "panel_product: expected columns >= 0, got -1"),
+    (panels_with([M[0]], [CUT], 5), "expected xs[0] to have 2 axes, got shape (5,)"),
+    (panels_with([M], [M], 5), "expected panels[0] to have 3 axes, got shape (8, 5)"),
+    (panels_with([M], [CUT], 5), "expected xs[0] of shape (8, 8), got (8, 5); all xs need as many rows"),
+    (panels_with([M], [CUT], 4, turned=True), "expected xs[0] of shape (8, 4), got (8, 5)"),
+    (panels_with([M], [CUT], 5 + bilinear.PANEL), "expected xs[0] of shape (8, 8)"),
+    (
+        panels_with([M.T], [CUT], 65),
+        "expected panels[0] of shape (2, 8, 64), got (1, 8, 64); vleak.bilinear.",
+    ),
+    (panels_with([M, M], [CUT, CUT[:, 1:]], 5, turned=True), "expected panels[1] of shape (1, 8, 64)"),
+    (panels_with([M.T], [CUT.float()], 5), "expected panels[0] of dtype torch.float64 like xs[0]"),
 ]
 
 
@@ -499,6 +602,7 @@ def test_a_direct_call_with_bad_arguments_fails_and_does_not_crash() -> None:
         "conv_input": ([DY], [W], [3, 5, 9, 11], [1, 1], [1, 1]),
         "conv_weight": (X, DY, [3], [1, 1], [1, 1]),
         "product": ([M], [M]),
+        "panel_product": ([M], [CUT], 5, False),
     }
     for name, arguments in bad.items():
         with pytest.raises(RuntimeError, match="vleak"):
@@ -522,6 +626,8 @@ DIRECT: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "no input": ("conv_output", ([], [], None, ONES, ONES), "as many xs as ws, at least one, got 0 and 0"),
     "no dy": ("conv_input", ([], [], list(X.shape), ONES, ONES), "as many dys as ws, at least one, got 0"),
     "no matrix": ("product", ([], []), "as many xs as ms, at least one, got 0 and 0"),
+    "meta panels": ("panel_product", ([M.T], [CUT.to("meta")], 5, False), "expected panels[0] on cpu"),
+    "no panels": ("panel_product", ([], [], 5, True), "as many xs as panels, at least one, got 0 and 0"),
 }
 
 
@@ -541,3 +647,5 @@ def test_all_on_meta_gives_shapes() -> None:
     assert torch.ops.vleak.conv_input([dy], [w], list(X.shape), ONES, ONES).shape == X.shape
     assert torch.ops.vleak.conv_weight(x, dy, [3, 3], ONES, ONES).shape == W.shape
     assert torch.ops.vleak.product([m], [m.T]).shape == (8, 8)
+    assert torch.ops.vleak.panel_product([m.T], [CUT.to("meta")], 5, False).shape == (5, 5)
+    assert torch.ops.vleak.panel_product([m], [CUT.to("meta")], 5, True).shape == (8, 8)

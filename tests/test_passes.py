@@ -572,20 +572,38 @@ def test_small_products_stay() -> None:
     assert count(small, aten.addmm.default) == 2
 
 
-def test_large_matrices_that_stay_the_same_are_turned_once() -> None:
+def panelled(function: Callable[..., Tensor], *tensors: Tensor, fixed: tuple[str, ...]) -> tuple[int, ...]:
+    """Return how many panels are cut, products with them and other products of ours there are."""
+    graph, values = of(function, *tensors, fixed=fixed)
+    optimized = PASSES["products"](graph)
+    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
+    ops = torch.ops.vleak
+    counted = (aten.clone.default, ops.panel_product.default, ops.product.default)
+    return tuple(count(optimized, each) for each in counted)
+
+
+def test_large_matrices_that_stay_the_same_are_cut_once() -> None:
     function = lambda x, y: x.mm(y) + x.cos().mm(y) + x.sin().mm(y).sin()  # noqa: E731
     rows, large = draw(8, 512).float(), draw(512, 700).float()
+    assert panelled(function, rows, large, fixed=("y",)) == (1, 2, 0)
+    assert panelled(function, rows, large, fixed=()) == (0, 0, 2)  # it would be cut in every iteration
+    assert panelled(function, rows, large.t().contiguous().t(), fixed=("y",)) == (1, 2, 0)
+    assert panelled(function, rows, large[:, :300].contiguous(), fixed=("y",)) == (0, 0, 2)
 
-    def turned(*tensors: Tensor, fixed: tuple[str, ...]) -> int:
-        graph, values = of(function, *tensors, fixed=fixed)
-        optimized = PASSES["products"](graph)
-        torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
-        return count(optimized, aten.clone.default)
 
-    assert turned(rows, large, fixed=("y",)) == 1
-    assert turned(rows, large, fixed=()) == 0  # it would be turned in every iteration
-    assert turned(rows, large.t().contiguous().t(), fixed=("y",)) == 0
-    assert turned(rows, large[:, :300].contiguous(), fixed=("y",)) == 0
+def test_a_matrix_and_its_transpose_share_panels() -> None:
+    both = lambda x, y: (x.mm(y) / 700).mm(y.t())  # noqa: E731
+    assert panelled(both, draw(8, 512).float(), draw(512, 700).float(), fixed=("y",)) == (1, 2, 0)
+
+
+def test_a_sum_of_products_is_split_by_how_its_matrices_are_read() -> None:
+    mixed = lambda x, y, z: x.mm(y) + x.cos().mm(z.t())  # noqa: E731
+    rows = draw(8, 512).float()
+    fixed = draw(512, 700).float(), draw(700, 512).float()
+    assert panelled(mixed, rows, *fixed, fixed=("y", "z")) == (2, 2, 0)
+    three = lambda x, y, z: x.mm(y) + x.cos().mm(y) + x.sin().mm(z)  # noqa: E731
+    changing = draw(512, 700, seed="z").float()
+    assert panelled(three, rows, fixed[0], changing, fixed=("y",)) == (1, 1, 1)
 
 
 def test_float64_stays() -> None:

@@ -21,7 +21,10 @@ from torch import Tensor
 from vleak.errors import InputError
 from vleak.ops import _check_dtype, _check_like, _check_same_kind, _declare, _operator
 
-__all__ = ["conv_input", "conv_output", "conv_weight", "product"]
+__all__ = ["PANEL", "conv_input", "conv_output", "conv_weight", "panel_product", "panels", "product"]
+
+#: Columns of a panel; csrc/kernels/product.h has the same number.
+PANEL = 64
 
 # Beyond these no padded input fits into memory, and products of sizes into 64 bits.
 _LARGEST_SIZE = 2**31 - 1
@@ -353,3 +356,98 @@ def _product_fake(xs: list[Tensor], ms: list[Tensor]) -> Tensor:
 
 
 _declare("product", "(Tensor[] xs, Tensor[] ms) -> Tensor", _product_kernel, _product_fake)
+
+# ---------------------------------------------------------------------------------------------------------
+# Products with a matrix that has been cut into panels
+
+
+def panels(matrix: Tensor) -> Tensor:
+    """Cut a matrix into panels of columns, for :func:`panel_product`; worth it for one that is used often.
+
+    Args:
+        matrix: (depth, columns), any strides.
+
+    Returns:
+        (panels, depth, PANEL), contiguous. Column c of the matrix is column c % PANEL of panel c // PANEL;
+        what fills up the last panel is zero.
+
+    Raises:
+        InputError: it is no matrix.
+    """
+    if matrix.ndim != 2:
+        raise InputError(f"panels: expected a matrix, got shape {tuple(matrix.shape)}")
+    depth, columns = matrix.shape
+    count = -(-columns // PANEL)
+    filled = torch.constant_pad_nd(matrix, [0, count * PANEL - columns])
+    return filled.view(depth, count, PANEL).permute(1, 0, 2).contiguous()
+
+
+def panel_product(
+    xs: Sequence[Tensor], panels: Sequence[Tensor], columns: int, *, turned: bool = False
+) -> Tensor:
+    """Multiply with matrices that lie in panels, and add up: y = sum over i of x_i @ m_i, or x_i @ m_i.T.
+
+    Where many entries of xs are zero, as those of a gradient behind a ReLU, only the others are multiplied:
+    a zero times infinity counts as zero.
+
+    Args:
+        xs: (rows, depth_i) each, turned (rows, columns); any strides; float32 or float64.
+        panels: as many matrices (depth_i, columns), as :func:`panels` cuts them; turned, of one depth.
+        columns: those of the matrices, which the last panel does not tell.
+        turned: multiply with the transposed matrices.
+
+    Returns:
+        (rows, columns), turned (rows, depth), contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: lists of different lengths, or shapes, dtypes or devices that disagree.
+    """
+    xs, panels = list(xs), list(panels)
+    _check_panels(xs, panels, columns, turned)
+    return _call("panel_product", xs[0].device, xs, panels, columns, turned)
+
+
+def _check_panels(xs: list[Tensor], panels: list[Tensor], columns: int, turned: bool) -> None:
+    op = "panel_product"
+    _check_lengths(op, ("xs", "panels"), xs, panels)
+    _check_dtype(op, "xs[0]", xs[0])
+    if columns < 0:
+        raise InputError(f"{op}: expected columns >= 0, got {columns}")
+    for name, tensors, axes in (("xs", xs, 2), ("panels", panels, 3)):
+        for index, tensor in enumerate(tensors):
+            if tensor.ndim != axes:
+                raise InputError(
+                    f"{op}: expected {name}[{index}] to have {axes} axes, got shape {tuple(tensor.shape)}"
+                )
+    for index, (x, m) in enumerate(zip(xs, panels, strict=True)):
+        depth = (panels[0] if turned else m).shape[1]
+        rows = (xs[0].shape[0], columns if turned else depth)
+        advice = "all xs need as many rows, and the entries that the matrices have columns, turned, or rows"
+        _check_like(op, f"xs[{index}]", x, "xs[0]", xs[0], rows, advice)
+        advice = "vleak.bilinear.panels cuts a matrix so"
+        _check_like(op, f"panels[{index}]", m, "xs[0]", xs[0], (-(-columns // PANEL), depth, PANEL), advice)
+
+
+def _whole(panels: Tensor, columns: int) -> Tensor:
+    """Return the matrix that was cut into panels."""
+    count, depth, _ = panels.shape
+    return panels.permute(1, 0, 2).reshape(depth, count * PANEL)[:, :columns]
+
+
+def _panel_kernel(xs: list[Tensor], panels: list[Tensor], columns: int, turned: bool) -> Tensor:
+    _check_lengths("panel_product", ("xs", "panels"), xs, panels)
+    matrices = [_whole(m, columns) for m in panels]
+    return _product_kernel(xs, [m.t() for m in matrices] if turned else matrices)
+
+
+def _panel_fake(xs: list[Tensor], panels: list[Tensor], columns: int, turned: bool) -> Tensor:
+    _check_panels(xs, panels, columns, turned)
+    return xs[0].new_empty(xs[0].shape[0], panels[0].shape[1] if turned else columns)
+
+
+_declare(
+    "panel_product",
+    "(Tensor[] xs, Tensor[] panels, int columns, bool turned) -> Tensor",
+    _panel_kernel,
+    _panel_fake,
+)

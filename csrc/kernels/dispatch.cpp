@@ -3,9 +3,9 @@
 #include <atomic>
 #include <cstring>
 
-#define VLEAK_CPU_KERNELS(variant, T)                                                                       \
-  {variant::match_sums<T>, variant::match_residuals<T>, variant::tv_planes<T>,  variant::descend_planes<T>, \
-   variant::tile<T>,       variant::block_product<T>,   variant::tile_limits<T>}
+#define VLEAK_CPU_KERNELS(variant, T)                                                                        \
+  {variant::match_sums<T>, variant::match_residuals<T>, variant::tv_planes<T>,   variant::descend_planes<T>, \
+   variant::tile<T>,       variant::block_product<T>,   variant::row_product<T>, variant::tile_limits<T>}
 
 namespace vleak {
 namespace {

@@ -22,6 +22,8 @@
   template <typename T>                                                                                      \
   BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
   template <typename T>                                                                                      \
+  RowProduct<T> row_product();                                                                               \
+  template <typename T>                                                                                      \
   TileLimits tile_limits();                                                                                  \
   }
 
@@ -39,6 +41,7 @@ struct CpuKernels {
   decltype(&baseline::descend_planes<T>) descend_planes;
   decltype(&baseline::tile<T>) tile;
   decltype(&baseline::block_product<T>) block_product;
+  decltype(&baseline::row_product<T>) row_product;
   decltype(&baseline::tile_limits<T>) tile_limits;
 };
 

@@ -106,32 +106,29 @@ VLEAK_INLINE void add_row(const T* left, int64_t stride, const T* right,
   }
 }
 
-// Entries of a line of the cache; the next rows are asked for in steps of the sum of that length.
 template <typename T>
-constexpr int64_t kLine = 64 / sizeof(T);
+constexpr int64_t kLine = kLineBytes / sizeof(T);
 
 // Walks over the rows, line after line.
 template <typename T>
 class Fetch {
  public:
-  Fetch(const Ahead<T>& ahead, int64_t steps)
-      : ahead_(ahead), left_(ahead.rows * lines()), each_((left_ + steps - 1) / steps) {}
+  explicit Fetch(const Ahead<T>& ahead) : ahead_(ahead) {}
 
   void step() {
-    for (int64_t i = each_ < left_ ? each_ : left_; i > 0; --i, --left_) {
+    for (int64_t i = 0; i < ahead_.lines_a_step && ahead_.rows > 0; ++i) {
       __builtin_prefetch(ahead_.first + at_);
       at_ += kLine<T>;
       if (at_ < ahead_.entries) continue;
       at_ = 0;
       ahead_.first += ahead_.stride;
+      --ahead_.rows;
     }
   }
 
  private:
-  int64_t lines() const { return (ahead_.entries + kLine<T> - 1) / kLine<T>; }
-
   Ahead<T> ahead_;
-  int64_t left_, each_, at_ = 0;
+  int64_t at_ = 0;
 };
 
 template <typename T, int kRows, int kVectors>
@@ -147,7 +144,7 @@ void run_block(const Block<T>& block) {
   }
   const T *left = block.left, *right = block.right;
   const int64_t left_stride = block.left_stride, right_stride = block.right_stride;
-  Fetch<T> next(block.next, (block.depth + kLine<T> - 1) / kLine<T>);
+  Fetch<T> next(block.next);
   for (int64_t start = 0; start < block.depth; start += kLine<T>) {
     next.step();
     const int64_t end = start + kLine<T> < block.depth ? start + kLine<T> : block.depth;
@@ -161,6 +158,39 @@ void run_block(const Block<T>& block) {
     for (int v = 0; v < kVectors; ++v) {
       store(sum[row][v], block.sums + row * block.sums_stride + v * Wide<T>::kLanes);
     }
+  }
+}
+
+// Where a panel is too narrow for kRowVectors sums, every other term has sums of its own.
+template <typename T>
+void run_row(const Row<T>& row) {
+  using Vector = typename Wide<T>::Vector;
+  constexpr int kLanes = Wide<T>::kLanes, kFit = kPanel / kLanes;
+  constexpr int kVectors = kFit < kRowVectors ? kFit : kRowVectors, kSets = kRowVectors / kVectors;
+  static_assert(kPanel % (kVectors * kLanes) == 0);
+  for (int64_t i = 0; i < row.next_entries; i += kLine<T>) __builtin_prefetch(row.next + i);
+  Vector sum[kSets][kVectors] = {};
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    if (!row.fresh) sum[0][v] = load(row.sums + v * kLanes);
+  }
+  const auto add = [&](const Term<T>& term, Vector(&to)[kVectors]) __attribute__((always_inline)) {
+    const Vector factor = term.factor - Vector{};
+    const T* right = row.right + term.at;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) to[v] += factor * load(right + v * kLanes);
+  };
+  const Term<T>*term = row.terms, *end = term + row.count;
+  for (; end - term >= kSets; term += kSets) {
+#pragma GCC unroll 8
+    for (int set = 0; set < kSets; ++set) add(term[set], sum[set]);
+  }
+  for (; term < end; ++term) add(*term, sum[0]);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 8
+    for (int set = 1; set < kSets; ++set) sum[0][v] += sum[set][v];
+    store(sum[0][v], row.sums + v * kLanes);
   }
 }
 
@@ -229,6 +259,11 @@ BlockProduct<T> block_product(int64_t rows, int64_t vectors) {
 }
 
 template <typename T>
+RowProduct<T> row_product() {
+  return &run_row<T>;
+}
+
+template <typename T>
 TileLimits tile_limits() {
   return {Wide<T>::kLanes, kSums, kMostRows, sizeof(T)};
 }
@@ -237,6 +272,8 @@ template Tile<float> tile<float>(int64_t, int64_t);
 template Tile<double> tile<double>(int64_t, int64_t);
 template BlockProduct<float> block_product<float>(int64_t, int64_t);
 template BlockProduct<double> block_product<double>(int64_t, int64_t);
+template RowProduct<float> row_product<float>();
+template RowProduct<double> row_product<double>();
 template TileLimits tile_limits<float>();
 template TileLimits tile_limits<double>();
 

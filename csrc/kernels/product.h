@@ -29,13 +29,17 @@ constexpr int64_t kMaxTileVectors = 8;
 constexpr int64_t kMaxTileRows = 12;
 constexpr int64_t kMaxTileBytes = 24 * 64;
 
-// Rows to be read soon: asked for one line of the cache after the other while something else is computed.
+constexpr int64_t kLineBytes = 64;  // of the cache
+
+// Rows to be read soon: asked for line after line, some of them at every step of something else, which takes
+// a step for each line of its depth.
 template <typename T>
 struct Ahead {
   const T* first;
   int64_t stride;
   int64_t rows;
   int64_t entries;
+  int64_t lines_a_step;
 };
 
 // sums[row * sums_stride + i] += sum over k of left[row * left_stride + k] * right[k * right_stride + i]
@@ -60,5 +64,40 @@ template <typename T>
 using BlockProduct = void (*)(const Block<T>& block);
 
 constexpr int64_t kMaxBlockVectors = 3;
+
+// One of the rows that are added up: where it begins, and its factor.
+template <typename T>
+struct Term {
+  int32_t at;
+  T factor;
+};
+
+// sums[i] += sum over terms of factor * right[at + i], for i < row_entries
+//
+// Where fresh is set, sums are written only and begin at 0. What is read next is asked for meanwhile.
+template <typename T>
+struct Row {
+  const Term<T>* terms;
+  int64_t count;
+  const T* right;
+  T* sums;
+  bool fresh;
+  const T* next;
+  int64_t next_entries;
+};
+
+template <typename T>
+using RowProduct = void (*)(const Row<T>& row);
+
+// Columns of a panel, see vleak.bilinear.panels.
+constexpr int64_t kPanel = 64;
+
+// Sums of a row that are added up at once: so many that none waits for the one before.
+constexpr int64_t kRowVectors = 8;
+
+template <typename T>
+VLEAK_INLINE int64_t row_entries(const TileLimits& limits) {
+  return kPanel < kRowVectors * limits.lanes ? kPanel : kRowVectors * limits.lanes;
+}
 
 }  // namespace vleak

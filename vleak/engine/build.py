@@ -57,7 +57,8 @@ _CPU_SOURCES = (
     "kernels/conv.cpp",
     "kernels/conv_weight.cpp",
     "bindings/cpu.cpp",
-    "bindings/bilinear.cpp",
+    "bindings/convolution.cpp",
+    "bindings/product.cpp",
     "bindings/info.cpp",
 )
 _CUDA_KERNELS = ("kernels/gradient_match.cu", "kernels/tv.cu", "kernels/descend.cu")

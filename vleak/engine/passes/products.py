@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch.fx import Graph, Node
 
-import vleak.bilinear  # noqa: F401 (declares the operators)
+from vleak.bilinear import PANEL
 from vleak.engine.capture import Capture
 from vleak.engine.passes.rewrite import (
     aten,
@@ -28,7 +31,7 @@ def products(capture: Capture) -> None:
     """Call vleak.product, on a CPU in float32, for all matrix products that are not small.
 
     x m + y n is one call; what else is added up is so as it is made. Large matrices that stay the same are
-    copied once, so that a row of the transpose is contiguous. Numbers agree to rounding.
+    copied once, into panels. Numbers agree to rounding.
     """
     graph = capture.graph.graph
     if capture.device.type != "cpu":
@@ -42,7 +45,7 @@ def products(capture: Capture) -> None:
                 substitute(node, _product(graph, [node]))
         elif calls(node, aten.addmm.default) and not node.kwargs:
             _split_bias(node)
-    _turn_fixed(capture)
+    _cut_fixed(capture)
 
 
 def _worthwhile(terms: list[Node]) -> bool:
@@ -89,34 +92,74 @@ def _add_up(root: Node, terms: list[Node]) -> None:
     substitute(root, total)
 
 
-def _turn_fixed(capture: Capture) -> None:
-    """Let products read large matrices that stay the same column by column, from copies made once.
+def _cut_fixed(capture: Capture) -> None:
+    """Let products read large matrices that stay the same from panels, which are cut once.
 
-    The kernel goes through a few rows of the transpose at a time, from end to end, which the processor sees
-    coming; the rows of the matrix itself it takes a few entries at a time, from as many pages as it has rows.
+    One copy serves products with the matrix and with its transpose, and is read from end to end, which the
+    processor sees coming; of the matrix itself one of the two reads a few entries of as many pages as it has
+    rows.
     """
     graph = capture.graph.graph
     placeholders = graph.find_nodes(op="placeholder")
     fixed = {node for name, node in zip(capture.inputs, placeholders, strict=True) if name in capture.fixed}
     steady = (fixed | set(graph.find_nodes(op="get_attr"))) & settled(graph)
-    turned: dict[Node, Node] = {}
+    cut: dict[Node, Node] = {}
     for node in graph.find_nodes(op="call_function", target=torch.ops.vleak.product.default):
-        xs, ms = node.args
-        for matrix in ms:
-            if matrix in steady and matrix not in turned and _lies_in_rows(matrix):
-                with graph.inserting_before(node):
-                    turned[matrix] = _turned(graph, matrix)
-        node.args = (xs, [turned.get(matrix, matrix) for matrix in ms])
+        plain, turned, others = _sorted_by_matrix(node, steady)
+        if not plain and not turned:
+            continue
+        with graph.inserting_before(node):
+            made = [_panel_product(graph, each, cut) for each in (plain, turned) if each]
+            if others:
+                made.append(emit(graph, torch.ops.vleak.product.default, *_lists(others)))
+            total = made[0]
+            for term in made[1:]:
+                total = emit(graph, aten.add.Tensor, total, term)
+            substitute(node, total)
 
 
-def _lies_in_rows(matrix: Node) -> bool:
-    made = value(matrix)
-    return made.numel() >= _FAR and made.is_contiguous()
+@dataclass(frozen=True)
+class _Pair:
+    """Rows and the matrix that they are multiplied with, or with whose transpose."""
+
+    rows: Node
+    matrix: Node
+    turned: bool = False
 
 
-def _turned(graph: Graph, matrix: Node) -> Node:
-    """Return a matrix of the same entries whose columns are contiguous."""
-    transposed = emit(graph, aten.t.default, matrix)
-    copied = emit(graph, aten.clone.default, transposed, memory_format=torch.contiguous_format)
-    made: Node = emit(graph, aten.t.default, copied)
+def _sorted_by_matrix(product: Any, steady: set[Node]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
+    """Return the pairs of a product with large fixed matrices, with transposes of such, and with others."""
+    plain, turned, others = [], [], []
+    for rows, m in zip(*product.args, strict=True):
+        transposed = calls(m, aten.t.default)
+        matrix = m.args[0] if transposed else m
+        if matrix in steady and value(matrix).numel() >= _FAR:
+            (turned if transposed else plain).append(_Pair(rows, matrix, transposed))
+        else:
+            others.append(_Pair(rows, m))
+    return plain, turned, others
+
+
+def _lists(pairs: list[_Pair]) -> tuple[list[Node], list[Node]]:
+    return [pair.rows for pair in pairs], [pair.matrix for pair in pairs]
+
+
+def _panel_product(graph: Graph, pairs: list[_Pair], cut: dict[Node, Node]) -> Node:
+    for pair in pairs:
+        if pair.matrix not in cut:
+            cut[pair.matrix] = _panels(graph, pair.matrix)
+    rows, matrices = _lists(pairs)
+    arguments = (rows, [cut[m] for m in matrices], value(matrices[0]).shape[1], pairs[0].turned)
+    made: Node = emit(graph, torch.ops.vleak.panel_product.default, *arguments)
+    return made
+
+
+def _panels(graph: Graph, matrix: Node) -> Node:
+    """Cut a matrix as `vleak.bilinear.panels` does."""
+    depth, columns = value(matrix).shape
+    count = -(-columns // PANEL)
+    filled = emit(graph, aten.constant_pad_nd.default, matrix, [0, count * PANEL - columns])
+    split = emit(graph, aten.view.default, filled, [depth, count, PANEL])
+    turned = emit(graph, aten.permute.default, split, [1, 0, 2])
+    made: Node = emit(graph, aten.clone.default, turned, memory_format=torch.contiguous_format)
     return made

@@ -1,32 +1,15 @@
-// CPU implementations of the operators that vleak/bilinear.py declares.
+// CPU implementations of the convolutions that vleak/bilinear.py declares.
 #include <algorithm>
 #include <array>
-#include <memory>
 
-#include "bindings/arguments.h"
+#include "bindings/bilinear.h"
 #include "kernels/conv.h"
 #include "kernels/dispatch.h"
-#include "kernels/transpose.h"
 
 namespace vleak {
 namespace {
 
-using torch::stable::parallel_for;
 using Sizes = std::vector<int64_t>;
-
-// A thread is worth waking for about this many entries copied, or multiplications.
-constexpr int64_t kCopyGrain = 32768;
-constexpr int64_t kSumGrain = 1 << 20;
-
-int64_t grain(int64_t worth, int64_t each) {
-  return std::max<int64_t>(1, worth / std::max<int64_t>(1, each));
-}
-
-// Scratch space, uninitialized: a tensor would cost a call of the dispatcher.
-template <typename T>
-std::unique_ptr<T[]> scratch(int64_t entries) {
-  return std::unique_ptr<T[]>(new T[entries]);
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // Two and three spatial axes alike
@@ -51,18 +34,6 @@ View<const T> view(const Tensor& tensor) {
   const auto strides = tensor.strides();
   return {tensor.const_data_ptr<T>(), five(sizes_of(tensor), 1),
           five(Sizes(strides.begin(), strides.end()), 0)};
-}
-
-// ---------------------------------------------------------------------------------------------------------
-// These hold for every call through vleak.bilinear; a direct call of the operator must fail too, not crash.
-
-void check(bool holds, const char* what) {
-  STD_TORCH_CHECK(holds, "vleak: ", what, "; call the function in vleak.bilinear, which says why");
-}
-
-void check_alike(const Tensor& tensor, const Tensor& like) {
-  check(tensor.scalar_type() == like.scalar_type() && tensor.device() == like.device(),
-        "tensors differ in kind");
 }
 
 // Beyond these no padded input fits into memory, and products of sizes into 64 bits; see vleak/bilinear.py.
@@ -316,208 +287,6 @@ Tensor conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes paddin
   return result;
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// product
-
-// A matrix whose rows are contiguous each.
-template <typename T>
-struct Rows {
-  T* data;
-  int64_t stride;
-};
-
-// What of both operands is worked on at once shall stay in the second cache.
-constexpr int64_t kCacheBytes = 1 << 18;
-constexpr int64_t kLeastDepth = 128;
-
-// How left [rows, depth] times right [depth, vectors of columns] is cut. One operand may be large: it is read
-// once, piece by piece, for the parts of the other, which stay in the cache.
-struct ProductPlan {
-  int64_t lanes, vectors, held, depth, piece;
-  bool left_is_large;
-  std::vector<int64_t> blocks;
-
-  int64_t row_blocks() const { return static_cast<int64_t>(blocks.size()) - 1; }
-  int64_t panels() const { return divide_up(vectors, held); }
-  int64_t larges() const { return left_is_large ? row_blocks() : panels(); }
-  int64_t smalls() const { return left_is_large ? panels() : row_blocks(); }
-};
-
-ProductPlan plan_product(int64_t rows, int64_t depth, int64_t vectors, bool left_is_large,
-                         const TileLimits& limits) {
-  const int64_t held = std::min(best_vectors(rows, vectors, limits), kMaxBlockVectors);
-  const int64_t block = most_rows(held, limits), width = held * limits.lanes;
-  const int64_t entries = left_is_large ? vectors * limits.lanes + 2 * block : rows + 2 * width;
-  const int64_t most = std::max(kLeastDepth, kCacheBytes / limits.entry_bytes / entries);
-  const int64_t even = divide_up(depth, divide_up(depth, most));
-  return {limits.lanes, vectors, held, depth, divide_up(even, 16) * 16, left_is_large, cut_rows(rows, block)};
-}
-
-// A share of the large operand's next part, for the entries [start, start + count) of the depth.
-template <typename T>
-Ahead<T> ahead(const ProductPlan& plan, Rows<const T> large, int64_t next, int64_t start, int64_t count,
-               int64_t share, int64_t shares) {
-  if (plan.left_is_large) {
-    const int64_t first = plan.blocks[next], rows = plan.blocks[next + 1] - first;
-    const int64_t from = share * rows / shares, to = (share + 1) * rows / shares;
-    return {large.data + (first + from) * large.stride + start, large.stride, to - from, count};
-  }
-  const int64_t from = share * count / shares, to = (share + 1) * count / shares;
-  const int64_t vectors = std::min(plan.held, plan.vectors - next * plan.held);
-  return {large.data + (start + from) * large.stride + next * plan.held * plan.lanes, large.stride, to - from,
-          vectors * plan.lanes};
-}
-
-// sums += left right, for the parts [begin, end) of the large operand
-template <typename T>
-void multiply(const ProductPlan& plan, Rows<const T> left, Rows<const T> right, int64_t begin, int64_t end,
-              bool fresh, Rows<T> sums) {
-  const int64_t smalls = plan.smalls();
-  for (int64_t start = 0; start < plan.depth; start += plan.piece, fresh = false) {
-    const int64_t count = std::min(plan.piece, plan.depth - start);
-    for (int64_t i = begin * smalls; i < end * smalls; ++i) {
-      const int64_t large = i / smalls, small = i % smalls;
-      const int64_t block = plan.left_is_large ? large : small, panel = plan.left_is_large ? small : large;
-      const int64_t row = plan.blocks[block], column = panel * plan.held * plan.lanes;
-      Ahead<T> next{};
-      if (large + 1 < end)
-        next = ahead(plan, plan.left_is_large ? left : right, large + 1, start, count, small, smalls);
-      const auto run = cpu_kernels<T>().block_product(plan.blocks[block + 1] - row,
-                                                      std::min(plan.held, plan.vectors - panel * plan.held));
-      run({left.data + row * left.stride + start, left.stride, right.data + start * right.stride + column,
-           right.stride, count, sums.data + row * sums.stride + column, sums.stride, fresh, next});
-    }
-  }
-}
-
-template <typename T>
-void multiply_all(const ProductPlan& plan, Rows<const T> left, Rows<const T> right, bool fresh,
-                  Rows<T> sums) {
-  const int64_t work = plan.blocks.back() * plan.depth * plan.vectors * plan.lanes;
-  const int64_t larges = plan.larges();
-  parallel_for(0, larges, grain(kSumGrain, work / std::max<int64_t>(1, larges)),
-               [&](int64_t begin, int64_t end) { multiply<T>(plan, left, right, begin, end, fresh, sums); });
-}
-
-// to[i * to_stride + j] = from[j, i] for j < rows, i < length
-//
-// steps: entries of a row that are taken at once. Few where to_stride is large, and often a power of two:
-// lines of the cache are then written in full before they push out each other.
-template <typename T>
-void transpose_all(Rows<const T> from, int64_t rows, int64_t length, int64_t steps, T* to,
-                   int64_t to_stride) {
-  constexpr int64_t kTogether = 16;
-  parallel_for(
-      0, divide_up(rows, kTogether), grain(kCopyGrain, kTogether * length), [&](int64_t begin, int64_t end) {
-        const T* lines[kTogether];
-        for (int64_t row = begin * kTogether; row < std::min(rows, end * kTogether); row += kTogether) {
-          const int64_t count = std::min(kTogether, rows - row);
-          for (int64_t at = 0; at < length; at += steps) {
-            for (int64_t i = 0; i < count; ++i) lines[i] = from.data + (row + i) * from.stride + at;
-            transpose(lines, count, std::min(steps, length - at), to + at * to_stride + row, to_stride);
-          }
-        }
-      });
-}
-
-// One of the pairs that are multiplied and added up: rows x, and m as it lies or its transpose.
-template <typename T>
-struct Factors {
-  Rows<const T> x, m;
-  int64_t depth;
-};
-
-// y += x m, where the rows of m are read as vectors.
-template <typename T>
-void add_product(const Factors<T>& pair, int64_t rows, int64_t columns, bool fresh, T* y) {
-  const TileLimits limits = cpu_kernels<T>().tile_limits();
-  const int64_t vectors = columns / limits.lanes, whole = vectors * limits.lanes, rest = columns - whole;
-  if (vectors > 0) {
-    const ProductPlan plan = plan_product(rows, pair.depth, vectors, false, limits);
-    multiply_all<T>(plan, pair.x, pair.m, fresh, {y, columns});
-  }
-  if (rest == 0) return;
-  // The last columns are no whole vector: both they and their sums are copied to where they are one.
-  const auto last = scratch<T>(pair.depth * limits.lanes), sums = scratch<T>(rows * limits.lanes);
-  std::fill_n(last.get(), pair.depth * limits.lanes, T(0));
-  std::fill_n(sums.get(), rows * limits.lanes, T(0));
-  for (int64_t k = 0; k < pair.depth; ++k)
-    std::copy_n(pair.m.data + k * pair.m.stride + whole, rest, last.get() + k * limits.lanes);
-  for (int64_t row = 0; row < rows && !fresh; ++row)
-    std::copy_n(y + row * columns + whole, rest, sums.get() + row * limits.lanes);
-  const ProductPlan plan = plan_product(rows, pair.depth, 1, true, limits);
-  multiply_all<T>(plan, pair.x, {last.get(), limits.lanes}, false, {sums.get(), limits.lanes});
-  for (int64_t row = 0; row < rows; ++row)
-    std::copy_n(sums.get() + row * limits.lanes, rest, y + row * columns + whole);
-}
-
-// y = sum over pairs of x m^T, as (m x^T)^T: the rows of m are read entry by entry, which packs nothing.
-template <typename T>
-void transposed_products(const std::vector<Factors<T>>& pairs, int64_t rows, int64_t columns, T* y) {
-  const TileLimits limits = cpu_kernels<T>().tile_limits();
-  const int64_t vectors = divide_up(rows, limits.lanes), padded = vectors * limits.lanes;
-  const auto sums = scratch<T>(columns * padded);
-  bool fresh = true;
-  for (const Factors<T>& pair : pairs) {
-    const int64_t piece = plan_product(columns, pair.depth, vectors, true, limits).piece;
-    const auto turned = scratch<T>(piece * padded);
-    if (padded > rows) std::fill_n(turned.get(), piece * padded, T(0));
-    for (int64_t start = 0; start < pair.depth; start += piece, fresh = false) {
-      const int64_t count = std::min(piece, pair.depth - start);
-      transpose_all<T>({pair.x.data + start, pair.x.stride}, rows, count, 16, turned.get(), padded);
-      const ProductPlan plan = plan_product(columns, count, vectors, true, limits);
-      multiply_all<T>(plan, {pair.m.data + start, pair.m.stride}, {turned.get(), padded}, fresh,
-                      {sums.get(), padded});
-    }
-  }
-  transpose_all<T>({sums.get(), padded}, columns, rows, 4, y, columns);
-}
-
-bool has_dense_rows(const Tensor& matrix) { return matrix.stride(1) == 1 || matrix.size(1) == 1; }
-bool has_dense_columns(const Tensor& matrix) { return matrix.stride(0) == 1 || matrix.size(0) == 1; }
-
-void check_products(const std::vector<Tensor>& xs, const std::vector<Tensor>& ms) {
-  check(!xs.empty() && xs.size() == ms.size(), "lists differ in length");
-  for (size_t i = 0; i < xs.size(); ++i) {
-    check_alike(xs[i], xs[0]);
-    check_alike(ms[i], xs[0]);
-    check(xs[i].dim() == 2 && ms[i].dim() == 2 && xs[i].size(1) == ms[i].size(0) &&
-              xs[i].size(0) == xs[0].size(0) && ms[i].size(1) == ms[0].size(1),
-          "pairs do not match");
-  }
-}
-
-Tensor product(std::vector<Tensor> xs, std::vector<Tensor> ms) {
-  check_products(xs, ms);
-  const int64_t rows = xs[0].size(0), columns = ms[0].size(1);
-  const Tensor result = new_contiguous(xs[0], {rows, columns});
-  if (result.numel() == 0) return result;
-  with_type(xs[0], [&](auto zero) {
-    using T = decltype(zero);
-    std::vector<Factors<T>> plain, turned;
-    for (size_t i = 0; i < xs.size(); ++i) {
-      Tensor &x = xs[i], &m = ms[i];
-      if (x.size(1) == 0) continue;
-      if (!has_dense_rows(x)) x = dense(x);
-      const bool transposed = !has_dense_rows(m) && has_dense_columns(m);
-      if (!transposed && !has_dense_rows(m)) m = dense(m);
-      (transposed ? turned : plain)
-          .push_back({{x.const_data_ptr<T>(), x.stride(0)},
-                      {m.const_data_ptr<T>(), m.stride(transposed ? 1 : 0)},
-                      x.size(1)});
-    }
-    T* y = result.mutable_data_ptr<T>();
-    if (!turned.empty()) transposed_products(turned, rows, columns, y);
-    bool fresh = turned.empty();
-    if (fresh && plain.empty()) std::fill_n(y, rows * columns, T(0));
-    for (const Factors<T>& pair : plain) {
-      add_product(pair, rows, columns, fresh, y);
-      fresh = false;
-    }
-  });
-  return result;
-}
-
 }  // namespace
 }  // namespace vleak
 
@@ -525,5 +294,4 @@ STABLE_TORCH_LIBRARY_IMPL(vleak, CPU, library) {
   library.impl("conv_output", TORCH_BOX(&vleak::conv_output));
   library.impl("conv_input", TORCH_BOX(&vleak::conv_input));
   library.impl("conv_weight", TORCH_BOX(&vleak::conv_weight));
-  library.impl("product", TORCH_BOX(&vleak::product));
 }
