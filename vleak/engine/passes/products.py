@@ -129,7 +129,9 @@ class _Pair:
 
 def _sorted_by_matrix(product: Any, steady: set[Node]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
     """Return the pairs of a product with large fixed matrices, with transposes of such, and with others."""
-    plain, turned, others = [], [], []
+    plain: list[_Pair] = []
+    turned: list[_Pair] = []
+    others: list[_Pair] = []
     for rows, m in zip(*product.args, strict=True):
         transposed = calls(m, aten.t.default)
         matrix = m.args[0] if transposed else m
