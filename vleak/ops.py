@@ -282,8 +282,16 @@ def _match_kernel(
     return distance, _residuals(gradients, targets, factors, kind)
 
 
+#: Entries that are summed up at once: PyTorch makes float64 of all of them first.
+_AT_ONCE = 1 << 18
+
+
 def _dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    sums = [torch.sum(a * b, dtype=torch.float64) for a, b in zip(left, right, strict=True)]
+    sums = [
+        torch.sum(a * b, dtype=torch.float64)
+        for pair in zip(left, right, strict=True)
+        for a, b in zip(*(tensor.reshape(-1).split(_AT_ONCE) for tensor in pair), strict=True)
+    ]
     return torch.stack(sums).sum()
 
 
@@ -315,7 +323,7 @@ def _residuals(gradients: list[Tensor], targets: list[Tensor], factors: Tensor, 
     pairs = zip(gradients, targets, strict=True)
     if kind == "l2":  # rounds once where the sum of two products would round three times
         return [(2.0 * (g - t)).contiguous() for g, t in pairs]
-    return [(factors[0] * g + factors[1] * t).contiguous() for g, t in pairs]
+    return [(factors[0] * g).add_(factors[1] * t).contiguous() for g, t in pairs]
 
 
 def _match_fake(

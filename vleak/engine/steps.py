@@ -126,7 +126,7 @@ class Step:
         x, parameters, loss = self._loss(values, x)
         gradients = _derivatives(loss, parameters)
         distance, residuals = self._match(values, gradients)
-        return distance, _pull_back(gradients, residuals, x)[0]
+        return distance, _pull_back(gradients, residuals, x, last=True)[0]
 
     def linearize(self, values: Values, x: Tensor) -> tuple[Tensor, Tensor, Curvature]:
         """Return what `evaluate` does, and the product with J' W J, the distance's curvature by Gauss-Newton.
@@ -223,8 +223,13 @@ def _derivatives(loss: Tensor, variables: list[Tensor]) -> list[Tensor]:
         )
 
 
-def _pull_back(tensors: Iterable[Tensor], weights: Iterable[Tensor], *variables: Tensor) -> list[Tensor]:
-    """Return the derivative by every variable of <tensors, weights>, the weights held constant."""
+def _pull_back(
+    tensors: Iterable[Tensor], weights: Iterable[Tensor], *variables: Tensor, last: bool = False
+) -> list[Tensor]:
+    """Return the derivative by every variable of <tensors, weights>, the weights held constant.
+
+    The last one gives back what autograd has kept for it as it goes.
+    """
     pairs = [(t, w) for t, w in zip(tensors, weights, strict=True) if t.requires_grad]
     if not pairs:
         return [torch.zeros_like(variable) for variable in variables]
@@ -234,7 +239,7 @@ def _pull_back(tensors: Iterable[Tensor], weights: Iterable[Tensor], *variables:
             outputs,
             variables,
             grad_outputs=weights,
-            retain_graph=True,
+            retain_graph=not last,
             allow_unused=True,
             materialize_grads=True,
         )

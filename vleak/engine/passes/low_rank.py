@@ -143,7 +143,7 @@ def _three_sums(graph: Graph, factored: _Factored) -> tuple[Node, Node, Node]:
     rows, columns, target = factored.rows, factored.columns, factored.target
     against = _transposed_product(graph, columns, target)
     squares = _transposed_product(graph, rows, rows), _transposed_product(graph, columns, columns)
-    return _dot(graph, rows, against), _dot(graph, *squares), _dot(graph, target, target)
+    return _dot(graph, rows, against), _dot(graph, *squares), _square(graph, target)
 
 
 def _transposed_product(graph: Graph, left: Node, right: Node) -> Node:
@@ -155,6 +155,17 @@ def _dot(graph: Graph, left: Node, right: Node) -> Node:
     multiplied = emit(graph, aten.mul.Tensor, left, right)
     made: Node = emit(graph, aten.sum.default, multiplied, dtype=torch.float64)
     return made
+
+
+def _square(graph: Graph, target: Node) -> Node:
+    """Return |t|^2, of some entries after the other: a sum in float64 first makes float64 of all it adds up."""
+    flat = emit(graph, aten.reshape.default, target, [-1])
+    count = value(target).numel()
+    pieces = [
+        emit(graph, aten.slice.Tensor, flat, 0, start, min(start + _LARGE, count))
+        for start in range(0, count, _LARGE)
+    ]
+    return _total(graph, [_dot(graph, piece, piece) for piece in pieces])
 
 
 def _total(graph: Graph, terms: list[Node]) -> Node:

@@ -160,8 +160,9 @@ def _panels(graph: Graph, matrix: Node) -> Node:
     """Cut a matrix as `vleak.bilinear.panels` does."""
     depth, columns = value(matrix).shape
     count = -(-columns // PANEL)
-    filled = emit(graph, aten.constant_pad_nd.default, matrix, [0, count * PANEL - columns])
-    split = emit(graph, aten.view.default, filled, [depth, count, PANEL])
+    missing = count * PANEL - columns
+    filled = emit(graph, aten.constant_pad_nd.default, matrix, [0, missing]) if missing else matrix
+    split = emit(graph, aten.reshape.default, filled, [depth, count, PANEL])
     turned = emit(graph, aten.permute.default, split, [1, 0, 2])
     made: Node = emit(graph, aten.clone.default, turned, memory_format=torch.contiguous_format)
     return made
