@@ -62,7 +62,7 @@ class Descent:
         spatial, temporal, isotropic, smoothing: total variation (`vleak.ops.total_variation`); of clips only.
         prior: of the start's shape, or of one clip's for all of them, towards which they are drawn; or None.
         prior_weight: weight of half the mean squared distance to the prior.
-        low, high: the box that x stays in; may be infinite.
+        low, high: the box that x starts and stays in; may be infinite.
         patience: iterations without progress after which the descent, or its coarse level, ends; 0 for
             never.
         tolerance: what counts as progress: the best objective falls by more than this part of itself.
@@ -188,6 +188,12 @@ def _check_start(descent: Descent, start: Tensor) -> None:
         raise InputError(f"start: expected float32 or float64, got {start.dtype}; convert it with .float()")
     if not torch.isfinite(start).all():
         raise InputError("start holds NaN or infinity; expected pixel values in [0, 1]")
+    low, high = (float(bound) for bound in start.aminmax())
+    if low < descent.low or high > descent.high:
+        raise InputError(
+            f"start: expected values in the box [{descent.low}, {descent.high}], got {low:g} to {high:g}; "
+            "clamp it, or give another low and high"
+        )
 
 
 def _check_prior(descent: Descent, start: Tensor) -> None:

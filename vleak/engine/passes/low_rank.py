@@ -158,7 +158,7 @@ def _dot(graph: Graph, left: Node, right: Node) -> Node:
 
 
 def _square(graph: Graph, target: Node) -> Node:
-    """Return |t|^2, of some entries after the other: a sum in float64 first makes float64 of all it adds up."""
+    """Return |t|^2, piece by piece: a sum in float64 makes float64 of all that it adds up first."""
     flat = emit(graph, aten.reshape.default, target, [-1])
     count = value(target).numel()
     pieces = [
