@@ -290,7 +290,7 @@ def _dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
     sums = [
         torch.sum(a * b, dtype=torch.float64)
         for pair in zip(left, right, strict=True)
-        for a, b in zip(*(tensor.reshape(-1).split(_AT_ONCE) for tensor in pair), strict=True)
+        for a, b in zip(*(torch.split(tensor.reshape(-1), _AT_ONCE) for tensor in pair), strict=True)
     ]
     return torch.stack(sums).sum()
 
