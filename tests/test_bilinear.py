@@ -390,21 +390,19 @@ def test_known_panels() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [0, 1, 3, 12, 32, 37])
+@pytest.mark.parametrize("rows", [0, 1, 3, 12, 37])
 @pytest.mark.parametrize(
     ("depth", "columns"), [(1, 1), (5, 31), (300, 64), (64, 128), (70, 256), (33, 513), (0, 4), (4, 0)]
 )
-@pytest.mark.parametrize("kept", [1.0, 0.5, 0.0])
-def test_panel_product(
-    state: str, rows: int, depth: int, columns: int, dtype: torch.dtype, kept: float
-) -> None:
-    x, m = normal(rows, depth, seed="x", dtype=dtype), normal(depth, columns, seed="m", dtype=dtype)
-    z = normal(rows, columns, seed="z", dtype=dtype)
-    x, z = thinned(x, kept), thinned(z, kept)
-    assert_panel_product([x], [m])
-    assert_panel_product([x, -2 * x, x], [m, 3 * m, m.T.contiguous().T])
-    assert_turned_product([z], [m])
-    assert_turned_product([z, -2 * z, z], [m, 3 * m, m.T.contiguous().T])
+def test_panel_product(state: str, rows: int, depth: int, columns: int, dtype: torch.dtype) -> None:
+    m = normal(depth, columns, seed="m", dtype=dtype)
+    for kept in (1.0, 0.5, 0.0):
+        x = thinned(normal(rows, depth, seed="x", dtype=dtype), kept)
+        z = thinned(normal(rows, columns, seed="z", dtype=dtype), kept)
+        assert_panel_product([x], [m])
+        assert_panel_product([x, -2 * x, x], [m, 3 * m, m.T.contiguous().T])
+        assert_turned_product([z], [m])
+        assert_turned_product([z, -2 * z, z], [m, 3 * m, m.T.contiguous().T])
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.3])

@@ -575,6 +575,8 @@ def test_tensors_that_do_not_fit_are_named(case: str) -> None:
         (torch.zeros(3, 4, 8, 8), ["start", "(3, 4, 8, 8)"]),
         (torch.zeros(0, 3, 4, 8, 8), ["start", "(0, 3, 4, 8, 8)"]),
         (torch.full((1, 3, 4, 8, 8), math.nan), ["start", "NaN"]),
+        (torch.full((1, 3, 4, 8, 8), -0.25), ["start", "box [0.0, 1.0]", "-0.25"]),
+        (torch.full((1, 3, 4, 8, 8), 1.5), ["start", "box [0.0, 1.0]", "1.5"]),
         (torch.zeros(1, 3, 1, 8, 8), ["one frame", "temporal=0"]),
         (torch.zeros(1, 3, 4, 8, 8).half(), ["start", "float16"]),
         (torch.zeros(1, 3, 4, 8, 8).double(), ["'conv.weight'", "float64", "float32"]),
