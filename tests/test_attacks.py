@@ -769,8 +769,15 @@ def test_knowing_of_dp_is_no_disadvantage(noise: float) -> None:
     assert gains[True] > gains[False] + 1
 
 
-@pytest.mark.parametrize("noise", [0.001, 0.003, 0.01])
-@pytest.mark.parametrize("name", ["c3d_tiny", "lrcn"])
+@pytest.mark.parametrize(
+    ("name", "noise"),
+    [
+        *(("c3d_tiny", noise) for noise in (0.001, 0.003, 0.01)),
+        pytest.param("lrcn", 0.001, marks=pytest.mark.slow),
+        ("lrcn", 0.003),
+        pytest.param("lrcn", 0.01, marks=pytest.mark.slow),
+    ],
+)
 def test_knowing_of_dp_is_no_disadvantage_on_small_clips(name: str, noise: float) -> None:
     gains = {True: 0.0, False: 0.0}
     for index in range(4):

@@ -561,10 +561,19 @@ def press_key() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def keys() -> Iterator[None]:
+    """Let Ctrl-C be heard: a shell that starts something in the background has it ignored."""
+    only_in_the_main_thread()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @executors
+@pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("press", [press_key, _thread.interrupt_main], ids=["signal", "simulated"])
 def test_a_key_press_ends_a_run_and_loses_no_iteration(press: Callable[[], None], executor: str) -> None:
-    only_in_the_main_thread()
     bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
     before = signal.getsignal(signal.SIGINT)
     got = run_until(press, bound)
@@ -580,13 +589,13 @@ def test_a_key_press_ends_a_run_and_loses_no_iteration(press: Callable[[], None]
 
 
 @executors
+@pytest.mark.usefixtures("keys")
 def test_a_key_press_does_not_end_an_operator(executor: str) -> None:
     def step(values: Values) -> Values:
         values["in_place"] += 1
         checked = torch.ops.vleak_test_runner.press(values["x"])
         return {"x": checked + 1, "objective": checked.sum()}
 
-    only_in_the_main_thread()
     bound = started(step, {"x": torch.zeros(1), "in_place": torch.zeros(1)}, executor)
     got = bound.run(20)
     assert isinstance(got.raised, KeyboardInterrupt)
