@@ -24,10 +24,10 @@ evaluate: $(VENV)/installed  ## set up, then attack the embedded data behind DP-
 	$(BIN)/vleak evaluate --defense dp
 
 test: $(VENV)/installed  ## set up, then run the tests, at most ten minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-all: $(VENV)/installed  ## the same with the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV)/installed  ## format, lint, types, C++ format: all must be clean
 	$(BIN)/ruff format --check .

@@ -582,7 +582,7 @@ def test_tensors_that_do_not_fit_are_named(case: str) -> None:
         (torch.zeros(1, 3, 4, 8, 8).double(), ["'conv.weight'", "float64", "float32"]),
         (torch.zeros(1, 3, 4, 9, 9), ["does not take", "(1, 3, 4, 9, 9)"]),
     ],
-    ids=["no clip axis", "no clip", "NaN", "one frame", "half", "double", "other size"],
+    ids=["no clip axis", "no clip", "NaN", "below", "above", "one frame", "half", "double", "other size"],
 )
 def test_start_that_does_not_fit_is_refused(start: Tensor, words: list[str]) -> None:
     problem = make_problem(build(Smooth))

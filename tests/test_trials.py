@@ -85,7 +85,7 @@ def batch_of(loop: Loop) -> Batch:
     ("distance", "clips", "masked"),
     [
         ("cosine", 1, True),
-        ("l2", 2, False),
+        pytest.param("l2", 2, False, marks=pytest.mark.slow),
         pytest.param("cosine", 2, True, marks=pytest.mark.slow),
         pytest.param("l2", 1, True, marks=pytest.mark.slow),
     ],
