@@ -591,6 +591,13 @@ def test_start_that_does_not_fit_is_refused(start: Tensor, words: list[str]) -> 
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_a_start_on_the_bounds_as_float32_has_them_is_taken() -> None:
+    problem = make_problem(build(Smooth))
+    descent = make_descent(problem, low=-0.1, high=0.7, prior=None, prior_weight=0.0)
+    first = Loop(problem, descent, (2 * draw(1, "start") - 0.5).clamp(-0.1, 0.7))
+    assert Loop(problem, descent, first.run(3).x.clone()).run(2).history
+
+
 @pytest.mark.parametrize(
     ("change", "engine", "words"),
     [

@@ -392,7 +392,8 @@ def panel_product(
 
     Args:
         xs: (rows, depth_i) each, turned (rows, columns); any strides; float32 or float64.
-        panels: as many matrices (depth_i, columns), as :func:`panels` cuts them; turned, of one depth.
+        panels: as many matrices (depth_i, columns), as :func:`panels` cuts them, zeros in the last one
+            included; turned, of one depth.
         columns: those of the matrices, which the last panel does not tell.
         turned: multiply with the transposed matrices.
 

@@ -189,7 +189,9 @@ def _check_start(descent: Descent, start: Tensor) -> None:
     if not torch.isfinite(start).all():
         raise InputError("start holds NaN or infinity; expected pixel values in [0, 1]")
     low, high = (float(bound) for bound in start.aminmax())
-    if low < descent.low or high > descent.high:
+    # A step clamps to the bounds as the clips' type has them.
+    least, most = torch.tensor([descent.low, descent.high], dtype=start.dtype).tolist()
+    if low < least or high > most:
         raise InputError(
             f"start: expected values in the box [{descent.low}, {descent.high}], got {low:g} to {high:g}; "
             "clamp it, or give another low and high"

@@ -19,6 +19,8 @@ from vleak.engine.passes.simplify import sweep
 
 #: Entries from which a gradient is worth not making.
 _LARGE = 1 << 17
+#: Entries that are summed up at once on a CPU, where PyTorch makes float64 of all of them first.
+_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def low_rank(capture: Capture) -> None:
         if len(found) == len(gradients):  # the operator needs one that is there
             found.pop(min(found, key=lambda index: value(gradients[index]).numel()))
         if found:
-            _match_in_parts(match, found)
+            _match_in_parts(match, found, whole=capture.device.type != "cpu")
     sweep(graph)  # products with the target enter both the match and its derivative
 
 
@@ -105,12 +107,12 @@ def _products(residual: Node) -> list[Node] | None:
 # Instead
 
 
-def _match_in_parts(match: Any, found: dict[int, _Factored]) -> None:
+def _match_in_parts(match: Any, found: dict[int, _Factored], *, whole: bool) -> None:
     gradients, targets, _, kind = match.args
     graph = match.graph
     kept = [index for index in range(len(gradients)) if index not in found]
     with graph.inserting_before(match):
-        sums = _sums(graph, list(found.values()), kind)
+        sums = _sums(graph, list(found.values()), kind, whole)
         lists = [gradients[index] for index in kept], [targets[index] for index in kept]
         partial = torch.ops.vleak.gradient_match_partial.default
         distance, residuals, factors = emit(graph, partial, *lists, [], sums, kind)
@@ -125,9 +127,9 @@ def _match_in_parts(match: Any, found: dict[int, _Factored]) -> None:
     substitute(parts(match)[0], distance)
 
 
-def _sums(graph: Graph, found: list[_Factored], kind: str) -> Node:
+def _sums(graph: Graph, found: list[_Factored], kind: str, whole: bool) -> Node:
     """Return <g, t> (of l2: |g - t|^2), |g|^2 and |t|^2 over all factored gradients, in float64."""
-    each = [_three_sums(graph, factored) for factored in found]
+    each = [_three_sums(graph, factored, whole) for factored in found]
     dot, of_gradient, of_target = (_total(graph, list(column)) for column in zip(*each, strict=True))
     if kind == "l2":
         twice = emit(graph, aten.mul.Tensor, dot, 2.0)
@@ -139,11 +141,11 @@ def _sums(graph: Graph, found: list[_Factored], kind: str) -> Node:
     return made
 
 
-def _three_sums(graph: Graph, factored: _Factored) -> tuple[Node, Node, Node]:
+def _three_sums(graph: Graph, factored: _Factored, whole: bool) -> tuple[Node, Node, Node]:
     rows, columns, target = factored.rows, factored.columns, factored.target
     against = _transposed_product(graph, columns, target)
     squares = _transposed_product(graph, rows, rows), _transposed_product(graph, columns, columns)
-    return _dot(graph, rows, against), _dot(graph, *squares), _square(graph, target)
+    return _dot(graph, rows, against), _dot(graph, *squares), _square(graph, target, whole)
 
 
 def _transposed_product(graph: Graph, left: Node, right: Node) -> Node:
@@ -157,13 +159,15 @@ def _dot(graph: Graph, left: Node, right: Node) -> Node:
     return made
 
 
-def _square(graph: Graph, target: Node) -> Node:
-    """Return |t|^2, piece by piece: a sum in float64 makes float64 of all that it adds up first."""
-    flat = emit(graph, aten.reshape.default, target, [-1])
+def _square(graph: Graph, target: Node, whole: bool) -> Node:
+    """Return |t|^2, at once or in pieces."""
     count = value(target).numel()
+    if whole or count <= _AT_ONCE:
+        return _dot(graph, target, target)
+    flat = emit(graph, aten.reshape.default, target, [-1])
     pieces = [
-        emit(graph, aten.slice.Tensor, flat, 0, start, min(start + _LARGE, count))
-        for start in range(0, count, _LARGE)
+        emit(graph, aten.slice.Tensor, flat, 0, start, min(start + _AT_ONCE, count))
+        for start in range(0, count, _AT_ONCE)
     ]
     return _total(graph, [_dot(graph, piece, piece) for piece in pieces])
 
