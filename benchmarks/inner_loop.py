@@ -49,8 +49,7 @@ console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty(
 _MEMORY_ITERATIONS = 5
 _SCHEDULE = 2_400  # of memory, as in time_to_quality.py
 # How much glibc keeps of what was freed differs from run to run, in case D by tens of percent and up to four
-# times what is alive. Told to give everything back at once, peaks repeat to a percent.
-# glibc keeps what it has once given, unless told: smaller blocks than these it keeps all the same.
+# times what is alive. Told to give all blocks but the smallest back at once, peaks repeat to some percent.
 _FRUGAL_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "16384",
     "MALLOC_TRIM_THRESHOLD_": "16384",

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from vleak.engine.capture import Capture
-from vleak.engine.passes.rewrite import aten, calls, emit, parts, settled, substitute, value
+from vleak.engine.passes.rewrite import aten, calls, emit, parts, settled, substitute, total, value
 from vleak.engine.passes.simplify import sweep
 
 #: Entries from which a gradient is worth not making.
@@ -130,7 +130,7 @@ def _match_in_parts(match: Any, found: dict[int, _Factored], *, whole: bool) -> 
 def _sums(graph: Graph, found: list[_Factored], kind: str, whole: bool) -> Node:
     """Return <g, t> (of l2: |g - t|^2), |g|^2 and |t|^2 over all factored gradients, in float64."""
     each = [_three_sums(graph, factored, whole) for factored in found]
-    dot, of_gradient, of_target = (_total(graph, list(column)) for column in zip(*each, strict=True))
+    dot, of_gradient, of_target = (total(graph, list(column)) for column in zip(*each, strict=True))
     if kind == "l2":
         twice = emit(graph, aten.mul.Tensor, dot, 2.0)
         squares = emit(graph, aten.add.Tensor, of_gradient, of_target)
@@ -169,14 +169,7 @@ def _square(graph: Graph, target: Node, whole: bool) -> Node:
         emit(graph, aten.slice.Tensor, flat, 0, start, min(start + _AT_ONCE, count))
         for start in range(0, count, _AT_ONCE)
     ]
-    return _total(graph, [_dot(graph, piece, piece) for piece in pieces])
-
-
-def _total(graph: Graph, terms: list[Node]) -> Node:
-    total = terms[0]
-    for term in terms[1:]:
-        total = emit(graph, aten.add.Tensor, total, term)
-    return total
+    return total(graph, [_dot(graph, piece, piece) for piece in pieces])
 
 
 def _multiply(product: Any, factored: _Factored, scales: list[Node], residuals: dict[int, Node]) -> None:

@@ -18,6 +18,7 @@ from vleak.engine.passes.rewrite import (
     settled,
     substitute,
     terms_of_sums,
+    total,
     value,
 )
 
@@ -84,12 +85,10 @@ def _add_up(root: Node, terms: list[Node]) -> None:
         if _worthwhile(products):
             others.append(_product(graph, products))
             products = []
-        total = others[0] if others else products.pop()
-        for term in others[1:]:
-            total = emit(graph, aten.add.Tensor, total, term)
+        made = total(graph, others or [products.pop()])
         for term in products:
-            total = emit(graph, aten.addmm.default, total, *term.args)
-    substitute(root, total)
+            made = emit(graph, aten.addmm.default, made, *term.args)
+    substitute(root, made)
 
 
 def _cut_fixed(capture: Capture) -> None:
@@ -109,22 +108,19 @@ def _cut_fixed(capture: Capture) -> None:
         if not plain and not turned:
             continue
         with graph.inserting_before(node):
-            made = [_panel_product(graph, each, cut) for each in (plain, turned) if each]
+            both = ((plain, False), (turned, True))
+            made = [_panel_product(graph, pairs, way, cut) for pairs, way in both if pairs]
             if others:
                 made.append(emit(graph, torch.ops.vleak.product.default, *_lists(others)))
-            total = made[0]
-            for term in made[1:]:
-                total = emit(graph, aten.add.Tensor, total, term)
-            substitute(node, total)
+            substitute(node, total(graph, made))
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Rows and the matrix that they are multiplied with, or with whose transpose."""
+    """Rows, and the matrix that they are multiplied with, or with whose transpose."""
 
     rows: Node
     matrix: Node
-    turned: bool = False
 
 
 def _sorted_by_matrix(product: Any, steady: set[Node]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
@@ -136,7 +132,7 @@ def _sorted_by_matrix(product: Any, steady: set[Node]) -> tuple[list[_Pair], lis
         transposed = calls(m, aten.t.default)
         matrix = m.args[0] if transposed else m
         if matrix in steady and value(matrix).numel() >= _FAR:
-            (turned if transposed else plain).append(_Pair(rows, matrix, transposed))
+            (turned if transposed else plain).append(_Pair(rows, matrix))
         else:
             others.append(_Pair(rows, m))
     return plain, turned, others
@@ -146,12 +142,12 @@ def _lists(pairs: list[_Pair]) -> tuple[list[Node], list[Node]]:
     return [pair.rows for pair in pairs], [pair.matrix for pair in pairs]
 
 
-def _panel_product(graph: Graph, pairs: list[_Pair], cut: dict[Node, Node]) -> Node:
+def _panel_product(graph: Graph, pairs: list[_Pair], turned: bool, cut: dict[Node, Node]) -> Node:
     for pair in pairs:
         if pair.matrix not in cut:
             cut[pair.matrix] = _panels(graph, pair.matrix)
     rows, matrices = _lists(pairs)
-    arguments = (rows, [cut[m] for m in matrices], value(matrices[0]).shape[1], pairs[0].turned)
+    arguments = (rows, [cut[m] for m in matrices], value(matrices[0]).shape[1], turned)
     made: Node = emit(graph, torch.ops.vleak.panel_product.default, *arguments)
     return made
 

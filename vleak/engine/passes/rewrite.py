@@ -67,6 +67,14 @@ def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
     return _items(graph, node)
 
 
+def total(graph: Graph, terms: list[Node]) -> Node:
+    """Add calls at the insertion point that sum up nodes, at least one, in their order."""
+    made = terms[0]
+    for term in terms[1:]:
+        made = emit(graph, aten.add.Tensor, made, term)
+    return made
+
+
 def full(graph: Graph, like: Tensor, number: float, device: torch.device) -> Node:
     """Add a contiguous tensor of one number, of another's shape and type."""
     options: dict[str, Any] = {"dtype": like.dtype, "device": device, "pin_memory": False}
