@@ -44,4 +44,4 @@ format: $(VENV)/installed  ## rewrite everything in the project's format
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info vleak/engine/*.so
+	rm -rf $(VENV) build dist *.egg-info vleak/native/*.so

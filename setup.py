@@ -22,8 +22,8 @@ INSIDE = ("defenses", "cli", "csrc")
 
 
 def load_build() -> Any:
-    """Load vleak/engine/build.py by its path: the package itself needs torch."""
-    spec = importlib.util.spec_from_file_location("vleak_build", ROOT / "vleak" / "engine" / "build.py")
+    """Load vleak/native/build.py by its path: the package itself needs torch."""
+    spec = importlib.util.spec_from_file_location("vleak_build", ROOT / "vleak" / "native" / "build.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -50,7 +50,7 @@ class NativeDistribution(Distribution):
 
 
 class BuildWithLibrary(build_py):
-    """Compile the native libraries next to vleak/engine, or say why not and go on."""
+    """Compile the native libraries next to vleak/descent, or say why not and go on."""
 
     def run(self) -> None:
         super().run()
@@ -58,19 +58,19 @@ class BuildWithLibrary(build_py):
         folder = ROOT if self.editable_mode else Path(self.build_lib)
         if not self.editable_mode:
             # One from an earlier build would turn a pure wheel into a wrong one.
-            for stale in (folder / "vleak" / "engine").glob("libvleak_*.so"):
+            for stale in (folder / "vleak" / "native").glob("libvleak_*.so"):
                 stale.unlink()
         torch = build.find_torch()
         if torch is None:
             self.warn("vleak: torch is not visible to this build: native code will be compiled at first use")
             return
         kinds = ("cpu", "loop", "cuda") if torch.cuda and build.find_nvcc() else ("cpu", "loop")
-        engine = folder / "vleak" / "engine"
+        native = folder / "vleak" / "native"
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda kind: self.compile_kind(build, kind, torch, engine), kinds))
+            list(pool.map(lambda kind: self.compile_kind(build, kind, torch, native), kinds))
 
-    def compile_kind(self, build: Any, kind: str, torch: Any, engine: Path) -> None:
-        output = engine / build.library_name(kind)
+    def compile_kind(self, build: Any, kind: str, torch: Any, native: Path) -> None:
+        output = native / build.library_name(kind)
         self.announce(f"vleak: compiling {output.name} for torch {torch.version}", level=2)
         try:
             build.compile_library(kind, ROOT / "csrc", torch, output)
@@ -80,8 +80,8 @@ class BuildWithLibrary(build_py):
             self.distribution.native = True
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        engine = Path(self.build_lib) / "vleak" / "engine"
-        return [*super().get_outputs(include_bytecode), *map(str, engine.glob("libvleak_*.so"))]
+        native = Path(self.build_lib) / "vleak" / "native"
+        return [*super().get_outputs(include_bytecode), *map(str, native.glob("libvleak_*.so"))]
 
 
 class TaggedWheel(bdist_wheel):

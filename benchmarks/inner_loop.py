@@ -39,11 +39,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from vleak.engine import extension
-from vleak.engine.loop import Descent, Loop, Problem
-from vleak.engine.timing import Call, Measured, interleaved, iterations_needed
-from vleak.engine.trials import run_trials
+from vleak.descent.loop import Descent, DescentSettings, Problem
+from vleak.descent.scheduler import run_descents
+from vleak.descent.timing import Call, Measured, interleaved, iterations_needed
 from vleak.errors import VleakError
+from vleak.native import loader
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 124)
 _MEMORY_ITERATIONS = 5
@@ -82,17 +82,17 @@ class Vleak:
     """The trials of a case as the library's attacks run them."""
 
     def __init__(self, engine: str, case: Case, schedule: int) -> None:
-        descent = Descent(
+        descent = DescentSettings(
             iterations=schedule, learning_rate=0.1, rule="sign_adam", schedule="steps",
             spatial=case.spatial, temporal=case.temporal,
         )  # fmt: skip
         self.loops = [
-            Loop(Problem(case.model, F.cross_entropy, t.labels, t.target), descent, t.start, engine=engine)
+            Descent(Problem(case.model, F.cross_entropy, t.labels, t.target), descent, t.start, engine=engine)
             for t in case.trials
         ]
 
     def run(self, iterations: int) -> None:
-        run_trials(self.loops, iterations)
+        run_descents(self.loops, iterations)
 
     def histories(self) -> list[list[float]]:
         return [loop.state.history for loop in self.loops]
@@ -255,7 +255,7 @@ def _status(field: str) -> int:
 
 
 def environment(rounds: int) -> dict[str, Any]:
-    status = extension.status()
+    status = loader.status()
     cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     return {
         "vleak": version("vleak"),

@@ -24,8 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vleak import bilinear, ops
-from vleak.engine import extension
+from vleak.native import bilinear, loader, operators
 from vleak.seeds import generator
 
 Call = Callable[[], Any]
@@ -63,14 +62,14 @@ def match(shapes: Sequence[tuple[int, ...]], **rest: Any) -> Call:
     gradients = [normal(*shape, seed="g") for shape in shapes]
     targets = [normal(*shape, seed="t") for shape in shapes]
     masks = [target > 0 for target in targets] if rest.pop("masked", False) else None
-    return lambda: ops.gradient_match(gradients, targets, masks=masks, **rest)
+    return lambda: operators.gradient_match(gradients, targets, masks=masks, **rest)
 
 
 def variation(shape: tuple[int, ...], **rest: Any) -> Call:
     x = normal(*shape).requires_grad_()
 
     def call() -> None:
-        torch.autograd.grad(ops.total_variation(x, **rest).sum(), x)
+        torch.autograd.grad(operators.total_variation(x, **rest).sum(), x)
 
     return call
 
@@ -81,7 +80,7 @@ def step(shape: tuple[int, ...], rule: Any, **rest: Any) -> Call:
     distance, best_objective = torch.ones(shape[0]), torch.full((shape[0],), math.inf)
 
     def call() -> None:
-        ops.descend(
+        operators.descend(
             x, gradient, distance, m, v, best, best_objective, step=10, lr=0.1, rule=rule,
             spatial=0.01, temporal=0.03, prior=prior, prior_weight=0.1, **rest,
         )  # fmt: skip
@@ -145,7 +144,7 @@ def products() -> dict[str, tuple[Call, Call, float]]:
 
 def in_torch(call: Call) -> Call:
     def wrapped() -> None:
-        with ops.use_reference():
+        with operators.use_reference():
             call()
 
     return wrapped
@@ -188,7 +187,7 @@ def measure_rates(calls: dict[str, tuple[Call, Call, float]], rounds: int) -> di
 
 
 def environment() -> dict[str, Any]:
-    status = extension.status()
+    status = loader.status()
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -218,8 +217,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if ops.backend() != "native":
-        raise SystemExit(f"no native code to measure: {extension.status().reason}")
+    if operators.backend() != "native":
+        raise SystemExit(f"no native code to measure: {loader.status().reason}")
     tables = {
         "Passes over tensors": {
             name: measure(call, in_torch(call), arguments.rounds) for name, call in cases().items()

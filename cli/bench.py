@@ -16,7 +16,7 @@ from vleak.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vleak.engine import loop, timing
+    from vleak.descent import loop, timing
 
 _ENGINES = ("reference", "native")
 _ROUNDS, _BLOCK_SECONDS = 7, 0.1
@@ -72,9 +72,9 @@ def _environment() -> dict[str, str | None]:
     import torch
 
     import vleak
-    from vleak.engine import extension
+    from vleak.native import loader
 
-    status = extension.status()
+    status = loader.status()
     return {
         "vleak": vleak.__version__,
         "torch": torch.__version__,
@@ -89,12 +89,12 @@ def _environment() -> dict[str, str | None]:
 
 def _measure(name: str, frames: int, size: int, tell: Callable[[], None]) -> dict[str, Any]:
     """Return the row of one model; CPU seconds an iteration."""
-    from vleak.engine import loop, timing
+    from vleak.descent import loop, timing
 
     problem, start = _problem(name, frames, size)
     # The weights of total variation are those of `matching`, and no figure depends on them.
-    descent = loop.Descent(iterations=timing.iterations_needed(_ROUNDS), spatial=0.03, temporal=0.09)
-    loops = {engine: loop.Loop(problem, descent, start, engine=engine) for engine in _ENGINES}
+    descent = loop.DescentSettings(iterations=timing.iterations_needed(_ROUNDS), spatial=0.03, temporal=0.09)
+    loops = {engine: loop.Descent(problem, descent, start, engine=engine) for engine in _ENGINES}
     calls: dict[str, timing.Call] = {"forward_backward": _forward_backward(problem, start)}
     calls |= {engine: each.run for engine, each in loops.items()}
     found = timing.interleaved(calls, rounds=_ROUNDS, seconds=_BLOCK_SECONDS, progress=tell)
@@ -114,7 +114,7 @@ def _problem(name: str, frames: int, size: int) -> tuple[loop.Problem, Tensor]:
     import torch
     from torch.nn import functional as F
 
-    from vleak.engine import loop
+    from vleak.descent import loop
     from vleak.models import build_model, check_classifier, check_second_derivative
 
     model = build_model(name, frames=frames, size=size, classes=_CLASSES, seed=0).requires_grad_(True)

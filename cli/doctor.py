@@ -32,9 +32,9 @@ def _findings() -> dict[str, str]:
     import torch
 
     import vleak
-    from vleak.engine import extension
+    from vleak.native import loader
 
-    status = extension.status()
+    status = loader.status()
     found = {"vleak": vleak.__version__, "python": platform.python_version(), "platform": platform.platform()}
     found |= {name: _version(name) for name in _PACKAGES}
     found["cores"] = str(os.cpu_count())

@@ -13,7 +13,7 @@ from vleak.cli.table import leak_table
 from vleak.errors import InputError, VleakError
 
 if TYPE_CHECKING:
-    from vleak.evaluation import Row
+    from vleak.results import Row
 
 
 def _option(text: str, panel: str, *names: str) -> Any:
@@ -182,8 +182,8 @@ def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:
 
 
 def _show(results: dict[str, Any], folder: Path) -> list[Row]:
-    from vleak.evaluation import headline, summarise
     from vleak.report import write_report
+    from vleak.results import headline, summarise
 
     rows = summarise(results)
     page = write_report(folder)

@@ -12,8 +12,8 @@ from vleak.cli import output
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or stopped.")]) -> None:
     """Write report.html of a run again and say where it is."""
-    from vleak.evaluation import headline, read_results, summarise
     from vleak.report import write_report
+    from vleak.results import headline, read_results, summarise
 
     results = read_results(run)
     page = write_report(run)

@@ -50,7 +50,7 @@ def study(
     """Ask the paper's questions and say of each claim whether it holds: effect, interval, verdict."""
     folder = out or Path("runs") / f"study-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     try:
-        from vleak.evaluation import Study
+        from vleak.study import Study
 
         stopping.check()
         asked = Study(data=data, clips=clips, frames=frames, size=size, stride=stride, iterations=iterations,
@@ -71,7 +71,7 @@ def study(
 
 
 def _run(asked: Any, folder: Path, workers: int | None) -> dict[str, Any]:
-    from vleak.evaluation import run_study
+    from vleak.study import run_study
 
     with output.progress_bar() as bar:
         task = bar.add_task("starting", total=None)

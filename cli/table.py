@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` has no need of
-    from vleak.evaluation import Interval, Row
+    from vleak.results import Interval, Row
 
 _STYLES = {
     "leaks": "bold red",
@@ -27,10 +27,10 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
 
     Args:
         results: content of results.json.
-        rows: what `vleak.evaluation.summarise` made of it.
+        rows: what `vleak.results.summarise` made of it.
         width: columns of the terminal; below 120 only what the verdict rests on is shown.
     """
-    from vleak.evaluation import plural, unfinished
+    from vleak.results import plural, unfinished
 
     models, data = results["models"], results["data"]
     clips = f"{data['clips']} clip{plural(data['clips'])}"
@@ -97,7 +97,7 @@ def _enhanced(row: Row) -> str:
 
 
 def _epsilon(row: Row) -> str:
-    from vleak.evaluation import epsilon_text
+    from vleak.results import epsilon_text
 
     return "" if row.epsilon is None else epsilon_text(row.epsilon)
 

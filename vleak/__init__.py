@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from vleak.data import ClipSet, FeatureSet, load_clips, load_data
     from vleak.defenses import DEFENSES
     from vleak.enhance import enhance
-    from vleak.evaluation import Settings, Study, evaluate, run_study
+    from vleak.evaluation import Settings, evaluate
     from vleak.federated import Client, Defense, Update
     from vleak.models import EXTRACTORS, HEADS, MODELS, build_extractor, build_head, build_model
     from vleak.report import write_report, write_study
+    from vleak.study import Study, run_study
 
     __version__: str
 
@@ -36,9 +37,9 @@ _HOMES = {
     "DEFENSES": "defenses",
     "enhance": "enhance",
     "Settings": "evaluation",
-    "Study": "evaluation",
+    "Study": "study",
     "evaluate": "evaluation",
-    "run_study": "evaluation",
+    "run_study": "study",
     "Client": "federated",
     "Defense": "federated",
     "Update": "federated",

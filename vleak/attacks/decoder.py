@@ -22,8 +22,8 @@ from vleak.attacks.matching import _in_mode
 from vleak.attacks.memo import Memo, digest_of
 from vleak.attacks.priors import Interpolate, Weights, answer_of, decoded_problem
 from vleak.attacks.rows import NEAR_ZERO
-from vleak.engine.loop import Descent, Loop, State
-from vleak.engine.trials import run_trials
+from vleak.descent.loop import Descent, DescentSettings, State
+from vleak.descent.scheduler import run_descents
 from vleak.errors import InputError
 from vleak.seeds import generator as seeded
 
@@ -63,7 +63,7 @@ class Decoder(Attack):
         Args:
             iterations: of each restart, in latents and pixels together, at least 1.
             restarts: independent latents, at least 1; the smallest objective is the answer.
-            engine: which loop runs, see `vleak.engine.loop`.
+            engine: which loop runs, see `vleak.descent.loop`.
             learning_rate: of Adam on the latents.
             share: part of the iterations spent on latents, in (0, 1]; 1 never leaves them.
             pixel_rate: of Adam on the pixels.
@@ -111,7 +111,7 @@ class Decoder(Attack):
         latents = max(1, round(self.share * self.iterations))
         weights = Weights(spatial=self.spatial, temporal=self.temporal, prior=self.prior)
         problem = decoded_problem(observation, labels, channel, decoder, weights)
-        descent = Descent(
+        descent = DescentSettings(
             iterations=latents,
             learning_rate=self.learning_rate,
             schedule="trapezoid",
@@ -123,8 +123,8 @@ class Decoder(Attack):
         )
         shape = (knowledge.batch_size, *decoder.latent)
         starts = [0.1 * torch.randn(shape, generator=generator) for _ in range(self.restarts)]
-        loops = [Loop(problem, descent, start.to(weight), engine=self.engine) for start in starts]
-        states = run_trials(loops, latents, progress=progress, stop=stop)
+        loops = [Descent(problem, descent, start.to(weight), engine=self.engine) for start in starts]
+        states = run_descents(loops, latents, progress=progress, stop=stop)
         if latents == self.iterations:
             return answer_of(loops, states, decoder, labels, channel)
         return self._in_pixels(observation, labels, channel, decoder, states, progress, stop)
@@ -149,7 +149,7 @@ class Decoder(Attack):
         for state in before:
             with torch.no_grad():
                 start = decoder(state.best).contiguous()
-            descent = Descent(
+            descent = DescentSettings(
                 iterations=left,
                 learning_rate=self.pixel_rate,
                 schedule="trapezoid",
@@ -159,9 +159,9 @@ class Decoder(Attack):
                 prior=start,
                 prior_weight=self.prior + channel.prior_weight / knowledge.public_variance(),
             )
-            loops.append(Loop(problem, descent, start, engine=self.engine))
+            loops.append(Descent(problem, descent, start, engine=self.engine))
         tell = None if progress is None else (lambda count: progress(done + count))
-        states = run_trials(loops, left, progress=tell, stop=stop)
+        states = run_descents(loops, left, progress=tell, stop=stop)
         joined = [
             replace(
                 after,

@@ -17,8 +17,8 @@ from vleak.attacks.labels import infer_labels
 from vleak.attacks.matching import _centre, _in_mode
 from vleak.attacks.priors import Interpolate, Weights, answer_of, decoded_problem
 from vleak.attacks.rows import NEAR_ZERO
-from vleak.engine.loop import Descent, Loop
-from vleak.engine.trials import run_trials
+from vleak.descent.loop import Descent, DescentSettings
+from vleak.descent.scheduler import run_descents
 from vleak.errors import InputError
 
 
@@ -51,7 +51,7 @@ class DeepPrior(Attack):
         Args:
             iterations: of each restart, at least 1.
             restarts: independent networks and noises, at least 1; the smallest objective is the answer.
-            engine: which loop runs, see `vleak.engine.loop`.
+            engine: which loop runs, see `vleak.descent.loop`.
             learning_rate: of Adam, on the network's weights.
             channels: width of the network, at least 1.
             levels: times that it doubles the resolution, at least 1.
@@ -90,7 +90,7 @@ class DeepPrior(Attack):
         decoder = decoder.to(weight.device)
         weights = Weights(spatial=self.spatial, temporal=self.temporal, prior=self.prior)
         problem = decoded_problem(observation, labels, channel, decoder, weights)
-        descent = Descent(
+        descent = DescentSettings(
             iterations=self.iterations,
             learning_rate=self.learning_rate,
             schedule="trapezoid",
@@ -99,8 +99,8 @@ class DeepPrior(Attack):
             high=math.inf,
         )
         starts = [decoder.start(knowledge.batch_size, generator) for _ in range(self.restarts)]
-        loops = [Loop(problem, descent, start.to(weight), engine=self.engine) for start in starts]
-        states = run_trials(loops, self.iterations, progress=progress, stop=stop)
+        loops = [Descent(problem, descent, start.to(weight), engine=self.engine) for start in starts]
+        states = run_descents(loops, self.iterations, progress=progress, stop=stop)
         return answer_of(loops, states, decoder, labels, channel)
 
 

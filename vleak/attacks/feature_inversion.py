@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vleak.attacks.base import Knowledge, Reconstruction
 from vleak.attacks.matching import health
 from vleak.attacks.scene import Before, background, expected_clips
-from vleak.engine.loop import Descent, Loop, Problem
-from vleak.engine.trials import run_trials
+from vleak.descent.loop import Descent, DescentSettings, Problem
+from vleak.descent.scheduler import run_descents
 from vleak.errors import InputError
 
 NOTHING_FOUND = "no segment was found"
@@ -46,13 +46,13 @@ class FeatureInversion:
 
         Args:
             iterations: at least 1.
-            learning_rate, warmup, coarse: how the clip descends, see `vleak.engine.loop.Descent`.
+            learning_rate, warmup, coarse: how the clip descends, see `vleak.descent.loop.DescentSettings`.
             spatial: weight of anisotropic total variation within frames.
             temporal: weight of total variation between frames.
             prior: weight of half the mean squared distance to what is expected: reference frames held still,
                 else the mean public clip; without either there is none. With reference frames the clip
                 descends as a difference from them, and total variation is that of the difference.
-            engine: which loop runs, see `vleak.engine.loop`.
+            engine: which loop runs, see `vleak.descent.loop`.
 
         Raises:
             InputError: fewer than one iteration.
@@ -108,13 +108,13 @@ class FeatureInversion:
         stage = _stage(extractor, knowledge, weight)
         start = noise.to(weight) if stage is not None else (centre + noise).clamp(0, 1).to(weight)
         prior = None if expected is None else expected.to(weight)
-        loop = Loop(
+        loop = Descent(
             _problem(stage or extractor, features.to(weight), found.to(weight.device)),
             self._descent(knowledge, prior) if stage is None else self._from_scene(knowledge, start),
             start,
             engine=self.engine,
         )
-        (state,) = run_trials([loop], self.iterations, progress=progress, stop=stop)
+        (state,) = run_descents([loop], self.iterations, progress=progress, stop=stop)
         best = state.best if stage is None else stage.compose(state.best)
         return Reconstruction(
             clips=torch.nan_to_num(best.cpu(), nan=0.5).clamp(0, 1),
@@ -129,8 +129,8 @@ class FeatureInversion:
             seconds=time.perf_counter() - started,
         )
 
-    def _descent(self, knowledge: Knowledge, prior: Tensor | None) -> Descent:
-        return Descent(
+    def _descent(self, knowledge: Knowledge, prior: Tensor | None) -> DescentSettings:
+        return DescentSettings(
             iterations=self.iterations,
             learning_rate=self.learning_rate,
             schedule="trapezoid",
@@ -142,7 +142,7 @@ class FeatureInversion:
             prior_weight=0.0 if prior is None else self.prior,
         )
 
-    def _from_scene(self, knowledge: Knowledge, start: Tensor) -> Descent:
+    def _from_scene(self, knowledge: Knowledge, start: Tensor) -> DescentSettings:
         """Return the descent on the difference from a scene, which variation and pull then are about."""
         return replace(self._descent(knowledge, torch.zeros_like(start)), low=-1.0, high=1.0)
 

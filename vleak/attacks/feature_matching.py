@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vleak.attacks.base import Observation
 from vleak.attacks.rows import centre
-from vleak.engine.loop import Problem
+from vleak.descent.loop import Problem
 
 FEATURE_PULL = 0.05
 """Weight of the pull towards the mean public matrix, against that of clips of frames. Of 0.05 and 0.5 the

@@ -24,9 +24,9 @@ from vleak.attacks.scene import (
     moving_mask,
     still_scenes,
 )
-from vleak.engine.loop import Descent, Loop, Problem, State
-from vleak.engine.problem import Rule, Schedule
-from vleak.engine.trials import run_trials
+from vleak.descent.loop import Descent, DescentSettings, Problem, State
+from vleak.descent.problem import Rule, Schedule
+from vleak.descent.scheduler import run_descents
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 
@@ -92,7 +92,7 @@ class Matching(Attack):
             restarts: independent starts, at least 1; the smallest objective is the answer.
             distance: between gradients; for "l2" the priors are in units of the target's squared norm.
             rule, schedule, learning_rate, warmup, coarse, patience, tolerance: how each start descends, see
-                `vleak.engine.loop.Descent`.
+                `vleak.descent.loop.DescentSettings`.
             spatial: weight of anisotropic total variation within frames.
             temporal: weight of total variation between frames.
             prior: weight of half the mean squared distance to the mean public clip, where there is one; a
@@ -102,7 +102,7 @@ class Matching(Attack):
                 from it, so that the background's own texture costs nothing. "mask": as "prior" for half of
                 the iterations; in the other half what does not differ from the background by then pays more
                 for doing so, and where something moves the background's texture is taken out.
-            engine: which loop runs, see `vleak.engine.loop`.
+            engine: which loop runs, see `vleak.descent.loop`.
 
         Raises:
             InputError: fewer than one iteration or restart, or another use of reference frames.
@@ -162,7 +162,9 @@ class Matching(Attack):
         references, starts = case.knowledge.references, self._starts(case.knowledge, generator)
         if references is None or self.reference == "start":
             loops = [self._loop(case, start, self.iterations, self.coarse) for start in starts]
-            return run_trials(loops, self.iterations, progress=case.progress, stop=case.stop), loops[0].engine
+            return run_descents(loops, self.iterations, progress=case.progress, stop=case.stop), loops[
+                0
+            ].engine
         weight = next(case.observation.model.parameters())
         still, model = self._scene(case, references).to(weight), case.observation.model
         everywhere = still.new_ones(len(still), 1, *case.knowledge.clip_shape[1:])
@@ -193,7 +195,7 @@ class Matching(Attack):
 
         def distance(scene: Tensor) -> float:
             clips = scene.expand(case.knowledge.batch_shape).to(weight).contiguous()
-            loop = Loop(self._problem(case), Descent(iterations=1), clips, engine="reference")
+            loop = Descent(self._problem(case), DescentSettings(iterations=1), clips, engine="reference")
             found = float(loop.distance_and_gradient(clips)[0])
             return found if math.isfinite(found) else math.inf
 
@@ -204,7 +206,7 @@ class Matching(Attack):
         space = FeatureSpace(case.observation)
         problem = space.behind(self._problem(case))
         weight = next(case.observation.model.parameters())
-        descent = Descent(
+        descent = DescentSettings(
             iterations=self.iterations,
             learning_rate=self.learning_rate * space.rate,
             rule=self.rule,
@@ -218,8 +220,8 @@ class Matching(Attack):
             high=math.inf,
         )
         starts = [space.start(generator).to(weight) for _ in range(self.restarts)]
-        loops = [Loop(problem, descent, start, engine=self.engine) for start in starts]
-        states = run_trials(loops, self.iterations, progress=case.progress, stop=case.stop)
+        loops = [Descent(problem, descent, start, engine=self.engine) for start in starts]
+        states = run_descents(loops, self.iterations, progress=case.progress, stop=case.stop)
         compose = space.compose
         return [replace(s, x=compose(s.x), best=compose(s.best)) for s in states], loops[0].engine
 
@@ -232,7 +234,7 @@ class Matching(Attack):
             self._loop(case, before.decompose(start.to(device)), iterations, coarse, before)
             for start, before in zip(starts, befores, strict=True)
         ]
-        states = run_trials(loops, iterations, progress=case.progress, stop=case.stop)
+        states = run_descents(loops, iterations, progress=case.progress, stop=case.stop)
         clips = [
             replace(state, x=before.compose(state.x), best=before.compose(state.best))
             for state, before in zip(states, befores, strict=True)
@@ -241,7 +243,7 @@ class Matching(Attack):
 
     def _loop(
         self, case: _Case, start: Tensor, iterations: int, coarse: int, before: Before | None = None
-    ) -> Loop:
+    ) -> Descent:
         observation, channel = case.observation, case.channel
         weight = next(observation.model.parameters())
         problem = self._problem(case)
@@ -256,7 +258,7 @@ class Matching(Attack):
             trust, smoothness = channel.scene_weight, channel.scene_smoothness
         pull = self.prior + trust / expected_variance(knowledge)
         unit = self._unit(case)
-        descent = Descent(
+        descent = DescentSettings(
             iterations=iterations,
             learning_rate=self.learning_rate,
             rule=self.rule,
@@ -272,7 +274,7 @@ class Matching(Attack):
             low=0.0 if before is None else -math.inf,
             high=1.0 if before is None else math.inf,
         )
-        return Loop(problem, descent, start.to(weight), engine=self.engine)
+        return Descent(problem, descent, start.to(weight), engine=self.engine)
 
     def _unit(self, case: _Case) -> float:
         return 1.0 if self.distance == "cosine" else _energy(case.observation.update.tensors)

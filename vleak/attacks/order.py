@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vleak.backends import differentiable_rnn, math_attention
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 from vleak.seeds import generator
+from vleak.switches import differentiable_rnn, math_attention
 
 ROUNDING = 1e-5
 """Relative difference of two float32 gradients below which they are the same: measured 2e-7 where order is

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from vleak.attacks.adaptive import Channel
 from vleak.attacks.base import Observation, Reconstruction
 from vleak.attacks.matching import health
-from vleak.engine.loop import Loop, Problem, State
+from vleak.descent.loop import Descent, Problem, State
 from vleak.errors import unknown_name
 from vleak.federated import LOSSES
 from vleak.federated.gradients import mean_gradient
@@ -140,7 +140,7 @@ def _priced(name: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def answer_of(
-    loops: Sequence[Loop], states: Sequence[State], decoder: nn.Module, labels: Tensor, channel: Channel
+    loops: Sequence[Descent], states: Sequence[State], decoder: nn.Module, labels: Tensor, channel: Channel
 ) -> Reconstruction:
     """Return the restart of the smallest objective, decoded.
 

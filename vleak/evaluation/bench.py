@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import vleak
 from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, answerable, order_identifiable
 from vleak.data import ClipSet, FeatureSet, load_data, recognise
-from vleak.engine import extension
 from vleak.enhance import Enhanced, Enhancer, build_enhancer, plain
 from vleak.errors import InputError
 from vleak.evaluation.settings import Settings
@@ -34,6 +33,7 @@ from vleak.models import (
     check_second_derivative,
     train,
 )
+from vleak.native import loader
 from vleak.seeds import generator
 
 Progress = Callable[[str, int, int], None]
@@ -540,7 +540,7 @@ def _accuracies(
 def _header(
     resolved: dict[str, Any], data: ClipSet | FeatureSet, models: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    status = extension.status()
+    status = loader.status()
     if isinstance(data, ClipSet):
         private, public = data.clips, data.public_clips
     else:

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from vleak.backends import exact_arithmetic, math_attention
 from vleak.data import ClipSet
 from vleak.defenses import Defense, spell
-from vleak.engine.meeting import Meeting
+from vleak.descent.meeting import Meeting
 from vleak.errors import InputError, VleakError
 from vleak.evaluation.bench import Bench, Progress, null_names, prepare
 from vleak.evaluation.cell import Job, Result, StoppedError, run_cell
-from vleak.evaluation.flags import mark
 from vleak.evaluation.settings import Settings
-from vleak.evaluation.store import Store, check_folder, write_clips
+from vleak.results.flags import mark
+from vleak.results.store import Store, check_folder, write_clips
+from vleak.switches import exact_arithmetic, math_attention
 
 __all__ = ["Progress", "StoppedError", "evaluate"]
 

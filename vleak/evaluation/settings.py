@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from vleak import ops
 from vleak.attacks import ATTACKS
 from vleak.defenses import DEFENSES, Defense, parse, spell, sweep
-from vleak.engine.loop import ENGINES
+from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, canonical
+from vleak.native import operators
 
 PIPELINES = ("raw", "feature", "all")
 DEVICES = ("auto", "cpu", "cuda")
@@ -48,7 +48,7 @@ class Settings:
         restarts: of every attack, iterations: of every restart.
         labels: "inferred" by the attack, or "granted" to it.
         seed: of everything random.
-        device: "auto", "cpu" or "cuda". engine: a name in `vleak.engine.loop.ENGINES`.
+        device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
 
     data: str = "synthetic"
@@ -170,6 +170,6 @@ class Settings:
 
     def engine_that_runs(self) -> str:
         """Return the engine asked for where native kernels are there; otherwise "reference"."""
-        if self.engine == "reference" or ops.backend(self.torch_device()) != "native":
+        if self.engine == "reference" or operators.backend(self.torch_device()) != "native":
             return "reference"
         return self.engine

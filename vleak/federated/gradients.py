@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from vleak.backends import differentiable_rnn, recurrent
 from vleak.errors import CapabilityError
+from vleak.switches import differentiable_rnn, recurrent
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N, classes) or scores (N, ...), labels (N,)) -> scalar, a mean over the clips."""

@@ -9,9 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from vleak.backends import differentiable_rnn
 from vleak.errors import InputError
 from vleak.federated.gradients import Loss
+from vleak.switches import differentiable_rnn
 
 RECOVERED = 0.99
 """A segment counts as recovered above this cosine to the truth."""

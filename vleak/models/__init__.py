@@ -1,11 +1,11 @@
 """Classifiers of raw frames, frozen extractors and heads on features, and any factory of the user."""
 
-from vleak.backends import math_attention
 from vleak.models.build import MODELS, build_model, canonical
 from vleak.models.extractors import EXTRACTORS, Extractor, build_extractor, pretrained, train_extractor
 from vleak.models.heads import HEADS, BagPair, build_head
 from vleak.models.preflight import check_classifier, check_head, check_second_derivative
 from vleak.models.training import TRAINING_STATES, accuracy, train
+from vleak.switches import math_attention
 
 __all__ = [
     "EXTRACTORS",

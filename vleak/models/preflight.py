@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from vleak.backends import differentiable_rnn, math_attention
 from vleak.errors import CapabilityError, InputError
+from vleak.switches import differentiable_rnn, math_attention
 
 _REMEDIES = {
     "scaled_dot_product": "run attention on its math backend (vleak does, unless the model forces another)",

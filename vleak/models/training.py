@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.backends import differentiable_rnn
 from vleak.errors import InputError
+from vleak.switches import differentiable_rnn
 
 #: state -> optimiser steps; fixed beforehand, so that no result can choose them.
 TRAINING_STATES: dict[str, int] = {"untrained": 0, "early": 20, "late": 300}

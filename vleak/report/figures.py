@@ -15,8 +15,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from vleak.evaluation.statistics import Interval
-from vleak.evaluation.summary import Row, epsilon_text, number, ratio
+from vleak.results.statistics import Interval
+from vleak.results.summary import Row, epsilon_text, number, ratio
 
 MAX_SERIES = 6
 MAX_LABELS = 18

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vleak.errors import InputError
-from vleak.evaluation.summary import (
+from vleak.report.media import Strip, film_strip, read_array
+from vleak.results.summary import (
     Cell,
     Row,
     failure,
@@ -18,7 +19,6 @@ from vleak.evaluation.summary import (
     plural,
     row_key,
 )
-from vleak.report.media import Strip, film_strip, read_array
 
 MAX_CLIPS = 12
 MAX_DEFENSES = 11

@@ -14,10 +14,13 @@ from markupsafe import Markup
 
 from vleak.attacks import matching
 from vleak.attacks.rows import NEAR_ZERO
-from vleak.evaluation import flags as health
-from vleak.evaluation.statistics import Interval
-from vleak.evaluation.store import read_results
-from vleak.evaluation.summary import (
+from vleak.files import write_atomic
+from vleak.report.figures import draw_plots
+from vleak.report.gallery import Gallery, Scene, build_galleries
+from vleak.results import flags as health
+from vleak.results.statistics import Interval
+from vleak.results.store import read_results
+from vleak.results.summary import (
     Cell,
     Row,
     epsilon_text,
@@ -31,9 +34,6 @@ from vleak.evaluation.summary import (
     row_key,
     summarise,
 )
-from vleak.files import write_atomic
-from vleak.report.figures import draw_plots
-from vleak.report.gallery import Gallery, Scene, build_galleries
 
 MAX_CELLS = 1500
 _NO_BREAK = "\u00a0"

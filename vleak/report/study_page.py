@@ -11,14 +11,14 @@ from typing import Any
 from markupsafe import Markup
 
 from vleak.errors import InputError
-from vleak.evaluation.statistics import Interval
-from vleak.evaluation.store import SCHEMA_VERSION, read_results
-from vleak.evaluation.study import attacked, folder
 from vleak.files import write_atomic
 from vleak.report.figures import Plot, draw_curve
 from vleak.report.gallery import Scene, Tile
 from vleak.report.media import film_strip, read_array
 from vleak.report.page import environment, resource
+from vleak.results.statistics import Interval
+from vleak.results.store import SCHEMA_VERSION, read_results
+from vleak.study.study import attacked, folder
 
 MAX_SCENES = 4
 _TONES = {"holds": "safe", "does not hold": "leaks", "mixed": "unclear"}

@@ -1,0 +1,841 @@
+"""Graph passes: that each fires, keeps the numbers, and stays away where it does not apply."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_capture import (
+    MODELS_TAKEN,
+    Frames,
+    Sequence,
+    captured,
+    made,
+    make_step,
+    make_values,
+    run,
+    volumes,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vleak.descent.capture import Capture, capture
+from vleak.descent.passes import PASSES, optimize
+from vleak.errors import InputError
+from vleak.seeds import generator
+
+aten = torch.ops.aten
+
+
+def count(made: Capture, *operators: Any) -> int:
+    """Return how many calls of some operators a graph has."""
+    tally = Counter(node.target for node in made.graph.graph.nodes)
+    return sum(tally[operator] for operator in operators)
+
+
+def of(function: Callable[..., Tensor], *tensors: Tensor, fixed: tuple[str, ...] = ()) -> Any:
+    """Capture a function of x, y, ...; return the graph and its values."""
+    values = dict(zip("xyzw", tensors, strict=False))
+    return capture(lambda given: {"out": function(*given.values())}, values, fixed), values
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator("passes", *shape, seed), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# All passes
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", MODELS_TAKEN)
+def test_passes_keep_the_numbers(name: str, train: bool) -> None:
+    model = made(MODELS_TAKEN[name], train=train).double()
+    values = make_values(model)
+    graph = captured(model, values)
+    expected = run(graph, values)
+    for each in PASSES.values():
+        before, kept = len(graph.graph.graph.nodes), graph.graph.code
+        optimized = each(graph)
+        assert graph.graph.code == kept
+        assert len(graph.graph.graph.nodes) == before
+        torch.testing.assert_close(run(optimized, values), expected, rtol=1e-8, atol=1e-11)
+        graph = optimized
+
+
+@pytest.mark.parametrize("kind", ["cosine", "l2"])
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+def test_masks_and_both_distances(kind: str, masked: bool) -> None:
+    model = made(MODELS_TAKEN["residual"]).double()
+    values = make_values(model, masked=masked)
+    step = make_step(model, kind=kind)
+    graph = optimize(capture(step, values, set(values) - {"x"}))
+    torch.testing.assert_close(run(graph, values), step(values), rtol=1e-9, atol=1e-12)
+
+
+def test_passes_can_be_left_out_and_misspelt() -> None:
+    model = made(MODELS_TAKEN["conv2d"])
+    graph = captured(model, make_values(model))
+    assert len(optimize(graph, ()).graph.graph.nodes) == len(graph.graph.graph.nodes)
+    assert count(optimize(graph, ("simplify",)), aten.convolution.default) > 0
+    with pytest.raises(InputError, match="unknown pass 'simplfy'; did you mean simplify"):
+        optimize(graph, ("simplfy",))
+
+
+def test_every_node_keeps_a_shape() -> None:
+    model = made(MODELS_TAKEN["residual"])
+    for node in optimize(captured(model, make_values(model))).graph.graph.nodes:
+        assert node.op == "output" or node.meta["val"] is not None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# simplify
+
+
+def simplified(function: Callable[..., Tensor], *tensors: Tensor) -> Capture:
+    """Simplify a function's graph, and check that the numbers are the very same."""
+    graph, values = of(function, *tensors)
+    smaller = PASSES["simplify"](graph)
+    copies = [{name: value.clone() for name, value in values.items()} for _ in range(2)]
+    torch.testing.assert_close(run(smaller, copies[0]), run(graph, copies[1]), rtol=0, atol=0)
+    torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
+    return smaller
+
+
+def calls_of(made: Capture) -> list[Any]:
+    return [node.target for node in made.graph.graph.nodes if node.op == "call_function"]
+
+
+NOTHING: dict[str, Callable[[Tensor], Tensor]] = {
+    "detach": lambda x: x.detach(),
+    "view": lambda x: x.view(3, 4).view(12).view(3, 4),
+    "transpose": lambda x: x.t().t(),
+    "transpose back": lambda x: x.transpose(0, 1).transpose(1, 0),
+    "permute": lambda x: x.permute(1, 0).permute(1, 0),
+    "expand": lambda x: x.expand(3, 4),
+    "slice": lambda x: x[:, :],
+    "clone": lambda x: x.clone(),
+    "zeros": lambda x: torch.zeros_like(x) + x + x.new_zeros(4, 3).t().expand(3, 4).contiguous() - 0,
+    "zero product": lambda x: x + torch.zeros(3, 5, dtype=x.dtype).mm(x.new_ones(5, 4)),
+    "ones": lambda x: x * torch.ones_like(x) / 1 * 1.0,
+    "dead": lambda x: (x.sin().cos(), x)[1],
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_changes_nothing_goes(name: str) -> None:
+    made = simplified(lambda x: NOTHING[name](x.sin()).cos(), draw(3, 4))
+    assert calls_of(made) == [aten.sin.default, aten.cos.default]
+
+
+SOMETHING: dict[str, Callable[[Tensor], Tensor]] = {
+    "broadcast zeros": lambda x: x + x.new_zeros(2, 3, 4),
+    "zeros of a wider type": lambda x: x.float() + torch.zeros_like(x),
+    "scaled": lambda x: torch.add(torch.ones_like(x), x, alpha=2),
+    "minus": lambda x: torch.zeros_like(x) - x,
+    "one in the numerator": lambda x: torch.ones_like(x) / x,
+    "contiguous copy": lambda x: x.t().clone(memory_format=torch.contiguous_format),
+    "view of a transpose": lambda x: x.t().reshape(12),
+    "cut": lambda x: x[:, :3],
+}
+
+
+@pytest.mark.parametrize("name", SOMETHING)
+def test_what_changes_something_stays(name: str) -> None:
+    made = simplified(lambda x: SOMETHING[name](x.sin()), draw(3, 4))
+    assert len(calls_of(made)) > 1
+
+
+def test_repeated_work_is_done_once() -> None:
+    made = simplified(lambda x: x.exp() * x.exp().sum(0) + x.exp().sum(0), draw(3, 4))
+    assert count(made, aten.exp.default) == count(made, aten.sum.dim_IntList) == 1
+
+
+def test_arguments_of_another_type_are_other_work() -> None:
+    made = simplified(lambda x: (x > 1).double() + (x > 0).double() + x.pow(1.0) + x.pow(1), draw(3, 4))
+    assert count(made, aten.gt.Scalar) == 2
+
+
+def test_a_mask_is_put_on_once() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        once = aten.threshold_backward(x, y, 0)
+        return aten.threshold_backward(once, y, 0) + aten.threshold_backward(once, y, 1)
+
+    made = simplified(function, draw(3, 4), draw(3, 4, seed=1))
+    assert count(made, aten.threshold_backward.default) == 2
+
+
+def test_in_place_operators_on_temporaries_become_pure() -> None:
+    def function(x: Tensor) -> Tensor:
+        made = torch.empty_like(x).fill_(1.0).sub_(x).mul_(2)
+        return made.add_(x.clone().sigmoid_())
+
+    made = simplified(function, draw(3, 4))
+    assert not any(target._schema.is_mutable for target in calls_of(made))
+
+
+def test_memory_that_is_read_again_stays_as_it_was() -> None:
+    def of_a_view(x: Tensor) -> Tensor:
+        base = x.sin()
+        base[1].add_(1)
+        return base * base[0]
+
+    def of_an_input(x: Tensor, y: Tensor) -> Tensor:
+        before = y * 2 + y * 2
+        y.add_(x)
+        return before + y * 2
+
+    def of_a_copy(x: Tensor, y: Tensor) -> Tensor:
+        before = y.clone()
+        y.mul_(x)
+        return before + y + y.clone()
+
+    for function in (of_a_view, of_an_input, of_a_copy):
+        tensors = [draw(3, 4), draw(3, 4, seed=1)]
+        made = simplified(function, *tensors[: function.__code__.co_argcount])
+        assert any(target._schema.is_mutable for target in calls_of(made))
+
+
+def test_batch_norm_in_train_mode_needs_no_running_statistics() -> None:
+    model = made(MODELS_TAKEN["batch norm"], train=True).double()
+    values = make_values(model)
+    graph = PASSES["simplify"](captured(model, values))
+    assert count(graph, aten.native_batch_norm.default) == 0
+    torch.testing.assert_close(run(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+
+
+def test_derivatives_that_nobody_reads_are_not_computed() -> None:
+    model = made(lambda: volumes(nn.Conv3d(4, 4, 3, groups=2, padding=1), width=1024)).double()
+    graph = PASSES["simplify"](captured(model, make_values(model)))
+    nodes = graph.graph.graph.find_nodes(op="call_function", target=aten.convolution_backward.default)
+    # First of the loss: by the second layer's input, and by all weights; then by the inputs alone.
+    no, yes = False, True
+    assert sorted(node.args[-1] for node in nodes) == [
+        [no, yes, yes],
+        [yes, no, no],
+        [yes, no, no],
+        [yes] * 3,
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# convolution
+
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    # calls of conv_output, conv_input and conv_weight in a step: with two layers, forward 2, then input 1 and
+    # weight 2; of the second derivative, output 2 (one of them of two pairs) and input 2, of two pairs each.
+    "3d": (lambda: volumes(nn.GELU(), nn.Conv3d(4, 4, 3, padding=1), width=1024), (4, 3, 2)),
+    "strides": (lambda: volumes(nn.GELU(), nn.Conv3d(4, 4, (1, 3, 2), (2, 1, 3)), width=144), (4, 3, 2)),
+    "2d": (lambda: Frames(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3, stride=2)), (4, 3, 2)),
+    "no bias": (lambda: Frames(nn.Conv2d(3, 4, 3, bias=False), nn.Tanh(), nn.Conv2d(4, 5, 3)), (4, 3, 2)),
+}
+AWAY: dict[str, Callable[[], nn.Module]] = {
+    "groups": lambda: Frames(nn.Conv2d(3, 3, 3, groups=3)),
+    "dilation": lambda: Frames(nn.Conv2d(3, 4, 3, dilation=2)),
+    "one axis": lambda: Sequence(nn.Conv1d(4, 4, 3), 6),
+}
+
+
+def bilinear(made: Capture) -> tuple[int, ...]:
+    ops = torch.ops.vleak
+    return tuple(count(made, op.default) for op in (ops.conv_output, ops.conv_input, ops.conv_weight))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_become_bilinear(name: str) -> None:
+    factory, expected = CONVOLUTIONS[name]
+    model = made(factory).double()
+    values = make_values(model)
+    graph = PASSES["convolution"](PASSES["simplify"](captured(model, values)))
+    assert bilinear(graph) == expected
+    assert count(graph, aten.convolution.default, aten.convolution_backward.default) == 0
+    torch.testing.assert_close(run(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_convolutions_that_do_not_fit_stay(name: str) -> None:
+    model = made(AWAY[name]).double()
+    graph = PASSES["convolution"](PASSES["simplify"](captured(model, make_values(model))))
+    assert bilinear(graph) == (0, 0, 0)
+    assert count(graph, aten.convolution.default) > 0
+
+
+def test_other_types_stay() -> None:
+    x, w = draw(1, 3, 8, 8).bfloat16(), draw(4, 3, 3, 3).bfloat16()
+    graph, _ = of(F.conv2d, x, w)
+    assert bilinear(PASSES["convolution"](graph)) == (0, 0, 0)
+
+
+def merged(function: Callable[..., Tensor], *tensors: Tensor) -> tuple[int, ...]:
+    graph, values = of(function, *tensors)
+    optimized = PASSES["convolution"](graph)
+    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-10, atol=1e-10)
+    return bilinear(optimized)
+
+
+def test_sums_of_convolutions_merge() -> None:
+    x, y, z, w = draw(2, 3, 8, 8), draw(2, 3, 8, 8, seed=1), draw(4, 3, 3, 3), draw(4, 3, 3, 3, seed=1)
+    assert merged(lambda x, y, z, w: F.conv2d(x, z) + F.conv2d(y, w), x, y, z, w) == (1, 0, 0)
+    both = lambda x, y, z, w: F.conv_transpose2d(x, z) + F.conv_transpose2d(y, w)  # noqa: E731
+    assert merged(both, draw(2, 4, 6, 6), draw(2, 4, 6, 6, seed=1), z, w) == (0, 1, 0)
+    biased = lambda x, y, z, w: F.conv2d(x, z) + w.view(1, 4, 1, 1).expand(2, 4, 6, 6) + F.conv2d(y, z)  # noqa: E731
+    assert merged(biased, x, y, z, draw(4)) == (1, 0, 0)
+
+
+def test_sums_that_do_not_fit_stay_sums() -> None:
+    x, y, z, w = draw(2, 3, 8, 8), draw(2, 3, 8, 8, seed=1), draw(4, 3, 3, 3), draw(4, 3, 1, 1)
+    # another kernel
+    assert merged(lambda x, y, z, w: F.conv2d(x, z) + F.conv2d(y, w)[..., 2:, 2:], x, y, z, w)[0] == 2
+    assert merged(lambda x, y, z, w: F.conv2d(x, z, padding=1) + F.conv2d(y, w), x, y, z, w)[0] == 2
+
+    # a part that somebody else reads
+    def read_twice(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        part = F.conv2d(x, z)
+        return (part + F.conv2d(y, z)) * part
+
+    assert merged(read_twice, x, y, z)[0] == 2
+    # two biases, a difference, and a bias along another axis
+    two = lambda x, y, z, w: F.conv2d(x, z, w) + F.conv2d(y, z, w)  # noqa: E731
+    assert merged(two, x, y, z, draw(4))[0] == 2
+    assert merged(lambda x, y, z: F.conv2d(x, z) - F.conv2d(y, z), x, y, z)[0] == 2
+    assert merged(lambda x, y, z: torch.add(F.conv2d(x, z), F.conv2d(y, z), alpha=2), x, y, z)[0] == 2
+    rows = lambda x, z, w: F.conv2d(x, z) + w.view(1, 1, 6, 1).expand(2, 4, 6, 6)  # noqa: E731
+    graph, _ = of(rows, x, z, draw(6))
+    assert count(PASSES["convolution"](graph), aten.add.Tensor) == 1
+
+
+def test_output_padding_is_part_of_the_shape() -> None:
+    function = lambda x, y: F.conv_transpose2d(x, y, stride=2, padding=1, output_padding=1)  # noqa: E731
+    assert merged(function, draw(2, 4, 5, 5), draw(4, 3, 3, 3)) == (0, 1, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# pooling
+
+
+class Pooled(nn.Module):
+    """Convolution, ReLU, max pooling, with something else that may read between them."""
+
+    def __init__(
+        self, pool: nn.Module, width: int, between: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.conv, self.pool, self.head = nn.Conv3d(3, 4, 3, padding=1), pool, nn.Linear(width, 5)
+        self.between = between
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = F.relu(self.conv(clips))
+        y = self.head(self.pool(x).flatten(1))
+        return y if self.between is None else y + self.between(x)
+
+
+def pooled(model: nn.Module) -> tuple[Capture, Capture]:
+    """Return the graph without and with the pass, after checking that they agree."""
+    values = make_values(model)
+    before = PASSES["simplify"](captured(model, values))
+    after = PASSES["pooling"](before)
+    torch.testing.assert_close(run(after, values), run(before, values), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(run(after, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+    return before, after
+
+
+def masked_sizes(made: Capture) -> set[int]:
+    nodes = made.graph.graph.find_nodes(op="call_function", target=aten.threshold_backward.default)
+    return {node.meta["val"].numel() for node in nodes}
+
+
+@pytest.mark.parametrize(
+    ("pool", "width"), [(nn.MaxPool3d(2), 128), (nn.MaxPool3d(3, 2, 1), 128), (nn.MaxPool3d((1, 2, 2)), 256)]
+)
+def test_masks_move_behind_max_pooling(pool: nn.Module, width: int) -> None:
+    before, after = pooled(made(lambda: Pooled(pool, width)).double())
+    assert masked_sizes(before) == {2 * 1024}
+    assert masked_sizes(after) == {2 * width}
+    (relu,) = after.graph.graph.find_nodes(op="call_function", target=aten.relu.default)
+    assert relu.meta["val"].numel() == 2 * width
+
+
+def test_masks_move_behind_max_pooling_of_frames() -> None:
+    model = made(lambda: Frames(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))).double()
+    before, after = pooled(model)
+    assert max(masked_sizes(after)) < max(masked_sizes(before))
+
+
+def test_a_relu_that_others_read_stays() -> None:
+    between = lambda x: x.mean((2, 3, 4)).square().sum(1, keepdim=True)  # noqa: E731
+    _, after = pooled(made(lambda: Pooled(nn.MaxPool3d(2), 128, between)).double())
+    (relu,) = after.graph.graph.find_nodes(op="call_function", target=aten.relu.default)
+    assert relu.meta["val"].numel() == 2 * 1024
+
+
+@pytest.mark.parametrize("between", [nn.GELU(), nn.LeakyReLU(), nn.Hardtanh(0, 1)], ids=str)
+def test_other_activations_stay_before_the_pool(between: nn.Module) -> None:
+    model = made(lambda: volumes(between, nn.MaxPool3d(2), width=128)).double()
+    before, after = pooled(model)
+    assert Counter(calls_of(after)) == Counter(calls_of(before))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# stack
+
+
+def test_sums_of_outer_products_become_one_product() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        rows = [(a[None].t().mm(b[None])) for a, b in zip(x, y, strict=True)]
+        return rows[0] + rows[1] + (rows[2] + rows[3]) + x.new_ones(20, 30)
+
+    graph, values = of(function, draw(4, 20), draw(4, 30))
+    stacked = PASSES["stack"](PASSES["simplify"](graph))
+    assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
+    assert count(stacked, aten.add.Tensor) == 1
+    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_meet_a_matrix_made_later_meet_it_together() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        rows = [each.sin() for each in x.split(2)]
+        matrix = y.exp()
+        return torch.stack([row.mm(matrix) * place for place, row in enumerate(rows)])
+
+    graph, values = of(function, draw(8, 5), draw(5, 6))
+    stacked = PASSES["stack"](graph)
+    assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
+    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_follow_from_each_other_are_not_stacked() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        matrix = y.exp()
+        for _ in range(4):
+            x = x.mm(matrix).tanh()
+        return x
+
+    graph, values = of(function, draw(1, 5), draw(5, 5))
+    stacked = PASSES["stack"](graph)
+    assert count(stacked, aten.mm.default) == 4
+    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=0, atol=0)
+
+
+def test_recurrent_gradients_are_stacked() -> None:
+    model = made(lambda: Sequence(nn.LSTM(8, 24, batch_first=True), 24)).double()
+    values = make_values(model)
+    simple = PASSES["simplify"](captured(model, values))
+    stacked = PASSES["stack"](simple)
+    # Four frames, the first state zero: three products each for the gradient and both sides of the residual.
+    assert count(stacked, aten.mm.default) == count(simple, aten.mm.default) - 6
+    torch.testing.assert_close(run(stacked, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# low_rank and products
+
+PARTIAL = torch.ops.vleak.gradient_match_partial.default
+WIDE = (2, 3, 4, 8, 8)
+
+
+def wide(*layers: nn.Module) -> Callable[[], nn.Module]:
+    """Linear layers on the 8 frames of two clips."""
+    return lambda: Sequence(nn.Sequential(nn.Linear(8, 256), *layers), 8)
+
+
+def ranked(model: nn.Module, *, masked: bool = False, kind: str = "cosine") -> Capture:
+    values = make_values(model, masked=masked)
+    step = make_step(model, kind=kind)
+    graph = PASSES["stack"](PASSES["simplify"](capture(step, values, set(values) - {"x"})))
+    optimized = PASSES["low_rank"](graph)
+    torch.testing.assert_close(run(optimized, values), step(values), rtol=1e-7, atol=1e-9)
+    return optimized
+
+
+def listed(made: Capture) -> int:
+    (node,) = made.graph.graph.find_nodes(op="call_function", target=PARTIAL)
+    return len(node.args[0])
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    # and how many of the parameters' gradients are still made
+    "one of three": (wide(nn.Tanh(), nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 8)), 9),
+    "without bias": (wide(nn.Tanh(), nn.Linear(256, 600, bias=False), nn.ReLU(), nn.Linear(600, 8)), 8),
+    "two": (wide(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 700), nn.Linear(700, 8)), 10),
+    "lstm": (lambda: Sequence(nn.LSTM(8, 200, batch_first=True), 200), 7),
+    "first": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 256), nn.Tanh(), nn.Linear(256, 5)), 3),
+}
+
+
+@pytest.mark.parametrize("kind", ["cosine", "l2"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_wide_layers_are_not_made(name: str, kind: str) -> None:
+    factory, kept = LAYERS[name]
+    model = made(factory).double()
+    optimized = ranked(model, kind=kind)
+    assert count(optimized, torch.ops.vleak.gradient_match.default) == 0
+    assert listed(optimized) == kept
+    large = [p.shape for p in model.parameters() if p.numel() >= 1 << 17]
+    products = optimized.graph.graph.find_nodes(op="call_function", target=aten.mm.default)
+    assert not {node.meta["val"].shape for node in products} & {*large}
+
+
+def test_one_gradient_stays_listed() -> None:
+    layers = nn.Linear(768, 256, bias=False), nn.Tanh(), nn.Linear(256, 512, bias=False)
+    assert listed(ranked(made(lambda: nn.Sequential(nn.Flatten(), *layers)).double())) == 1
+
+
+class Shared(nn.Module):
+    """One wide layer, called twice, or whose weight is also read by something else."""
+
+    def __init__(self, second: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.wide, self.head, self.second = nn.Linear(768, 256), nn.Linear(256, 5), second
+
+    def forward(self, clips: Tensor) -> Tensor:
+        rows = clips.flatten(1)
+        return self.head(self.wide(rows).tanh() + self.second(self.wide, rows))
+
+
+STAYS: dict[str, Callable[[], nn.Module]] = {
+    "small": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 64), nn.Tanh(), nn.Linear(64, 5)),
+    "weight read elsewhere": lambda: Shared(lambda wide, rows: wide.weight.square().mean(1)),
+    "shared transposed weight": lambda: Shared(lambda wide, rows: (rows[:, :256] @ wide.weight)[:, :256]),
+}
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_gradients_that_are_needed_are_made(name: str) -> None:
+    assert count(ranked(made(STAYS[name]).double()), PARTIAL) == 0
+
+
+def test_many_rows_are_no_low_rank() -> None:
+    model = made(LAYERS["first"][0]).double()
+    values = make_values(model, (70, 3, 4, 8, 8))
+    graph = PASSES["low_rank"](PASSES["simplify"](captured(model, values)))
+    assert count(graph, PARTIAL) == 0
+
+
+def test_masked_gradients_are_made() -> None:
+    assert count(ranked(made(LAYERS["first"][0]).double(), masked=True), PARTIAL) == 0
+
+
+def test_a_layer_used_twice_is_of_the_rank_of_both() -> None:
+    model = made(lambda: Shared(lambda wide, rows: wide(rows.flip(1)).tanh())).double()
+    ranked(model)
+
+
+def multiplied(function: Callable[..., Tensor], *tensors: Tensor) -> Capture:
+    """Run the pass; tensors in float32."""
+    values = {name: tensor.float() for name, tensor in zip("xyzw", tensors, strict=False)}
+    graph = capture(lambda given: {"out": function(*given.values())}, values, {*values} - {"x", "w"})
+    optimized = PASSES["products"](PASSES["simplify"](graph))
+    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
+    return optimized
+
+
+def multiplications(made: Capture) -> tuple[int, int]:
+    """Return how many calls are ours, and how many products they add up."""
+    nodes = made.graph.graph.find_nodes(op="call_function", target=torch.ops.vleak.product.default)
+    return len(nodes), sum(len(node.args[0]) for node in nodes)
+
+
+ROWS, MATRIX = draw(16, 256), draw(256, 300)
+
+
+def test_large_products_are_ours() -> None:
+    assert multiplications(multiplied(lambda x, y: x.mm(y), ROWS, MATRIX)) == (1, 1)
+    assert multiplications(multiplied(lambda x, y: x.mm(y.t()), ROWS, MATRIX.t())) == (1, 1)
+    assert multiplications(multiplied(lambda x, y: y.t().mm(x), draw(256, 16), MATRIX)) == (1, 1)
+    with_bias = multiplied(lambda x, y, z: torch.addmm(z, x, y), ROWS, MATRIX, draw(300))
+    assert multiplications(with_bias) == (1, 1)
+    twice = multiplied(lambda x, y: x.mm(y) + x.cos().mm(y).sin(), ROWS, MATRIX)
+    assert multiplications(twice) == (2, 2)
+
+
+def test_sums_of_products_are_one() -> None:
+    both = multiplied(lambda x, y, z: x.sin().mm(y) + x.mm(z.t()), ROWS, MATRIX, MATRIX.t())
+    assert multiplications(both) == (1, 2)
+    assert count(both, aten.add.Tensor) == 0
+    mixed = lambda x, y, z, w: x.sin().mm(y) + w + x.mm(z.t()) + x.mm(w)  # noqa: E731
+    third = multiplied(mixed, *[draw(256, 256)] * 4)
+    assert multiplications(third) == (1, 3)
+    assert count(third, aten.add.Tensor) == 1
+
+
+def test_small_products_stay() -> None:
+    assert multiplications(multiplied(lambda x, y: x.mm(y), draw(2, 256), MATRIX)) == (0, 0)  # few rows
+    assert multiplications(multiplied(lambda x, y: x.mm(y), draw(600, 256), draw(256, 8))) == (0, 0)
+    assert multiplications(multiplied(lambda x, y: x.mm(y), draw(16, 8), draw(8, 30))) == (0, 0)
+    scaled = multiplied(lambda x, y, z: torch.addmm(z, x, y, beta=2), ROWS, MATRIX, draw(300))
+    assert multiplications(scaled) == (0, 0)
+    small = multiplied(lambda x, y: x.mm(y) + x.sin().mm(y) + x.cos(), draw(16, 16), draw(16, 16))
+    assert multiplications(small) == (0, 0)
+    assert count(small, aten.addmm.default) == 2
+
+
+def panelled(function: Callable[..., Tensor], *tensors: Tensor, fixed: tuple[str, ...]) -> tuple[int, ...]:
+    """Return how many panels are cut, products with them and other products of ours there are."""
+    graph, values = of(function, *tensors, fixed=fixed)
+    optimized = PASSES["products"](graph)
+    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
+    ops = torch.ops.vleak
+    counted = (aten.clone.default, ops.panel_product.default, ops.product.default)
+    return tuple(count(optimized, each) for each in counted)
+
+
+def test_large_matrices_that_stay_the_same_are_cut_once() -> None:
+    function = lambda x, y: x.mm(y) + x.cos().mm(y) + x.sin().mm(y).sin()  # noqa: E731
+    rows, large = draw(8, 512).float(), draw(512, 700).float()
+    assert panelled(function, rows, large, fixed=("y",)) == (1, 2, 0)
+    assert panelled(function, rows, large, fixed=()) == (0, 0, 2)  # it would be cut in every iteration
+    assert panelled(function, rows, large.t().contiguous().t(), fixed=("y",)) == (1, 2, 0)
+    assert panelled(function, rows, large[:, :300].contiguous(), fixed=("y",)) == (0, 0, 2)
+
+
+def test_a_matrix_and_its_transpose_share_panels() -> None:
+    both = lambda x, y: (x.mm(y) / 700).mm(y.t())  # noqa: E731
+    assert panelled(both, draw(8, 512).float(), draw(512, 700).float(), fixed=("y",)) == (1, 2, 0)
+
+
+def test_a_sum_of_products_is_split_by_how_its_matrices_are_read() -> None:
+    mixed = lambda x, y, z: x.mm(y) + x.cos().mm(z.t())  # noqa: E731
+    rows = draw(8, 512).float()
+    fixed = draw(512, 700).float(), draw(700, 512).float()
+    assert panelled(mixed, rows, *fixed, fixed=("y", "z")) == (2, 2, 0)
+    three = lambda x, y, z: x.mm(y) + x.cos().mm(y) + x.sin().mm(z)  # noqa: E731
+    changing = draw(512, 700, seed="z").float()
+    assert panelled(three, rows, fixed[0], changing, fixed=("y",)) == (1, 1, 1)
+
+
+def test_float64_stays() -> None:
+    graph, _ = of(lambda x, y: x.mm(y), ROWS, MATRIX, fixed=("y",))
+    assert multiplications(PASSES["products"](graph)) == (0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory that changes, and nodes that occur twice
+
+
+def agrees(name: str, function: Callable[..., Tensor], *tensors: Tensor, rtol: float = 1e-10) -> Capture:
+    """Run one pass over a function's graph; check that it computes what the graph did, inputs included."""
+    graph, values = of(function, *tensors)
+    optimized = PASSES[name](graph)
+    copies = [{key: value.clone() for key, value in values.items()} for _ in range(2)]
+    torch.testing.assert_close(run(optimized, copies[0]), run(graph, copies[1]), rtol=rtol, atol=rtol)
+    torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
+    return optimized
+
+
+def test_a_bias_that_is_added_twice_is() -> None:
+    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        bias = z.view(1, 4, 1, 1)
+        return F.conv2d(x, y) + bias + bias
+
+    made = agrees("convolution", function, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4))
+    assert count(made, aten.add.Tensor) == 1
+
+    def of_one_twice(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        part = F.conv2d(x, y)
+        return (part + part) + z.view(1, 4, 1, 1)
+
+    agrees("convolution", of_one_twice, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4))
+
+
+def test_a_bias_of_another_type_is_added() -> None:
+    function = lambda x, y, z: F.conv2d(x, y) + z.view(1, 4, 1, 1)  # noqa: E731
+    agrees("convolution", function, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4).float())
+
+
+def test_zeros_that_were_written_to_are_no_zeros() -> None:
+    def directly(x: Tensor, y: Tensor) -> Tensor:
+        zeros = torch.zeros_like(x)
+        zeros[1:] = x[:-1]
+        return x + zeros.mm(y)
+
+    def copied(x: Tensor, y: Tensor) -> Tensor:
+        zeros = torch.zeros_like(x)
+        zeros[1:] = x[:-1]
+        return x + zeros.clone().mm(y)
+
+    def ones(x: Tensor, y: Tensor) -> Tensor:
+        ones = torch.ones_like(x)
+        ones[1:] = y[1:]
+        return x * ones.t().clone().t()
+
+    for function in (directly, copied, ones):
+        agrees("simplify", function, draw(4, 4), draw(4, 4, seed=1))
+
+
+def test_a_result_that_is_written_to_is_not_shared() -> None:
+    def one_of_several(x: Tensor) -> Tensor:
+        (first, _), (second, _) = (F.max_pool2d(x, 2, return_indices=True) for _ in range(2))
+        first[..., 0] = 0
+        return first + second
+
+    def product_of_batches(x: Tensor) -> Tensor:
+        first, second = ((x @ x[0, 0]) for _ in range(2))
+        first[..., 0] = 0
+        return first + second
+
+    def parts(x: Tensor) -> Tensor:
+        first, second = (x.sin().unsafe_split(1, 1) for _ in range(2))
+        first[0].mul_(2)
+        return first[0] + second[0] + second[1]
+
+    for function in (one_of_several, product_of_batches, parts):
+        agrees("simplify", function, draw(2, 3, 4, 4))
+
+
+def test_in_place_operators_keep_their_type_and_strides() -> None:
+    def type_(x: Tensor, y: Tensor) -> Tensor:
+        return x.sin().add_(y)
+
+    def strides(x: Tensor, y: Tensor) -> Tensor:
+        return x.sin()[:, 1].add_(y[:, 0])
+
+    for function in (type_, strides):
+        made = agrees("simplify", function, draw(3, 4).float(), draw(3, 4, seed=1))
+        for node in made.graph.graph.nodes:
+            if node.op == "call_function":
+                arguments = torch.fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+                again, val = node.target(*arguments[0], **arguments[1]), node.meta["val"]
+                assert (again.dtype, again.stride()) == (val.dtype, val.stride())
+
+
+def test_products_are_made_before_what_they_read_changes() -> None:
+    def rows(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        left = x.sin()
+        first = left.mm(y)
+        left[:, :1] = 0
+        return first + left.mm(z)
+
+    def term(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        base = x.mm(z).sin()
+        first = base + x.mm(y)
+        base[:, :1] = 0
+        return first + x.cos().mm(z) + base
+
+    for function in (rows, term):
+        graph, values = of(function, *(each.float() for each in (ROWS, MATRIX, MATRIX.cos())))
+        torch.testing.assert_close(
+            run(PASSES["products"](graph), values), run(graph, values), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_convolutions_are_made_before_what_they_read_changes() -> None:
+    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        frames = x.sin()
+        first = F.conv2d(frames, y)
+        frames[:, :1] = 0
+        return first + F.conv2d(frames, z)
+
+    made = agrees("convolution", function, draw(2, 3, 8, 8), draw(4, 3, 3, 3), draw(4, 3, 3, 3, seed=1))
+    assert bilinear(made) == (2, 0, 0)
+
+
+def test_stacked_products_are_made_before_what_they_read_changes() -> None:
+    def outer(x: Tensor, y: Tensor) -> Tensor:
+        row, total = y[:1].sin(), x.new_zeros(20, 30)
+        for column in x.split(1):
+            total = total + column.t().mm(row)
+            row[:, :1] = 0
+        return total
+
+    def rows(x: Tensor, y: Tensor) -> Tensor:
+        row, matrix = x.split(1)[0].sin(), y.t().exp()
+        products = []
+        for _ in range(4):
+            products.append(row.mm(matrix))
+            row[:, :1] += 1
+        return torch.cat(products)
+
+    agrees("stack", outer, draw(4, 20), draw(4, 30))
+    agrees("stack", rows, draw(4, 30), draw(4, 30))
+
+
+def test_factors_that_change_after_their_product_are_multiplied_before() -> None:
+    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        columns = y.sin()
+        gradient = x.t().mm(columns)
+        columns[:, :1] = 0
+        gradients, targets = [gradient, x.cos()], [z, x]
+        distance, residuals = torch.ops.vleak.gradient_match(gradients, targets, [], "l2")
+        return distance + columns.mm(residuals[0].t()).sum() + residuals[1].sum()
+
+    made = agrees("low_rank", function, draw(2, 400), draw(2, 400, seed=1), draw(400, 400))
+    assert count(made, PARTIAL) == 0
+
+
+def with_places(use: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Pool what ReLU leaves, and use it."""
+
+    def function(x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        return use(positive, *F.max_pool2d(positive, 2, return_indices=True))
+
+    return function
+
+
+def unmasked_derivative(x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        positive = F.relu(x)
+        (slope,) = torch.autograd.grad(F.max_pool2d(positive, 2).sum(), positive)
+    return slope
+
+
+PLACES: dict[str, Callable[[Tensor], Tensor]] = {
+    "indices returned": with_places(lambda positive, pooled, places: pooled + places),
+    "another tensor read": with_places(
+        lambda positive, pooled, places: (
+            pooled + positive.cos().flatten(2).gather(2, places.flatten(2)).view_as(pooled)
+        )
+    ),
+    "derivative without a mask": unmasked_derivative,
+    "unpooled": with_places(
+        lambda positive, pooled, places: aten.max_pool2d_with_indices_backward(
+            pooled + 1, positive, [2, 2], [2, 2], [0, 0], [1, 1], False, places
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_that_others_read_stay(name: str) -> None:
+    x = draw(2, 3, 8, 8) - 1  # windows without a positive number
+    agrees("pooling", PLACES[name], x)
+
+
+def test_what_is_pooled_may_change_afterwards() -> None:
+    def before(x: Tensor) -> Tensor:
+        base = x.sin()
+        positive = F.relu(base)
+        base[..., 0] = 1
+        return F.max_pool2d(positive, 2)
+
+    def after(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            pooled = F.max_pool2d(F.relu(x), 2)
+            total = pooled.sum()
+        pooled.detach()[..., 0] = -1
+        return torch.autograd.grad(total, x)[0]
+
+    for function in (before, after):
+        agrees("pooling", function, draw(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("axes", [None, [2], [-1], [1, 2], [-2, -1], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batch"])
+def test_sums_of_what_a_pool_scatters(axes: list[int] | None, batched: bool) -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        _, places = F.max_pool2d(x, 2, return_indices=True)
+        geometry = [2, 2], [2, 2], [0, 0], [1, 1], False
+        scattered = aten.max_pool2d_with_indices_backward(y, x, *geometry, places)
+        return aten.sum.dim_IntList(scattered, axes)
+
+    shapes = ((2, 3, 8, 8), (2, 3, 4, 4)) if batched else ((3, 8, 8), (3, 4, 4))
+    made = agrees("pooling", function, *(draw(*shape) for shape in shapes))
+    rank = len(shapes[0])
+    everywhere = axes is None or {rank - 2, rank - 1} <= {axis % rank for axis in axes}
+    scatters = count(made, aten.max_pool2d_with_indices_backward.default)
+    assert scatters == (0 if everywhere else 1)

@@ -1,0 +1,493 @@
+from typing import Any
+
+import pytest
+
+from vleak.errors import InputError
+from vleak.results.statistics import binomial_interval
+from vleak.results.summary import (
+    Row,
+    describe_knowledge,
+    epsilon_text,
+    headline,
+    number,
+    ratio,
+    row_key,
+    summarise,
+)
+
+GAINS = [8.0, 9.0, 10.0, 11.0, 12.0, 9.0, 10.0, 9.5, 10.5, 10.0, 9.0, 10.0]
+
+
+def cell(clip: int, gain: float, identified: bool, **changes: Any) -> dict[str, Any]:
+    defense = {"name": "none", "label": "none", "epsilon": None, "delta": None} | changes.pop("defense", {})
+    return {
+        "pipeline": "raw",
+        "model": "c3d",
+        "training_state": "untrained",
+        "defense": defense,
+        "attack": {
+            "name": changes.pop("attack", "matching"),
+            "adaptive": changes.pop("adaptive", True),
+            "seconds": 2.0,
+        },
+        "knowledge": {"labels": "inferred", "reference_frames": 0, "batch_size": 1},
+        "clip": f"clip@{clip}",
+        "clip_index": clip,
+        "scores": {
+            "psnr_db": 15.0 + gain,
+            "psnr_gain_db": gain,
+            "ssim": 0.5,
+            "ssim_gain": 0.1,
+            "motion_psnr_db": 12.0,
+            "identified": identified,
+            "candidates": 12,
+            "label_correct": identified,
+            "null": {"grey": {"psnr_db": 11.0, "ssim": 0.1}},
+            "best_null": "grey",
+        },
+        "certificate": None,
+        "update": {"bytes": 1000, "cosine_to_undefended": 1.0, "changed_fraction": 0.0},
+        "flags": [],
+        "status": "ok",
+        **changes,
+    }
+
+
+def group(gains: list[float], hits: int, **changes: Any) -> list[dict[str, Any]]:
+    return [cell(n, gain, n < hits, **changes) for n, gain in enumerate(gains)]
+
+
+def rows(*groups: list[dict[str, Any]]) -> list[Row]:
+    return summarise({"schema_version": 1, "cells": [record for one in groups for record in one]})
+
+
+def only(*groups: list[dict[str, Any]]) -> Row:
+    (row,) = rows(*groups)
+    return row
+
+
+DP = {"name": "dp", "label": "dp σ=1", "epsilon": 5.0, "delta": 1e-5}
+BOUND = {"kind": "identification", "bound": 0.35}
+
+
+# --- one row ----------------------------------------------------------------------------------------------
+
+
+def test_a_row_averages_clips():
+    row = only(group(GAINS, 9))
+    assert row.n == 12
+    assert row.psnr_gain_db.mean == pytest.approx(sum(GAINS) / 12)
+    assert row.psnr_db == pytest.approx(15 + sum(GAINS) / 12)
+    assert (row.identified, row.candidates, row.chance) == (9, 12, 1 / 12)
+    assert row.identification == binomial_interval(9, 12)
+    assert (row.labels_correct, row.labels) == (9, 12)
+    assert (row.bytes, row.bytes_ratio, row.cosine, row.seconds) == (1000, 1.0, 1.0, 2.0)
+    assert row.motion_psnr_db == 12.0
+
+
+def test_failed_cells_are_counted_and_not_averaged():
+    broken = cell(12, -50.0, False, status="failed: NaN", scores=None)
+    lying = cell(13, -50.0, False, status="failed: out of memory")
+    row = only(group(GAINS, 12), [broken, lying])
+    assert (row.n, row.failed, row.failures) == (12, 2, ("NaN", "out of memory"))
+    assert row.psnr_gain_db.mean == pytest.approx(sum(GAINS) / 12)
+    assert "2 failed" in row.caveats
+
+
+def test_a_cell_that_failed_before_its_attack_ran_joins_the_row():
+    blank = {"name": "matching", "adaptive": False, "iterations": 0, "seconds": 0.0}
+    row = only(group(GAINS, 12), [cell(12, 0.0, False, status="failed: x", scores=None) | {"attack": blank}])
+    assert (row.n, row.failed, row.adaptive) == (12, 1, True)
+
+
+def test_a_clip_that_occurs_twice_counts_once_with_its_last_record():
+    row = only(group(GAINS, 12), [cell(0, 0.0, False)])
+    assert (row.n, row.identified) == (12, 11)
+
+
+def test_flagged_cells_stay_in_the_average_and_are_named():
+    cells = group(GAINS, 12)
+    cells[0]["flags"] = ["still improving at the end"]
+    cells[1]["flags"] = ["still improving at the end", "objective did not fall"]
+    row = only(cells)
+    assert (row.n, row.flagged) == (12, 2)
+    assert row.flags == ("still improving at the end", "objective did not fall")
+    assert "2 of 12 flagged" in row.caveats
+
+
+def test_nan_and_null_scores_do_not_poison_the_means():
+    cells = group(GAINS, 12)
+    cells[0]["scores"]["motion_psnr_db"] = None
+    cells[1]["scores"]["motion_psnr_db"] = float("nan")
+    cells[2]["update"] = None
+    row = only(cells)
+    assert row.motion_psnr_db == 12.0
+    assert row.bytes == 1000
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gains", "hits", "verdict"),
+    [
+        (GAINS, 12, "leaks"),
+        (GAINS, 1, "leaks"),  # the gain alone
+        (
+            [-5.0 + 0.1 * n for n in range(12)],
+            6,
+            "leaks",
+        ),  # identification alone: pictures can be ugly and tell all
+        ([-5.0 + 0.1 * n for n in range(12)], 1, "nothing found"),
+        ([0.0] * 12, 0, "nothing found"),
+        ([-3.0, 4.0] * 6, 1, "unclear"),
+        ([-5.0] * 12, 3, "nothing found"),  # 3 of 12 has its lower end at 5 %, below chance
+        ([-5.0] * 12, 4, "leaks"),  # 4 of 12: 10 %, above
+        ([9.0] * 3, 0, "too few clips to say"),
+        ([9.0] * 3, 3, "leaks"),  # three of three among twelve is beyond chance without any mean
+        ([-9.0] * 7, 0, "too few clips to say"),
+    ],
+)
+def test_verdicts(gains: list[float], hits: int, verdict: str):
+    assert only(group(gains, hits)).verdict == verdict
+
+
+def test_a_row_without_a_scored_cell_has_no_result():
+    row = only([cell(0, 0.0, False, status="failed: x", scores=None)])
+    assert (row.verdict, row.n, row.psnr_db, row.chance) == ("no result", 0, None, None)
+
+
+def test_a_single_candidate_never_counts_as_recognition():
+    cells = group([-5.0] * 12, 12)
+    for record in cells:
+        record["scores"]["candidates"] = 1
+    assert only(cells).verdict == "nothing found"
+
+
+def test_null_attackers_are_baselines():
+    found = rows(group([0.0] * 12, 1, attack="grey"), group(GAINS, 12))
+    assert [(row.attack, row.null, row.verdict) for row in found] == [
+        ("grey", True, "baseline"),
+        ("matching", False, "leaks"),
+    ]
+
+
+def test_a_null_attacker_that_only_the_scores_name_is_one():
+    cells = group([0.0] * 12, 1, attack="held_still")
+    cells[0]["scores"]["null"] = {"held_still": {"psnr_db": 20.0, "ssim": 0.5}}
+    assert only(cells).null
+
+
+# --- certificates -----------------------------------------------------------------------------------------
+
+
+def test_a_measurement_above_the_certificate_is_loud():
+    found = rows(group(GAINS, 12), group(GAINS, 12, defense=DP, certificate=BOUND))
+    assert [row.bound_broken for row in found] == [False, True]
+    assert found[1].bound == pytest.approx(0.35)
+    line = headline(found)[0]
+    assert line.startswith("BOUND BROKEN: matching recognised 12 of 12 clips under dp σ=1")
+    assert "at least 74 %, where the certificate allows 35 %" in line
+
+
+def test_a_lucky_count_within_the_interval_does_not_break_a_bound():
+    row = only(group([-5.0] * 12, 6, defense=DP, certificate=BOUND))
+    assert row.identification.mean > 0.35 > row.identification.low
+    assert not row.bound_broken
+
+
+def with_links(cells: list[dict[str, Any]], linked: int) -> list[dict[str, Any]]:
+    for place, record in enumerate(cells):
+        record["scores"] |= {"linked": place < linked, "link_rank": 1 if place < linked else 2}
+    return cells
+
+
+def test_bounds_that_differ_by_clip_are_averaged_over_the_scored_clips():
+    cells = group(GAINS, 6, defense=DP)
+    for place, record in enumerate(cells):
+        record["certificate"] = {"kind": "identification", "bound": 0.2 if place < 6 else 0.6}
+    lost = cell(12, 0.0, False, defense=DP, status="failed: x", scores=None)
+    lost["certificate"] = {"kind": "identification", "bound": 1.0}
+    assert only(cells, [lost]).bound == pytest.approx(0.4)
+    assert only([lost]).bound == 1.0
+
+
+def test_what_is_not_rebuilt_may_still_be_linked():
+    row = only(with_links(group([-5.0] * 12, 1, defense=DP), 12))
+    assert (row.linked, row.linkage.n, row.verdict) == (12, 12, "linkable, no picture")
+    assert only(with_links(group([-5.0] * 12, 1, defense=DP), 1)).verdict == "nothing found"
+    assert only(with_links(group(GAINS, 12), 12)).verdict == "leaks"
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ([0.4] * 6 + [-0.4] * 6, "linkable, no picture"),  # the interval ends at 0.27 dB
+        ([1.0] * 6 + [-1.0] * 6, "linkable, picture unclear"),  # at 0.66 dB
+        ([-5.0] * 7, "linkable, picture unclear"),  # too few clips for an interval
+    ],
+)
+def test_no_picture_is_said_only_where_nothing_found_would_be(gains: list[float], verdict: str):
+    linked = only(with_links(group(gains, 0, defense=DP), len(gains)))
+    assert linked.verdict == verdict
+    hidden = only(with_links(group(gains, 0, defense=DP), 0))
+    assert (hidden.verdict == "nothing found") == (verdict == "linkable, no picture")
+
+
+@pytest.mark.parametrize("gains", [[-5.0] * 12, [1.0] * 6 + [-1.0] * 6])
+def test_what_weakens_a_linkable_verdict_reaches_the_headline(gains: list[float]):
+    blind = with_links(group(gains, 0, defense=DP, adaptive=False), 12)
+    compared = rows(with_links(group([-5.0] * 12, 0), 12), blind)
+    expected = ("this attack fails even undefended", "the attack does not know the defense")
+    assert compared[1].caveats == expected
+    assert "; ".join(expected) in headline(compared)[1]
+    alone = "not run without defense, so its failure may be the attack's"
+    assert alone in headline(rows(blind))[0]
+    assert headline(rows(blind))[0].startswith("Linkable, ")
+
+
+def test_a_link_above_the_certificate_is_loud():
+    found = rows(with_links(group([-5.0] * 12, 1, defense=DP, certificate=BOUND), 12))
+    assert found[0].bound_broken
+    assert headline(found)[0].startswith("BOUND BROKEN: matching linked 12 of 12 clips under dp σ=1")
+
+
+def test_other_kinds_of_certificate_are_no_bound_on_identification():
+    assert only(group(GAINS, 12, certificate={"kind": "bits", "bound": 0.01})).bound is None
+
+
+# --- grouping, order, caveats -----------------------------------------------------------------------------
+
+
+def test_order_is_nulls_then_undefended_then_as_run():
+    prune = {"name": "prune", "label": "prune 90 %"}
+    found = rows(
+        group(GAINS, 12, defense=DP),
+        group(GAINS, 12, defense=prune),
+        group(GAINS, 12),
+        group([0.0] * 12, 1, attack="public_mean"),
+        group(GAINS, 12, model="second", defense=prune),
+        group(GAINS, 12, model="second"),
+    )
+    assert [(row.model, row.defense, row.attack) for row in found] == [
+        ("c3d", "none", "public_mean"),
+        ("c3d", "none", "matching"),
+        ("c3d", "dp σ=1", "matching"),
+        ("c3d", "prune 90 %", "matching"),
+        ("second", "none", "matching"),
+        ("second", "prune 90 %", "matching"),
+    ]
+
+
+def sent(**settings: Any) -> dict[str, Any]:
+    return {"name": "compress", "label": "qsgd 4 bit", "settings": {"codec": "qsgd", "bits": 4} | settings}
+
+
+def test_defenses_that_share_a_label_stay_apart():
+    small, large = sent(bucket=64), sent(bucket=4096)
+    found = rows(
+        group(GAINS, 12),
+        group(GAINS, 12, defense=small),
+        group([-5.0] * 12, 0, defense=large),
+    )
+    assert [(row.defense, row.verdict) for row in found] == [
+        ("none", "leaks"),
+        ("qsgd 4 bit, bucket=64", "leaks"),
+        ("qsgd 4 bit, bucket=4096", "nothing found"),
+    ]
+    text = " ".join(headline(found))
+    assert "Still leaking: qsgd 4 bit, bucket=64 (" in text
+    assert "Nothing found: qsgd 4 bit, bucket=4096 (" in text
+    assert found[1].key == row_key(cell(0, 0.0, False, defense=small))
+
+
+def test_a_label_names_only_the_settings_that_differ():
+    strict = DP | {"settings": {"noise_multiplier": 1.0, "delta": 1e-9}}
+    usual = DP | {"settings": {"noise_multiplier": 1.0, "delta": 1e-5}}
+    found = rows(group(GAINS, 12, defense=strict), group(GAINS, 12, defense=usual))
+    assert [row.defense for row in found] == ["dp σ=1, delta=1e-9", "dp σ=1, delta=1e-5"]
+    assert [row.defense for row in rows(group(GAINS, 12, defense=usual))] == ["dp σ=1"]
+    other = rows(group(GAINS, 12, defense=usual | {"name": "mine"}), group(GAINS, 12, defense=usual))
+    assert [row.defense for row in other] == ["dp σ=1, defense=mine", "dp σ=1, defense=dp"]
+
+
+def test_defenses_of_one_label_in_different_models_stay_apart():
+    found = rows(
+        group(GAINS, 12, defense=sent(bucket=64)),
+        group([-5.0] * 12, 0, defense=sent(bucket=4096), model="second"),
+    )
+    assert [row.defense for row in found] == ["qsgd 4 bit, bucket=64", "qsgd 4 bit, bucket=4096"]
+
+
+def test_different_knowledge_is_never_averaged_together():
+    granted = {"labels": "granted", "reference_frames": 1, "batch_size": 4}
+    found = rows(group(GAINS, 12), group([0.0] * 12, 0, knowledge=granted))
+    assert [row.knowledge for row in found] == [
+        "labels inferred",
+        "labels granted, 1 reference frame, batch of 4",
+    ]
+    assert describe_knowledge({"reference_frames": 4}) == "labels inferred, 4 reference frames"
+
+
+def test_bytes_are_compared_with_the_undefended_update_of_the_same_model():
+    small = {"bytes": 30, "cosine_to_undefended": 0.4}
+    found = rows(
+        group(GAINS, 12),
+        group(GAINS, 12, defense=DP, update=small),
+        group(GAINS, 12, model="b", update=small),
+    )
+    assert [row.bytes_ratio for row in found] == [1.0, 0.03, 1.0]
+
+
+def test_an_attack_that_fails_undefended_proves_nothing_about_a_defense():
+    found = rows(group([-5.0] * 12, 0), group([-5.0] * 12, 0, defense=DP))
+    assert found[1].caveats == ("this attack fails even undefended",)
+    text = " ".join(headline(found))
+    assert "would prove nothing" in text
+    assert "this attack fails even undefended" in text
+
+
+def test_a_defense_that_was_not_compared_or_not_attacked_knowingly_says_so():
+    row = only(group([-5.0] * 12, 0, defense=DP, adaptive=False))
+    assert row.caveats == (
+        "not run without defense, so its failure may be the attack's",
+        "the attack does not know the defense",
+    )
+    assert only(group(GAINS, 12, defense=DP)).caveats == ()
+
+
+# --- the answer -------------------------------------------------------------------------------------------
+
+
+def test_headline_of_a_good_run():
+    found = rows(
+        group([9.8] * 12, 12),
+        group([-5.0] * 12, 1, defense=DP, certificate=BOUND),
+        group([2.1] * 12, 3, defense={"name": "prune", "label": "prune 90 %"}, update={"bytes": 150}),
+    )
+    assert headline(found) == [
+        "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior).",
+        "Still leaking: prune 90 % (3 of 12 recognised; +2.1 dB).",
+        "Nothing found: dp σ=1 (ε 5; 1 of 12 recognised (at most 38 %); −5.0 dB (at most −5.0 dB); "
+        "the guarantee allows at most 35 % recognised).",
+        "Bytes sent, against no defense: prune 90 % ×0.15; the others as many.",
+    ]
+
+
+def test_where_nothing_was_found_the_upper_ends_are_given():
+    gains = [-1.0] * 6 + [0.0] * 6
+    found = rows(group(GAINS, 12), with_links(group(gains, 1, defense=DP), 3))
+    assert (
+        "1 of 12 recognised (at most 38 %), 3 linked (at most 57 %); −0.5 dB (at most −0.2 dB)"
+        in (headline(found)[1])
+    )
+    linked = rows(group(GAINS, 12), with_links(group(gains, 1, defense=DP), 12))
+    assert "1 of 12 recognised (at most 38 %), 12 linked; −0.5 dB" in headline(linked)[1]
+
+
+def test_a_negative_gain_is_said_to_be_below_the_prior():
+    (line,) = headline(rows(group([-2.0] * 12, 0)))
+    assert "0 of 12 clips are recognised (2.0 dB below the prior): nothing found, so" in line
+    (line,) = headline(rows(group([-0.01] * 12, 0)))
+    assert "(+0.0 dB over the prior)" in line
+
+
+@pytest.mark.parametrize(
+    ("planned", "first"),
+    [
+        ({"planned_cells": 56}, "12 of 56 cells finished; rows may be missing."),
+        ({"planned_cells": None}, "12 cells finished, the run did not; rows may be missing."),
+        ({"planned_cells": 12}, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
+        ({}, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
+    ],
+)
+def test_a_run_that_is_not_finished_says_so_first(planned: dict[str, Any], first: str):
+    results = {"schema_version": 1, "cells": group(GAINS, 12), **planned}
+    assert headline(summarise(results), results)[0] == first
+
+
+def test_an_unfinished_run_without_a_cell_says_both():
+    results = {"schema_version": 1, "cells": [], "planned_cells": 3}
+    assert headline([], results) == [
+        "0 of 3 cells finished; rows may be missing.",
+        "No attack was scored, so this run says nothing about leakage.",
+    ]
+
+
+def test_headline_judges_a_defense_by_its_worst_attack_and_names_it():
+    found = rows(
+        group(GAINS, 12),
+        group([8.0] * 12, 11, attack="strong"),
+        group([-5.0] * 12, 0, defense=DP),
+        group([9.0] * 12, 11, defense=DP, attack="strong"),
+    )
+    text = " ".join(headline(found))
+    assert "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior) by matching." in text
+    assert "Still leaking: dp σ=1 (ε 5; 11 of 12 recognised by strong; +9.0 dB)" in text
+    assert "Nothing found" not in text
+
+
+def test_headline_stays_short_with_many_defenses():
+    many = [group(GAINS, 12, defense={"name": "dp", "label": f"dp σ={n}"}) for n in range(40)]
+    lines = headline(rows(group(GAINS, 12), *many))
+    assert "; and 34 more." in lines[1]
+    assert all(len(line) < 500 for line in lines)
+
+
+def test_headline_of_nothing():
+    assert headline([]) == ["No attack was scored, so this run says nothing about leakage."]
+    failed = rows([cell(0, 0.0, False, status="failed: x", scores=None)])
+    assert "no attack gave a result" in headline(failed)[0]
+    assert "1 of 1 clip is recognised" in headline(rows(group([9.0], 1)))[0]
+
+
+# --- refusals and numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "results",
+    [{}, {"schema_version": 2, "cells": []}, {"schema_version": 1}, {"schema_version": 1, "cells": {}}],
+)
+def test_other_schemas_are_refused(results: dict[str, Any]):
+    with pytest.raises(InputError, match="reads version 1"):
+        summarise(results)
+
+
+@pytest.mark.parametrize("missing", ["defense", "attack", "clip", "model"])
+def test_a_cell_without_its_place_is_refused_by_name(missing: str):
+    record = cell(0, 1.0, True, id="the cell")
+    del record[missing]
+    with pytest.raises(InputError, match=f"'the cell' lacks '{missing}'"):
+        summarise({"schema_version": 1, "cells": [record]})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (1.0, "1"),
+        (0.03149, "0.0315"),
+        (1234.5, "1234"),
+        (9.999, "10"),
+        (400.0, "400"),
+        (2e7, "2e7"),
+        (1e-5, "1e-5"),
+        (-2.5, "-2.5"),
+    ],
+)
+def test_numbers_for_people(value: float | None, text: str):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(4.876, "4.88"), (47.0, "47"), (999.4, "999"), (999.7, "1.0e3"), (1234.5, "1.2e3"), (5e5, "5.0e5"),
+     (2e12, "2.0e12"), (0.0, "0")],
+)  # fmt: skip
+def test_epsilon_for_people(value: float, text: str):
+    assert epsilon_text(value) == text
+
+
+def test_ratios_for_people():
+    assert [ratio(v) for v in (None, 1.0, 0.0315, 1.25, 123.4)] == ["–", "×1", "×0.032", "×1.2", "×120"]

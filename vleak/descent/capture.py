@@ -1,0 +1,430 @@
+"""One iteration of an attack, recorded once as a flat graph of ATen and vleak operators.
+
+A step is a function of named tensors. It is run a single time on tensors without contents (PyTorch's meta
+device), derivatives included, and every operator that reaches the dispatcher below autograd is written down.
+What depends on the contents of a tensor (a branch, a shape, a random draw) cannot be, and is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vleak.errors import CapabilityError, InputError, VleakError
+from vleak.switches import math_attention
+
+Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Named tensors in, named tensors out; differentiates inside, and branches on no tensor's contents."""
+
+#: Which lay results out as suits the device where their arguments are not contiguous.
+OWN_LAYOUT = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+#: Whose results are views of their first argument, though their schemas do not say so.
+SILENT_VIEWS = (
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.unsafe_split.Tensor,  # a GRU writes into the parts
+    torch.ops.aten.unsafe_split_with_sizes.default,
+)
+
+_META, _CPU = torch.device("meta"), torch.device("cpu")
+
+# functional_call, which steps use, swaps the tensors of a module while it runs.
+_tracing = threading.Lock()
+
+
+class CaptureError(CapabilityError):
+    """A step cannot be written down as a graph; the message is one line that names the operator and why."""
+
+    def __init__(self, why: str) -> None:
+        """Take the reason."""
+        super().__init__(f"the step cannot be captured: {why}")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A step as a graph.
+
+    Attributes:
+        graph: calls ATen and vleak operators only; placeholders in the order of `inputs`, returns a list in
+            the order of `outputs`. Every node's ``meta["val"]`` is a meta tensor of its shape, dtype and
+            strides, or a list of them. Tensors that are not among the inputs are attributes of the module.
+        inputs: names of the placeholders.
+        outputs: names of what is returned.
+        fixed: inputs that stay the same over all iterations.
+        device: where the graph is to run.
+    """
+
+    graph: GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fixed: frozenset[str]
+    device: torch.device = _CPU
+
+
+def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) -> Capture:
+    """Record one call of a step; nothing is computed, and no tensor in ``values`` is read or changed.
+
+    Scaled-dot-product attention is recorded from its math backend, which alone has a second derivative, and
+    recurrent layers as plain operators. Calls from several threads take turns. A module that keeps tensors
+    of its forward pass as attributes would keep empty ones: record a step on a copy of such a module.
+
+    Args:
+        step: may differentiate; runs in the grad mode of the caller.
+        values: every tensor that the step reads, by name, any shapes; only shape, strides, dtype and device
+            matter.
+        fixed: names among ``values`` that stay the same over all iterations.
+
+    Returns:
+        the graph, with ``values`` flattened in their own order.
+
+    Raises:
+        InputError: a name in ``fixed`` is not in ``values``.
+        CaptureError: the step draws random numbers, branches or sizes a tensor on contents, changes a tensor
+            that is meant to stay, has an operator without second derivative, or cannot be traced.
+    """
+    strangers = sorted(set(fixed) - set(values))
+    if strangers:
+        raise InputError(f"capture: fixed names {strangers[0]!r}, which is not among the step's values")
+    recorder = _Recorder(values)
+    returned = recorder.run(step)
+    inputs = dict(zip(values, recorder.graph.find_nodes(op="placeholder"), strict=True))
+    _check_changes(recorder.graph, {node: name for name, node in inputs.items() if name not in fixed})
+    for name, node in returned.items():
+        _check_output(name, node, inputs.get(name), name in fixed)
+    recorder.graph.output(list(returned.values()))
+    module = _LazyGraphModule(recorder.constants, recorder.graph)  # compiled if anybody calls it
+    return Capture(module, tuple(values), tuple(returned), frozenset(fixed), recorder.device)
+
+
+def _check_changes(graph: Graph, changeable: Mapping[Node, str]) -> None:
+    """Refuse in-place operators on what has to stay: fixed inputs and tensors of the model's own."""
+    owner = roots(graph)
+    for node in graph.nodes:
+        for root in (owner[changed] for changed in mutated(node)):
+            if root.op != "call_function" and root not in changeable:
+                raise CaptureError(f"{node.target} changes {root.meta['name']}, which has to stay as it is")
+
+
+def _check_output(name: str, node: object, before: Node | None, fixed: bool) -> None:
+    if not isinstance(node, Node):
+        raise CaptureError(f"it returns no tensor as {name!r}")
+    if fixed:
+        raise CaptureError(f"it returns {name!r}, which is fixed")
+    after, expected = (each.meta["val"] for each in (node, node if before is None else before))
+    if (after.shape, after.dtype) != (expected.shape, expected.dtype):
+        raise CaptureError(
+            f"it takes {name!r} as {tuple(expected.shape)} {expected.dtype} and returns it as "
+            f"{tuple(after.shape)} {after.dtype}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Recording
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs every operator on meta tensors, and writes it down."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else every call is wrapped to keep PyTorch's compiler away, which never meets this mode.
+        return False
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        """Add a placeholder for every value."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph, self.constants = Graph(), nn.Module()
+        self.device = Counter(value.device for value in values.values()).most_common(1)[0][0]
+        self._nodes: dict[int, Node] = {}
+        self._alive: list[Tensor] = []  # as long as `_nodes` names tensors by their identity
+        self._running: Any = None
+        self._known: dict[Hashable, Tensor] = {}
+        self._inputs = {name: self._input(name, value) for name, value in values.items()}
+
+    def run(self, step: Step) -> dict[str, Any]:
+        """Return the node of every output, or what is no tensor as it is."""
+        try:
+            with _tracing, math_attention(), _PlainLstm(), self:
+                returned = {
+                    name: _laid_out(value, self._inputs.get(name))
+                    for name, value in step(dict(self._inputs)).items()
+                }
+            return {name: self._find(value) for name, value in returned.items()}
+        except VleakError:
+            raise
+        except Exception as error:
+            raise CaptureError(_explain(error, self._running)) from error
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if torch.Tag.data_dependent_output in func.tags and not _any_meta(args):
+            return func(*args, **kwargs)  # of a constant
+        _check_operator(func, args)
+        self._running = func
+        node = self.graph.call_function(func, *torch.fx.node.map_aggregate((args, kwargs), self._find))  # type: ignore[arg-type]
+        if any(argument.name == "device" for argument in func._schema.arguments):
+            if node.kwargs.get("device") == _META:
+                node.kwargs = {**node.kwargs, "device": self.device}
+            kwargs["device"] = _META
+        made = self._run(func, _without_contents(args), kwargs)
+        self._running = None
+        made = self._track(node, made)
+        return self._copied(made) if func in OWN_LAYOUT and not _plain(args) else made
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, or make what it made of arguments alike: recurrent layers repeat themselves."""
+        if any(argument.alias_info for argument in (*func._schema.arguments, *func._schema.returns)):
+            return func(*args, **kwargs)
+        key = func, _likeness(args), _likeness(tuple(kwargs.items()))
+        if key in self._known:
+            return empty_like(self._known[key])
+        made = func(*args, **kwargs)
+        if isinstance(made, Tensor):
+            self._known[key] = made.detach()
+        return made
+
+    def _copied(self, made: Any) -> Any:
+        """Copy results whose strides are the device's choice, so that those in the graph are right."""
+        if isinstance(made, (list, tuple)):
+            return type(made)(self._copied(each) for each in made)
+        if made is None:
+            return None
+        contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
+        node = self.graph.call_function(torch.ops.aten.clone.default, (self._find(made),), contiguous)
+        return self._track(node, torch.empty(made.shape, dtype=made.dtype, device=_META))
+
+    def _input(self, name: str, value: Tensor) -> Tensor:
+        node = self.graph.placeholder(re.sub(r"\W", "_", name))
+        node.meta["name"] = name
+        made: Tensor = self._track(node, _without_contents(value.detach()))
+        return made
+
+    def _find(self, value: Any) -> Any:
+        """Return the node that made a tensor; a tensor that none made becomes a constant."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._nodes:
+            if value.is_meta:
+                raise CaptureError("a tensor came from outside of the step's operators")
+            name = f"constant_{len(self._alive)}"
+            self.constants.register_buffer(name, value.detach())
+            node = self.graph.create_node("get_attr", name)
+            node.meta["name"] = f"a tensor of shape {tuple(value.shape)} that is not among the step's values"
+            node.meta["val"] = _without_contents(value.detach())
+            self._nodes[id(value)] = node
+            self._alive.append(value)
+        return self._nodes[id(value)]
+
+    def _track(self, node: Node, made: Any) -> Any:
+        if isinstance(made, Tensor):
+            node.meta["val"] = made.detach()
+            self._nodes[id(made)] = node
+            self._alive.append(made)
+        elif isinstance(made, (list, tuple)):
+            items = [self.graph.call_function(operator.getitem, (node, place)) for place in range(len(made))]
+            for item, part in zip(items, made, strict=True):
+                self._track(item, part)
+            node.meta["val"] = [item.meta["val"] for item in items]
+        else:
+            node.meta["val"] = made
+        return made
+
+
+def _plain(args: tuple[Any, ...]) -> bool:
+    return all(each.is_contiguous() for each in args if isinstance(each, Tensor))
+
+
+def _laid_out(value: Any, taken: Tensor | None) -> Any:
+    """Copy an output into the strides as which the next iteration takes it: its views fit no others."""
+    if not isinstance(value, Tensor) or taken is None or value.shape != taken.shape:
+        return value  # kept, carried nowhere, or refused
+    pairs = zip(value.shape, value.stride(), taken.stride(), strict=True)
+    if all(mine == its for size, mine, its in pairs if size > 1):
+        return value
+    order = sorted(range(taken.ndim), key=taken.stride, reverse=True)
+    back = sorted(range(taken.ndim), key=order.__getitem__)
+    return value.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
+
+
+def empty_like(meta: Tensor) -> Tensor:
+    """Return another meta tensor of the same shape, strides and type."""
+    return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=_META)
+
+
+def _likeness(value: Any) -> Hashable:
+    """Return what an operator's result may depend on, but for the contents of tensors."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(_likeness(each) for each in value)
+    return type(value), value
+
+
+def _any_meta(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(each, Tensor) and each.is_meta for each in args)
+
+
+def _without_contents(value: Any) -> Any:
+    """Return a meta tensor of the same shape and strides; lists of tensors alike."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_without_contents(each) for each in value)
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    return empty_like(value)
+
+
+def _check_operator(func: Any, args: tuple[Any, ...]) -> None:
+    """Refuse an operator whose result depends on more than a graph can hold."""
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        raise CaptureError(f"{func} draws random numbers; put the model in eval mode")
+    if torch.Tag.data_dependent_output in func.tags:
+        raise CaptureError(f"{func} reads what a tensor holds into Python (an .item() or an if on a tensor)")
+    if torch.Tag.dynamic_output_shape in func.tags and not _at_places(func, args):
+        raise CaptureError(f"{func} has a result whose shape depends on what a tensor holds")
+
+
+def _at_places(func: Any, args: tuple[Any, ...]) -> bool:
+    """Tell whether a call reads a tensor at numbered places, as opposed to what a mask selects."""
+    if func is not torch.ops.aten.index.Tensor:
+        return False
+    return not any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
+
+
+def _explain(error: Exception, running: Any) -> str:
+    """Return why a trace failed, in one line that names the operator where there is one."""
+    message = str(error).strip()
+    missing = re.search(r"derivative for (\S+) is not implemented", message)
+    if missing:
+        return f"{missing.group(1)} has no second derivative"
+    line = message.partition("\n")[0] or type(error).__name__
+    return line if running is None else f"{running}: {line}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Who owns the memory a node names, and who changes it
+
+
+def mutated(node: Node) -> list[Node]:
+    """Return the arguments that a node's operator changes in place."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return []
+    if target is torch.ops.aten.native_batch_norm.default:  # its schema does not say so
+        statistics = node.args[3:5] if node.args[5] else ()
+        return [each for each in statistics if isinstance(each, Node)]
+    if not target._schema.is_mutable:
+        return []
+    names = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | node.kwargs
+    return [each for name in names for each in _nodes(given.get(name))]
+
+
+def roots(graph: Graph) -> dict[Node, Node]:
+    """Return for every node the node that allocated the memory it names: itself, or what it is a view of."""
+    owner: dict[Node, Node] = {}
+    for node in graph.nodes:
+        source = _viewed(node)
+        owner[node] = node if source is None else owner[source]
+    return owner
+
+
+def _viewed(node: Node) -> Node | None:
+    """Return the argument whose memory a node's result is, if any."""
+    target = node.target
+    if node.op != "call_function":
+        return None
+    if not isinstance(target, torch._ops.OpOverload):  # getitem: of a list of views, or of fresh tensors
+        source = node.args[0]
+        assert isinstance(source, Node)
+        return source if _viewed(source) is not None else None
+    if target in SILENT_VIEWS:
+        source = node.args[0]
+        return source if isinstance(source, Node) else None
+    shared = {each for r in target._schema.returns if r.alias_info for each in r.alias_info.before_set}
+    for argument, value in zip(target._schema.arguments, node.args, strict=False):
+        if argument.alias_info is not None and argument.alias_info.before_set & shared:
+            return value if isinstance(value, Node) else None
+    return None
+
+
+def _nodes(value: Any) -> list[Node]:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in items if isinstance(item, Node)]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# LSTM
+
+
+class _PlainLstm(TorchFunctionMode):
+    """Run torch.lstm as few plain operators: one product for all inputs, the sum of both biases once."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.lstm and not kwargs and not isinstance(args[1], Tensor):
+            hidden, cell = args[1]
+            if hidden.shape == cell.shape:  # with projections PyTorch runs plain operators itself
+                return _lstm(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _lstm(
+    x: Tensor,
+    state: tuple[Tensor, Tensor],
+    weights: list[Tensor],
+    biased: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what torch.lstm returns: output (time, row, width), last hidden and last cell states."""
+    x = x.transpose(0, 1) if batch_first else x
+    each, directions = (4 if biased else 2), 1 + bidirectional
+    ends: list[tuple[Tensor, Tensor]] = []
+    for layer in range(layers):
+        if layer and dropout and train:
+            x = F.dropout(x, dropout)
+        outputs = []
+        for direction in range(directions):
+            index = layer * directions + direction
+            own = weights[each * index : each * (index + 1)]
+            start = state[0][index], state[1][index]
+            output, *end = _lstm_direction(x, start, own, backwards=direction == 1)
+            outputs.append(output)
+            ends.append((end[0], end[1]))
+        x = torch.cat(outputs, 2) if bidirectional else outputs[0]
+    hidden, cell = (torch.stack(states) for states in zip(*ends, strict=True))
+    return (x.transpose(0, 1) if batch_first else x), hidden, cell
+
+
+def _lstm_direction(
+    x: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor], *, backwards: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    (hidden, cell), (of_input, of_hidden) = state, weights[:2]
+    bias = weights[2] + weights[3] if len(weights) == 4 else None
+    gates = F.linear(x, of_input, bias).unbind(0)
+    outputs = []
+    for gate in reversed(gates) if backwards else gates:
+        enter, keep, new, leave = (gate + F.linear(hidden, of_hidden)).chunk(4, 1)
+        cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
+        hidden = leave.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs[::-1] if backwards else outputs), hidden, cell

@@ -1,0 +1,186 @@
+"""Convolutions and their derivatives as calls of vleak's own kernels, sums of them as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+import vleak.native.bilinear  # noqa: F401 (declares the operators)
+from vleak.descent.capture import Capture
+from vleak.descent.passes.rewrite import (
+    argument,
+    aten,
+    calls,
+    drop_dead,
+    emit,
+    is_term,
+    parts,
+    substitute,
+    terms_of_sums,
+    value,
+)
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def convolution(capture: Capture) -> None:
+    """Call vleak.conv_output, conv_input and conv_weight where they apply, and merge what is added up.
+
+    They apply to two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. The numbers
+    agree to rounding.
+    """
+    graph = capture.graph.graph
+    if capture.device.type != "cpu":
+        return
+    for node in list(graph.nodes):
+        if calls(node, aten.convolution.default) and _applies(node, node.args[0]):
+            _forward(node)
+        elif calls(node, aten.convolution_backward.default) and _applies(node, node.args[1]):
+            _backward(node)
+    drop_dead(graph)
+    for root, terms in terms_of_sums(graph):
+        _merge(root, terms)
+
+
+def _applies(node: Node, x: Any) -> bool:
+    given = value(x)
+    plain = argument(node, "groups") == 1 and all(each == 1 for each in argument(node, "dilation"))
+    return (
+        plain
+        and given.ndim in (4, 5)
+        and given.numel() > 0
+        and given.dtype in _DTYPES
+        and value(argument(node, "weight")).dtype == given.dtype
+    )
+
+
+def _per_axis(node: Node, name: str) -> list[int]:
+    """Return the stride or padding of every axis; PyTorch lets one number stand for all."""
+    given = list(argument(node, name))
+    axes = value(argument(node, "weight")).ndim - 2
+    return given * axes if len(given) == 1 else given
+
+
+def _forward(node: Node) -> None:
+    x, weight, bias = node.args[:3]
+    stride, padding = _per_axis(node, "stride"), _per_axis(node, "padding")
+    transposed = argument(node, "transposed")
+    if transposed and bias is not None:
+        return
+    with node.graph.inserting_before(node):
+        if transposed:
+            shape = list(value(node).shape)
+            made = emit(node.graph, torch.ops.vleak.conv_input.default, [x], [weight], shape, stride, padding)
+        else:
+            made = emit(node.graph, torch.ops.vleak.conv_output.default, [x], [weight], bias, stride, padding)
+    substitute(node, made)
+
+
+def _backward(node: Node) -> None:
+    if argument(node, "transposed"):
+        return
+    dy, x, weight = node.args[:3]
+    stride, padding = _per_axis(node, "stride"), _per_axis(node, "padding")
+    wanted = {index: part for index, part in parts(node).items() if part.users}
+    operators = torch.ops.vleak
+    graph = node.graph
+    with graph.inserting_before(node):
+        if 0 in wanted:
+            shape = list(value(x).shape)
+            substitute(
+                wanted[0], emit(graph, operators.conv_input.default, [dy], [weight], shape, stride, padding)
+            )
+        if 1 in wanted:
+            kernel = list(value(weight).shape[2:])
+            substitute(wanted[1], emit(graph, operators.conv_weight.default, x, dy, kernel, stride, padding))
+        if 2 in wanted:
+            axes = [0, *range(2, value(dy).ndim)]
+            substitute(wanted[2], emit(graph, aten.sum.dim_IntList, dy, axes))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sums
+
+
+def _merge(root: Node, terms: list[Node]) -> None:
+    """Let convolutions among the terms of a sum become one call, which also takes a bias."""
+    if value(root).ndim not in (4, 5):
+        return
+    with root.graph.inserting_before(root):
+        fewer = _with_bias(_joined(terms, root), root)
+        if len(fewer) == len(terms):
+            return
+        total = fewer[0]
+        for term in fewer[1:]:
+            total = emit(root.graph, aten.add.Tensor, total, term)
+    substitute(root, total)
+
+
+def _joined(terms: list[Node], root: Node) -> list[Node]:
+    """Return the terms with convolutions of the same geometry merged."""
+    kept: list[Node] = []
+    places: dict[Hashable, int] = {}
+    for term in terms:
+        key = _geometry(term)
+        if key is None or places.setdefault(key, len(kept)) == len(kept):
+            kept.append(term)
+            continue
+        first = kept[places[key]]
+        arguments = _both(first, term)
+        if arguments is None:
+            kept.append(term)
+        else:
+            kept[places[key]] = emit(root.graph, first.target, *arguments)
+    return kept
+
+
+def _geometry(term: Node) -> Hashable:
+    """Return what two convolutions must share to be added up in one call; None for what else is added."""
+    operators = torch.ops.vleak
+    if not (calls(term, operators.conv_output.default, operators.conv_input.default) and is_term(term)):
+        return None
+    first, weights, *rest = term.args
+    shapes = tuple(value(each[0]).shape for each in (first, weights))  # type: ignore[index,arg-type]
+    rest = rest[1:] if term.target is operators.conv_output.default else rest
+    return term.target, shapes, repr(rest)
+
+
+def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
+    """Return the arguments of a call that adds two calls up; None if both have a bias."""
+    (firsts, weights, *rest), (more, more_weights, *other) = left.args, right.args
+    if left.target is torch.ops.vleak.conv_output.default:
+        if rest[0] is not None and other[0] is not None:
+            return None
+        rest[0] = other[0] if rest[0] is None else rest[0]
+    return [*firsts, *more], [*weights, *more_weights], *rest  # type: ignore[misc]
+
+
+def _with_bias(terms: list[Node], root: Node) -> list[Node]:
+    """Return the terms with a vector over channels given to a convolution that has no bias."""
+    vectors = [(at, vector) for at, term in enumerate(terms) if (vector := _channel_vector(term, root))]
+    for place, term in enumerate(terms):
+        if not vectors or not calls(term, torch.ops.vleak.conv_output.default) or term.args[2] is not None:
+            continue
+        if term.users and not is_term(term):
+            continue
+        absorbed, vector = vectors[-1]
+        xs, ws, _, *geometry = term.args
+        made = emit(root.graph, term.target, xs, ws, vector, *geometry)
+        # By place: a sum may have a term twice.
+        fewer = [*terms[:place], made, *terms[place + 1 :]]
+        return [*fewer[:absorbed], *fewer[absorbed + 1 :]]
+    return terms
+
+
+def _channel_vector(term: Node, root: Node) -> Node | None:
+    """Return the vector of which a term is (1, channel, 1, ...), expanded or not."""
+    viewed = term.args[0] if calls(term, aten.expand.default) else term
+    if not calls(viewed, aten.view.default):
+        return None
+    shape, vector = value(root).shape, viewed.args[0]  # type: ignore[union-attr]
+    fits = list(value(viewed).shape) == [1, shape[1]] + [1] * (len(shape) - 2) and value(vector).ndim == 1
+    same_type = value(vector).dtype == value(root).dtype
+    return vector if fits and same_type else None  # type: ignore[return-value]

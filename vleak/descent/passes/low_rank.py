@@ -1,0 +1,209 @@
+"""Gradients of wide linear layers on few rows, matched without being made.
+
+Such a gradient is g = d^T x for n rows d (n, out) and x (n, in). What the match and its derivative need of it
+are products with d and x: <g, t> = sum(d * (x t^T)), |g|^2 = sum((d d^T) * (x x^T)), and for any rows z,
+z g = (z d^T) x and z g^T = (z x^T) d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from vleak.descent.capture import Capture
+from vleak.descent.passes.rewrite import aten, calls, emit, parts, settled, substitute, total, value
+from vleak.descent.passes.simplify import sweep
+
+#: Entries from which a gradient is worth not making.
+_LARGE = 1 << 17
+#: Entries that are summed up at once on a CPU, where PyTorch makes float64 of all of them first.
+_AT_ONCE = 1 << 18
+
+
+@dataclass(frozen=True)
+class _Factored:
+    """A gradient rows^T columns, its target, and the products that its residual enters."""
+
+    rows: Node
+    columns: Node
+    target: Node
+    products: list[Node]
+
+
+def low_rank(capture: Capture) -> None:
+    """Match the gradients of wide linear layers on few rows by their factors; numbers agree to rounding."""
+    graph = capture.graph.graph
+    for match in graph.find_nodes(op="call_function", target=torch.ops.vleak.gradient_match.default):
+        gradients, targets, masks = _lists(match)
+        found = {} if masks else _factors(match, gradients, targets)
+        if len(found) == len(gradients):  # the operator needs one that is there
+            found.pop(min(found, key=lambda index: value(gradients[index]).numel()))
+        if found:
+            _match_in_parts(match, found, whole=capture.device.type != "cpu")
+    sweep(graph)  # products with the target enter both the match and its derivative
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What applies
+
+
+def _lists(match: Any) -> tuple[list[Node], list[Node], list[Node]]:
+    gradients, targets, masks, _ = match.args
+    return gradients, targets, masks
+
+
+def _factors(match: Node, gradients: list[Node], targets: list[Node]) -> dict[int, _Factored]:
+    residuals, steady = _residuals(match), settled(match.graph)
+    found = {}
+    for index, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
+        factors = _few_rows(gradient)
+        products = _products(residuals[index]) if index in residuals else []
+        # They are read later than the gradient and its match were.
+        if factors is not None and products is not None and steady.issuperset((*factors, target)):
+            found[index] = _Factored(*factors, target, products)
+    return found
+
+
+def _residuals(match: Node) -> dict[int, Node]:
+    both = parts(match)
+    return parts(both[1]) if 1 in both else {}
+
+
+def _few_rows(gradient: Any) -> tuple[Node, Node] | None:
+    """Return d and x of a gradient d^T x that nothing but the match reads, where they are much smaller."""
+    if (
+        not calls(gradient, aten.mm.default)
+        or len(gradient.users) != 1
+        or not calls(gradient.args[0], aten.t.default)
+    ):
+        return None
+    rows, columns = gradient.args[0].args[0], gradient.args[1]
+    (count, out), entries = value(rows).shape, value(gradient).numel()
+    small = 4 * count * (out + value(columns).shape[1]) <= entries
+    return (rows, columns) if small and entries >= _LARGE else None
+
+
+def _products(residual: Node) -> list[Node] | None:
+    """Return the matrix products of a residual; None if anything else reads it."""
+    found = []
+    for user in residual.users:
+        inner = (
+            _products(user)
+            if calls(user, aten.t.default)
+            else [user]
+            if calls(user, aten.mm.default)
+            else None
+        )
+        if inner is None:
+            return None
+        found += inner
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Instead
+
+
+def _match_in_parts(match: Any, found: dict[int, _Factored], *, whole: bool) -> None:
+    gradients, targets, _, kind = match.args
+    graph = match.graph
+    kept = [index for index in range(len(gradients)) if index not in found]
+    with graph.inserting_before(match):
+        sums = _sums(graph, list(found.values()), kind, whole)
+        lists = [gradients[index] for index in kept], [targets[index] for index in kept]
+        partial = torch.ops.vleak.gradient_match_partial.default
+        distance, residuals, factors = emit(graph, partial, *lists, [], sums, kind)
+        scales = [emit(graph, aten.select.int, factors, 0, place) for place in (0, 1)]
+    old = _residuals(match)
+    for factored in found.values():
+        for product in factored.products:
+            _multiply(product, factored, scales, old)
+    for index, residual in zip(kept, residuals, strict=True):
+        if index in old:
+            substitute(old[index], residual)
+    substitute(parts(match)[0], distance)
+
+
+def _sums(graph: Graph, found: list[_Factored], kind: str, whole: bool) -> Node:
+    """Return <g, t> (of l2: |g - t|^2), |g|^2 and |t|^2 over all factored gradients, in float64."""
+    each = [_three_sums(graph, factored, whole) for factored in found]
+    dot, of_gradient, of_target = (total(graph, list(column)) for column in zip(*each, strict=True))
+    if kind == "l2":
+        twice = emit(graph, aten.mul.Tensor, dot, 2.0)
+        squares = emit(graph, aten.add.Tensor, of_gradient, of_target)
+        gap = emit(graph, aten.clamp_min.default, emit(graph, aten.sub.Tensor, squares, twice), 0.0)
+        zero = emit(graph, aten.zeros_like.default, gap)
+        dot, of_gradient, of_target = gap, zero, zero
+    made: Node = emit(graph, aten.stack.default, [dot, of_gradient, of_target])
+    return made
+
+
+def _three_sums(graph: Graph, factored: _Factored, whole: bool) -> tuple[Node, Node, Node]:
+    rows, columns, target = factored.rows, factored.columns, factored.target
+    against = _transposed_product(graph, columns, target)
+    squares = _transposed_product(graph, rows, rows), _transposed_product(graph, columns, columns)
+    return _dot(graph, rows, against), _dot(graph, *squares), _square(graph, target, whole)
+
+
+def _transposed_product(graph: Graph, left: Node, right: Node) -> Node:
+    made: Node = emit(graph, aten.mm.default, left, emit(graph, aten.t.default, right))
+    return made
+
+
+def _dot(graph: Graph, left: Node, right: Node) -> Node:
+    multiplied = emit(graph, aten.mul.Tensor, left, right)
+    made: Node = emit(graph, aten.sum.default, multiplied, dtype=torch.float64)
+    return made
+
+
+def _square(graph: Graph, target: Node, whole: bool) -> Node:
+    """Return |t|^2, at once or in pieces."""
+    count = value(target).numel()
+    if whole or count <= _AT_ONCE:
+        return _dot(graph, target, target)
+    flat = emit(graph, aten.reshape.default, target, [-1])
+    pieces = [
+        emit(graph, aten.slice.Tensor, flat, 0, start, min(start + _AT_ONCE, count))
+        for start in range(0, count, _AT_ONCE)
+    ]
+    return total(graph, [_dot(graph, piece, piece) for piece in pieces])
+
+
+def _multiply(product: Any, factored: _Factored, scales: list[Node], residuals: dict[int, Node]) -> None:
+    """Replace a product with a residual, or with its transpose, on either side."""
+    graph = product.graph
+    left, right = product.args
+    on_the_right = _untransposed(right)[0] in residuals.values()
+    turned = _untransposed(right if on_the_right else left)[1]
+    with graph.inserting_before(product):
+        if on_the_right:
+            made = _rows_by_residual(graph, left, factored, turned, scales)
+        else:  # r y = (y^T r^T)^T
+            rows = emit(graph, aten.t.default, right)
+            made = _rows_by_residual(graph, rows, factored, not turned, scales)
+            made = emit(graph, aten.t.default, made)
+    substitute(product, made)
+
+
+def _untransposed(node: Any) -> tuple[Any, bool]:
+    turned = False
+    while calls(node, aten.t.default):
+        node, turned = node.args[0], not turned
+    return node, turned
+
+
+def _rows_by_residual(graph: Graph, z: Node, factored: _Factored, turned: bool, scales: list[Node]) -> Node:
+    """Return z r, or z r^T if turned, for r = scales[0] g + scales[1] t."""
+    near, far = (factored.columns, factored.rows) if turned else (factored.rows, factored.columns)
+    inner = emit(graph, aten.mul.Tensor, _transposed_product(graph, z, near), scales[0])
+    of_gradient = emit(graph, aten.mm.default, inner, far)
+    if turned and z is near:  # the match needs x t^T too
+        of_target = emit(graph, aten.mul.Tensor, _transposed_product(graph, z, factored.target), scales[1])
+    else:
+        target = emit(graph, aten.t.default, factored.target) if turned else factored.target
+        of_target = emit(graph, aten.mm.default, emit(graph, aten.mul.Tensor, z, scales[1]), target)
+    made: Node = emit(graph, aten.add.Tensor, of_target, of_gradient)
+    return made

@@ -1,0 +1,158 @@
+"""ReLU before max pooling, moved behind it, where the tensors are smaller.
+
+A maximum is at the same place before and after ReLU, or it is 0 and no derivative passes it. So with p the
+pooled values and i their places, on a tensor as large as the pooled one:
+
+    maxpool(relu(x)) = relu(maxpool(x))
+    mask(scatter(g, i), relu(x)) = scatter(mask(g, p), i)
+    gather(mask(v, relu(x)), i) = mask(gather(v, i), p)
+    sum(scatter(g, i)) = sum(g)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from vleak.descent.capture import Capture
+from vleak.descent.passes.rewrite import (
+    argument,
+    aten,
+    calls,
+    drop_dead,
+    emit,
+    parts,
+    settled,
+    substitute,
+    value,
+)
+
+_BACKWARD: dict[Any, Any] = {
+    aten.max_pool2d_with_indices.default: aten.max_pool2d_with_indices_backward.default,
+    aten.max_pool3d_with_indices.default: aten.max_pool3d_with_indices_backward.default,
+}
+_AXES: dict[Any, int] = {
+    aten.max_pool2d_with_indices_backward.default: 2,
+    aten.max_pool3d_with_indices_backward.default: 3,
+}
+
+
+def pooling(capture: Capture) -> None:
+    """Put the masks of a ReLU on pooled tensors, and pool before it; sums agree to rounding."""
+    graph = capture.graph.graph
+    for node in list(graph.nodes):
+        if node.target in _BACKWARD and calls(node.args[0], aten.relu.default):
+            _swap(graph, node)
+    steady = settled(graph)
+    for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
+        _sum_pooled(node, steady)
+
+
+def _swap(graph: Graph, pool: Node) -> None:
+    found = parts(pool)
+    if set(found) != {0, 1}:
+        return
+    relu, pooled, places = pool.args[0], found[0], found[1]
+    assert isinstance(relu, Node)
+    steady = settled(graph)
+    if not steady.issuperset((relu, relu.args[0], pooled, places)):  # all are read later than before
+        return
+    for user in list(relu.users):
+        masks = calls(user, aten.threshold_backward.default) and user.args[1:] == (relu, 0)
+        if masks and user.args[0] in steady:
+            _mask_pooled(graph, user, pool, pooled, places)
+    drop_dead(graph)
+    if not _only_where_positive(places, pooled, _BACKWARD[pool.target]):
+        return
+    backward = _BACKWARD[pool.target]
+    shape_only = [user for user in relu.users if calls(user, backward) and argument(user, "self") is relu]
+    if {*shape_only, pool} == set(relu.users) and all(user.args[0] is not relu for user in shape_only):
+        _pool_first(graph, relu, pool, pooled)
+
+
+def _mask_pooled(graph: Graph, mask: Any, pool: Node, pooled: Node, places: Node) -> None:
+    """Move a mask before a scatter, or behind the gathers that read it."""
+    scatter = mask.args[0]
+    if (
+        calls(scatter, _BACKWARD[pool.target])
+        and list(scatter.users) == [mask]
+        and scatter.args[-1] is places
+    ):
+        with graph.inserting_before(scatter):
+            masked = emit(graph, aten.threshold_backward.default, scatter.args[0], pooled, 0)
+        scatter.args = (masked, *scatter.args[1:])
+        substitute(mask, scatter)
+        return
+    views = list(mask.users)
+    gathers = [user for view in views for user in view.users]
+    alike = value(mask).stride() == value(mask.args[0]).stride()  # as the views need them
+    flat = alike and all(calls(view, aten.view.default) for view in views)
+    if flat and all(_gathers(user, places) for user in gathers):
+        for gather in gathers:
+            _mask_gathered(graph, gather, mask, pooled)
+
+
+def _gathers(node: Any, places: Node) -> bool:
+    """Tell whether a call reads the places of the maxima, over flattened spatial axes."""
+    if not calls(node, aten.gather.default) or node.args[1] not in (-1, value(node).ndim - 1):
+        return False
+    index = node.args[2]
+    return calls(index, aten.view.default) and index.args[0] is places
+
+
+def _only_where_positive(places: Node, pooled: Node, backward: Any) -> bool:
+    """Tell whether places count only where the maximum is not 0: elsewhere they are others before ReLU."""
+    return all(
+        _masked(user.args[0], pooled)
+        if calls(user, backward) and user.args[-1] is places
+        else calls(user, aten.view.default)
+        and all(_reads_masked(each, places, pooled) for each in user.users)
+        for user in places.users
+    )
+
+
+def _reads_masked(gather: Node, places: Node, pooled: Node) -> bool:
+    return _gathers(gather, places) and all(
+        _masked(user, pooled) and user.args[0] is gather for user in gather.users
+    )
+
+
+def _masked(node: Any, pooled: Node) -> bool:
+    """Tell whether a node is zero where the maximum is."""
+    if not calls(node, aten.threshold_backward.default) or node.args[2] != 0:
+        return False
+    by = node.args[1]
+    return by is pooled or (calls(by, aten.view.default) and by.args[0] is pooled)
+
+
+def _mask_gathered(graph: Graph, gather: Any, mask: Any, pooled: Node) -> None:
+    view = gather.args[0]
+    with graph.inserting_before(gather):
+        raw = emit(graph, aten.view.default, mask.args[0], list(value(view).shape))
+        read = emit(graph, aten.gather.default, raw, *gather.args[1:])
+        values = emit(graph, aten.view.default, pooled, list(value(gather).shape))
+        masked = emit(graph, aten.threshold_backward.default, read, values, 0)
+    substitute(gather, masked)
+
+
+def _pool_first(graph: Graph, relu: Node, pool: Node, pooled: Node) -> None:
+    before = relu.args[0]
+    assert isinstance(before, Node)
+    relu.replace_all_uses_with(before)
+    with graph.inserting_after(pooled):
+        after = emit(graph, aten.relu.default, pooled)
+    pooled.replace_all_uses_with(after)
+    after.args = (pooled,)
+    graph.erase_node(relu)
+
+
+def _sum_pooled(node: Any, steady: set[Node]) -> None:
+    """Sum what is scattered within its channel before it is."""
+    scatter = node.args[0]
+    if scatter.target not in _AXES or not steady.issuperset((scatter, scatter.args[0])):
+        return
+    rank = value(scatter).ndim
+    axes = argument(node, "dim") or range(rank)  # none are all
+    if set(range(rank - _AXES[scatter.target], rank)) <= {axis % rank for axis in axes}:
+        node.args = (scatter.args[0], *node.args[1:])

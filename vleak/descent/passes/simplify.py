@@ -1,0 +1,304 @@
+"""Work that need not be done: dead code, repeated code, and operators that change nothing."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from vleak.descent.capture import OWN_LAYOUT, Capture, mutated, roots
+from vleak.descent.passes.rewrite import (
+    argument,
+    aten,
+    calls,
+    drop_dead,
+    emit,
+    full,
+    parts,
+    settled,
+    substitute,
+    value,
+)
+
+Rule = Callable[[Node], Any]
+"""Returns the node whose value a node has already, or None."""
+
+
+def simplify(capture: Capture) -> None:
+    """Make temporaries' in-place operators pure, then drop what is dead, repeated or without effect.
+
+    What is left rounds as the graph before. But 0 + x may be another zero than x, and a product with zeros
+    is zeros whatever the other factor: infinity and NaN in it are not passed on.
+    """
+    graph = capture.graph.graph
+    _purify(graph)
+    for _ in range(2):  # once the loss itself is not read, its values are not
+        drop_dead(graph)
+        _forget_values(graph, capture.device)
+    for _ in range(2):  # what one sweep removes lets another see more
+        sweep(graph)
+        _narrow_masks(graph)
+        drop_dead(graph)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In-place operators on temporaries
+
+
+def _purify(graph: Graph) -> None:
+    """Replace in-place operators whose effect nobody sees but through their result."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        changes = mutated(node)
+        if not changes:
+            continue
+        owner = roots(graph)
+        if all(_private(each, node, owner, order) for each in changes):
+            _make_pure(node, order)
+
+
+def _private(changed: Node, by: Node, owner: dict[Node, Node], order: dict[Node, int]) -> bool:
+    """Tell whether memory is a temporary whose old names nobody reads after it changed."""
+    root = owner[changed]
+    if root.op != "call_function":
+        return False
+    names = [node for node, own in owner.items() if own is root and order[node] < order[by]]
+    if by.target is aten.native_batch_norm_backward.default:
+        return True
+    readers = [user for name in names for user in name.users if order[user] > order[by]]
+    return not any(_reads(user, name) for user in readers for name in names)
+
+
+def _reads(user: Node, name: Node) -> bool:
+    """Tell whether a call reads an argument; batch norm in train mode leaves the running statistics alone."""
+    if user.target is aten.native_batch_norm_backward.default and argument(user, "train"):
+        return name in user.args[:3] or name in user.args[5:7]
+    return name in user.all_input_nodes
+
+
+def _make_pure(node: Node, order: dict[Node, int]) -> None:
+    target: Any = node.target
+    if target is aten.native_batch_norm.default:
+        x, weight, bias, _, _, training, momentum, eps = node.args
+        node.target = aten._native_batch_norm_legit.no_stats
+        node.args = (x, weight, bias, training, momentum, eps)
+        return
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    overload = target._overloadname
+    if packet is not None and overload in packet.overloads():
+        pure = getattr(packet, overload)
+        if _makes_the_same(pure, node):
+            node.target = pure
+
+
+def _makes_the_same(pure: Any, node: Node) -> bool:
+    """Tell whether a pure operator's result is of the type and layout of the memory that a call changes."""
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+    with torch.no_grad():
+        made = pure(*args, **kwargs)
+    before = node.meta["val"]
+    if not (isinstance(made, Tensor) and isinstance(before, Tensor)):
+        return False
+    return (made.shape, made.stride(), made.dtype) == (before.shape, before.stride(), before.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Values that are not read
+
+
+def _forget_values(graph: Graph, device: torch.device) -> None:
+    """Let what reads only the shape of a tensor depend on nothing, so that it is done once."""
+    for node in list(graph.nodes):
+        if node.target in _FILLED and node.all_input_nodes and value(node).is_contiguous():
+            with graph.inserting_before(node):
+                substitute(node, full(graph, value(node), _FILLED[node.target](node), device))
+        elif node.target in _LOSS_BACKWARDS:
+            _forget_argument(node, 1, device)
+        elif node.target in _LOSSES and not any(user.args[1] == 0 and user.users for user in node.users):
+            _forget_argument(node, 0, device)
+
+
+def _forget_argument(node: Node, place: int, device: torch.device) -> None:
+    """Give log-likelihood zeros: what it divides by, and its derivative, depend on the labels alone."""
+    with node.graph.inserting_before(node):
+        zeros = full(node.graph, value(node.args[place]), 0, device)
+    node.args = (*node.args[:place], zeros, *node.args[place + 1 :])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One sweep, in order
+
+
+def sweep(graph: Graph) -> None:
+    """Go once over pure operators, in order: drop those without effect, and share those that are repeated."""
+    steady = settled(graph)
+    seen: dict[Hashable, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or mutated(node):
+            continue
+        touched = not steady.issuperset((node, *_results(node), *node.all_input_nodes))
+        found = _already(node, steady) if not touched or node.target in _ALIASES else None
+        if found is None and not touched:
+            found = seen.setdefault(_key(node), node)
+        if found is not None and found is not node:
+            if not touched:
+                steady.add(found)  # it may be new
+            substitute(node, found)
+
+
+def _results(node: Node) -> list[Node]:
+    """Return the tensors of a call that returns several."""
+    items = [user for user in node.users if user.target is operator.getitem]
+    return [*items, *(each for item in items for each in _results(item))]
+
+
+def _already(node: Node, steady: set[Node]) -> Any:
+    """Return the node whose value a node has already, or None; `steady` is from `settled`."""
+    if node.target in _NEUTRAL:
+        return _with_neutral(node, _NEUTRAL[node.target], steady)
+    rule = _RULES.get(node.target)
+    return None if rule is None else rule(node)
+
+
+def _key(node: Node) -> Hashable:
+    return node.target, _frozen(node.args), _frozen(node.kwargs)
+
+
+def _frozen(value: Any) -> Hashable:
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(each) for each in value)
+    if isinstance(value, dict):
+        return tuple((name, _frozen(each)) for name, each in sorted(value.items()))
+    return value if isinstance(value, Node) else (type(value), repr(value))
+
+
+def _same_layout(node: Node, other: Any) -> bool:
+    if not isinstance(other, Node):
+        return False
+    mine, its = value(node), value(other)
+    return (mine.shape, mine.stride(), mine.dtype) == (its.shape, its.stride(), its.dtype)
+
+
+def _nothing(node: Node) -> Any:
+    """Skip a copy or view that is laid out as its argument."""
+    return node.args[0] if _same_layout(node, node.args[0]) else None
+
+
+def _clone(node: Node) -> Any:
+    """Skip a copy, unless it gives strides that only the device knows."""
+    source: Any = node.args[0]
+    maker = source.args[0] if source.target is operator.getitem else source
+    return None if maker.target in OWN_LAYOUT else _nothing(node)
+
+
+def _view(node: Node) -> Any:
+    """Skip a view without effect, and let a view of a view look at the first."""
+    source: Any = node.args[0]
+    if _same_layout(node, source):
+        return source
+    if calls(source, *_VIEWS) and value(source.args[0]).is_contiguous():
+        with node.graph.inserting_before(node):
+            return emit(node.graph, aten.view.default, source.args[0], list(value(node).shape))
+    return None
+
+
+def _transpose(node: Node) -> Any:
+    """Skip a transpose of a transpose."""
+    inner: Any = node.args[0]
+    return inner.args[0] if calls(inner, *_TRANSPOSES) and _same_layout(node, inner.args[0]) else None
+
+
+def _with_neutral(node: Node, rule: tuple[float, bool], steady: set[Node]) -> Any:
+    """Skip zeros that are added, and ones that are multiplied with."""
+    (number, commutes), (left, right, *scale) = rule, node.args
+    for kept, other in ((left, right), (right, left))[: 1 + commutes]:
+        scaled = other is left and (scale or node.kwargs)  # left + alpha right
+        if _same_layout(node, kept) and not scaled and _constant(other, number, steady):
+            return kept
+    return None
+
+
+def _threshold(node: Node) -> Any:
+    """Skip a mask that was put on already."""
+    inner: Any = node.args[0]
+    masked = calls(inner, node.target) and inner.args[1:] == node.args[1:]
+    return inner if masked and _same_layout(node, inner) else None
+
+
+def _constant(node: Any, number: float, steady: set[Node]) -> bool:
+    """Tell whether an argument is this number, or a tensor filled with it, and nothing else since."""
+    if isinstance(node, (int, float)):
+        return node == number
+    if not isinstance(node, Node) or node.op != "call_function" or node not in steady:
+        return False
+    if node.target in _FILLED:
+        return bool(_FILLED[node.target](node) == number)
+    if node.target in _LOOKS:
+        return _constant(node.args[0], number, steady)
+    if node.target in (aten.mm.default, aten.threshold_backward.default, aten.neg.default) and number == 0:
+        factors = node.args[: 2 if node.target is aten.mm.default else 1]
+        return any(_constant(each, 0, steady) for each in factors)
+    return False
+
+
+_ALIASES = (aten.detach.default, aten.alias.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
+_CUTS = (aten.expand.default, aten.select.int, aten.slice.Tensor, aten.unsqueeze.default)
+_LOOKS = (*_ALIASES, *_VIEWS, *_TRANSPOSES, *_CUTS, aten.clone.default)
+_FILLED: dict[Any, Callable[[Node], Any]] = {
+    aten.zeros.default: lambda node: 0,
+    aten.zeros_like.default: lambda node: 0,
+    aten.new_zeros.default: lambda node: 0,
+    aten.ones.default: lambda node: 1,
+    aten.ones_like.default: lambda node: 1,
+    aten.new_ones.default: lambda node: 1,
+    aten.full.default: lambda node: node.args[1],
+    aten.full_like.default: lambda node: node.args[1],
+    aten.new_full.default: lambda node: node.args[2],
+    aten.fill.Scalar: lambda node: node.args[1],
+}
+_LOSSES = (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
+_LOSS_BACKWARDS = (aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
+#: The number that changes nothing, and whether also as the first operand.
+_NEUTRAL: dict[Any, tuple[float, bool]] = {
+    aten.add.Tensor: (0, True),
+    aten.add.Scalar: (0, False),
+    aten.sub.Tensor: (0, False),
+    aten.mul.Tensor: (1, True),
+    aten.mul.Scalar: (1, False),
+    aten.div.Tensor: (1, False),
+    aten.div.Scalar: (1, False),
+}
+_RULES: dict[Any, Rule] = {
+    **dict.fromkeys(_ALIASES, lambda node: node.args[0]),
+    **dict.fromkeys(_VIEWS, _view),
+    **dict.fromkeys(_TRANSPOSES, lambda node: _nothing(node) or _transpose(node)),
+    **dict.fromkeys((*_CUTS, aten.squeeze.dim, aten.squeeze.dims), _nothing),
+    aten.clone.default: _clone,
+    aten._to_copy.default: _nothing,
+    aten.threshold_backward.default: _threshold,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Results that nobody reads
+
+
+def _narrow_masks(graph: Graph) -> None:
+    """Let a backward operator with a mask of outputs compute only those that are read."""
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        names = [each.name for each in node.target._schema.arguments]
+        if "output_mask" not in names:
+            continue
+        used = {index for index, part in parts(node).items() if part.users}
+        place = names.index("output_mask")
+        mask = [bool(wanted) and index in used for index, wanted in enumerate(argument(node, "output_mask"))]
+        node.args = (*node.args[:place], mask, *node.args[place + 1 :])

@@ -1,0 +1,1 @@
+"""Everything that knows of csrc: operators and their PyTorch twins, build, loader."""
