@@ -16,7 +16,7 @@ from vleak.data import load_clips
 from vleak.data.images import group_images
 from vleak.data.lists import list_labels, match_list, read_list
 from vleak.data.naming import canonical, class_in_name, video_of
-from vleak.data.sources import look
+from vleak.data.sources import search_source
 from vleak.errors import InputError
 
 SMALL = {"frames": 4, "stride": 1, "size": 8}
@@ -247,7 +247,7 @@ def test_list_of_images(tmp_path: Path) -> None:
     data = load_clips(source, clips=2, **SMALL)
     assert sorted(data.names) == ["Abuse001_x264@0", "Arson002_x264@0"]
     assert data.notes[0] == "2 videos listed, 2 found as images of videos"
-    assert look(source).kind == "frames"
+    assert search_source(source).kind == "frames"
 
 
 def test_missing_videos_are_counted_and_named(tmp_path: Path) -> None:
