@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data_video import frame_numbers, numbered, write_video
+from support.videos import frame_numbers, numbered, write_frames, write_list, write_video
 
 from vleak.data import load_clips
 from vleak.data.images import group_images
@@ -34,19 +34,6 @@ def make_tree(root: Path, names: tuple[str, ...] = TREE, frames: int = 9) -> Pat
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(root / name, numbered(frames))
     return root
-
-
-def write_frames(root: Path, video: str, numbers: list[int], pattern: str = "{video}_{number}.png") -> None:
-    """Images whose green is twice their place in the video."""
-    for place, number in enumerate(sorted(numbers)):
-        path = root / pattern.format(video=video, number=number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(numbered(place + 1, 64, 64)[place]).save(path)
-
-
-def write_list(root: Path, *lines: str, name: str = "list.txt") -> str:
-    (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(root / name)
 
 
 def test_all_normal_folders_are_one_class(tmp_path: Path) -> None:
