@@ -221,7 +221,8 @@ def _reference_frames(
         if available < count:
             raise InputError(
                 f"data {source!r}: {file.shown} has {available} frames at stride {stride} outside its "
-                f"attacked clips, --reference-frames {count} asked; lower --reference-frames, --clips or --stride"
+                f"attacked clips, --reference-frames {count} asked; lower --reference-frames, --clips or "
+                "--stride"
             )
         frames[file] = list(numbers)
     return frames
