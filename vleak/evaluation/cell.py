@@ -24,7 +24,7 @@ from vleak.attacks import (
 )
 from vleak.attacks.linkage import link_rank, link_scores
 from vleak.certificates.gaussian import identification_bound
-from vleak.defenses import Defense, spell
+from vleak.defenses import Defense, defense_text
 from vleak.enhance import plain
 from vleak.errors import VleakError
 from vleak.evaluation.bench import Bench, Frames, extract, features_knowledge, frames_knowledge
@@ -88,7 +88,7 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
     """
     name = bench.data.names[job.clip]
     # The message belongs to clip and defense, the start to the clip: every attack meets the same message.
-    seed = derive_seed(bench.settings["seed"], bench.place, spell(job.defense), name)
+    seed = derive_seed(bench.settings["seed"], bench.place, defense_text(job.defense), name)
     start = generator(bench.settings["seed"], bench.place, name, "attack")
     record = _blank(job, bench, seed)
     # functional_call swaps a module's tensors while it runs: a cell needs a module of its own.
@@ -181,10 +181,11 @@ def _to_frames(
 
 def _attack(job: Job, settings: dict[str, Any]) -> Attack:
     if job.null:
-        return NULL_ATTACKS[job.attack]()
-    kind = ATTACKS[job.attack]
-    taken = inspect.signature(kind).parameters  # an exact method has no iterations
-    return kind(**{name: settings[name] for name in ("iterations", "restarts", "engine") if name in taken})
+        return NULL_ATTACKS.build(job.attack)
+    taken = inspect.signature(ATTACKS[job.attack]).parameters  # an exact method has no iterations
+    return ATTACKS.build(
+        job.attack, **{name: settings[name] for name in ("iterations", "restarts", "engine") if name in taken}
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
