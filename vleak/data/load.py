@@ -5,9 +5,9 @@ from __future__ import annotations
 from vleak.data.clipset import ClipSet
 from vleak.data.features import FeatureSet, features_of
 from vleak.data.folder import load_videos
+from vleak.data.plugins import find_source, load_source
 from vleak.data.request import ClipRequest
 from vleak.data.sources import search_source
-from vleak.data.synthetic import load_synthetic
 from vleak.errors import InputError
 
 
@@ -38,9 +38,10 @@ def load_clips(
     anomalies in it are checked and not used: a clip has the class of its video.
 
     Args:
-        source: ``"synthetic"``, or a video file, or a list of videos, or a folder of videos or images,
-            which is searched with its sub-folders; hidden files and links to folders are left out. A folder
-            that is itself named "synthetic" is ``"./synthetic"``.
+        source: a name of ``SOURCES`` such as ``"synthetic"``, with settings or without, or
+            ``package.module:function`` (called with fields of `ClipRequest`). Or a path: a video file, a list
+            of videos, or a folder of videos or images, which is searched with its sub-folders; hidden files
+            and links to folders are left out. A folder that is itself named "synthetic" is ``"./synthetic"``.
         clips: how many clips to attack. None: 12, but where the source gives fewer than ``12 + public``
             windows no more than leave that many public clips, and never fewer than half of the windows
             (up to 12): 50 windows are 12 + 38, 10 are 5 + 5, 1 is 1 + 0.
@@ -68,18 +69,22 @@ def load_clips(
         clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
         references=references, fine=fine,
     )  # fmt: skip
-    if source == "synthetic":
-        return load_synthetic(request)
+    if (reference := find_source(source)) is not None:
+        return load_source(reference, request)
     return load_videos(search_source(source, ("videos", "frames")), request)
 
 
 def recognise(source: str) -> str:
     """Return what a source holds: "synthetic", "videos", "frames" (images of videos) or "features".
 
+    Of a source from outside, found by name, the answer is "clips".
+
     Raises:
         InputError: it does not exist or holds none of these.
     """
-    return "synthetic" if source == "synthetic" else search_source(source).kind
+    if (reference := find_source(source)) is None:
+        return search_source(source).kind
+    return "synthetic" if reference.entry.built_in else "clips"
 
 
 def load_data(
@@ -113,7 +118,7 @@ def load_data(
     Raises:
         InputError: what ``load_clips`` and ``load_features`` raise; references or fine clips of features.
     """
-    if source != "synthetic" and (files := search_source(source)).kind == "features":
+    if find_source(source) is None and (files := search_source(source)).kind == "features":
         if references or fine:
             asked = f"--reference-frames {references}" if references else "fine clips"
             raise InputError(

@@ -389,7 +389,7 @@ def features_knowledge(bench: Bench, **more: Any) -> Knowledge:
 def nothing_sent() -> tuple[nn.Module, Update]:
     """Return a model of nothing and its update, which attackers without an update are shown."""
     model = nn.ParameterList([torch.zeros(1)])
-    return model, Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
+    return model, Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from vleak.attacks import (
 )
 from vleak.attacks.linkage import link_rank, link_scores
 from vleak.certificates.gaussian import identification_bound
-from vleak.defenses import Defense, spell
+from vleak.defenses import Defense, defense_text
 from vleak.enhance import plain
 from vleak.errors import VleakError
 from vleak.evaluation.bench import Bench, Frames, extract, features_knowledge, frames_knowledge
@@ -88,7 +88,7 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
     """
     name = bench.data.names[job.clip]
     # The message belongs to clip and defense, the start to the clip: every attack meets the same message.
-    seed = derive_seed(bench.settings.seed, bench.place, spell(job.defense), name)
+    seed = derive_seed(bench.settings.seed, bench.place, defense_text(job.defense), name)
     start = generator(bench.settings.seed, bench.place, name, "attack")
     record = _blank(job, bench, seed)
     # functional_call swaps a module's tensors while it runs: a cell needs a module of its own.
@@ -183,11 +183,11 @@ def _to_frames(
 
 def _attack(job: Job, settings: SettingsRecord) -> Attack:
     if job.null:
-        return NULL_ATTACKS[job.attack]()
-    kind = ATTACKS[job.attack]
-    taken = inspect.signature(kind).parameters  # an exact method has no iterations
-    return kind(
-        **{name: getattr(settings, name) for name in ("iterations", "restarts", "engine") if name in taken}
+        return NULL_ATTACKS.build(job.attack)
+    taken = inspect.signature(ATTACKS[job.attack]).parameters  # an exact method has no iterations
+    return ATTACKS.build(
+        job.attack,
+        **{name: getattr(settings, name) for name in ("iterations", "restarts", "engine") if name in taken},
     )
 
 
@@ -354,10 +354,10 @@ def _cell(record: dict[str, Any]) -> Cell:
 
 def _counterpart(attack: str) -> str | None:
     """Return the attack that a non-adaptive one is a form of."""
-    kind = ATTACKS.get(attack)
+    kind = ATTACKS[attack] if attack in ATTACKS else None
     if kind is None or getattr(kind, "told", True):
         return None
-    return next((name for name, other in ATTACKS.items() if other in kind.__mro__[1:]), None)
+    return next((name for name, other in ((n, ATTACKS[n]) for n in ATTACKS.names()) if other in kind.__mro__[1:]), None)
 
 
 def _defense_facts(defense: Defense, privacy: Privacy | None) -> dict[str, Any]:

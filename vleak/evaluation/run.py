@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from vleak.data import ClipSet
-from vleak.defenses import Defense, spell
+from vleak.defenses import Defense, NoDefense, defense_text
 from vleak.descent.meeting import Meeting
 from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.bench import Bench, Progress, null_names, prepare
@@ -97,7 +97,7 @@ def _run_and_write(
 
 def _plan(settings: Settings, bench: Bench, index: int) -> list[Job]:
     """List the cells: null attackers, then every defense and attack; a clip after the other within each."""
-    nothing, known = Defense(), set[str]()
+    nothing, known = NoDefense(), set[str]()
     rows: list[tuple[Defense, str, int, bool]] = []
     for count in settings.reference_frames:
         names = [name for name in null_names(bench, count) if name not in known]
@@ -118,7 +118,7 @@ def _plan(settings: Settings, bench: Bench, index: int) -> list[Job]:
 
 def _id(bench: Bench, defense: Defense, attack: str, references: int, clip: str) -> str:
     granted = f"+{references}ref" if references else ""
-    return f"{bench.place}/{spell(defense)}/{attack}{granted}/{clip}"
+    return f"{bench.place}/{defense_text(defense)}/{attack}{granted}/{clip}"
 
 
 def _run_jobs(

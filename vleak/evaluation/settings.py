@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from vleak.attacks import ATTACKS
-from vleak.defenses import DEFENSES, Defense, parse, spell, sweep
+from vleak.defenses import Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
-from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, canonical
+from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES
 from vleak.native import operators
 from vleak.results.records import SettingsRecord
 
@@ -107,10 +107,10 @@ class Settings:
     def _check_names(self) -> None:
         """Refuse what the models' own parsers would, and attacks that are of no pipeline of this run."""
         if "feature" in self.pipelines():
-            canonical("extractor", self.extractor, EXTRACTORS)
-            canonical("head", self.head, HEADS)
-        if self.enhance not in ("none", *ENHANCERS) and not self.enhance.startswith("spandrel:"):
-            raise unknown_name("enhancer", self.enhance, ("none", *ENHANCERS), also="spandrel:FILE")
+            EXTRACTORS.parse(self.extractor)
+            HEADS.parse(self.head)
+        if self.enhance != "none" and not self.enhance.startswith("spandrel:"):
+            ENHANCERS.parse(self.enhance)
         running = {name for pipeline in self.pipelines() for name in self.attacks_on(pipeline)}
         for name in self.attacks or ():
             if name not in running:
@@ -135,10 +135,10 @@ class Settings:
         Raises:
             InputError: a defense or a setting of it is unknown, or a value does not fit.
         """
-        given: list[Defense] = []
+        strengths: list[Defense] = [NoDefense()]
         for text in self.defenses:
-            given += [parse(text, DEFENSES)] if ":" in text else sweep(text)
-        return list({spell(defense): defense for defense in [Defense(), *given]}.values())
+            strengths += parse_defenses(text)
+        return list({defense_text(defense): defense for defense in strengths}.values())
 
     def resolved(self) -> SettingsRecord:
         """Return the settings as records have them, with device and engine as they will run.
@@ -147,7 +147,7 @@ class Settings:
             InputError: a CUDA device was asked for and there is none.
         """
         values = asdict(self) | {
-            "defenses": [spell(d) for d in self.strengths()],
+            "defenses": [defense_text(d) for d in self.strengths()],
             "attacks": list(dict.fromkeys(n for p in self.pipelines() for n in self.attacks_on(p))),
             "device": self.torch_device().type,
             "engine": self.engine_that_runs(),
