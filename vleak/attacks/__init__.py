@@ -2,59 +2,75 @@
 
 from __future__ import annotations
 
-from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
-from vleak.attacks.closed_form import ClosedForm
-from vleak.attacks.decoder import Decoder
-from vleak.attacks.deep_prior import DeepPrior
+from vleak.attacks.analytic import ClosedForm, Independent, LowRank
+from vleak.attacks.base import Attack, Hooks, Task, Work, reconstruct_all
+from vleak.attacks.baselines import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
 from vleak.attacks.feature_inversion import FeatureInversion
-from vleak.attacks.independent import Independent
-from vleak.attacks.inverter import Inverter
+from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
-from vleak.attacks.low_rank import LowRank
-from vleak.attacks.matching import Matching, MatchingBlind
-from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
+from vleak.attacks.learned import Decoder, DeepPrior, Inverter
+from vleak.attacks.linkage import link_rank, link_scores
+from vleak.attacks.matching import Matching, NonAdaptiveMatching
+from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
+from vleak.attacks.reconstruction import Reconstruction
+from vleak.registry import Registry
 
-#: name -> class; the first line of each docstring is shown by `vleak list attacks`.
-ATTACKS: dict[str, type[Attack]] = {
-    "matching": Matching,
-    "matching_blind": MatchingBlind,
-    "deep_prior": DeepPrior,
-    "decoder": Decoder,
-    "inverter": Inverter,
-    "closed_form": ClosedForm,
-    "low_rank": LowRank,
-    "independent": Independent,
-}
-#: attackers with the same knowledge and no gradient; they run in every evaluation.
-NULL_ATTACKS: dict[str, type[Attack]] = {
-    "grey": Grey,
-    "public_mean": PublicMean,
-    "reference_still": ReferenceStill,
-    "reference_mean": ReferenceMean,
-}
+ATTACKS: Registry[Attack] = Registry(
+    "attack",
+    {
+        "matching": Matching,
+        "matching_blind": NonAdaptiveMatching,
+        "deep_prior": DeepPrior,
+        "decoder": Decoder,
+        "inverter": Inverter,
+        "closed_form": ClosedForm,
+        "low_rank": LowRank,
+        "independent": Independent,
+    },
+    base=Attack,
+)
+"""Attacks by name; settings follow it, as in ``matching:rule=lbfgs,spatial=0.01``."""
+
+BASELINES: Registry[Attack] = Registry(
+    "baseline",
+    {
+        "grey": Grey,
+        "public_mean": PublicMean,
+        "reference_still": ReferenceStill,
+        "reference_mean": ReferenceMean,
+    },
+    base=Attack,
+)
+"""Attackers with the same knowledge who never see the update, by name; they run in every evaluation."""
 
 __all__ = [
     "ATTACKS",
-    "NULL_ATTACKS",
+    "BASELINES",
     "Attack",
     "ClosedForm",
     "Decoder",
     "DeepPrior",
     "FeatureInversion",
     "Grey",
+    "Hooks",
     "Independent",
     "Inverter",
     "Knowledge",
     "LowRank",
     "Matching",
-    "MatchingBlind",
+    "NonAdaptiveMatching",
     "Observation",
     "PublicMean",
     "Reconstruction",
     "ReferenceMean",
     "ReferenceStill",
+    "Task",
+    "Work",
     "answerable",
     "infer_labels",
+    "link_rank",
+    "link_scores",
     "order_identifiable",
+    "reconstruct_all",
 ]
