@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vleak.data import ClipSet
-from vleak.defenses import Defense, spell
+from vleak.defenses import Defense, NoDefense, defense_text
 from vleak.descent.meeting import Meeting
 from vleak.errors import InputError, VleakError
 from vleak.evaluation.bench import Bench, Progress, null_names, prepare
@@ -96,7 +96,7 @@ def _write_results(store: Store, jobs: list[Job]) -> dict[str, Any]:
 
 def _plan(settings: Settings, bench: Bench, index: int) -> list[Job]:
     """List the cells: null attackers, then every defense and attack; a clip after the other within each."""
-    nothing, known = Defense(), set[str]()
+    nothing, known = NoDefense(), set[str]()
     rows: list[tuple[Defense, str, int, bool]] = []
     for count in settings.reference_frames:
         names = [name for name in null_names(bench, count) if name not in known]
@@ -117,7 +117,7 @@ def _plan(settings: Settings, bench: Bench, index: int) -> list[Job]:
 
 def _id(bench: Bench, defense: Defense, attack: str, references: int, clip: str) -> str:
     granted = f"+{references}ref" if references else ""
-    return f"{bench.place}/{spell(defense)}/{attack}{granted}/{clip}"
+    return f"{bench.place}/{defense_text(defense)}/{attack}{granted}/{clip}"
 
 
 def _run_jobs(
