@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vleak.attacks import NULL_ATTACKS, Matching, MatchingBlind
+from vleak.attacks import BASELINES, Matching, NonAdaptiveMatching
 
 NO_BETTER = "no better than the prior"
 FAILS_UNDEFENDED = "fails even undefended"
@@ -18,9 +18,9 @@ _NOTICED_DB, _NOTICED_COSINE = 1.0, 0.1  # attacks are uneven; a smaller lead sa
 
 def mark(cells: list[Cell]) -> None:
     """Add the flags that only a look at other cells can raise."""
-    scored = [cell for cell in cells if cell["status"] == "ok" and cell["attack"]["name"] not in NULL_ATTACKS]
+    scored = [cell for cell in cells if cell["status"] == "ok" and cell["attack"]["name"] not in BASELINES]
     plain = {_attacked(c): c["scores"] for c in scored if c["defense"]["name"] == "none"}
-    blind = {_place(c): c["scores"] for c in scored if c["attack"]["name"] == MatchingBlind.name}
+    blind = {_place(c): c["scores"] for c in scored if c["attack"]["name"] == NonAdaptiveMatching.name}
     for cell in scored:
         base = plain.get(_attacked(cell))
         weaker = blind.get(_place(cell)) if cell["attack"]["name"] == Matching.name else None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vleak.attacks import NULL_ATTACKS
+from vleak.attacks import BASELINES
 from vleak.errors import InputError
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
 from vleak.results.store import SCHEMA_VERSION
@@ -246,7 +246,7 @@ def unfinished(results: dict[str, Any]) -> list[str]:
 def null_attacks(cells: Iterable[Cell]) -> frozenset[str]:
     """Return the names of the attackers that never see the update: the known ones and all in the scores."""
     named = (name for cell in cells for name in (cell.get("scores") or {}).get("null") or {})
-    return frozenset(NULL_ATTACKS) | frozenset(named)
+    return frozenset(BASELINES) | frozenset(named)
 
 
 def row_key(cell: Cell) -> tuple[str, ...]:
