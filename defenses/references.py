@@ -60,10 +60,19 @@ def defense_text(defense: Defense) -> str:
 
 
 def reference_name(kind: type[Defense]) -> str:
-    """Return the name that finds a class of defenses: that of `DEFENSES`, else ``module:Class``."""
-    if kind.name in DEFENSES and DEFENSES.find(kind.name).factory is kind:
-        return kind.name
-    return f"{kind.__module__}:{kind.__qualname__}"
+    """Return the name that finds a class of defenses: that of `DEFENSES`, else ``module:Class``.
+
+    Raises:
+        InputError: the class has the name of another defense.
+    """
+    if kind.name not in DEFENSES:
+        return f"{kind.__module__}:{kind.__qualname__}"
+    if DEFENSES.find(kind.name).factory is not kind:
+        raise InputError(
+            f"defense {kind.__name__} ({kind.__module__}:{kind.__qualname__}) has the name {kind.name!r} of "
+            'another defense; set name = "..." in the class to one of its own'
+        )
+    return kind.name
 
 
 def _sweep(entry: Entry[Defense]) -> list[Defense]:

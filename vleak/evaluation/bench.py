@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import vleak
-from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, answerable, order_identifiable
+from vleak.attacks import BASELINES, Knowledge, Observation, answerable, order_identifiable
 from vleak.data import ClipSet, FeatureSet, load_data, recognise
 from vleak.enhance import Enhanced, Enhancer, build_enhancer, plain
 from vleak.errors import InputError
@@ -357,7 +357,7 @@ def _segment_nulls(
     observation = Observation(model, update, features_knowledge(bench))
     unused = generator("null")
     alone = {
-        f"{name} of features": NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0]
+        f"{name} of features": BASELINES.build(name).reconstruct(observation, unused).clips[0]
         for name in answerable(observation.knowledge)
     }
 
@@ -511,7 +511,7 @@ def _null_answers(data: ClipSet, references: int, seed: int) -> list[Answers]:
 
     def answers(index: int, chosen: list[str]) -> Answers:
         observation = Observation(model, update, frames_knowledge(data, index, references))
-        return {name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in chosen}
+        return {name: BASELINES.build(name).reconstruct(observation, unused).clips[0] for name in chosen}
 
     same = answers(0, [name for name in names if not name.startswith("reference")])
     own = [name for name in names if name.startswith("reference")]

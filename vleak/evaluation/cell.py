@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vleak.attacks import (
     ATTACKS,
-    NULL_ATTACKS,
+    BASELINES,
     Attack,
     FeatureInversion,
     Knowledge,
@@ -97,11 +97,13 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
     try:
         client = Client(model, loss=bench.loss, defense=job.defense)
         update = client.update(clip, label, generator(seed, "client"))
-        knowledge = _knowledge(job, bench, label, client)
-        answer = _answer(job, bench, Observation(model, update, knowledge), start, stop)
+        observation = Observation(
+            model, update, _knowledge(job, bench, label, client), client.channel(update)
+        )
+        answer = _answer(job, bench, observation, start, stop)
         if stop():
             raise StoppedError(f"stopped within {job.id}")
-        judged, enhanced = _judge(job, bench, update, knowledge, answer)
+        judged, enhanced = _judge(job, bench, observation, answer)
         cell = _cell(record | judged)
     except StoppedError:
         raise
@@ -119,16 +121,12 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
 
 def _knowledge(job: Job, bench: Bench, label: Tensor, client: Client) -> Knowledge:
     """Return what the attacker of this cell is granted about what is private in it."""
-    told: dict[str, Any] = {
-        "defense": job.defense.name,
-        "defense_settings": job.defense.settings(),
-        "simulate": client.update,
-    }
-    told["labels"] = label.clone() if _granted(bench) else None  # a view would reach those of other clips
+    granted: dict[str, Any] = {"simulate": client.update}
+    granted["labels"] = label.clone() if _granted(bench) else None  # a view would reach those of other clips
     if bench.features is None:
         assert bench.frames is not None
-        return frames_knowledge(bench.frames.data, job.clip, job.references, **told)
-    return features_knowledge(bench, **told)
+        return frames_knowledge(bench.frames.data, job.clip, job.references, **granted)
+    return features_knowledge(bench, **granted)
 
 
 def _granted(bench: Bench) -> bool:
@@ -140,17 +138,20 @@ def _answer(
     job: Job, bench: Bench, observation: Observation, start: torch.Generator, stop: Callable[[], bool]
 ) -> _Answer:
     """Attack, and lead an answer in features back to frames; a null attacker guesses frames to begin with."""
-    features, frames = bench.features, bench.frames
+    features, frames, attack = bench.features, bench.frames, _attack(job, bench.settings)
+    if not attack.adaptive:
+        known = replace(observation.knowledge, simulate=None)
+        observation = replace(observation, knowledge=known, channel=None)
     if features is None or (job.null and frames is not None):
         if job.null and frames is not None:
             own = frames_knowledge(frames.data, job.clip, job.references, labels=observation.knowledge.labels)
             observation = replace(observation, knowledge=own)
-        given = _attack(job, bench.settings).reconstruct(observation, start, stop=stop)
+        given = attack.reconstruct(observation, start, stop=stop)
         clip = given.clips[0]
         extractor = None if features is None else features.extractor
         guessed = None if extractor is None else extract(extractor, clip[None])[0]
         return _Answer(given, guessed, clip)
-    given = _attack(job, bench.settings).reconstruct(observation, start, stop=stop)
+    given = attack.reconstruct(observation, start, stop=stop)
     rows, found = given.clips[0], None if given.found is None else given.found[0]
     if features.places is not None:
         rows, found = (
@@ -182,13 +183,20 @@ def _to_frames(
 
 
 def _attack(job: Job, settings: SettingsRecord) -> Attack:
+    """Return the attack with its own settings, and the run's where it takes them and has none of its own."""
     if job.null:
-        return NULL_ATTACKS.build(job.attack)
-    taken = inspect.signature(ATTACKS[job.attack]).parameters  # an exact method has no iterations
-    return ATTACKS.build(
-        job.attack,
-        **{name: getattr(settings, name) for name in ("iterations", "restarts", "engine") if name in taken},
+        return BASELINES.build(job.attack)
+    reference = ATTACKS.parse(job.attack)
+    taken = inspect.signature(reference.entry.factory).parameters  # an exact method has no iterations
+    names = [name for name in ("iterations", "restarts", "engine") if name in taken]
+    return reference.build(
+        **{name: getattr(settings, name) for name in names if name not in reference.settings}
     )
+
+
+def _knows_defense(job: Job) -> bool:
+    kind = BASELINES[job.attack] if job.null else ATTACKS.parse(job.attack).entry.factory
+    return bool(getattr(kind, "adaptive", True))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -196,7 +204,7 @@ def _attack(job: Job, settings: SettingsRecord) -> Attack:
 
 
 def _judge(
-    job: Job, bench: Bench, update: Update, knowledge: Knowledge, answer: _Answer
+    job: Job, bench: Bench, observation: Observation, answer: _Answer
 ) -> tuple[dict[str, Any], Tensor | None]:
     """Return the part of a record that the truth is needed for, and the enhanced picture."""
     scores: dict[str, Any] = dict(_NO_PICTURE)
@@ -206,11 +214,11 @@ def _judge(
         scores |= _score_frames(job, bench.frames, answer, bench.rivals(job.clip))
     correct = bool(answer.given.labels[0] == bench.labels[job.clip])
     scores["label_correct"] = None if bench.loss == "ranking" else correct
-    scores |= _linkage(job, bench, update, knowledge)
+    scores |= _linkage(job, bench, observation)
     record: dict[str, Any] = {
         "attack": _attack_facts(job, answer),
         "scores": scores,
-        "update": _compare(update, bench.honest[job.clip]),
+        "update": _compare(observation.update, bench.honest[job.clip]),
         "flags": [*answer.given.flags, *(f"inversion: {flag}" for flag in answer.inversion_flags)],
         "status": "ok",
     }
@@ -278,15 +286,16 @@ def _enhance(
     return {"method": frames.method, "noise": made.noise, "steps": list(made.steps), **scores}, made.clip
 
 
-def _linkage(job: Job, bench: Bench, update: Update, knowledge: Knowledge) -> dict[str, Any]:
+def _linkage(job: Job, bench: Bench, observation: Observation) -> dict[str, Any]:
     """Ask the update itself which candidate it came from; a null attacker never saw it."""
     if job.null or not bench.hypotheses:
         return {"linked": None, "link_rank": None}
     rivals = bench.rivals(job.clip)
     candidates = [bench.hypotheses[rival] for rival in rivals]
-    if knowledge.labels is not None and bench.loss != "ranking":
-        candidates = [[each[int(knowledge.labels[0])]] for each in candidates]
-    rank = link_rank(link_scores(update, candidates, knowledge), rivals.index(job.clip))
+    labels = observation.knowledge.labels
+    if labels is not None and bench.loss != "ranking":
+        candidates = [[updates[int(labels[0])]] for updates in candidates]
+    rank = link_rank(link_scores(observation, candidates), rivals.index(job.clip))
     return {"linked": rank == 1 and len(candidates) > 1, "link_rank": rank}
 
 
@@ -318,7 +327,7 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
             "labels": "granted" if _granted(bench) else "inferred",
             "reference_frames": job.references,
             "batch_size": 1,
-            "defense": not job.null and getattr(ATTACKS[job.attack], "told", True),
+            "defense": _knows_defense(job),
             "public_clips": len(bench.public),
         },
         "clip": bench.data.names[job.clip],
@@ -354,10 +363,10 @@ def _cell(record: dict[str, Any]) -> Cell:
 
 def _counterpart(attack: str) -> str | None:
     """Return the attack that a non-adaptive one is a form of."""
-    kind = ATTACKS[attack] if attack in ATTACKS else None
-    if kind is None or getattr(kind, "told", True):
+    if attack not in ATTACKS or getattr(ATTACKS[attack], "adaptive", True):
         return None
-    return next((name for name, other in ((n, ATTACKS[n]) for n in ATTACKS.names()) if other in kind.__mro__[1:]), None)
+    bases = ATTACKS[attack].__mro__[1:]
+    return next((name for name in ATTACKS.names() if ATTACKS[name] in bases), None)
 
 
 def _defense_facts(defense: Defense, privacy: Privacy | None) -> dict[str, Any]:

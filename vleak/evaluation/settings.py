@@ -37,8 +37,8 @@ class Settings:
         training_state: a key of `vleak.models.TRAINING_STATES`.
         defenses: as on the command line: a name alone is a sweep, "name:setting=value" one strength.
             "none" always runs beside them.
-        attacks: keys of `vleak.attacks.ATTACKS`; one that is named twice runs once, one that is of another
-            pipeline not at all. None for those of ``DEFAULT_ATTACKS``.
+        attacks: names in `vleak.attacks.ATTACKS`, or with settings, "name:setting=value"; one that is named
+            twice runs once, one that is of another pipeline not at all. None for ``DEFAULT_ATTACKS``.
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
         segments: S, to which feature files of another length are brought.
@@ -83,11 +83,12 @@ class Settings:
             ("engine", self.engine, ENGINES),
             ("labels", self.labels, LABELS),
             ("loss", self.loss, LOSSES),
-            *(("attack", name, ATTACKS) for name in self.attacks or ()),
         )
         for kind, given, known in choices:
             if given not in known:
                 raise unknown_name(kind, given, known)
+        for name in self.attacks or ():
+            ATTACKS.parse(name)
         for name, value in (("restarts", self.restarts), ("iterations", self.iterations)):
             if value < 1:
                 raise InputError(f"--{name} {value}: expected at least 1")
@@ -115,7 +116,7 @@ class Settings:
         for name in self.attacks or ():
             if name not in running:
                 raise InputError(
-                    f"--attack {name}: takes {' or '.join(sorted(ATTACKS[name].takes))}, which the "
+                    f"--attack {name}: takes {' or '.join(sorted(_takes(name)))}, which the "
                     f"{self.pipeline} pipeline has none of; give another --pipeline or attack"
                 )
 
@@ -127,7 +128,7 @@ class Settings:
         """Return the attacks that run on a pipeline."""
         if self.attacks is None:
             return DEFAULT_ATTACKS[pipeline]
-        return tuple(name for name in self.attacks if _TAKES[pipeline] in ATTACKS[name].takes)
+        return tuple(name for name in self.attacks if _TAKES[pipeline] in _takes(name))
 
     def strengths(self) -> list[Defense]:
         """Return every defense strength to run, "none" first, each once.
@@ -172,3 +173,9 @@ class Settings:
         if self.engine == "reference" or operators.backend(self.torch_device()) != "native":
             return "reference"
         return self.engine
+
+
+def _takes(attack: str) -> frozenset[str]:
+    """Return what an attack can rebuild, of "frames" and "features"."""
+    takes: frozenset[str] = ATTACKS.parse(attack).entry.factory.takes  # type: ignore[attr-defined]
+    return takes
