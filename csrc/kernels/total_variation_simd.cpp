@@ -1,9 +1,8 @@
-#include "kernels/dispatch.h"
-#include "kernels/tv_rows.h"
+#include "kernels/total_variation_rows.h"
 
 namespace vleak::VLEAK_VARIANT {
 
-// begin, end: planes of [N * C * T]; gradient: [N, C, T, H, W]; value: [N * C * T], a sum a plane
+// begin, end: planes of [N * C * T]; gradient: [N, C, T, H, W]; value: [N * C * T], one sum per plane
 template <typename T>
 void tv_planes(const T* x /* [N, C, T, H, W] */, const ClipSize& size, const TvSettings& tv, int64_t begin,
                int64_t end, double* scratch, T* gradient, double* value) {

@@ -1,5 +1,6 @@
-// Total variation row by row, for the CPU kernels that include it: a row and its neighbours stay in the first
-// cache, and every loop runs over independent entries, so any instruction set gives the same bits.
+// Total variation row by row, for the CPU kernels that include this file. A row and its neighbours stay in
+// the first-level cache. Every loop runs over independent entries, so all instruction sets give the same
+// bits.
 #pragma once
 
 #include <cstring>
@@ -9,10 +10,10 @@
 namespace vleak::VLEAK_VARIANT {
 namespace {
 
-// Cut from one block of scratch_doubles(W) doubles.
+// Buffers of one row, cut from one block of scratch_doubles(W) doubles.
 template <typename T>
 struct Rows {
-  T* x;           // [W + 1], the row with its last entry once more: across the border the difference is 0
+  T* x;           // [W + 1], the row with its last entry repeated: the difference across the border is 0
   T* across;      // [W + 1], weighted slope of each horizontal pair, 0 at both ends
   T* above;       // [W], weighted slope of the vertical pairs to the row above
   T* below;       // [W], and to the row below
@@ -42,17 +43,17 @@ TvNumbers<T> tv_numbers(const ClipSize& size, const TvSettings& tv) {
   return {scale, T(scale.across), T(scale.down), T(scale.time), T(tv.smoothing)};
 }
 
-// A row and its neighbours. Across a border, and where a weight is 0, a neighbour is the row itself: the
-// difference is then 0, and the loops have no branch.
+// A row and its neighbours. Beyond a border, and where a weight is 0, the neighbour is the row itself: the
+// difference is then 0, and the loops need no branch.
 template <typename T>
 struct Around {
   const T* x;        // [W]
   const T* below;    // [W]
   const T* later;    // [W], the same row of the next frame
-  const T* earlier;  // [W], and of the frame before
+  const T* earlier;  // [W], the same row of the previous frame
 };
 
-// What the pairs that start at an entry give, from the differences to its right, below and in time.
+// Weighted slopes and value of the three pairs that start at an entry: to its right, below and later.
 template <typename T>
 struct Pairs {
   T across, below, later;
@@ -75,8 +76,8 @@ VLEAK_INLINE Pairs<T> pairs(T right, T down, T next, const TvNumbers<T>& tv) {
               tv.scale.down * static_cast<double>(vertical.value)};
 }
 
-// All arrays [count]: the row, its neighbours, and what their pairs give. Restricted, and the numbers by
-// value: only then does the loop become vector code.
+// All arrays are [count]. Pointers are restricted and the numbers passed by value, because the compiler
+// vectorises the loop only then.
 template <bool kSmooth, bool kIsotropic, typename T>
 void add_pairs(const T* __restrict x, const T* __restrict right, const T* __restrict down,
                const T* __restrict next, int64_t count, const TvNumbers<T> tv, T* __restrict across,
@@ -110,8 +111,8 @@ void add_row(const Around<T>& row, int64_t width, const TvNumbers<T>& tv, const 
                             rows.gradient);
 }
 
-// Calls finish_row(offset of the row in x, gradient of the row, value) after each row; returns the plane's
-// value.
+// Returns the value of a plane. Calls finish_row(offset of the row in x, gradient of the row, value) after
+// each row.
 template <bool kSmooth, bool kIsotropic, typename T, typename FinishRow>
 double tv_plane(const T* x /* [N, C, T, H, W] */, int64_t plane, const ClipSize& size, const TvNumbers<T>& tv,
                 double* scratch, FinishRow finish_row) {
@@ -135,7 +136,7 @@ double tv_plane(const T* x /* [N, C, T, H, W] */, int64_t plane, const ClipSize&
   return sum;
 }
 
-// The same with the settings known while it compiles.
+// The same, with the settings as compile-time constants.
 template <typename T, typename FinishRow>
 double tv_plane(const T* x, int64_t plane, const ClipSize& size, const TvSettings& settings,
                 const TvNumbers<T>& tv, double* scratch, FinishRow finish_row) {

@@ -1,5 +1,5 @@
 #include "kernels/block_sum.h"
-#include "kernels/tv_entry.h"
+#include "kernels/total_variation_entry.h"
 
 namespace vleak::cuda {
 namespace {
@@ -23,7 +23,7 @@ __global__ void tv_kernel(const T* x, ClipSize size, TvScale scale, bool isotrop
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// One block a trial.
+// One block per trial.
 template <typename T>
 __global__ void value_kernel(const double* partial, int64_t blocks, T* value) {
   __shared__ double shared[kThreads];

@@ -1,28 +1,59 @@
 // The derivative of a convolution with respect to its weight: a sum of outer products over positions.
 //
-// Vectors run over (column tap, channel), which lie side by side in the channels-last copy for every stride;
-// rows of a tile are output channels, its depth is a run of positions.
+// Vectors run over (column tap, channel), which are contiguous in the channels-last copy for every stride.
+// Rows of a tile are output channels, its depth is a run of positions.
 #include <algorithm>
+#include <array>
+#include <vector>
 
-#include "kernels/conv.h"
+#include "kernels/blocking.h"
+#include "kernels/convolution.h"
 #include "kernels/dispatch.h"
+#include "kernels/parallel.h"
 #include "kernels/transpose.h"
 
 namespace vleak {
 namespace {
 
-// Positions that are taken at once: their part of the input stays in the first cache for all output channels.
+// The input as [image, frame, row, column, channel], padded in space. Folded: a channel is a pair of kernel
+// row and input channel, so that few input channels fill a vector.
+struct Pixels {
+  bool folded;
+  int64_t channels;
+  int64_t rows;
+  int64_t row_step;  // from output row to output row
+  int64_t columns;
+};
+
+// Vectors of weights that one tile holds, all for the same tap in time.
+struct WeightGroup {
+  int64_t frame_tap;
+  int64_t vectors;
+  int64_t bases[kMaxTileVectors];
+  int64_t at[kMaxTileVectors];  // offsets in the sums of a row
+};
+
+struct WeightSchedule {
+  ConvolutionShape problem;
+  Pixels pixels;
+  int64_t lanes;
+  std::vector<WeightGroup> groups;
+  std::vector<int64_t> row_blocks;
+  int64_t a_row;  // entries of sums for one output channel
+};
+
+// Positions per run: their part of the input stays in the first-level cache for all output channels.
 constexpr int64_t kRun = 192;
 
-int64_t vectors_a_tap(const WeightProblem& problem, bool folded, int64_t lanes) {
+int64_t vectors_a_tap(const ConvolutionShape& problem, bool folded, int64_t lanes) {
   const int64_t run = problem.kernel[2] * problem.input[1];
   if (folded) return divide_up(run * problem.kernel[1], lanes);
   return problem.kernel[1] * divide_up(run, lanes);
 }
 
-Pixels plan_pixels(const WeightProblem& problem, int64_t lanes) {
-  const auto& [kernel, stride, padding, input, output] = problem;
-  // Folding makes the copy as many times longer as the kernel has rows, so it has to save a fifth at least.
+Pixels plan_pixels(const ConvolutionShape& problem, int64_t lanes) {
+  const auto& [input, output, kernel, stride, padding] = problem;
+  // Folding multiplies the size of the copy by the rows of the kernel, so it has to save at least a fifth.
   const bool folded = 5 * vectors_a_tap(problem, true, lanes) < 4 * vectors_a_tap(problem, false, lanes);
   const int64_t columns = (output[4] - 1) * stride[2] + kernel[2];
   if (folded) return {true, kernel[1] * input[1], output[3], 1, columns};
@@ -31,22 +62,22 @@ Pixels plan_pixels(const WeightProblem& problem, int64_t lanes) {
 
 int64_t frame_entries(const Pixels& pixels) { return pixels.rows * pixels.columns * pixels.channels; }
 
-// Entries that lie side by side for one tap in time and, unless folded, one tap down.
+// Contiguous entries for one tap in time and, unless folded, one kernel row.
 int64_t run_entries(const WeightSchedule& schedule) {
   return schedule.problem.kernel[2] * schedule.pixels.channels;
 }
 
-// Runs of entries that lie apart, for one tap in time.
+// Separate runs of such entries for one tap in time.
 int64_t tap_lines(const WeightSchedule& schedule) {
   return schedule.pixels.folded ? 1 : schedule.problem.kernel[1];
 }
 
-// Entries of the sums that one run takes: whole vectors.
+// Sums per run, rounded up to whole vectors.
 int64_t padded_run(const WeightSchedule& schedule) {
   return divide_up(run_entries(schedule), schedule.lanes) * schedule.lanes;
 }
 
-// Where the vectors of one tap in time start among the pixels and among the sums of a row.
+// Adds the group of vectors [begin, end) of one tap in time: their offsets among pixels and sums.
 void add_group(int64_t frame_tap, int64_t begin, int64_t end, WeightSchedule& schedule) {
   const Pixels& pixels = schedule.pixels;
   const int64_t frame = (frame_tap - schedule.problem.padding[0]) * frame_entries(pixels);
@@ -60,14 +91,13 @@ void add_group(int64_t frame_tap, int64_t begin, int64_t end, WeightSchedule& sc
   schedule.groups.push_back(group);
 }
 
-}  // namespace
-
-WeightSchedule plan_weight(const WeightProblem& problem, const TileLimits& limits) {
+WeightSchedule plan_weight(const ConvolutionShape& problem, const TileLimits& limits) {
   WeightSchedule plan{problem, plan_pixels(problem, limits.lanes), limits.lanes, {}, {}, 0};
   const int64_t a_tap = tap_lines(plan) * padded_run(plan), vectors = a_tap / limits.lanes;
-  const int64_t held = best_vectors(problem.output[1], vectors, limits), blocks = divide_up(vectors, held);
+  const int64_t tile_vectors = best_vectors(problem.output[1], vectors, limits),
+                blocks = divide_up(vectors, tile_vectors);
   plan.a_row = problem.kernel[0] * a_tap;
-  plan.row_blocks = cut_rows(problem.output[1], most_rows(held, limits));
+  plan.row_blocks = cut_rows(problem.output[1], most_rows(tile_vectors, limits));
   for (int64_t tap = 0; tap < problem.kernel[0]; ++tap) {
     for (int64_t i = 0; i < blocks; ++i) {
       add_group(tap, i * vectors / blocks, (i + 1) * vectors / blocks, plan);
@@ -82,13 +112,11 @@ int64_t pixels_entries(const WeightSchedule& schedule) {
          kMaxTileBytes / static_cast<int64_t>(sizeof(float));
 }
 
-namespace {
-
-// The input rows that one line of pixels is made of, one a channel; `zeros` stands for rows outside.
+// The input rows of one line of pixels, one per channel; `zeros` stands for rows outside the input.
 template <typename T>
 void line_rows(const WeightSchedule& schedule, const T* frame, int64_t line, const T* zeros,
                std::vector<const T*>& rows) {
-  const auto& [kernel, stride, padding, input, output] = schedule.problem;
+  const auto& [input, output, kernel, stride, padding] = schedule.problem;
   const int64_t a_channel = input[2] * input[3] * input[4];
   rows.clear();
   for (int64_t tap = 0; tap < (schedule.pixels.folded ? kernel[1] : 1); ++tap) {
@@ -116,8 +144,6 @@ void copy_frame(const WeightSchedule& schedule, const T* frame, T* to) {
   }
 }
 
-}  // namespace
-
 template <typename T>
 void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int64_t end, T* pixels) {
   const auto& input = schedule.problem.input;
@@ -128,17 +154,15 @@ void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int6
   }
 }
 
-namespace {
-
 // Positions [begin, end) of [image, frame, row, column] of the output.
 struct Run {
   int64_t begin;
   int64_t end;
 };
 
-// Where the inputs of each position lie, for tap 0 without its padding in time.
+// Offsets of the inputs of each position, for tap 0 without padding in time.
 void position_offsets(const WeightSchedule& schedule, Run run, int64_t* offsets) {
-  const auto& [kernel, stride, padding, input, output] = schedule.problem;
+  const auto& [input, output, kernel, stride, padding] = schedule.problem;
   const Pixels& pixels = schedule.pixels;
   const int64_t width = output[4], height = output[3], frames = output[2];
   const int64_t line = pixels.columns * pixels.channels;
@@ -155,7 +179,7 @@ void position_offsets(const WeightSchedule& schedule, Run run, int64_t* offsets)
 
 // packed[position][row] = dy[image][first + row][position]
 template <typename T>
-void pack_positions(const WeightProblem& problem, const T* dy, int64_t first, int64_t rows, Run run,
+void pack_positions(const ConvolutionShape& problem, const T* dy, int64_t first, int64_t rows, Run run,
                     T* packed) {
   const int64_t a_channel = problem.output[2] * problem.output[3] * problem.output[4];
   for (int64_t at = run.begin; at < run.end;) {
@@ -165,7 +189,7 @@ void pack_positions(const WeightProblem& problem, const T* dy, int64_t first, in
     const T* lines[kMaxTileRows];
     for (int64_t row = 0; row < rows; ++row) {
       lines[row] = from + row * a_channel;
-      // Too many short runs for the machine to see what comes next.
+      // The runs are too many and too short for the hardware prefetcher.
       for (int64_t i = 0; i < count; i += 8) __builtin_prefetch(lines[row] + count + i);
     }
     transpose(lines, rows, count, packed, rows);
@@ -174,8 +198,8 @@ void pack_positions(const WeightProblem& problem, const T* dy, int64_t first, in
   }
 }
 
-// Frames of the output that find an input for this tap, [begin, end).
-Run valid_frames(const WeightProblem& problem, int64_t tap) {
+// Output frames, [begin, end), that meet an input frame for this tap.
+Run valid_frames(const ConvolutionShape& problem, int64_t tap) {
   const int64_t shift = tap - problem.padding[0], stride = problem.stride[0], frames = problem.output[2];
   const int64_t begin = std::clamp<int64_t>(divide_up(std::max<int64_t>(0, -shift), stride), 0, frames);
   const int64_t end =
@@ -183,9 +207,9 @@ Run valid_frames(const WeightProblem& problem, int64_t tap) {
   return {begin, end};
 }
 
-// Calls run(piece) for the parts of a run that find an input for this tap.
+// Calls act(piece) for the parts of a run that meet an input frame for this tap.
 template <typename Do>
-void for_valid(const WeightProblem& problem, int64_t tap, Run run, Do act) {
+void for_valid(const ConvolutionShape& problem, int64_t tap, Run run, Do act) {
   const Run frames = valid_frames(problem, tap);
   if (frames.begin == frames.end) return;
   if (frames.end - frames.begin == problem.output[2]) return act(run);
@@ -216,7 +240,7 @@ void add_run(const WeightSchedule& schedule, const T* pixels, const T* packed, c
   }
 }
 
-// Where each weight [channel][taps] of an output channel lies among its sums.
+// For each weight [channel][taps] of an output channel, the offset of its sum.
 std::vector<int64_t> find_sources(const WeightSchedule& schedule) {
   const auto& kernel = schedule.problem.kernel;
   const Pixels& pixels = schedule.pixels;
@@ -234,8 +258,6 @@ std::vector<int64_t> find_sources(const WeightSchedule& schedule) {
   }
   return sources;
 }
-
-}  // namespace
 
 template <typename T>
 void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, int64_t begin, int64_t end,
@@ -264,10 +286,25 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
   }
 }
 
-#define VLEAK_CONV_WEIGHT(T)                                                           \
-  template void copy_pixels<T>(const WeightSchedule&, const T*, int64_t, int64_t, T*); \
-  template void run_weight<T>(const WeightSchedule&, const T*, const T*, int64_t, int64_t, T*, T*);
-VLEAK_CONV_WEIGHT(float)
-VLEAK_CONV_WEIGHT(double)
+}  // namespace
+
+template <typename T>
+void conv_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* result) {
+  const WeightSchedule schedule = plan_weight(shape, cpu_kernels<T>().tile_limits());
+  const int64_t entries = pixels_entries(schedule), frames = shape.input[0] * shape.input[2];
+  const auto pixels = scratch<T>(entries), sums = scratch<T>(shape.output[1] * schedule.a_row);
+  parallel_for(frames, grain_of(kCopyGrain, entries / std::max<int64_t>(1, frames)),
+               [&](int64_t begin, int64_t end) { copy_pixels(schedule, x, begin, end, pixels.get()); });
+  const auto& dy_sizes = shape.output;
+  const int64_t blocks = static_cast<int64_t>(schedule.row_blocks.size()) - 1;
+  const int64_t dy_entries = dy_sizes[0] * dy_sizes[1] * dy_sizes[2] * dy_sizes[3] * dy_sizes[4];
+  parallel_for(blocks, grain_of(kSumGrain, dy_entries * schedule.a_row / blocks),
+               [&](int64_t begin, int64_t end) {
+                 run_weight(schedule, pixels.get(), dy, begin, end, sums.get(), result);
+               });
+}
+
+template void conv_weight<float>(const float*, const float*, const ConvolutionShape&, float*);
+template void conv_weight<double>(const double*, const double*, const ConvolutionShape&, double*);
 
 }  // namespace vleak

@@ -1,11 +1,11 @@
-// Total variation of one entry of a clip, for the CUDA kernels that include it.
+// Total variation of one entry of a clip, for the CUDA kernels that include this file.
 #pragma once
 
 #include "kernels/cuda.h"
 
 namespace vleak::cuda {
 
-// What a thread block works on: kBlockEntries entries of one plane.
+// The part of a clip that one thread block works on: kBlockEntries entries of one plane.
 struct BlockPlace {
   int64_t plane;  // of [N * C * T]
   int64_t trial;
@@ -87,7 +87,7 @@ static __device__ __forceinline__ void add_time(const T* x, int64_t frame, const
   if (frame > 0) entry.gradient += weight * penalty<kSmooth>(x[0] - x[-step], eps).slope;
 }
 
-// x points at the entry inside its clip.
+// x points to the entry inside its clip.
 template <bool kSmooth, typename T>
 static __device__ __forceinline__ TvEntry<T> tv_entry(const T* x, int64_t entry_of_plane, int64_t frame,
                                                       const ClipSize& size, const TvScale& scale,
