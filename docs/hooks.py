@@ -38,7 +38,7 @@ def record_table(name: str, record: dict[str, Any]) -> str:
     fields = record["properties"]
     meanings = field_meanings(attributes, fields)
     rows = [
-        f"| `{field}` | {type_text(spec)} | {default_text(field, record)} | {meanings.get(field, '')} |"
+        f"| `{field}` | {type_text(spec)} | {default_text(spec)} | {meanings.get(field, '')} |"
         for field, spec in fields.items()
     ]
     head = ["| field | type | default | meaning |", "|---|---|---|---|"]
@@ -73,8 +73,6 @@ def type_text(spec: dict[str, Any]) -> str:
     return str(spec.get("type", "any"))
 
 
-def default_text(field: str, record: dict[str, Any]) -> str:
-    """Default of one field, "required" where it has none."""
-    if field in record.get("required", []):
-        return "required"
-    return f"`{json.dumps(record['properties'][field].get('default'))}`"
+def default_text(spec: dict[str, Any]) -> str:
+    """Default of one field; empty where it has none and is always there."""
+    return f"`{json.dumps(spec['default'])}`" if "default" in spec else ""
