@@ -42,7 +42,7 @@ def record_table(name: str, record: dict[str, Any]) -> str:
         for field, spec in fields.items()
     ]
     head = ["| field | type | default | meaning |", "|---|---|---|---|"]
-    return "\n".join([f"### {name}", "", " ".join(sentence.split()), "", *head, *rows])
+    return "\n".join([f"## {name}", "", " ".join(sentence.split()), "", *head, *rows])
 
 
 def field_meanings(attributes: str, fields: dict[str, Any]) -> dict[str, str]:
@@ -64,7 +64,7 @@ def type_text(spec: dict[str, Any]) -> str:
     if "anyOf" in spec:
         return " or ".join(type_text(part) for part in spec["anyOf"])
     if "enum" in spec or "const" in spec:
-        return ", ".join(f'"{value}"' for value in spec.get("enum", [spec.get("const")]))
+        return ", ".join(json.dumps(value) for value in spec.get("enum", [spec.get("const")]))
     if spec.get("type") == "array":
         return f"list of {type_text(spec['items'])}" if "items" in spec else "list"
     if spec.get("type") == "object":

@@ -99,7 +99,7 @@ def test_field_tables_say_what_each_field_means(hooks: ModuleType) -> None:
         },
     }
     assert hooks.record_table("Cell", record).splitlines() == [
-        "### Cell",
+        "## Cell",
         "",
         "One cell.",
         "",
