@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_data_video import noise, write_video
+from support.videos import noise, write_video
 
 from runs import DP, VLEAK, journal_length, options, start, tiny, without_time
 from vleak.cli import run

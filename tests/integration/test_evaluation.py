@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from test_data_video import noise, write_video
+from support.videos import noise, write_video
 from torch import Tensor, nn
 
 from runs import DP, TINY, journal_length, tiny, without_time

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
+from vleak.data.clipset import ClipSet
 from vleak.data.features import FeatureSet, features_of
-from vleak.data.folder import FINE, load_videos
-from vleak.data.sources import look
+from vleak.data.folder import load_videos
+from vleak.data.request import ClipRequest
+from vleak.data.sources import search_source
 from vleak.data.synthetic import load_synthetic
 from vleak.errors import InputError
-
-MAX_BATCH_BYTES = 2**32  # all clips together, as float32
-RANGES = {
-    "clips": (1, 10_000),
-    "frames": (2, 1_024),
-    "size": (8, 1_024),
-    "stride": (1, 10_000),
-    "public": (0, 10_000),
-    "seed": (0, 2**63 - 1),
-    "reference-frames": (0, 256),
-}
 
 
 def load_clips(
@@ -74,21 +64,13 @@ def load_clips(
             the frames that are needed, is too short, gives fewer clips than ``clips``, or has
             fewer frames outside the attacked clips than ``references``.
     """
-    _check_clips(clips, frames, size, stride, seed, public, references, fine)
+    request = ClipRequest(
+        clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
+        references=references, fine=fine,
+    )  # fmt: skip
     if source == "synthetic":
-        wanted = DEFAULT_CLIPS if clips is None else clips
-        return load_synthetic(wanted, frames, size, seed, public, references=references, fine=fine)
-    return load_videos(
-        look(source, ("videos", "frames")),
-        clips,
-        frames=frames,
-        size=size,
-        stride=stride,
-        seed=seed,
-        public=public,
-        references=references,
-        fine=fine,
-    )
+        return load_synthetic(request)
+    return load_videos(search_source(source, ("videos", "frames")), request)
 
 
 def recognise(source: str) -> str:
@@ -97,7 +79,7 @@ def recognise(source: str) -> str:
     Raises:
         InputError: it does not exist or holds none of these.
     """
-    return "synthetic" if source == "synthetic" else look(source).kind
+    return "synthetic" if source == "synthetic" else search_source(source).kind
 
 
 def load_data(
@@ -131,78 +113,15 @@ def load_data(
     Raises:
         InputError: what ``load_clips`` and ``load_features`` raise; references or fine clips of features.
     """
-    if source == "synthetic":
-        return load_clips(
-            source,
-            clips=clips,
-            frames=frames,
-            size=size,
-            stride=stride,
-            seed=seed,
-            public=public,
-            references=references,
-            fine=fine,
-        )
-    found = look(source)
-    if found.kind == "features":
+    if source != "synthetic" and (files := search_source(source)).kind == "features":
         if references or fine:
             asked = f"--reference-frames {references}" if references else "fine clips"
             raise InputError(
                 f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
                 f"give videos"
             )
-        return features_of(found, clips=clips, segments=segments, seed=seed, public=public)
-    _check_clips(clips, frames, size, stride, seed, public, references, fine)
-    return load_videos(
-        found,
-        clips,
-        frames=frames,
-        size=size,
-        stride=stride,
-        seed=seed,
-        public=public,
-        references=references,
-        fine=fine,
-    )
-
-
-def _check_clips(
-    clips: int | None,
-    frames: int,
-    size: int,
-    stride: int,
-    seed: int,
-    public: int,
-    references: int,
-    fine: bool,
-) -> None:
-    given = {
-        "frames": frames,
-        "size": size,
-        "stride": stride,
-        "public": public,
-        "seed": seed,
-        "reference-frames": references,
-    }
-    for option, value in (given if clips is None else {"clips": clips, **given}).items():
-        _check_range(option, value)
-    wanted = DEFAULT_CLIPS if clips is None else clips
-    _check_memory(wanted, public, frames, size, references, fine)
-
-
-def _check_range(option: str, value: int) -> None:
-    low, high = RANGES[option]
-    if not low <= value <= high:
-        raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
-
-
-def _check_memory(clips: int, public: int, frames: int, size: int, references: int, fine: bool) -> None:
-    shown = (clips + public) * frames * (1 + FINE**2 if fine else 1) + clips * references
-    total = 4 * 3 * shown * size * size
-    if total > MAX_BATCH_BYTES:
-        more = f", {references} references each" if references else ""
-        more += ", with fine copies" if fine else ""
-        raise InputError(
-            f"{clips + public} clips of {frames} frames of {size}x{size}{more} take {total / 2**30:.1f} GiB, "
-            f"the limit is {MAX_BATCH_BYTES / 2**30:.0f} GiB; lower --clips, --frames or --size"
-        )
+        return features_of(files, clips=clips, segments=segments, seed=seed, public=public)
+    return load_clips(
+        source, clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
+        references=references, fine=fine,
+    )  # fmt: skip
