@@ -34,6 +34,7 @@ from vleak.models import (
     train,
 )
 from vleak.native import loader
+from vleak.results.records import DataRecord, EnvironmentRecord, ModelRecord, RunHeader, SettingsRecord
 from vleak.seeds import generator
 
 Progress = Callable[[str, int, int], None]
@@ -101,7 +102,7 @@ class Bench:
         frames, features: what answers are judged by. facts: who says what everybody knows of the features.
     """
 
-    settings: dict[str, Any]
+    settings: SettingsRecord
     pipeline: str
     name: str
     data: ClipSet | FeatureSet
@@ -130,14 +131,14 @@ class Bench:
     @property
     def place(self) -> str:
         """Model and training state, as cells are named by them."""
-        return f"{self.name}.{self.settings['training_state']}"
+        return f"{self.name}.{self.settings.training_state}"
 
 
 _LINK_BYTES = 2**31
 """Updates under all labels are kept up to this size; beyond it linkage is not measured."""
 
 
-def prepare(settings: Settings, tell: Progress) -> tuple[list[Bench], dict[str, Any]]:
+def prepare(settings: Settings, tell: Progress) -> tuple[list[Bench], RunHeader]:
     """Load the data and make a bench for every pipeline; also the header of the results.
 
     Raises:
@@ -190,7 +191,7 @@ def _refuse_frames(settings: Settings) -> None:
 # The raw pipeline
 
 
-def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> tuple[Bench, dict[str, Any]]:
+def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> tuple[Bench, ModelRecord]:
     classes = len(data.classes)
     model = build_model(settings.model, frames=settings.frames, size=settings.size, classes=classes,
                         seed=settings.seed)  # fmt: skip
@@ -198,7 +199,7 @@ def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> t
     steps = TRAINING_STATES[settings.training_state]
     train(model, data.public_clips, data.public_labels, steps, generator(settings.seed, "training"))
     check_classifier(model, data.clips[:1], classes)
-    facts = {"name": settings.model, "pipeline": "raw"} | _model_facts(settings, model)
+    facts: dict[str, Any] = {"name": settings.model, "pipeline": "raw"} | _model_facts(settings, model)
     facts |= _accuracies(model, data.public_clips, data.public_labels, data.clips, data.labels)
     facts["chance"] = 1 / classes
     model = model.to(settings.torch_device())
@@ -208,7 +209,7 @@ def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> t
         settings, "raw", settings.model, data, model, "cross_entropy", data.clips, data.public_clips,
         data.labels, classes,
     )  # fmt: skip
-    return replace(bench, frames=frames), facts
+    return replace(bench, frames=frames), ModelRecord(**facts)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> t
 
 def _feature(
     settings: Settings, data: ClipSet | FeatureSet, frames: Frames | None, tell: Progress
-) -> tuple[Bench, dict[str, Any]]:
+) -> tuple[Bench, ModelRecord]:
     tell("preparing the extractor", 0, 0)
     extractor, accuracy_of_extractor, known, truth, public = _read_features(settings, data)
     labels, public_labels, classes = _targets(settings.loss, data)
@@ -228,7 +229,8 @@ def _feature(
     check_head(model, private[:1], settings.loss, classes)
     name = "files" if extractor is None else re.sub(r"=[^,]*/", "=", settings.extractor)  # no folders
     name = f"{name}>{settings.head}>{settings.loss}"
-    facts = {"name": name, "pipeline": "feature", "extractor_accuracy": accuracy_of_extractor}
+    facts: dict[str, Any] = {"name": name, "pipeline": "feature"}
+    facts["extractor_accuracy"] = accuracy_of_extractor
     facts |= {"segments": truth.shape[1], "features": truth.shape[2]} | _model_facts(settings, model)
     facts |= _accuracies(model, held, public_labels, private, labels) | {"chance": 1 / classes}
     model = model.to(settings.torch_device())
@@ -243,7 +245,7 @@ def _feature(
         nulls=_segment_nulls(bench, extractor, frames, places, len(truth)),
         extractor=extractor,
     )
-    return replace(bench, features=features), facts
+    return replace(bench, features=features), ModelRecord(**facts)
 
 
 def _read_features(
@@ -537,39 +539,42 @@ def _accuracies(
     }
 
 
-def _header(
-    resolved: dict[str, Any], data: ClipSet | FeatureSet, models: list[dict[str, Any]]
-) -> dict[str, Any]:
-    status = loader.status()
+def _header(resolved: SettingsRecord, data: ClipSet | FeatureSet, models: Sequence[ModelRecord]) -> RunHeader:
+    return RunHeader(
+        environment=EnvironmentRecord(
+            vleak=vleak.__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
+            platform=platform.platform(),
+            extension=loader.status().state,
+            device=resolved.device,
+        ),
+        settings=resolved,
+        data=_data_record(resolved, data),
+        models=tuple(models),
+    )
+
+
+def _data_record(resolved: SettingsRecord, data: ClipSet | FeatureSet) -> DataRecord:
     if isinstance(data, ClipSet):
         private, public = data.clips, data.public_clips
     else:
         private, public = data.features, data.public_features
-    facts = {
-        "name": data.name,
-        "clips": len(private),
-        "public_clips": len(public),
-        "public_source": data.public_source,
-        "classes": list(data.classes),
-        "labels": data.labels.tolist(),
-        "names": list(data.names),
-        "notes": [*data.notes, *_notes(resolved, data)],
-        "sha256": hashlib.sha256(private.numpy().tobytes() + public.numpy().tobytes()).hexdigest(),
-    }
-    versions = {"vleak": vleak.__version__, "torch": torch.__version__}
-    environment = {**versions, "python": platform.python_version(), "platform": platform.platform(),
-                   "extension": status.state, "device": resolved["device"]}  # fmt: skip
-    return {
-        "environment": environment,
-        "versions": versions,
-        "settings": resolved,
-        "data": facts,
-        "models": models,
-    }
+    return DataRecord(
+        name=data.name,
+        clips=len(private),
+        public_clips=len(public),
+        public_source=data.public_source,
+        classes=data.classes,
+        labels=tuple(data.labels.tolist()),
+        names=data.names,
+        notes=(*data.notes, *_notes(resolved, data)),
+        sha256=hashlib.sha256(private.numpy().tobytes() + public.numpy().tobytes()).hexdigest(),
+    )
 
 
-def _notes(resolved: dict[str, Any], data: ClipSet | FeatureSet) -> list[str]:
-    binary = resolved["loss"] != "cross_entropy" and resolved["pipeline"] != "raw"
+def _notes(resolved: SettingsRecord, data: ClipSet | FeatureSet) -> list[str]:
+    binary = resolved.loss != "cross_entropy" and resolved.pipeline != "raw"
     if not binary or isinstance(data, FeatureSet):
         return []
     named = [name for name, odd in zip(data.classes, anomalous_classes(data.classes), strict=True) if odd]

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from vleak.attacks import (
     Attack,
     FeatureInversion,
     Knowledge,
-    MatchingBlind,
     Observation,
     Reconstruction,
 )
@@ -30,6 +29,7 @@ from vleak.errors import VleakError
 from vleak.evaluation.bench import Bench, Frames, extract, features_knowledge, frames_knowledge
 from vleak.federated import Client, Privacy, Update
 from vleak.metrics import order_scores, score_clip, score_enhanced, score_segments
+from vleak.results.records import Cell, SettingsRecord
 from vleak.seeds import derive_seed, generator
 
 
@@ -51,12 +51,12 @@ class Result:
     """A finished cell.
 
     Attributes:
-        record: as results.json has it, but for "media".
+        cell: its record, without the names of the pictures.
         picture: (C, T, H, W), the rebuilt clip; None where there are no frames, or the cell failed.
         enhanced: the same at twice the resolution, where that was asked for.
     """
 
-    record: dict[str, Any]
+    cell: Cell
     picture: Tensor | None = None
     enhanced: Tensor | None = None
 
@@ -88,8 +88,8 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
     """
     name = bench.data.names[job.clip]
     # The message belongs to clip and defense, the start to the clip: every attack meets the same message.
-    seed = derive_seed(bench.settings["seed"], bench.place, spell(job.defense), name)
-    start = generator(bench.settings["seed"], bench.place, name, "attack")
+    seed = derive_seed(bench.settings.seed, bench.place, spell(job.defense), name)
+    start = generator(bench.settings.seed, bench.place, name, "attack")
     record = _blank(job, bench, seed)
     # functional_call swaps a module's tensors while it runs: a cell needs a module of its own.
     model = copy.deepcopy(bench.model)
@@ -102,14 +102,15 @@ def run_cell(job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
         if stop():
             raise StoppedError(f"stopped within {job.id}")
         judged, enhanced = _judge(job, bench, update, knowledge, answer)
+        cell = _cell(record | judged)
     except StoppedError:
         raise
     except VleakError as error:
-        return Result({**record, "status": f"failed: {error}"})
+        return Result(_cell({**record, "status": f"failed: {error}"}))
     except Exception as error:  # noqa: BLE001  a stranger's model may raise anything; other cells go on
         first = str(error).strip().partition("\n")[0]
-        return Result({**record, "status": f"failed: {type(error).__name__}: {first}"})
-    return Result(record | judged, answer.clip, enhanced)
+        return Result(_cell({**record, "status": f"failed: {type(error).__name__}: {first}"}))
+    return Result(cell, answer.clip, enhanced)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def _knowledge(job: Job, bench: Bench, label: Tensor, client: Client) -> Knowled
 
 def _granted(bench: Bench) -> bool:
     """Return whether the label is known: which bag of a pair is the anomalous one is public."""
-    return bench.settings["labels"] == "granted" or bench.loss == "ranking"
+    return bench.settings.labels == "granted" or bench.loss == "ranking"
 
 
 def _answer(
@@ -170,8 +171,9 @@ def _to_frames(
     start: torch.Generator, stop: Callable[[], bool],
 ) -> Reconstruction:  # fmt: skip
     # Features are fewer than the pixels they are of, and a step on them is cheap.
-    iterations = _INVERSION * bench.settings["iterations"]
-    inversion = FeatureInversion(iterations=iterations, engine=bench.settings["engine"])
+    iterations = _INVERSION * bench.settings.iterations
+    engine = cast("Literal['native', 'inductor', 'reference']", bench.settings.engine)
+    inversion = FeatureInversion(iterations=iterations, engine=engine)
     knowledge = frames_knowledge(frames.data, job.clip, job.references)
     return inversion.rebuild(
         copy.deepcopy(extractor), rows[None], knowledge, start,
@@ -179,12 +181,14 @@ def _to_frames(
     )  # fmt: skip
 
 
-def _attack(job: Job, settings: dict[str, Any]) -> Attack:
+def _attack(job: Job, settings: SettingsRecord) -> Attack:
     if job.null:
         return NULL_ATTACKS[job.attack]()
     kind = ATTACKS[job.attack]
     taken = inspect.signature(kind).parameters  # an exact method has no iterations
-    return kind(**{name: settings[name] for name in ("iterations", "restarts", "engine") if name in taken})
+    return kind(
+        **{name: getattr(settings, name) for name in ("iterations", "restarts", "engine") if name in taken}
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -298,10 +302,12 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
         "id": job.id,
         "pipeline": bench.pipeline,
         "model": bench.name,
-        "training_state": settings["training_state"],
+        "training_state": settings.training_state,
         "defense": _defense_facts(job.defense, privacy),
         "attack": {
             "name": job.attack,
+            "baseline": job.null,
+            "counterpart": _counterpart(job.attack),
             "adaptive": False,
             "iterations": 0,
             "restarts": 0,
@@ -312,7 +318,7 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
             "labels": "granted" if _granted(bench) else "inferred",
             "reference_frames": job.references,
             "batch_size": 1,
-            "defense": not job.null and job.attack != MatchingBlind.name,
+            "defense": not job.null and getattr(ATTACKS[job.attack], "told", True),
             "public_clips": len(bench.public),
         },
         "clip": bench.data.names[job.clip],
@@ -326,6 +332,32 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
         "flags": [],
         "status": "",
     }
+
+
+_NAMES = {
+    "null": "baselines",
+    "best_null": "best_baseline",
+    "null_identified": "baseline_identified",
+    "null_exact": "baseline_exact",
+}
+
+
+def _cell(record: dict[str, Any]) -> Cell:
+    """Return the typed record; metrics name some scores otherwise."""
+    scores = record["scores"]
+    if scores is not None:
+        scores = {_NAMES.get(key, key): value for key, value in scores.items()}
+        if scores["segments"] is not None:
+            scores["segments"] = {_NAMES.get(key, key): v for key, v in scores["segments"].items()}
+    return Cell.model_validate(record | {"scores": scores})
+
+
+def _counterpart(attack: str) -> str | None:
+    """Return the attack that a non-adaptive one is a form of."""
+    kind = ATTACKS.get(attack)
+    if kind is None or getattr(kind, "told", True):
+        return None
+    return next((name for name, other in ATTACKS.items() if other in kind.__mro__[1:]), None)
 
 
 def _defense_facts(defense: Defense, privacy: Privacy | None) -> dict[str, Any]:
@@ -356,7 +388,10 @@ def _attack_facts(job: Job, answer: _Answer) -> dict[str, Any]:
     given, inversion = answer.given, answer.inversion
     return {
         "name": job.attack,
+        "baseline": job.null,
+        "counterpart": _counterpart(job.attack),
         "adaptive": given.adaptive,
+        "defense_knowledge": "channel" if given.adaptive else "none",
         "iterations": given.iterations,
         "restarts": given.restarts,
         "seconds": round(given.seconds + (0.0 if inversion is None else inversion.seconds), 3),

@@ -8,19 +8,18 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vleak.data import ClipSet
 from vleak.defenses import Defense, spell
 from vleak.descent.meeting import Meeting
-from vleak.errors import InputError, VleakError
+from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.bench import Bench, Progress, null_names, prepare
 from vleak.evaluation.cell import Job, Result, StoppedError, run_cell
 from vleak.evaluation.settings import Settings
-from vleak.results.flags import mark
-from vleak.results.store import Store, check_folder, write_clips
+from vleak.results.records import RunRecord
+from vleak.results.store import FolderStore, MemoryStore, RunStore
 from vleak.switches import exact_arithmetic, math_attention
 
 __all__ = ["Progress", "StoppedError", "evaluate"]
@@ -28,24 +27,25 @@ __all__ = ["Progress", "StoppedError", "evaluate"]
 
 def evaluate(
     settings: Settings,
-    out: Path,
+    store: RunStore | Path | None = None,
     *,
     workers: int | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
-) -> dict[str, Any]:
+) -> RunRecord:
     """Attack every clip behind every defense strength and store what comes out.
 
     Args:
         settings: what to run.
-        out: folder of the run; a stopped run with the same settings is taken up where it was.
+        store: store or folder of the run; a stopped run with the same settings is taken up where it was.
+            None keeps it in memory.
         workers: cells that run side by side, a thread each with one thread inside; None is one for every
             core that this process may use. No score depends on it.
         progress: told about every finished cell.
         stop: when set, the run ends after storing the finished cells.
 
     Returns:
-        the content of results.json.
+        the record of the run, the content of results.json.
 
     Raises:
         InputError: settings, data or model cannot be used, or the folder holds another run.
@@ -55,43 +55,44 @@ def evaluate(
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     if workers < 1:
-        raise InputError(f"--workers {workers}: expected at least 1")
+        raise InputError(f"{argument('workers', workers)}: expected at least 1")
     stop = stop or threading.Event()
     tell = progress or (lambda what, done, total: None)
-    out = Path(out)
-    check_folder(out, settings.resolved())
+    if store is None:
+        store = MemoryStore()
+    elif isinstance(store, str | Path):
+        store = FolderStore(Path(store))
+    store.check(settings.resolved())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that no sum depends on the number of cores
     try:
         with exact_arithmetic(), math_attention():
             benches, header = prepare(settings, tell)
             jobs = [job for index, bench in enumerate(benches) for job in _plan(settings, bench, index)]
-            with Store(out, header) as store:
+            with store.open(header):
                 if isinstance(benches[0].data, ClipSet):
-                    write_clips(out / "clips.npy", benches[0].data.clips)
+                    store.add_clips(benches[0].data.clips)
                 _run_and_write(jobs, benches, store, workers, tell, stop)
-                return _write_results(store, jobs)
+                return store.finish([job.id for job in jobs])
     finally:
         torch.set_num_threads(threads)
 
 
 def _run_and_write(
-    jobs: list[Job], benches: list[Bench], store: Store, workers: int, tell: Progress, stop: threading.Event
+    jobs: list[Job],
+    benches: list[Bench],
+    store: RunStore,
+    workers: int,
+    tell: Progress,
+    stop: threading.Event,
 ) -> None:
     """Run the cells; where that ends early, leave results of those that are finished."""
     try:
         _run_jobs(jobs, benches, store, workers, tell, stop)
     except BaseException:
         with suppress(VleakError):  # why it ended is the news; the journal holds every cell
-            _write_results(store, jobs)
+            store.finish([job.id for job in jobs])
         raise
-
-
-def _write_results(store: Store, jobs: list[Job]) -> dict[str, Any]:
-    results = store.results([job.id for job in jobs])
-    mark(results["cells"])
-    store.write_results(results)
-    return results
 
 
 def _plan(settings: Settings, bench: Bench, index: int) -> list[Job]:
@@ -121,10 +122,15 @@ def _id(bench: Bench, defense: Defense, attack: str, references: int, clip: str)
 
 
 def _run_jobs(
-    jobs: list[Job], benches: list[Bench], store: Store, workers: int, tell: Progress, stop: threading.Event
+    jobs: list[Job],
+    benches: list[Bench],
+    store: RunStore,
+    workers: int,
+    tell: Progress,
+    stop: threading.Event,
 ) -> None:
     # A cell that failed in an earlier run is tried again: what it lacked, memory say, may be there now.
-    waiting = [job for job in jobs if store.cells.get(job.id, {}).get("status") != "ok"]
+    waiting = [job for job in jobs if job.id not in store.cells or not store.cells[job.id].ok]
     done = len(jobs) - len(waiting)
     tell("attacking", done, len(jobs))
     ended = threading.Event()  # not `stop`, which is the caller's and may be used again
@@ -140,7 +146,8 @@ def _run_jobs(
             # The short wait lets Ctrl-C through.
             finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in finished:
-                _store(future.result(), store)
+                result = future.result()
+                store.add(result.cell, result.picture, result.enhanced)
                 done += 1
                 tell("attacking", done, len(jobs))
             if stop.is_set():
@@ -154,10 +161,3 @@ def _in_company(meeting: Meeting, job: Job, bench: Bench, stop: Callable[[], boo
     """Run a cell so that, on a CUDA device, its descents and those of the others become one batch."""
     with meeting.attend():
         return run_cell(job, bench, stop)
-
-
-def _store(result: Result, store: Store) -> None:
-    if result.picture is None:
-        store.add_without_picture(result.record)
-    else:
-        store.add(result.record, result.picture, result.enhanced)
