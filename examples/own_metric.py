@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import vleak
+from vleak.metrics import Metric
 
 
-class Brightness:
+class Brightness(Metric):
     """Correlation of the mean brightness of the frames, None where it is constant."""
 
     name = "brightness"

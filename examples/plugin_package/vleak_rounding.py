@@ -9,6 +9,7 @@ from torch import Tensor
 
 import vleak
 from vleak.federated import Message
+from vleak.metrics import Metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Rounding(vleak.Defense):
         return Message(sent, wire_bytes=sum(t.numel() * (self.bits + 8) // 8 for t in sent.values()))
 
 
-class WorstFrame:
+class WorstFrame(Metric):
     """PSNR of the frame that came back worst."""
 
     name = "worst_frame"
