@@ -25,7 +25,5 @@ with tempfile.TemporaryDirectory() as folder:
             )
 
     page = run.report(Path(folder) / "again.html")
-    print(
-        f"{run.settings.iterations} iterations; the page has {Path(folder, 'again.html').stat().st_size > 0}"
-    )
+    print(f"{page.name}: {page.stat().st_size // 1024} KiB, nothing to download")
 # --8<-- [end:run]
