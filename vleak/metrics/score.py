@@ -41,7 +41,7 @@ def score_clip(
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
-        candidate.
+            candidate.
     """
     pair("score_clip", reconstruction, truth)
     _check_truth(truth, index, candidates)

@@ -100,7 +100,7 @@ def score_segments(
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
-        candidate.
+            candidate.
     """
     _check(reconstruction, truth, index, candidates, baselines, carries)
     mask = torch.ones(len(truth), dtype=torch.bool) if carries is None else carries.cpu()
