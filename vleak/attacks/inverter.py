@@ -51,7 +51,7 @@ class Inverter(Attack):
         *,
         iterations: int = 150,
         restarts: int = 1,
-        engine: Literal["native", "inductor", "reference"] = "native",
+        engine: Literal["native", "reference"] = "native",
         copies: int = 8,
         rehearsals: int = 24,
     ) -> None:
