@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 
 from vleak.data import ClipSet
 from vleak.defenses import Defense, NoDefense, defense_text
-from vleak.descent.meeting import Meeting
 from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.bench import Bench, Progress, null_names, prepare
 from vleak.evaluation.cell import Job, Result, StoppedError, run_cell
@@ -134,7 +132,6 @@ def _run_jobs(
     done = len(jobs) - len(waiting)
     tell("attacking", done, len(jobs))
     ended = threading.Event()  # not `stop`, which is the caller's and may be used again
-    meeting = Meeting()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     running: set[Future[Result]] = set()
     try:
@@ -142,7 +139,7 @@ def _run_jobs(
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
                 halt = lambda: stop.is_set() or ended.is_set()  # noqa: E731
-                running.add(pool.submit(_in_company, meeting, job, benches[job.bench], halt))
+                running.add(pool.submit(run_cell, job, benches[job.bench], halt))
             # The short wait lets Ctrl-C through.
             finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -155,9 +152,3 @@ def _run_jobs(
     finally:
         ended.set()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_company(meeting: Meeting, job: Job, bench: Bench, stop: Callable[[], bool]) -> Result:
-    """Run a cell so that, on a CUDA device, its descents and those of the others become one batch."""
-    with meeting.attend():
-        return run_cell(job, bench, stop)

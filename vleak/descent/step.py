@@ -1,7 +1,7 @@
-"""One iteration as a function from tensors to tensors, which both engines run.
+"""One iteration as a function from tensors to tensors, which all backends run.
 
-The reference engine calls a step as it is. The native engine captures it once, so a step holds no state,
-and no control flow that depends on what its tensors hold.
+The reference calls a step as it is. The native engine captures it once, so a step holds no state, and no
+control flow that depends on the contents of its tensors.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vleak.descent import optimizers
-from vleak.descent.optimizers import Curvature, Values, as_trial
-from vleak.descent.problem import DescentSettings, Problem
+from vleak.descent.optimizers import Curvature, as_trial
+from vleak.descent.problem import DescentSettings, Problem, Values
 from vleak.native import operators
 
-__all__ = ["STATE", "Step", "Values", "first_values", "settings_table"]
+__all__ = ["STATE", "Step", "first_values"]
 
 #: What an iteration changes; everything else is fixed for a descent. Values of parameters are named
 #: "kind:name of the parameter".
 STATE = ("x", "m", "v", "best", "best_objective", "settings", *optimizers.STATE)
 
 
-def first_values(problem: Problem, descent: DescentSettings, start: Tensor) -> Values:
+def first_values(problem: Problem, settings: DescentSettings, start: Tensor) -> Values:
     """Return the tensors of the first iteration; nothing in them is changed by running a `Step` natively."""
     flat = as_trial(start)
     values = {"x": start.clone(), "labels": problem.labels}
@@ -35,33 +35,14 @@ def first_values(problem: Problem, descent: DescentSettings, start: Tensor) -> V
     values |= {f"target:{name}": problem.target[name] for name, _ in problem.model.named_parameters()}
     if problem.masks is not None:
         values |= {f"mask:{name}": problem.masks[name] for name, _ in problem.model.named_parameters()}
-    if descent.prior is not None:
-        values["prior"] = as_trial(descent.prior.to(start).expand_as(start))
-    if descent.rule in optimizers.RULES:
-        values |= optimizers.first_state(descent.rule, flat)
+    if settings.prior is not None:
+        values["prior"] = as_trial(settings.prior.to(start).expand_as(start))
+    if settings.rule in optimizers.RULES:
+        values |= optimizers.first_state(settings.rule, flat)
     else:
         values |= {"m": torch.zeros_like(flat), "v": torch.zeros_like(flat)}
     values |= {"best": flat.clone(), "best_objective": flat.new_full((1,), math.inf)}
     return values
-
-
-def settings_table(descent: DescentSettings, first: int = 0, count: int | None = None) -> Tensor:
-    """Return the numbers of some steps, (count, numbers) float64, see `vleak.native.operators.step_settings`.
-
-    Args:
-        descent: whose schedule it is.
-        first: the first of them, from 0.
-        count: how many, fewer at the end of the schedule; None for all that are left.
-    """
-    last = descent.iterations if count is None else min(first + count, descent.iterations)
-    rows = [
-        operators.step_settings(
-            step=i + 1, lr=descent.rate(i), prior_weight=descent.prior_weight, spatial=descent.spatial,
-            temporal=descent.temporal, low=descent.low, high=descent.high,
-        )
-        for i in range(first, last)
-    ]  # fmt: skip
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -74,7 +55,7 @@ class Step:
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     distance: str
-    descent: DescentSettings
+    settings: DescentSettings
 
     def __call__(self, values: Values) -> Values:
         """Return the next "x", and at the old one "objective" and "gradient", that of the distance.
@@ -82,10 +63,10 @@ class Step:
         The state of first-order rules ("m", "v", "best", "best_objective") is changed in place; that of
         the others is returned under its name.
         """
-        if self.descent.rule == "gauss_newton":
+        if self.settings.rule == "gauss_newton":
             return self._gauss_newton(values)
         distance, gradient = self.evaluate(values, values["x"])
-        if self.descent.rule == "lbfgs":
+        if self.settings.rule == "lbfgs":
             return self._lbfgs(values, distance, gradient)
         return self._first_order(values, distance, gradient)
 
@@ -96,15 +77,15 @@ class Step:
             *(as_trial(x), as_trial(gradient), distance[None]),
             *(values[name] for name in ("m", "v", "best", "best_objective")),
             prior=values.get("prior"),
-            isotropic=self.descent.isotropic,
-            smoothing=self.descent.smoothing,
-            rule=self.descent.rule,  # type: ignore[arg-type]  # the rules of vleak.descent.optimizers went elsewhere
+            isotropic=self.settings.isotropic,
+            smoothing=self.settings.smoothing,
+            rule=self.settings.rule,  # type: ignore[arg-type]  # the rules of vleak.descent.optimizers went elsewhere
         )
         return {"x": moved.view(x.shape), "objective": objective[0], "gradient": gradient}
 
     def _lbfgs(self, values: Values, distance: Tensor, gradient: Tensor) -> Values:
         x = as_trial(values["x"])
-        objective, slope = optimizers.add_priors(values, x, distance, as_trial(gradient), self.descent)
+        objective, slope = optimizers.add_priors(values, x, distance, as_trial(gradient), self.settings)
         after = optimizers.lbfgs(values, x, objective, slope)
         return _moved(values, after, objective, gradient)
 
@@ -112,10 +93,10 @@ class Step:
         clips = values["x"]
         x = as_trial(clips)
         distance, gradient, bend = self.linearize(values, clips)
-        objective, slope = optimizers.add_priors(values, x, distance, as_trial(gradient), self.descent)
+        objective, slope = optimizers.add_priors(values, x, distance, as_trial(gradient), self.settings)
 
         def curvature(vector: Tensor) -> Tensor:
-            priors = optimizers.prior_product(values, x, vector, self.descent)
+            priors = optimizers.prior_product(values, x, vector, self.settings)
             return as_trial(bend(vector.view(clips.shape))) + priors
 
         after = optimizers.gauss_newton(values, x, objective, slope, curvature)

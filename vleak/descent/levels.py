@@ -1,4 +1,4 @@
-"""From coarse to fine: a descent as a row of descents on clips of growing resolution."""
+"""Multi-scale descents: a sequence of levels, each on clips of higher resolution than the one before."""
 
 from __future__ import annotations
 
@@ -11,48 +11,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.descent.problem import DescentSettings, Problem
-from vleak.descent.steps import Step
+from vleak.descent.step import Step
+
+__all__ = ["Level", "ResizedInput", "Size", "levels_of", "resize"]
 
 Size = tuple[int, ...]
 """Frames, height and width."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of a descent, on clips of one resolution: a descent of its own, with a schedule of its own.
+class Level:
+    """Part of a descent on clips of one resolution, with a schedule of its own.
 
     Attributes:
         problem: whose model takes clips of that resolution.
-        descent: its settings, with its own number of iterations.
+        settings: of the level, with its own number of iterations.
         size: of the clips; None for what has no resolution, rows of features.
     """
 
     problem: Problem
-    descent: DescentSettings
+    settings: DescentSettings
     size: Size | None
 
     @property
     def step(self) -> Step:
         """One of its iterations."""
-        return Step(self.problem.model, self.problem.loss, self.problem.distance, self.descent)
+        return Step(self.problem.model, self.problem.loss, self.problem.distance, self.settings)
 
 
-def divide(problem: Problem, descent: DescentSettings, start: Tensor) -> list[Stage]:
-    """Divide a descent into its stages, the coarsest first; the last is the problem itself.
+def levels_of(problem: Problem, settings: DescentSettings, start: Tensor) -> list[Level]:
+    """Return the levels of a descent, the coarsest first; the last is the problem itself.
 
-    A level halves frames, height and width, rounding up; what is 1 stays 1. Each takes the part
-    ``descent.coarse_share`` of the iterations; without an iteration for each there is none.
+    A coarse level halves frames, height and width, rounding up; what is 1 stays 1. Each takes the part
+    ``settings.coarse_share`` of the iterations; there is none if that is less than an iteration.
     """
-    share = int(descent.coarse_share * descent.iterations)
-    if not descent.coarse or not share:
-        return [Stage(problem, descent, None)]
+    share = int(settings.coarse_share * settings.iterations)
+    if not settings.coarse or not share:
+        return [Level(problem, settings, None)]
     shape = start.shape[2:]
     sizes = [
-        tuple(math.ceil(length / 2**level) for length in shape) for level in range(descent.coarse, 0, -1)
+        tuple(math.ceil(length / 2**level) for length in shape) for level in range(settings.coarse, 0, -1)
     ]
-    stages = [_coarse(problem, replace(descent, iterations=share), start, size) for size in sizes]
-    left = replace(descent, iterations=descent.iterations - descent.coarse * share)
-    return [*stages, Stage(problem, left, tuple(shape))]
+    coarse = [_coarse(problem, replace(settings, iterations=share), start, size) for size in sizes]
+    remaining = replace(settings, iterations=settings.iterations - settings.coarse * share)
+    return [*coarse, Level(problem, remaining, tuple(shape))]
 
 
 def resize(clips: Tensor, size: Size | None) -> Tensor:
@@ -71,8 +73,8 @@ def resize(clips: Tensor, size: Size | None) -> Tensor:
     )
 
 
-class Enlarged(nn.Module):
-    """A model behind a resize, so that it takes smaller clips; differentiable as often as the model is."""
+class ResizedInput(nn.Module):
+    """Model that takes smaller clips and enlarges them first; differentiable as often as the model is."""
 
     def __init__(self, model: nn.Module, small: Tensor, size: Size) -> None:
         """Take clips like `small` (B, C, T, H, W) to a size."""
@@ -82,37 +84,37 @@ class Enlarged(nn.Module):
             self.register_buffer(name, _weights(small, axis, length))
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Return what the model says of the enlarged clips."""
+        """Return the model's logits of the enlarged clips."""
         weights = (self.get_buffer(name) for name in ("frames", "rows", "columns"))
         logits: Tensor = self.model(_enlarge(clips, *weights))
         return logits
 
 
-def _coarse(problem: Problem, descent: DescentSettings, start: Tensor, size: Size) -> Stage:
+def _coarse(problem: Problem, settings: DescentSettings, start: Tensor, size: Size) -> Level:
     small = resize(start, size)
     smaller = replace(
         problem,
-        model=Enlarged(problem.model, small, tuple(start.shape[2:])),
-        target=_behind(problem.target),
-        masks=None if problem.masks is None else _behind(problem.masks),
+        model=ResizedInput(problem.model, small, tuple(start.shape[2:])),
+        target=_prefixed(problem.target),
+        masks=None if problem.masks is None else _prefixed(problem.masks),
     )
-    prior = descent.prior
+    prior = settings.prior
     if prior is not None:
         prior = resize(prior.to(start).expand_as(start), size)
     # Pixels twice as far apart differ twice as much: weighed so that the clip counts as its enlargement.
     in_time, in_space = (size[axis] / start.shape[2 + axis] for axis in (0, 1))
-    spatial, temporal = descent.spatial * in_space, descent.temporal * in_time
-    return Stage(smaller, replace(descent, prior=prior, spatial=spatial, temporal=temporal), size)
+    spatial, temporal = settings.spatial * in_space, settings.temporal * in_time
+    return Level(smaller, replace(settings, prior=prior, spatial=spatial, temporal=temporal), size)
 
 
-def _behind(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _weights(clips: Tensor, axis: int, length: int) -> Tensor:
     """Return the matrix (length now, new length) of linear interpolation along an axis."""
-    every = torch.eye(clips.shape[axis], dtype=clips.dtype, device=clips.device)
-    return F.interpolate(every[None], size=length, mode="linear")[0]
+    identity = torch.eye(clips.shape[axis], dtype=clips.dtype, device=clips.device)
+    return F.interpolate(identity[None], size=length, mode="linear")[0]
 
 
 def _enlarge(clips: Tensor, frames: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

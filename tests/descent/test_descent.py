@@ -13,37 +13,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from descents import (
+    CLASSES,
+    FRAMES,
+    SIZE,
+    Cliff,
+    Smooth,
+    built_in,
+    distances,
+    doubled,
+    draw,
+    engines,
+    make_problem,
+    make_settings,
+    models,
+)
 from tiny import Conv, Residual, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.descent.loop import Descent, DescentSettings, Problem
+from vleak.descent import ENGINES, Descent, DescentSettings, Problem
 from vleak.errors import InputError
-from vleak.federated import Client
-from vleak.models import MODELS, build_model
 from vleak.native import loader, operators
 from vleak.seeds import generator
-
-FRAMES, SIZE, CLASSES = 4, 8, 6
-WEIGHTS = {"spatial": 0.03, "temporal": 0.09, "prior_weight": 0.2}
-
-#: AOTInductor compiles for many seconds, and has tests of its own.
-ENGINES = ("native", "reference")
-models = pytest.mark.parametrize("name", MODELS)
-distances = pytest.mark.parametrize("distance", ["cosine", "l2"])
-engines = pytest.mark.parametrize("engine", ENGINES)
-
-
-class Smooth(nn.Module):
-    """No kinks, so that finite differences mean something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(3, 4, 3, stride=2, padding=1)
-        self.head = nn.Linear(4 * 2 * 4 * 4, CLASSES)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.conv(clips)).flatten(1))
 
 
 class Fickle(Smooth):
@@ -71,39 +63,6 @@ class Twice(Smooth):
 class Refusing(Smooth):
     def forward(self, clips: Tensor) -> Tensor:
         raise AssertionError("too dark")
-
-
-def draw(clips: int, *seed: object) -> Tensor:
-    return torch.rand(clips, 3, FRAMES, SIZE, SIZE, generator=generator("engine", clips, *seed))
-
-
-def built_in(name: str) -> nn.Module:
-    return build_model(name, frames=FRAMES, size=SIZE, classes=CLASSES, seed=0)
-
-
-def make_problem(
-    model: nn.Module, clips: int = 1, *, masked: bool = False, distance: Any = "cosine"
-) -> Problem:
-    """Return the problem of a client's update; the masks leave out the smaller half of every tensor."""
-    labels = torch.tensor([2, 4][:clips])
-    update = Client(model).update(draw(clips, "truth"), labels, generator(0)).tensors
-    masks = {name: t.abs() >= t.abs().median() for name, t in update.items()} if masked else None
-    return Problem(model, F.cross_entropy, labels, update, masks, distance)
-
-
-def doubled(problem: Problem) -> Problem:
-    """Return the problem in float64."""
-    target = {name: t.double() for name, t in problem.target.items()}
-    return replace(problem, model=copy.deepcopy(problem.model).double(), target=target)
-
-
-def make_settings(problem: Problem, iterations: int = 20, **changes: Any) -> DescentSettings:
-    """Return a descent with every term; for l2 the weights are in units of the target's energy."""
-    energy = sum(float(t.square().sum()) for t in problem.target.values())
-    unit = 1.0 if problem.distance == "cosine" else energy
-    prior = draw(1, "prior")[0]
-    settings = {name: unit * weight for name, weight in WEIGHTS.items()} | {"prior": prior, **changes}
-    return DescentSettings(iterations=iterations, **settings)
 
 
 def oracle(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,11 +114,11 @@ def test_engines_agree_with_the_oracle_along_a_descent(
     name: str, distance: str, masked: bool, clips: int
 ) -> None:
     problem = make_problem(built_in(name), clips, masked=masked, distance=distance)
-    loops = [Descent(problem, make_settings(problem), draw(clips, "start"), engine=e) for e in ENGINES]
+    descents = [Descent(problem, make_settings(problem), draw(clips, "start"), engine=e) for e in ENGINES]
     for _ in range(3):
-        x = loops[1].run(1).x
+        x = descents[1].run(1).x
         distance_64, gradient_64 = oracle(problem, x)
-        for loop in loops:
+        for loop in descents:
             value, gradient = loop.distance_and_gradient(x)
             assert value.item() == pytest.approx(distance_64.item(), rel=1e-5, abs=1e-6)
             assert_near(gradient, gradient_64, 1e-4)
@@ -409,13 +368,6 @@ def test_no_iteration_changes_nothing(engine: str) -> None:
     assert torch.equal(state.best, start)
 
 
-class Cliff(Smooth):
-    """Has no answer for clips that are too dark."""
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return super().forward(clips) + (clips.mean() - 0.4).sqrt()
-
-
 @engines
 def test_nan_ends_the_descent_and_is_named(engine: str) -> None:
     problem = make_problem(build(Cliff))
@@ -634,7 +586,7 @@ def test_a_state_copies_nothing_that_the_descent_works_on() -> None:
     first = loop.run(3).best.clone()
     for name in ("x", "best"):
         held = getattr(loop.state, name)
-        assert held.data_ptr() == loop.bound.values[name].data_ptr()
+        assert held.data_ptr() == loop.runner.values[name].data_ptr()
         assert held.shape == start.shape
     assert not torch.equal(loop.run(3).best, first)
     assert torch.equal(start, given)

@@ -1,4 +1,4 @@
-"""What the graph passes share: fresh copies, new nodes with shapes, and who uses what."""
+"""Editing of captured graphs, which the passes share: copies, new nodes with shapes, users of a node."""
 
 from __future__ import annotations
 
@@ -12,45 +12,64 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
-from vleak.descent.capture import Capture, mutated, roots
+from vleak.descent.capture import Capture
+from vleak.descent.memory import Memory, changed_arguments
+
+__all__ = [
+    "Pass",
+    "argument",
+    "aten",
+    "calls",
+    "drop_dead",
+    "edited",
+    "emit",
+    "full",
+    "is_term",
+    "parts",
+    "substitute",
+    "terms_of_sums",
+    "total",
+    "unchanged",
+    "value",
+]
 
 aten = torch.ops.aten
 
-Rewrite = Callable[[Capture], None]
+Pass = Callable[[Capture], None]
 """Changes the graph of a capture in place; the numbers that it computes agree to rounding."""
 
 
-def rewritten(capture: Capture, rewrites: Iterable[Rewrite]) -> Capture:
-    """Return a capture whose graph went through some rewrites; the given one is left alone."""
+def edited(capture: Capture, passes: Iterable[Pass]) -> Capture:
+    """Return a copy of a capture whose graph went through some passes."""
     fresh = Graph()
     copies: dict[Node, Node] = {}
     output = fresh.graph_copy(capture.graph.graph, copies)
     fresh.output(output)
     fresh.output_node().meta = dict(capture.graph.graph.output_node().meta)
-    made = replace(capture, graph=_LazyGraphModule(capture.graph, fresh))
-    for rewrite in rewrites:
-        rewrite(made)
+    copy = replace(capture, graph=_LazyGraphModule(capture.graph, fresh))
+    for graph_pass in passes:
+        graph_pass(copy)
         drop_dead(fresh)
-    made.graph.recompile()
-    return made
+    copy.graph.recompile()
+    return copy
 
 
 def drop_dead(graph: Graph) -> None:
     """Remove what nobody reads, unless it changes memory."""
     for node in reversed(graph.nodes):
-        if not node.users and node.op in ("call_function", "get_attr") and not mutated(node):
+        if not node.users and node.op in ("call_function", "get_attr") and not changed_arguments(node):
             graph.erase_node(node)
 
 
 def value(node: Any) -> Tensor:
     """Return the meta tensor of a node that computes one tensor: its shape, strides and dtype."""
-    made = node.meta["val"]
-    assert isinstance(made, Tensor)
-    return made
+    meta = node.meta["val"]
+    assert isinstance(meta, Tensor)
+    return meta
 
 
 def calls(node: Any, *targets: Any) -> bool:
-    """Tell whether an argument is a call of one of some operators."""
+    """Return whether an argument is a call of one of the target operators."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
@@ -61,7 +80,7 @@ def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
         the node; where the operator returns several tensors or lists of them, as nested lists of nodes.
     """
     node = graph.call_function(target, args, kwargs)
-    metas = torch.fx.map_arg((args, kwargs), lambda each: each.meta["val"])
+    metas = torch.fx.map_arg((args, kwargs), lambda item: item.meta["val"])
     with torch.no_grad():
         node.meta["val"] = target(*metas[0], **metas[1])
     return _items(graph, node)
@@ -69,10 +88,10 @@ def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
 
 def total(graph: Graph, terms: list[Node]) -> Node:
     """Add calls at the insertion point that sum up nodes, at least one, in their order."""
-    made = terms[0]
+    result = terms[0]
     for term in terms[1:]:
-        made = emit(graph, aten.add.Tensor, made, term)
-    return made
+        result = emit(graph, aten.add.Tensor, result, term)
+    return result
 
 
 def full(graph: Graph, like: Tensor, number: float, device: torch.device) -> Node:
@@ -131,7 +150,7 @@ def terms_of_sums(graph: Graph) -> list[tuple[Node, list[Node]]]:
 
     The terms may be computed anew where the sum is: neither they nor what they are of change in between.
     """
-    steady = settled(graph)
+    steady = unchanged(graph)
     found = [(node, _terms(node, node)) for node in graph.nodes if _plain_sum(node) and not is_term(node)]
     return [(node, terms) for node, terms in found if all(_may_move(term, steady) for term in terms)]
 
@@ -161,13 +180,6 @@ def _terms(node: Any, root: Node) -> list[Any]:
     return [*_terms(node.args[0], root), *_terms(node.args[1], root)]
 
 
-def changed_memory(graph: Graph, owner: dict[Node, Node]) -> set[Node]:
-    """Return the nodes whose memory some operator changes in place; `owner` is from `capture.roots`."""
-    return {owner[each] for node in graph.nodes for each in mutated(node)}
-
-
-def settled(graph: Graph) -> set[Node]:
-    """Return the nodes in whose memory nothing is changed in place: they may be read at any later place."""
-    owner = roots(graph)
-    changed = changed_memory(graph, owner)
-    return {node for node in graph.nodes if owner[node] not in changed}
+def unchanged(graph: Graph) -> set[Node]:
+    """Return the nodes whose memory nothing changes in place: they may be read at any later place."""
+    return Memory(graph).unchanged()
