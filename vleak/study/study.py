@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from vleak.data import FeatureSet, load_data, recognise
 from vleak.errors import InputError
-from vleak.evaluation.cell import StoppedError
-from vleak.evaluation.run import Progress, evaluate
+from vleak.evaluation.groups import StoppedError
+from vleak.evaluation.run import evaluate
 from vleak.evaluation.settings import Settings
-from vleak.evaluation.weights import extractor_for
 from vleak.files import write_atomic
 from vleak.models import build_extractor
+from vleak.pipelines import Progress, extractor_for
 from vleak.results.statistics import Interval, mean_interval
 from vleak.results.store import SCHEMA_VERSION
 

@@ -1,0 +1,198 @@
+"""Set-up of a run: its data, its pipelines, and the header of its record."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+
+import vleak
+from vleak.attacks import FeatureInversion
+from vleak.data import ClipSet, FeatureSet, load_data, recognise
+from vleak.enhance import Enhancer, build_enhancer
+from vleak.errors import InputError
+from vleak.evaluation.settings import Settings
+from vleak.models import build_model
+from vleak.native import loader
+from vleak.pipelines import (
+    ClipPictures,
+    Conditions,
+    Data,
+    ExtractedFeatures,
+    FeatureFiles,
+    FeaturePipeline,
+    FeatureSource,
+    Pipeline,
+    Progress,
+    RawPipeline,
+    data_record,
+    extractor_for,
+    network_for,
+)
+from vleak.results.records import EnvironmentRecord, RunHeader, SettingsRecord
+
+__all__ = ["PreparedRun", "prepare"]
+
+_INVERSION = 2
+"""Iterations of feature inversion for one of the attack: features are fewer than pixels, and cheaper."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """What the cells of a run share.
+
+    Attributes:
+        data: private and public clips or features.
+        pipelines: in the order in which they run.
+        header: of the record.
+    """
+
+    data: Data
+    pipelines: tuple[Pipeline, ...]
+    header: RunHeader
+
+
+def prepare(settings: Settings, progress: Progress) -> PreparedRun:
+    """Load the data and make the pipelines.
+
+    Raises:
+        InputError: data or models cannot be used, or do not fit together.
+        CapabilityError: a model has no second derivative.
+    """
+    progress("loading clips", 0, 0)
+    data = _load(settings)
+    pipelines = _pipelines(data, settings, progress)
+    binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
+    resolved = SettingsRecord(**settings.resolved())
+    header = RunHeader(
+        environment=_environment(resolved.device),
+        settings=resolved,
+        data=data_record(data, binary=binary),
+        models=tuple(pipeline.model_record for pipeline in pipelines),
+    )
+    return PreparedRun(data, tuple(pipelines), header)
+
+
+def _load(settings: Settings) -> Data:
+    features = recognise(settings.data) == "features"
+    if features:
+        _refuse_frames(settings)
+    return load_data(
+        settings.data, clips=settings.clips, frames=settings.frames, size=settings.size,
+        stride=settings.stride, seed=settings.seed, references=max(settings.reference_frames),
+        fine=settings.enhance != "none" and not features, segments=settings.segments,
+    )  # fmt: skip
+
+
+def _refuse_frames(settings: Settings) -> None:
+    """Refuse what needs frames of data that has none."""
+    if "raw" in settings.pipelines():
+        raise InputError(
+            f"--data {settings.data} holds features, which have no frames; give --pipeline feature"
+        )
+    if max(settings.reference_frames):
+        raise InputError(
+            f"--reference-frames: {settings.data} holds features, which have no frames; leave it out"
+        )
+
+
+@singledispatch
+def _pipelines(data: Data, settings: Settings, progress: Progress) -> list[Pipeline]:
+    """Pipelines of a run on its data."""
+    raise InputError(f"data: expected a ClipSet or a FeatureSet, got {type(data).__name__}")
+
+
+@_pipelines.register
+def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+    progress("preparing the pictures", 0, 0)
+    pictures = ClipPictures(
+        data,
+        reference_frames=settings.reference_frames,
+        seed=settings.seed,
+        method=settings.enhance,
+        enhancer=_enhancer(settings.enhance, data),
+    )
+    progress("preparing the model", 0, 0)
+    pipelines: list[Pipeline] = []
+    if "raw" in settings.pipelines():
+        model = build_model(
+            settings.model, frames=settings.frames, size=settings.size, classes=len(data.classes),
+            seed=settings.seed,
+        )  # fmt: skip
+        pipelines.append(
+            RawPipeline(
+                data,
+                model=model,
+                name=settings.model,
+                pictures=pictures,
+                conditions=_conditions(settings),
+                progress=progress,
+            )  # fmt: skip
+        )
+    if "feature" in settings.pipelines():
+        progress("preparing the extractor", 0, 0)
+        source = _extracted(data, settings, pictures)
+        pipelines.append(_feature_pipeline(source, settings.extractor, settings, progress))
+    return pipelines
+
+
+@_pipelines.register
+def _of_features(data: FeatureSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+    return [_feature_pipeline(FeatureFiles(data), "files", settings, progress)]
+
+
+def _extracted(data: ClipSet, settings: Settings, pictures: ClipPictures) -> ExtractedFeatures:
+    extractor, accuracy = extractor_for(settings.extractor, frames=settings.frames, size=settings.size)
+    return ExtractedFeatures(
+        data,
+        extractor=extractor.to(settings.torch_device()),
+        accuracy=accuracy,
+        loss=settings.loss,
+        pictures=pictures,
+        inversion=FeatureInversion(
+            iterations=_INVERSION * settings.iterations, engine=settings.engine_that_runs()
+        ),
+    )
+
+
+def _feature_pipeline(
+    source: FeatureSource, extractor: str, settings: Settings, progress: Progress
+) -> FeaturePipeline:
+    without_folders = re.sub(r"=[^,]*/", "=", extractor)
+    return FeaturePipeline(
+        source,
+        head=settings.head,
+        loss=settings.loss,
+        name=f"{without_folders}>{settings.head}>{settings.loss}",
+        conditions=_conditions(settings),
+        progress=progress,
+    )
+
+
+def _conditions(settings: Settings) -> Conditions:
+    return Conditions(
+        training_state=settings.training_state,
+        labels=settings.labels,
+        seed=settings.seed,
+        device=settings.torch_device(),
+    )
+
+
+def _enhancer(method: str, data: ClipSet) -> Enhancer | None:
+    if method == "none":
+        return None
+    return build_enhancer(method, network=network_for(data) if method == "network" else None)
+
+
+def _environment(device: str) -> EnvironmentRecord:
+    return EnvironmentRecord(
+        vleak=vleak.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        extension=loader.status().state,
+        device=device,
+    )
