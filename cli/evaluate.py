@@ -13,7 +13,7 @@ from vleak.cli.table import leak_table
 from vleak.errors import InputError, VleakError
 
 if TYPE_CHECKING:
-    from vleak.results import Row
+    from vleak.results import Row, RunRecord
 
 
 def _option(text: str, panel: str, *names: str) -> Any:
@@ -148,14 +148,14 @@ def evaluate(
             reference_frames=_counts(reference_frames), enhance=enhance, restarts=restarts,
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
         )  # fmt: skip
-        results = _run(settings, folder, workers)
-        rows = _show(results, folder)
+        record = _run(settings, folder, workers)
+        rows = _show(record, folder)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
             raise
         raise VleakError(_how_to_resume(folder)) from error
     if json:
-        output.write_json(results, f"they are in {folder / 'results.json'}")
+        output.write_json(record.content(), f"they are in {folder / 'results.json'}")
     _refuse_empty(rows, named=attack is not None)
 
 
@@ -168,7 +168,7 @@ def _counts(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:
+def _run(settings: Any, folder: Path, workers: int | None) -> RunRecord:
     from vleak.evaluation import evaluate as run
 
     with output.progress_bar() as bar:
@@ -181,16 +181,17 @@ def _run(settings: Any, folder: Path, workers: int | None) -> dict[str, Any]:
         return run(settings, folder, workers=workers, progress=tell)
 
 
-def _show(results: dict[str, Any], folder: Path) -> list[Row]:
+def _show(record: RunRecord, folder: Path) -> list[Row]:
     from vleak.report import write_report
-    from vleak.results import headline, summarise
+    from vleak.report.words import headline
+    from vleak.results import summarise
 
-    rows = summarise(results)
+    rows = summarise(record)
     page = write_report(folder)
-    for note in results["data"]["notes"]:
+    for note in record.data.notes:
         output.say(f"data: {note}")
-    output.console.print(leak_table(results, rows, output.console.width))
-    for line in headline(rows, results):
+    output.console.print(leak_table(record, rows, output.console.width))
+    for line in headline(rows, record):
         output.say(line)
     output.say(f"report: {page}")
     return rows
@@ -201,10 +202,11 @@ def _refuse_empty(rows: list[Row], *, named: bool) -> None:
 
     Attacks that nobody named are tried: of them one that works is enough.
     """
-    empty = [row for row in rows if row.n == 0 and not row.null]
+    attacks = [row for row in rows if not row.baseline]
+    empty = [row for row in attacks if not row.n]
     if not named:
-        working = {(row.pipeline, row.defense, row.references) for row in rows if row.n and not row.null}
-        empty = [row for row in empty if (row.pipeline, row.defense, row.references) not in working]
+        working = {(row.pipeline, row.defense, row.reference_frames) for row in attacks if row.n}
+        empty = [row for row in empty if (row.pipeline, row.defense, row.reference_frames) not in working]
     if empty:
         names, reasons = ", ".join(row.defense for row in empty), "; ".join(empty[0].failures)
         raise VleakError(f"no result for {names}, because every cell failed: {reasons}")

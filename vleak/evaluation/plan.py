@@ -76,7 +76,7 @@ def _chosen(name: str, settings: Settings) -> _Attack:
     kind = ATTACKS[name]
     accepted = inspect.signature(kind).parameters  # an exact method has no iterations
     resolved = settings.resolved()
-    shared = {key: resolved[key] for key in ("iterations", "restarts", "engine") if key in accepted}
+    shared = {key: getattr(resolved, key) for key in ("iterations", "restarts", "engine") if key in accepted}
     return _Attack(name, name, kind(**shared))
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from vleak.errors import InputError, VleakError
+from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
-from vleak.evaluation.legacy import FolderStore, MemoryStore, RunStore
 from vleak.evaluation.plan import PlannedCell, plan
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.setup import prepare
 from vleak.pipelines import Progress, private_clips
 from vleak.results.records import RunRecord
+from vleak.results.store import FolderStore, MemoryStore, RunStore
 from vleak.switches import exact_arithmetic, math_attention
 
 __all__ = ["evaluate"]
@@ -89,7 +89,7 @@ def _workers(workers: int | None, least: int) -> int:
     if workers is None:
         return max(len(os.sched_getaffinity(0)), least)
     if workers < 1:
-        raise InputError(f"--workers {workers}: expected at least 1")
+        raise InputError(f"{argument('workers', workers)}: expected at least 1")
     return workers
 
 

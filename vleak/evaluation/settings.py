@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, canonical
 from vleak.native import operators
+from vleak.results.records import SettingsRecord
 
 PIPELINES = ("raw", "feature", "all")
 DEVICES = ("auto", "cpu", "cuda")
@@ -140,20 +140,19 @@ class Settings:
             given += [parse(text, DEFENSES)] if ":" in text else sweep(text)
         return list({spell(defense): defense for defense in [Defense(), *given]}.values())
 
-    def resolved(self) -> dict[str, Any]:
-        """Return the settings as JSON values, with device and engine as they will run.
+    def resolved(self) -> SettingsRecord:
+        """Return the settings as records have them, with device and engine as they will run.
 
         Raises:
             InputError: a CUDA device was asked for and there is none.
         """
-        return {
-            **asdict(self),
+        values = asdict(self) | {
             "defenses": [spell(d) for d in self.strengths()],
             "attacks": list(dict.fromkeys(n for p in self.pipelines() for n in self.attacks_on(p))),
-            "reference_frames": list(self.reference_frames),
             "device": self.torch_device().type,
             "engine": self.engine_that_runs(),
         }
+        return SettingsRecord.model_validate(values)
 
     def torch_device(self) -> torch.device:
         """Return the device to run on; "auto" takes CUDA where there is any.

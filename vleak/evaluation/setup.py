@@ -32,7 +32,7 @@ from vleak.pipelines import (
     extractor_for,
     network_for,
 )
-from vleak.results.records import EnvironmentRecord, RunHeader, SettingsRecord
+from vleak.results.records import EnvironmentRecord, RunHeader
 
 __all__ = ["PreparedRun", "prepare"]
 
@@ -66,7 +66,7 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     data = _load(settings)
     pipelines = _pipelines(data, settings, progress)
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
-    resolved = SettingsRecord(**settings.resolved())
+    resolved = settings.resolved()
     header = RunHeader(
         environment=_environment(resolved.device),
         settings=resolved,

@@ -15,8 +15,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from vleak.report.numbers import epsilon_text, number, ratio
+from vleak.report.words import knowledge_text
+from vleak.results.rows import Row
 from vleak.results.statistics import Interval
-from vleak.results.summary import Row, epsilon_text, number, ratio
 
 MAX_SERIES = 6
 MAX_LABELS = 18
@@ -60,7 +62,7 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     Returns:
         No, three or six plots; at most ``MAX_SERIES`` series, those of the rows that come first.
     """
-    scored = [row for row in rows if row.n and not row.null]
+    scored = [row for row in rows if row.n and not row.baseline]
     series = list(dict.fromkeys(map(_series, scored)))[:MAX_SERIES]
     scored = [row for row in scored if _series(row) in series]
     private = [row for row in scored if row.epsilon is not None and row.epsilon > 0]
@@ -68,7 +70,7 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     plots = []
     if private:
         plots += [_against_epsilon(private, other, series, *measure) for measure in _MEASURES]
-    if not private or any(row.defense != "none" for row in other):
+    if not private or any(not row.undefended for row in other):
         plots += [_by_defense(other, series, *measure) for measure in _MEASURES if other]
     return plots
 
@@ -132,7 +134,7 @@ _SHARES = (_identification, _linkage)
 
 
 def _series(row: Row) -> tuple[str, str, str, str, str]:
-    return row.pipeline, row.model, row.training_state, row.attack, row.knowledge
+    return row.pipeline, row.model, row.training_state, row.attack, knowledge_text(row.knowledge)
 
 
 def _against_epsilon(
@@ -217,7 +219,7 @@ def _bars(axes: Axes, y: list[float], rows: list[Row], pick: Pick, place: int, n
 def _reference(axes: Axes, rows: list[Row], pick: Pick, place: int) -> None:
     for row in rows:
         interval = pick(row)
-        if row.defense == "none" and interval.mean is not None:
+        if row.undefended and interval.mean is not None:
             label = _UNDEFENDED if place == 0 else None
             axes.axhline(interval.mean, color=_SERIES[place], linewidth=1.0, alpha=0.75, label=label)
             if interval.low is not None and interval.high is not None:

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vleak.errors import InputError
 from vleak.report.media import Strip, film_strip, read_array
-from vleak.results.summary import (
-    Cell,
-    Row,
-    failure,
-    finite,
-    leak_order,
-    null_attacks,
-    plural,
-    row_key,
-)
+from vleak.report.numbers import plural
+from vleak.results.records import Cell, RunRecord, Scores
+from vleak.results.rows import Row, row_key
+from vleak.results.summary import leak_order
 
 MAX_CLIPS = 12
 MAX_DEFENSES = 11
@@ -76,7 +69,7 @@ class Gallery:
     note: str = ""
 
 
-def build_galleries(folder: Path, results: dict[str, Any], rows: Sequence[Row]) -> list[Gallery]:
+def build_galleries(folder: Path, results: RunRecord, rows: Sequence[Row]) -> list[Gallery]:
     """Choose and load the pictures of a run.
 
     Clips come in the order of the run, never chosen by their scores. For each defense the attack that got
@@ -84,7 +77,7 @@ def build_galleries(folder: Path, results: dict[str, Any], rows: Sequence[Row]) 
 
     Args:
         folder: the run folder.
-        results: the content of its ``results.json``.
+        results: the record of the run.
         rows: what `summarise` made of it.
 
     Returns:
@@ -92,10 +85,10 @@ def build_galleries(folder: Path, results: dict[str, Any], rows: Sequence[Row]) 
         with at most ``MAX_CLIPS`` clips and ``MAX_BYTES`` of pictures in all.
     """
     models: dict[tuple[str, str, str], list[Row]] = {}
-    for row in sorted((row for row in rows if not row.null), key=leak_order):
+    for row in sorted((row for row in rows if not row.baseline), key=leak_order):
         models.setdefault((row.pipeline, row.model, row.training_state), []).append(row)
     shown = list(models.items())[: MAX_CLIPS // _LEAST_PER_MODEL]
-    shelf = _Shelf(folder, results["cells"])
+    shelf = _Shelf(folder, results.cells)
     galleries = [_gallery(shelf, chosen, rows, MAX_CLIPS // len(shown)) for _, chosen in shown]
     return [gallery for gallery in galleries if gallery.scenes]
 
@@ -103,21 +96,16 @@ def build_galleries(folder: Path, results: dict[str, Any], rows: Sequence[Row]) 
 class _Shelf:
     """Finds cells and loads their pictures, and keeps count of the bytes."""
 
-    def __init__(self, folder: Path, cells: list[Cell]) -> None:
+    def __init__(self, folder: Path, cells: Sequence[Cell]) -> None:
         self.folder, self.spent = folder, 0
-        self.cells = {(*row_key(cell), str(cell["clip"])): cell for cell in cells}
-        nulls = null_attacks(cells)
-        self.nulls = {
-            (str(cell["clip"]), cell["attack"]["name"]): cell
-            for cell in cells
-            if cell["attack"]["name"] in nulls
-        }
-        self.clips = list({str(cell["clip"]): cell.get("clip_index") for cell in cells}.items())
+        self.cells = {(row_key(cell), cell.clip): cell for cell in cells}
+        self.baselines = {(cell.clip, cell.attack.name): cell for cell in cells if cell.attack.baseline}
+        self.clips = list({cell.clip: cell.clip_index for cell in cells}.items())
 
-    def truth(self, index: object) -> Tile:
+    def truth(self, index: int) -> Tile:
         try:
             clips = read_array(self.folder, "clips.npy")
-            if not isinstance(index, int) or not 0 <= index < len(clips):
+            if index >= len(clips):
                 raise InputError(f"clip {index!r} is not among the {len(clips)} of 'clips.npy'")
             return Tile("private clip", "truth", self._keep(film_strip(clips[index])))
         except InputError as error:
@@ -126,23 +114,23 @@ class _Shelf:
     def answer(self, cell: Cell | None, title: str, role: str) -> Tile:
         if cell is None:
             return Tile(title, role, None, missing="not run on this clip")
-        scores = cell.get("scores")
-        if not scores:
-            return Tile(title, role, None, missing=f"failed: {failure(cell)}")
-        strip, missing = self._strip(cell.get("media"))
+        scores = cell.scores
+        if scores is None:
+            return Tile(title, role, None, missing=f"failed: {cell.failure}")
+        strip, missing = self._strip(cell.media)
         return Tile(
             title,
             role,
             strip,
             missing,
-            gain_db=finite(scores.get("psnr_gain_db")) if role == "attack" else None,
-            psnr_db=finite(scores.get("psnr_db")),
+            gain_db=scores.psnr_gain_db if role == "attack" else None,
+            psnr_db=scores.psnr_db,
             recognised=_recognised(scores) if role == "attack" else None,
-            flags=tuple(map(str, cell.get("flags") or ())),
+            flags=cell.flags,
         )
 
-    def _strip(self, media: object) -> tuple[Strip | None, str]:
-        if not isinstance(media, str):
+    def _strip(self, media: str | None) -> tuple[Strip | None, str]:
+        if media is None:
             return None, "no picture was stored"
         try:
             return self._keep(film_strip(read_array(self.folder, media))), ""
@@ -168,19 +156,19 @@ def _gallery(shelf: _Shelf, chosen: list[Row], rows: Sequence[Row], limit: int) 
     return gallery
 
 
-def _scene(shelf: _Shelf, columns: list[Row], clip: str, index: object) -> Scene:
-    cells = [shelf.cells.get((*row.key, clip)) for row in columns]
-    nulls = [cell["scores"].get("best_null") for cell in cells if cell and cell.get("scores")]
+def _scene(shelf: _Shelf, columns: list[Row], clip: str, index: int) -> Scene:
+    cells = [shelf.cells.get((row.key, clip)) for row in columns]
+    best = [cell.scores.best_baseline for cell in cells if cell is not None and cell.scores is not None]
     tiles = [shelf.truth(index)]
-    if nulls:
-        null = shelf.nulls.get((clip, nulls[0]))
-        tiles.append(shelf.answer(null, str(nulls[0]), "null"))
+    if best:
+        baseline = shelf.baselines.get((clip, str(best[0])))
+        tiles.append(shelf.answer(baseline, str(best[0]), "null"))
     tiles += [shelf.answer(cell, row.defense, "attack") for cell, row in zip(cells, columns, strict=True)]
     return Scene(clip, tuple(tiles))
 
 
-def _recognised(scores: dict[str, Any]) -> bool | None:
-    return bool(scores.get("identified")) if (scores.get("candidates") or 0) > 1 else None
+def _recognised(scores: Scores) -> bool | None:
+    return scores.identified if (scores.candidates or 0) > 1 else None
 
 
 def _note(scenes: int, clips: int, columns: int, labels: int) -> str:

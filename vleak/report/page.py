@@ -17,23 +17,14 @@ from vleak.attacks.rows import NEAR_ZERO
 from vleak.files import write_atomic
 from vleak.report.figures import draw_plots
 from vleak.report.gallery import Gallery, Scene, build_galleries
+from vleak.report.numbers import epsilon_text, finite, number, percent, plural, ratio
+from vleak.report.words import caveat_text, headline, interval_note, knowledge_text, verdict_text
 from vleak.results import flags as health
+from vleak.results.folder import read_run
+from vleak.results.records import Cell, RunRecord
+from vleak.results.rows import Row, row_key
 from vleak.results.statistics import Interval
-from vleak.results.store import read_results
-from vleak.results.summary import (
-    Cell,
-    Row,
-    epsilon_text,
-    failure,
-    finite,
-    headline,
-    number,
-    percent,
-    plural,
-    ratio,
-    row_key,
-    summarise,
-)
+from vleak.results.summary import summarise
 
 MAX_CELLS = 1500
 _NO_BREAK = "\u00a0"
@@ -59,9 +50,9 @@ _TONES = (
 )
 _VERDICT_TONES = {
     "leaks": "leaks",
-    "linkable, no picture": "unclear",
-    "linkable, picture unclear": "unclear",
-    "nothing found": "safe",
+    "linkable_no_picture": "unclear",
+    "linkable_picture_unclear": "unclear",
+    "nothing_found": "safe",
     "unclear": "unclear",
 }
 
@@ -88,31 +79,28 @@ def write_report(run_dir: Path) -> Path:
         InputError: no run, no JSON in its files, or another schema version.
         VleakError: the report cannot be written.
     """
-    results = read_results(run_dir)
+    results = read_run(run_dir)
     path = run_dir / "report.html"
     write_atomic(path, render(run_dir, results))
     return path
 
 
-def render(run_dir: Path, results: dict[str, Any]) -> str:
+def render(run_dir: Path, results: RunRecord) -> str:
     """Return the report as HTML.
 
     Args:
         run_dir: where the media lie.
-        results: the content of ``results.json``.
-
-    Raises:
-        InputError: as `summarise`.
+        results: the record of the run.
     """
     rows = summarise(results)
     galleries = build_galleries(run_dir, results, rows)
-    cells: list[Cell] = results["cells"]
+    cells = results.cells
     page = environment().get_template("report.html")
     return page.render(
-        data=results.get("data") or {},
-        models=results.get("models") or [],
-        settings=results.get("settings") or {},
-        environment=results.get("environment") or {},
+        data=results.data,
+        models=results.models,
+        settings=results.settings.model_dump(mode="json"),
+        environment=results.environment.model_dump(mode="json"),
         headline=[(_with_units(line), _tone(line)) for line in headline(rows, results)],
         blocks=_blocks(rows),
         rows=rows,
@@ -121,7 +109,7 @@ def render(run_dir: Path, results: dict[str, Any]) -> str:
         segmented=int(any(row.segments for row in rows)),
         enhanced=int(any(row.enhanced for row in rows)),
         chances={row.chance for row in rows if row.chance},
-        grants={row.knowledge for row in rows},
+        grants={knowledge_text(row.knowledge) for row in rows},
         plots=draw_plots(rows),
         galleries=galleries,
         hero=_hero(galleries, rows),
@@ -155,7 +143,10 @@ def environment() -> Environment:
         "plain": _plain,
         "plural": plural,
         "row_key": row_key,
-        "failure": failure,
+        "verdict": verdict_text,
+        "caveats": lambda row: [caveat_text(row, caveat) for caveat in row.caveats],
+        "grant": knowledge_text,
+        "note": interval_note,
         "place": _place,
         "markup": Markup,
     }
@@ -204,8 +195,8 @@ def _place(value: float, span: tuple[float, float]) -> str:
 def _flag_counts(cells: Sequence[Cell]) -> list[tuple[str, int, str]]:
     counts: dict[str, int] = {}
     for cell in cells:
-        for flag in cell.get("flags") or ():
-            counts[str(flag)] = counts.get(str(flag), 0) + 1
+        for flag in cell.flags:
+            counts[flag] = counts.get(flag, 0) + 1
     return [
         (flag, count, _meaning(flag)) for flag, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
@@ -218,8 +209,8 @@ def _meaning(flag: str) -> str:
 def _failure_counts(cells: Sequence[Cell]) -> list[tuple[str, int]]:
     counts: dict[str, int] = {}
     for cell in cells:
-        if cell.get("status") != "ok":
-            counts[failure(cell)] = counts.get(failure(cell), 0) + 1
+        if (failure := cell.failure) is not None:
+            counts[failure] = counts.get(failure, 0) + 1
     return sorted(counts.items(), key=lambda item: -item[1])
 
 
@@ -227,11 +218,11 @@ def _knowledge(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Return the distinct grants of the run, each with the attacks that had it."""
     found: dict[str, dict[str, Any]] = {}
     for cell in cells:
-        grant = cell.get("knowledge") or {}
+        grant = cell.knowledge
         entry = found.setdefault(
-            json.dumps(grant, sort_keys=True, default=str), {"grant": grant, "attacks": {}}
+            grant.model_dump_json(), {"grant": grant.model_dump(mode="json"), "attacks": {}}
         )
-        entry["attacks"][cell["attack"]["name"]] = None
+        entry["attacks"][cell.attack.text] = None
     return list(found.values())
 
 
@@ -284,6 +275,6 @@ def _plain(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return number(value)
-    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+    if isinstance(value, list | tuple) and not any(isinstance(item, dict | list) for item in value):
         return ", ".join(map(str, value)) or "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

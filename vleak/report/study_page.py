@@ -16,8 +16,9 @@ from vleak.report.figures import Plot, draw_curve
 from vleak.report.gallery import Scene, Tile
 from vleak.report.media import film_strip, read_array
 from vleak.report.page import environment, resource
+from vleak.results.folder import read_run
+from vleak.results.records import SCHEMA_VERSION
 from vleak.results.statistics import Interval
-from vleak.results.store import SCHEMA_VERSION, read_results
 from vleak.study.study import attacked, folder
 
 MAX_SCENES = 4
@@ -132,7 +133,7 @@ def _scenes(out: Path, study: Mapping[str, Any], shots: Sequence[Shot]) -> list[
     """Return the first clips of the study, with the private one and every shot; never chosen by scores."""
     if not shots:
         return []
-    results = {shot.run: read_results(out / folder(shot.run)) for shot in shots}
+    results = {shot.run: read_run(out / folder(shot.run)).model_dump(mode="json") for shot in shots}
     # A quick study asks less: what was not run needs no empty tile.
     shots = [s for s in shots if attacked(results[s.run], defense=s.defense, references=s.references)]
     names = study["data"]["names"][:MAX_SCENES]

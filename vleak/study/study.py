@@ -24,8 +24,8 @@ from vleak.evaluation.settings import Settings
 from vleak.files import write_atomic
 from vleak.models import build_extractor
 from vleak.pipelines import Progress, extractor_for
+from vleak.results.records import SCHEMA_VERSION
 from vleak.results.statistics import Interval, mean_interval
-from vleak.results.store import SCHEMA_VERSION
 
 __all__ = ["CLAIMS", "Claim", "Comparison", "Study", "judge", "plan", "run_study"]
 
@@ -235,7 +235,8 @@ def run_study(
         tell(name, number, len(runs))
         if stop is not None and stop.is_set():
             raise StoppedError(f"stopped with {number} of {len(runs)} runs finished")
-        results[name] = evaluate(settings, out / folder(name), workers=workers, stop=stop)
+        record = evaluate(settings, out / folder(name), workers=workers, stop=stop)
+        results[name] = record.model_dump(mode="json")
     tell("judging", len(runs), len(runs))
     content = {
         "schema_version": SCHEMA_VERSION,
