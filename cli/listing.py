@@ -1,99 +1,136 @@
-"""`vleak list`: the names that other commands take."""
+"""`vleak list`: the names that other commands take, and where those from outside are from."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich import box
 from rich.table import Table
 
 from vleak.cli import output
-from vleak.errors import InputError, unknown_name
+from vleak.errors import InputError, VleakError, unknown_name
 
 Kind = Annotated[
     str,
     typer.Argument(
-        help="defenses, attacks, models, extractors, heads, enhancers or data.", show_default=False
+        help="defenses, attacks, models, extractors, heads, metrics, enhancers or data.", show_default=False
     ),
 ]
 
 
+class Item(NamedTuple):
+    """One line of a list."""
+
+    name: str
+    summary: str
+    origin: str = "built in"
+
+
 def list_names(kind: Kind = "") -> None:
-    """List the names that `vleak evaluate` takes, one a line on stdout."""
+    """List the names that `vleak evaluate` takes, those of installed packages included, one a line."""
     lists = {"defenses": _defenses, "attacks": _attacks, "models": _models, "extractors": _extractors,
-             "heads": _heads, "enhancers": _enhancers, "data": _data}  # fmt: skip
+             "heads": _heads, "metrics": _metrics, "enhancers": _enhancers, "data": _data}  # fmt: skip
     if not kind:
         raise InputError(f"list: expected {', '.join(lists)}, such as `vleak list defenses`")
     if kind not in lists:
         raise unknown_name("list", kind, lists)
-    table = Table("name", "what it is", box=box.SIMPLE_HEAD)
-    rows = lists[kind]()
+    items = lists[kind]()
     if not output.stdout_is_terminal():
-        for name in rows:
-            print(name)
+        for item in items:
+            print(item.name)
         return
-    for name, what in rows.items():
-        table.add_row(name, what)
+    table = Table("name", "what it is", "from", box=box.SIMPLE_HEAD)
+    for item in items:
+        table.add_row(item.name, item.summary, item.origin)
     output.print_table(table)
 
 
-def _first_line(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+def _items(registry: Any) -> list[Item]:
+    """Return the things of a registry; a plug-in that cannot be used says why."""
+    items = []
+    for name in registry:
+        try:
+            entry = registry.find(name)
+            items.append(Item(name, entry.summary, entry.origin))
+        except VleakError as error:
+            items.append(Item(name, f"cannot be used: {error}", "outside"))
+    return items
 
 
-def _defenses() -> dict[str, str]:
-    from vleak.defenses import DEFENSES, spell, sweep
+def _extended(items: Iterable[Item], more: Callable[[str], str]) -> list[Item]:
+    """Append to each summary what ``more`` says of the thing of that name."""
+    return [
+        item
+        if item.origin == "outside"
+        else item._replace(summary=f"{item.summary} {more(item.name)}".strip())
+        for item in items
+    ]
 
-    return {
-        name: f"{_first_line(kind)} Sweep: {', '.join(map(spell, sweep(name)))}"
-        for name, kind in DEFENSES.items()
-    }
+
+def _defenses() -> list[Item]:
+    from vleak.defenses import DEFENSES, defense_text, parse_defenses
+
+    def sweep(name: str) -> str:
+        try:
+            return f"Sweep: {', '.join(map(defense_text, parse_defenses(name)))}"
+        except VleakError as error:
+            return f"No sweep: {error}"
+
+    return _extended(_items(DEFENSES), sweep)
 
 
-def _attacks() -> dict[str, str]:
+def _attacks() -> list[Item]:
     from vleak.attacks import ATTACKS
 
-    return {
-        name: f"{_first_line(kind)} Of {' and '.join(sorted(kind.takes))}." for name, kind in ATTACKS.items()
-    }
+    def takes(name: str) -> str:
+        return f"Of {' and '.join(sorted(getattr(ATTACKS[name], 'takes', ())))}."
+
+    return _extended(_items(ATTACKS), takes)
 
 
-def _models() -> dict[str, str]:
+def _models() -> list[Item]:
     from vleak.models import MODELS
 
-    names = {name: _first_line(getattr(factory, "func", factory)) for name, factory in MODELS.items()}
-    return names | {
-        "package.module:factory": "Any torch.nn.Module from clips (N, 3, T, H, W) to logits (N, classes)."
-    }
+    any_model = "Any torch.nn.Module from clips (N, 3, T, H, W) to logits (N, classes)."
+    return [*_items(MODELS), Item("package.module:factory", any_model, "outside")]
 
 
-def _extractors() -> dict[str, str]:
+def _extractors() -> list[Item]:
     from vleak.models import EXTRACTORS
 
-    names = {name: _first_line(getattr(maker, "func", maker)) for name, maker in EXTRACTORS.items()}
-    return names | {"package.module:factory": "Any frozen torch.nn.Module with segment_frames."}
+    any_extractor = "Any frozen torch.nn.Module with segment_frames."
+    return [*_items(EXTRACTORS), Item("package.module:factory", any_extractor, "outside")]
 
 
-def _heads() -> dict[str, str]:
+def _heads() -> list[Item]:
     from vleak.models import HEADS
 
-    return {name: _first_line(getattr(maker, "func", maker)) for name, maker in HEADS.items()}
+    return _items(HEADS)
 
 
-def _enhancers() -> dict[str, str]:
+def _metrics() -> list[Item]:
+    from vleak.metrics import METRICS
+
+    return _items(METRICS)
+
+
+def _enhancers() -> list[Item]:
     from vleak.enhance import ENHANCERS
 
-    return ENHANCERS | {
-        "spandrel:FILE": "a super-resolution checkpoint that spandrel loads",
-        "none": "nothing",
-    }
+    return [
+        *_items(ENHANCERS),
+        Item("spandrel:FILE", "A super-resolution checkpoint that spandrel loads."),
+        Item("none", "Nothing."),
+    ]
 
 
-def _data() -> dict[str, str]:
-    return {
-        "synthetic": "Textured objects moving over photographs, labelled by motion; nothing to download.",
-        "PATH": "A video; a folder of videos or of PNG frames, whose sub-folders are the classes; features: "
-        "C3D text, I3D or CLIP .npy; or a list of UCF-Crime that names them.",
-    }
+def _data() -> list[Item]:
+    from vleak.data import SOURCES
+
+    paths = (
+        "A video; a folder of videos or of PNG frames, whose sub-folders are the classes; features: C3D "
+        "text, I3D or CLIP .npy; or a list of UCF-Crime that names them."
+    )
+    return [*_items(SOURCES), Item("PATH", paths)]

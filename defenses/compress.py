@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vleak.defenses.codecs import decode, encode_int8, encode_qsgd
 from vleak.errors import InputError, unknown_name
-from vleak.federated.defense import Defense, Message
+from vleak.federated import Channel, Defense, Message, Update
+from vleak.registry import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +51,19 @@ class Compress(Defense):
         """Codec and strength, such as "qsgd 4 bit"."""
         return "int8" if self.codec == "int8" else f"qsgd {self.bits} bit"
 
-    def settings(self) -> dict[str, float | int | str]:
+    def settings(self) -> dict[str, Setting]:
         """Return the codec and what it uses."""
         return {"codec": "int8"} if self.codec == "int8" else super().settings()
+
+    @classmethod
+    def sweep(cls) -> Sequence[Self]:
+        """Return int8, and QSGD with 8, 4 and 2 bits."""
+        return [cls(codec="int8"), *(cls(codec="qsgd", bits=bits) for bits in (8, 4, 2))]
+
+    def channel(self, update: Update) -> Channel:
+        """Return the energy of the rounding, from what was transmitted."""
+        noise = int8_noise(update) if self.codec == "int8" else qsgd_noise(update, self.bits, self.bucket)
+        return Channel(noise_energy=noise, key=(self.name, self.codec, self.bits, self.bucket))
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send the quantised entries; what arrives lies on the codec's grid."""
@@ -60,3 +73,26 @@ class Compress(Defense):
             content = encode_qsgd(gradient, self.bits, self.bucket, generator)
         shapes = {name: tuple(tensor.shape) for name, tensor in gradient.items()}
         return Message(decode(content, shapes), len(content))
+
+
+def int8_noise(update: Update) -> float:
+    """Return the expected energy of rounding to the nearest of 255 steps: step^2 / 12 an entry."""
+    return sum(
+        t.numel() * (float(t.abs().max()) / 127) ** 2 / 12 for t in update.tensors.values() if t.numel()
+    )
+
+
+def qsgd_noise(update: Update, bits: int, bucket: int) -> float:
+    """Return the energy that stochastic rounding added: what arrived less the bucket norms that QSGD sends.
+
+    Rounding is unbiased, so energies add; a bucket's norm is its step times the number of levels. The
+    smallest value in it that is not zero is one step, or several where no entry was rounded so low.
+    """
+    levels = 2 ** (bits - 1) - 1
+    flat = torch.cat([tensor.flatten().double().abs() for tensor in update.tensors.values()])
+    buckets = F.pad(flat, (0, -len(flat) % bucket)).view(-1, bucket)
+    steps = torch.where(buckets > 0, buckets, torch.inf).amin(1)
+    norms = levels * torch.where(steps.isfinite(), steps, 0.0)
+    several = (norms / buckets.norm(dim=1).clamp(min=1e-30)).round().clamp(min=1)
+    signal = (norms / several).square().sum()
+    return max(float(flat.square().sum() - signal), 0.0)

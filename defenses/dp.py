@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from vleak.certificates.gaussian import gaussian_epsilon, training_epsilon
-from vleak.defenses.guards import check_independence, check_mean, check_one_per_clip, refuse_batch_norm
+from vleak.defenses.dp_checks import check_independence, check_mean, check_one_per_clip, refuse_batch_norm
 from vleak.errors import InputError
-from vleak.federated.defense import Defense, Privacy
-from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
+from vleak.federated import (
+    Channel,
+    Defense,
+    Loss,
+    Privacy,
+    Update,
+    mean_gradient,
+    per_clip_gradients,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,22 @@ class DpSgd(Defense):
         """Noise multiplier, and the clipping norm where it is not 1."""
         clip = "" if self.max_grad_norm == 1 else f" C={self.max_grad_norm:g}"
         return f"dp σ={self.noise_multiplier:g}{clip}"
+
+    @classmethod
+    def sweep(cls) -> Sequence[Self]:
+        """Return the noise multipliers 0.001, 0.01, 0.1 and 1."""
+        return [cls(noise_multiplier=noise) for noise in (0.001, 0.01, 0.1, 1.0)]
+
+    def channel(self, update: Update) -> Channel:
+        """Return the clipping norm and the noise, in every entry ``noise_multiplier * max_grad_norm / B``."""
+        deviation = self.noise_multiplier * self.max_grad_norm
+        entries = sum(tensor.numel() for tensor in update.tensors.values())
+        return Channel(
+            noise_energy=(deviation / update.facts.batch_size) ** 2 * entries,
+            noise_deviation=deviation,
+            clip_norm=self.max_grad_norm,
+            key=(self.name, self.noise_multiplier, self.max_grad_norm),
+        )
 
     def aggregate(
         self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from vleak.defenses.codecs import decode, encode_sparse
 from vleak.errors import InputError
-from vleak.federated.defense import Defense, Message
+from vleak.federated import Channel, Defense, Message, Update, surviving_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,19 @@ class Prune(Defense):
     def label(self) -> str:
         """Name and percentage, such as "prune 99.9 %"."""
         return f"prune {100 * self.fraction:g} %"
+
+    @classmethod
+    def sweep(cls) -> Sequence[Self]:
+        """Return the fractions 0.7, 0.9, 0.99 and 0.999."""
+        return [cls(fraction=fraction) for fraction in (0.7, 0.9, 0.99, 0.999)]
+
+    def channel(self, update: Update) -> Channel:
+        """Return that the entries which arrived are exact, and of largest magnitude."""
+        return Channel(
+            masks=surviving_entries(update),
+            kept_fraction=1 - self.fraction,
+            key=(self.name, self.fraction),
+        )
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send values and positions of the entries kept; the rest arrives as 0."""

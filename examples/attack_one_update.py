@@ -6,7 +6,7 @@ import torch
 
 import vleak
 from vleak.attacks import Matching
-from vleak.defenses import DpSgd
+from vleak.defenses import DpSgd, NoDefense
 from vleak.metrics import score_clip
 from vleak.seeds import generator
 
@@ -15,7 +15,7 @@ model = vleak.build_model("c3d_tiny", frames=4, size=16, classes=len(data.classe
 clip, label = data.clips[:1], data.labels[:1]
 null_answers = {"public_mean": data.public_clips.mean(0)}
 
-for defense in (vleak.Defense(), DpSgd(noise_multiplier=1.0)):
+for defense in (NoDefense(), DpSgd(noise_multiplier=1.0)):
     # The client's side: what leaves the machine.
     update = vleak.Client(model, defense=defense).update(clip, label, generator(0, "client"))
 

@@ -10,15 +10,22 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from vleak.errors import InputError, VleakError, unknown_name
 
 T = TypeVar("T")
 Setting = int | float | str | bool
+BUILT_IN = "built in"
+"""Origin of what vleak itself brings."""
+
 _TYPES: dict[type, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
@@ -30,11 +37,20 @@ class Entry(Generic[T]):
         name: name that finds it.
         factory: class or function that makes it.
         origin: "built in", "package.module:Class", or "entry point of PACKAGE VERSION".
+        kind: what it is, such as "defense".
+        base: class that what the factory makes inherits from; None for anything.
     """
 
     name: str
     factory: Callable[..., T]
     origin: str
+    kind: str = "thing"
+    base: type | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether vleak itself brings it."""
+        return self.origin == BUILT_IN
 
     @property
     def summary(self) -> str:
@@ -44,7 +60,10 @@ class Entry(Generic[T]):
     @property
     def settings(self) -> dict[str, Setting]:
         """Settings with their defaults: keyword-only arguments that are numbers, words or switches."""
-        parameters = inspect.signature(self.factory).parameters.values()
+        try:
+            parameters = inspect.signature(self.factory).parameters.values()
+        except (TypeError, ValueError):  # a class written in C says nothing of its arguments
+            return {}
         return {
             p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) in _TYPES
         }
@@ -75,67 +94,89 @@ class Reference(Generic[T]):
         """Make the thing with its settings and further arguments.
 
         Raises:
-            InputError: a plug-in raised while it was made; names the plug-in.
+            InputError: a plug-in raised while it was made, or made something else; names the plug-in.
         """
+        entry = self.entry
         try:
-            return self.entry.factory(*arguments, **{**self.settings, **more})
+            result = entry.factory(*arguments, **{**self.settings, **more})
         except VleakError:
             raise
         except Exception as error:
-            if self.entry.origin == "built in":
+            if entry.built_in:
                 raise
             raise InputError(
-                f"{self.entry.name} ({self.entry.origin}) cannot be made: "
+                f"{entry.kind} {entry.name!r} ({entry.origin}) cannot be made: "
                 f"{type(error).__name__}: {_line(error)}"
             ) from error
+        if entry.base is not None and not isinstance(result, entry.base):
+            raise InputError(
+                f"{entry.kind} {entry.name!r} ({entry.origin}) made {type(result).__name__}, expected "
+                f"{_path(entry.base)}"
+            )
+        return result
 
 
 class Registry(Generic[T]):
-    """Things of one kind by name."""
+    """Things of one kind by name.
+
+    Iterating gives the names, ``name in registry`` asks for one, ``registry[name]`` is its class or function.
+
+    Attributes:
+        kind: singular noun, such as "defense".
+        base: class that every thing of this kind inherits from; None where any callable will do.
+        builtin: class or factory of the built-in things by name.
+    """
 
     def __init__(self, kind: str, builtin: Mapping[str, Callable[..., T]], base: type | None = None) -> None:
-        """Take the kind and the built-in things.
-
-        Args:
-            kind: singular noun, such as "defense"; the entry points are in the group ``vleak.defense``.
-            builtin: class or factory by name.
-            base: class that every thing of this kind inherits from; None where any callable will do.
-        """
-        self.kind, self.base = kind, base
-        self._builtin = {name: Entry(name, factory, "built in") for name, factory in builtin.items()}
+        """Take the kind, the built-in things and their base class."""
+        self.kind, self.base, self.builtin = kind, base, dict(builtin)
 
     @property
     def group(self) -> str:
         """Group of the entry points."""
         return f"vleak.{self.kind}"
 
-    def names(self) -> list[str]:
-        """Names of the built-in things and of the installed plug-ins."""
-        return [*self._builtin, *(name for name in self._points() if name not in self._builtin)]
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over `names`."""
+        return iter(self.names())
 
-    def entries(self) -> list[Entry[T]]:
-        """Built-in things and installed plug-ins, as `find` returns them."""
-        return [self.find(name) for name in self.names()]
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether a name is built in or registered by an installed package."""
+        return name in self.names()
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the class or function of a name, as `find` does."""
+        return self.find(name).factory
+
+    def names(self) -> list[str]:
+        """Names of the built-in things and of the installed plug-ins; nothing is imported for them."""
+        return [*self.builtin, *(name for name in self._points() if name not in self.builtin)]
 
     def find(self, name: str) -> Entry[T]:
         """Return the thing of a name without settings.
 
+        A plug-in that registers a built-in name is not used; a warning names it.
+
         Raises:
             InputError: there is none (the nearest names are given), or the plug-in cannot be used.
         """
-        points = self._points()
-        if name in self._builtin:
-            if name in points:
-                raise InputError(
-                    f"{_origin(points[name])} registers {self.kind} {name!r}, "
-                    "which is built in; rename it there"
-                )
-            return self._builtin[name]
-        if name in points:
-            origin = _origin(points[name])
-            return self._checked(Entry(name, _load_point(self.kind, points[name]), origin))
+        points = self._points().get(name, [])
+        if name in self.builtin:
+            for point in points:
+                _warn_taken(self.kind, name, _origin(point))
+            return Entry(name, self.builtin[name], BUILT_IN, self.kind, self.base)
+        if len(points) > 1:
+            raise InputError(
+                f"{' and '.join(map(_origin, points))} register {self.kind} {name!r}; uninstall all but one"
+            )
+        if points:
+            return self._checked(name, _load_point(self.kind, points[0]), _origin(points[0]))
         if ":" in name:
-            return self._checked(Entry(name, load_object(self.kind, name), name))
+            return self._checked(name, load_object(self.kind, name), name)
         raise unknown_name(self.kind, name, self.names(), also="package.module:Class")
 
     def parse(self, text: str) -> Reference[T]:
@@ -156,33 +197,31 @@ class Registry(Generic[T]):
         """
         return self.parse(text).build(*arguments, **more)
 
-    def _points(self) -> dict[str, EntryPoint]:
-        points: dict[str, EntryPoint] = {}
-        for point in entry_points(group=self.group):
-            if point.name in points and points[point.name].value != point.value:
-                raise InputError(
-                    f"{_origin(points[point.name])} and {_origin(point)} both register {self.kind} "
-                    f"{point.name!r}; uninstall one of them"
-                )
-            points[point.name] = point
+    def _points(self) -> dict[str, list[EntryPoint]]:
+        """Entry points by name, those of several packages under one name included."""
+        points: dict[str, list[EntryPoint]] = {}
+        for point in _installed(self.group, tuple(sys.path)):
+            others = points.setdefault(point.name, [])
+            if all(point.value != other.value for other in others):  # a package may lie on the path twice
+                others.append(point)
         return points
 
-    def _checked(self, entry: Entry[T]) -> Entry[T]:
-        if not callable(entry.factory):
+    def _checked(self, name: str, factory: Any, origin: str) -> Entry[T]:
+        where = f"{self.kind} {name!r} ({origin})" if origin != name else f"{self.kind} {name!r}"
+        if not callable(factory):
             raise InputError(
-                f"{self.kind} {entry.name!r} ({entry.origin}) is {type(entry.factory).__name__}, expected a "
-                "class or a function that makes one"
+                f"{where} is {type(factory).__name__}, expected a class or a function that makes one"
             )
-        if (
-            self.base is not None
-            and inspect.isclass(entry.factory)
-            and not issubclass(entry.factory, self.base)
-        ):
-            raise InputError(
-                f"{self.kind} {entry.name!r} ({entry.origin}) does not inherit from "
-                f"vleak.{self.base.__name__}; derive it from that class"
-            )
-        return entry
+        if self.base is not None and inspect.isclass(factory):
+            if not issubclass(factory, self.base):
+                raise InputError(
+                    f"{where} does not inherit from {_path(self.base)}; derive it from that class"
+                )
+            if abstract := sorted(getattr(factory, "__abstractmethods__", ())):
+                raise InputError(
+                    f"{where} lacks {', '.join(abstract)}; write what {_path(self.base)} asks for"
+                )
+        return Entry(name, factory, origin, self.kind, self.base)
 
 
 def split_reference(text: str) -> tuple[str, str]:
@@ -230,30 +269,60 @@ def read_settings(kind: str, text: str, settings: str, defaults: Mapping[str, Se
 
 
 def load_object(kind: str, path: str) -> Any:
-    """Import ``package.module:name``, the current directory included.
+    """Import ``package.module:name``; the current directory is put on the path, as ``python -m`` does.
 
     Raises:
         InputError: the module cannot be imported or has no such name; names the plug-in.
     """
     module_name, _, name = path.partition(":")
-    here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
+    if not module_name or not name:
+        raise InputError(f"{kind} {path!r}: expected package.module:name")
+    if os.getcwd() not in sys.path:  # a console script does not see the user's own folder otherwise
+        sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{kind} {path!r}: module {module_name!r} cannot be imported: "
-            f"{type(error).__name__}: {_line(error)}"
+            f"{kind} {path!r}: cannot import {module_name!r}: {type(error).__name__}: {_line(error)}; "
+            "mend it, or give something installed or in this folder"
         ) from error
-    finally:
-        if added:
-            sys.path.remove(here)
-    thing = getattr(module, name, None)
-    if thing is None:
-        raise unknown_name(f"name in module {module_name}", name, [n for n in vars(module) if n[0] != "_"])
+    thing: Any = module
+    for part in name.split("."):
+        if not hasattr(thing, part):
+            raise InputError(f"{kind} {path!r}: {module_name!r} has no {part!r}; {_nearest(part, module)}")
+        thing = getattr(thing, part)
     return thing
+
+
+def _nearest(name: str, module: ModuleType) -> str:
+    """Return what to write instead: the nearest classes and functions that a module defines itself."""
+    own = [
+        key
+        for key, value in vars(module).items()
+        if key[0] != "_" and callable(value) and getattr(value, "__module__", "") == module.__name__
+    ]
+    near = get_close_matches(name, own, n=3, cutoff=0.5)
+    return (
+        f"did you mean {' or '.join(near)}?" if near else f"it defines {', '.join(sorted(own)[:9]) or 'none'}"
+    )
+
+
+@lru_cache(maxsize=64)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of a group that the packages on a path register."""
+    return tuple(entry_points(group=group))
+
+
+@lru_cache(maxsize=64)
+def _warn_taken(kind: str, name: str, origin: str) -> None:
+    """Warn once that a plug-in registers a built-in name."""
+    warnings.warn(
+        f"{origin} registers {kind} {name!r}, which is built in and stays so; rename it there", stacklevel=4
+    )
+
+
+def _path(base: type) -> str:
+    return f"{'.'.join(base.__module__.split('.')[:2])}.{base.__name__}"
 
 
 def _load_point(kind: str, point: EntryPoint) -> Any:

@@ -519,13 +519,13 @@ class Marked(Client):
     def update(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Update:
         made = super().update(clips, labels, generator)
         second = torch.equal(clips, self.clips[0])
-        return Update(made.tensors | {"head.bias": torch.eye(6)[0] * second}, made.wire_bytes, made.metadata)
+        return Update(made.tensors | {"head.bias": torch.eye(6)[0] * second}, made.wire_bytes, made.facts)
 
 
 def test_an_unexpected_error_costs_one_cell_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ATTACKS, "matching", Fragile)
+    monkeypatch.setitem(ATTACKS.builtin, "matching", Fragile)
     monkeypatch.setattr(one_cell, "Client", Marked)
     monkeypatch.setattr(Marked, "clips", [load_clips("synthetic", clips=3, frames=4, size=16).clips[1:2]])
     settings = tiny(defenses=("none",))
@@ -541,7 +541,7 @@ def test_an_unexpected_error_costs_one_cell_and_is_tried_again(
 def test_an_objective_that_json_cannot_say_is_none(
     objective: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ATTACKS, "matching", Fragile)
+    monkeypatch.setitem(ATTACKS.builtin, "matching", Fragile)
     monkeypatch.setattr(Fragile, "mended", True)
     monkeypatch.setattr(Fragile, "objective", objective)
     results = evaluate(tiny(defenses=("none",), clips=1), tmp_path / "run")
@@ -568,7 +568,7 @@ class Spy(Attack):
 
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
-    monkeypatch.setitem(ATTACKS, "matching", Spy)
+    monkeypatch.setitem(ATTACKS.builtin, "matching", Spy)
     monkeypatch.setattr(Spy, "seen", [])
     return Spy.seen
 

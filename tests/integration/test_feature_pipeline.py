@@ -89,7 +89,7 @@ def test_the_truth_is_in_no_observation(loss: str, tmp_path: Path, monkeypatch: 
     class FeatureSpy(Spy):
         takes = frozenset({"frames", "features"})
 
-    monkeypatch.setitem(ATTACKS, "matching", FeatureSpy)
+    monkeypatch.setitem(ATTACKS.builtin, "matching", FeatureSpy)
     monkeypatch.setattr(Spy, "seen", [])
     kept: list[bench.Bench] = []
     original = bench.prepare

@@ -41,7 +41,7 @@ from vleak.attacks.adaptive import Channel, observe_channel
 from vleak.attacks.linkage import link_rank, link_scores
 from vleak.attacks.matching import NEAR_ZERO, NOT_A_NUMBER, NOT_FALLING, STILL_FALLING, health
 from vleak.data import ClipSet, load_clips
-from vleak.defenses import DEFENSES, Compress, DpSgd, Prune, sweep
+from vleak.defenses import DEFENSES, Compress, DpSgd, Prune
 from vleak.descent.loop import Descent, State
 from vleak.errors import InputError
 from vleak.federated import Client, Defense, Update, client
@@ -54,7 +54,9 @@ SHAPE = (3, FRAMES, SIZE, SIZE)
 models = pytest.mark.parametrize("name", MODELS)
 every_attack = pytest.mark.parametrize("attack", [a for a in ATTACKS if "frames" in ATTACKS[a].takes])
 matchings = pytest.mark.parametrize("attack", ["matching", "matching_blind"])
-EVERY_DEFENSE = [defense for name in DEFENSES for defense in (sweep(name)[0], sweep(name)[-1])]
+EVERY_DEFENSE = [
+    defense for name in DEFENSES for defense in (DEFENSES[name].sweep()[0], DEFENSES[name].sweep()[-1])
+]
 
 
 @cache
@@ -256,7 +258,7 @@ def test_mode_of_the_client_is_the_mode_of_the_attack_and_the_model_stays_as_it_
 def test_null_attackers_say_what_they_promise_whatever_the_update() -> None:
     granted = torch.tensor([3])
     references = torch.rand(1, 3, 2, SIZE, SIZE, generator=generator("references"))
-    for null in NULL_ATTACKS.values():
+    for null in map(NULL_ATTACKS.__getitem__, NULL_ATTACKS):
         answers = [
             run(null(), observe_clip(index, labels=granted, references=references)) for index in (0, 1)
         ]
@@ -340,13 +342,13 @@ def test_the_search_for_the_truth_finds_it_where_it_is_planted() -> None:
         build_model("lrcn", frames=FRAMES, size=SIZE, classes=CLASSES, seed=0), truth, scene().labels[:1]
     )
     assert not leaks(clean, truth)
-    tensors, metadata = clean.update.tensors, clean.update.metadata
+    tensors, facts = clean.update.tensors, clean.update.facts
     saved = (truth.clone().requires_grad_() ** 2).sum()
     for planted in (
-        dataclasses.replace(clean, update=Update(tensors, 0, {**metadata, "clips": [truth.flatten()]})),
-        dataclasses.replace(clean, update=Update(tensors, 0, {**metadata, "report": lambda: truth})),
-        dataclasses.replace(clean, update=Update({**tensors, "head.bias": saved}, 0, metadata)),
-        dataclasses.replace(clean, update=Update({**tensors, "head.bias": truth[0, 0, 0, 0]}, 0, metadata)),
+        dataclasses.replace(clean, update=Update(tensors, 0, [truth.flatten()])),
+        dataclasses.replace(clean, update=Update(tensors, 0, lambda: truth)),
+        dataclasses.replace(clean, update=Update({**tensors, "head.bias": saved}, 0, facts)),
+        dataclasses.replace(clean, update=Update({**tensors, "head.bias": truth[0, 0, 0, 0]}, 0, facts)),
         dataclasses.replace(clean, knowledge=dataclasses.replace(clean.knowledge, public_clips=truth.half())),
     ):
         assert leaks(planted, truth)
@@ -643,9 +645,9 @@ def test_noise_ratio_under_dp_of_a_known_signal() -> None:
     for factor, expected in ((1.0, 4.0), (0.5, 2.0), (0.0, 0.0)):
         scaled = DpSgd(noise_multiplier=0.02 * factor, max_grad_norm=1.0)
         noise = factor * 0.02 * torch.randn(40_000, generator=generator("noise"))
-        update = Update({"w": signal + noise}, 0, {})
+        update = Update({"w": signal + noise}, 0)
         assert observe_channel(update, knowledge_of(scaled)).noise_ratio == pytest.approx(expected, rel=0.1)
-    hopeless = Update({"w": 0.02 * torch.randn(40_000, generator=generator("noise"))}, 0, {})
+    hopeless = Update({"w": 0.02 * torch.randn(40_000, generator=generator("noise"))}, 0)
     assert 5 < observe_channel(hopeless, knowledge_of(defense)).noise_ratio < math.inf
 
 
@@ -672,8 +674,8 @@ def test_rounding_to_int8_is_estimated_from_the_scales() -> None:
         "empty": torch.zeros(3),
     }
     defense = Compress(codec="int8")
-    sent = Update(defense.transmit(gradient, generator(0)).tensors, 0, {})
-    true = (flat(sent) - flat(Update(gradient, 0, {}))).norm() / flat(sent).norm()
+    sent = Update(defense.transmit(gradient, generator(0)).tensors, 0)
+    true = (flat(sent) - flat(Update(gradient, 0))).norm() / flat(sent).norm()
     assert observe_channel(sent, knowledge_of(defense)).noise_ratio == pytest.approx(float(true), rel=0.02)
 
 
@@ -706,7 +708,7 @@ def test_noise_of_qsgd_on_even_entries() -> None:
     # No entry of the first buckets is rounded to one step, and the last bucket is not full.
     gradient = {"w": torch.cat([torch.full((4096,), 0.3), torch.tensor([0.5, -0.4])])}
     defense = Compress(codec="qsgd", bits=8, bucket=16)
-    sent = Update(defense.transmit(gradient, generator(0)).tensors, 0, {})
+    sent = Update(defense.transmit(gradient, generator(0)).tensors, 0)
     true = float((flat(sent) - gradient["w"]).norm() / gradient["w"].norm())
     assert 0.001 < true < 0.02
     assert observe_channel(sent, knowledge_of(defense)).noise_ratio == pytest.approx(true, abs=0.02)
@@ -855,7 +857,7 @@ def test_attack_that_finds_no_signal_says_so() -> None:
 def test_vanished_gradient_is_flagged_and_answered_with_the_prior() -> None:
     observation = observe_clip()
     nothing = {name: torch.zeros_like(tensor) for name, tensor in observation.update.tensors.items()}
-    observation = dataclasses.replace(observation, update=Update(nothing, 0, observation.update.metadata))
+    observation = dataclasses.replace(observation, update=Update(nothing, 0, observation.update.facts))
     answer = run(Matching(iterations=5), observation)
     assert answer.flags == (NEAR_ZERO,)
     assert torch.equal(answer.clips, run(PublicMean(), observation).clips)
@@ -897,10 +899,11 @@ def knowing(**changes: Any) -> Change:
     return lambda seen: dataclasses.replace(seen, knowledge=dataclasses.replace(seen.knowledge, **changes))
 
 
-def receiving(tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]], **metadata: Any) -> Change:
+def receiving(tensors: Callable[[dict[str, Tensor]], dict[str, Tensor]], **facts: Any) -> Change:
     def change(seen: Observation) -> Observation:
         old = seen.update
-        return dataclasses.replace(seen, update=Update(tensors(old.tensors), 0, {**old.metadata, **metadata}))
+        sent = Update(tensors(old.tensors), 0, dataclasses.replace(old.facts, **facts))
+        return dataclasses.replace(seen, update=sent)
 
     return change
 
@@ -978,12 +981,12 @@ def candidates(name: str) -> list[list[Update]]:
 
 
 def vector(*values: float) -> Update:
-    return Update({"a": torch.tensor(values[:2]), "b": torch.tensor(values[2:])}, 0, {})
+    return Update({"a": torch.tensor(values[:2]), "b": torch.tensor(values[2:])}, 0)
 
 
 @models
 @pytest.mark.parametrize(
-    "defense", [Defense(), sweep("dp")[0], sweep("prune")[-1], sweep("compress")[-1]], ids=repr
+    "defense", [Defense(), DpSgd.sweep()[0], Prune.sweep()[-1], Compress.sweep()[-1]], ids=repr
 )
 def test_linkage_is_exact_behind_weak_defenses(name: str, defense: Defense) -> None:
     data, known = scene(), candidates(name)
@@ -999,7 +1002,7 @@ def test_linkage_is_chance_when_the_noise_is_huge() -> None:
         numbers, index = generator("huge", draw), draw % len(known)
         honest = known[index][int(scene().labels[index])].tensors
         noisy = {k: t + 1e3 * torch.randn(t.shape, generator=numbers) for k, t in honest.items()}
-        hits += link_rank(link_scores(Update(noisy, 0, {}), known, knowledge_of(defense)), index) == 1
+        hits += link_rank(link_scores(Update(noisy, 0), known, knowledge_of(defense)), index) == 1
     chance = 1 / len(known)
     assert abs(hits / draws - chance) < 4 * math.sqrt(chance * (1 - chance) / draws)
 
@@ -1049,7 +1052,7 @@ def test_pruned_entries_do_not_count() -> None:
 
 def test_linkage_goes_by_names_not_by_order() -> None:
     sent = vector(1.0, 2.0, 3.0, 4.0)
-    swapped = Update(dict(reversed(sent.tensors.items())), 0, {})
+    swapped = Update(dict(reversed(sent.tensors.items())), 0)
     assert link_scores(sent, [[swapped]], knowledge_of(Defense())).tolist() == pytest.approx([1.0])
 
 
@@ -1058,7 +1061,7 @@ def test_linkage_goes_by_names_not_by_order() -> None:
     [
         ([], ["at least one update"]),
         ([vector(1.0, 2.0, 3.0), vector(1.0, 2.0, 3.0, 4.0)], ["candidate 1", "other tensors"]),
-        ([Update({"c": torch.zeros(3)}, 0, {})], ["candidate 0", "other tensors"]),
+        ([Update({"c": torch.zeros(3)}, 0)], ["candidate 0", "other tensors"]),
     ],
     ids=["none", "another shape", "another model"],
 )

@@ -18,9 +18,9 @@ from tiny import Conv, Recurrent, Residual, batch, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.defenses import DEFENSES, Compress, DpSgd, Prune, sweep
+from vleak.defenses import DEFENSES, Compress, DpSgd, NoDefense, Prune
 from vleak.defenses.codecs import decode, encode_int8, encode_qsgd, encode_sparse
-from vleak.defenses.guards import per_clip_norms
+from vleak.defenses.dp_checks import per_clip_norms
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Client, Defense, Update, mean_gradient, per_clip_gradients
 from vleak.seeds import generator
@@ -49,7 +49,7 @@ def same(first: Update, second: Update) -> bool:
     return torch.equal(flat(first.tensors), flat(second.tensors))
 
 
-EVERY = [defense for name in DEFENSES for defense in sweep(name)] + [
+EVERY = [defense for name in DEFENSES for defense in DEFENSES[name].sweep()] + [
     DpSgd(noise_multiplier=0.0, max_grad_norm=0.05),
     Compress(codec="qsgd", bits=3, bucket=7),
     Prune(fraction=0.0),
@@ -77,8 +77,8 @@ def test_message_fits_the_model(defense: Defense, kind: type[nn.Module]) -> None
 
 @every
 def test_update_changed_unless_nothing_was_asked(defense: Defense) -> None:
-    unchanged = same(send(defense), send(Defense()))
-    assert unchanged == (defense in (Defense(), Prune(fraction=0.0)))
+    unchanged = same(send(defense), send(NoDefense()))
+    assert unchanged == (defense in (NoDefense(), Prune(fraction=0.0)))
 
 
 @every
@@ -136,7 +136,7 @@ def test_bytes_are_exact(defense: Defense) -> None:
 
 
 def test_client_reports_the_bytes_of_its_message() -> None:
-    gradient = send(Defense(), build(Residual)).tensors
+    gradient = send(NoDefense(), build(Residual)).tensors
     message = Prune(fraction=0.9).transmit(gradient, generator(0))
     assert send(Prune(fraction=0.9), build(Residual)).wire_bytes == message.wire_bytes
 
@@ -168,16 +168,18 @@ def test_only_noise_claims_privacy(defense: Defense) -> None:
 
 
 def test_sweeps() -> None:
-    labels = {name: [defense.label for defense in sweep(name)] for name in DEFENSES}
+    labels = {name: [defense.label for defense in DEFENSES[name].sweep()] for name in DEFENSES}
     assert labels == {
         "none": ["none"],
         "dp": ["dp σ=0.001", "dp σ=0.01", "dp σ=0.1", "dp σ=1"],
         "prune": ["prune 70 %", "prune 90 %", "prune 99 %", "prune 99.9 %"],
         "compress": ["int8", "qsgd 8 bit", "qsgd 4 bit", "qsgd 2 bit"],
     }
-    assert all(type(d) is DEFENSES[name] and d.name == name for name in DEFENSES for d in sweep(name))
+    assert all(
+        type(d) is DEFENSES[name] and d.name == name for name in DEFENSES for d in DEFENSES[name].sweep()
+    )
     with pytest.raises(InputError, match="unknown defense 'prunes'; did you mean prune"):
-        sweep("prunes")
+        DEFENSES.find("prunes")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_dp_is_clip_and_noise_by_hand(kind: type[nn.Module]) -> None:
 
 def test_dp_leaves_gradients_below_the_bound_alone() -> None:
     sent = send(DpSgd(noise_multiplier=0.0, max_grad_norm=1e4))
-    torch.testing.assert_close(flat(sent.tensors), flat(send(Defense()).tensors), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(flat(sent.tensors), flat(send(NoDefense()).tensors), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.1, 1.0])
@@ -423,7 +425,7 @@ def test_sparse_positions_take_the_shorter_form() -> None:
 
 
 def test_int8_is_the_nearest_point_of_each_tensors_grid() -> None:
-    plain, sent = send(Defense()).tensors, send(Compress(codec="int8")).tensors
+    plain, sent = send(NoDefense()).tensors, send(Compress(codec="int8")).tensors
     for name, tensor in plain.items():
         step = tensor.abs().max().double() / 127
         if step == 0:
@@ -438,7 +440,7 @@ def test_int8_is_the_nearest_point_of_each_tensors_grid() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_qsgd_is_on_its_grid_within_one_step(bits: int) -> None:
     bucket, levels = 64, 2 ** (bits - 1) - 1
-    plain = flat(send(Defense()).tensors).double()
+    plain = flat(send(NoDefense()).tensors).double()
     sent = flat(send(Compress(codec="qsgd", bits=bits, bucket=bucket)).tensors).double()
     for before, after in zip(plain.split(bucket), sent.split(bucket), strict=True):
         step = before.norm() / levels

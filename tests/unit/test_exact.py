@@ -227,9 +227,7 @@ def test_the_same_answer_twice(attack: str) -> None:
 def test_an_empty_update_is_flagged(attack: str) -> None:
     observation = observe(head(), matrices(1)[0])
     zeros = {name: torch.zeros_like(tensor) for name, tensor in observation.update.tensors.items()}
-    empty = Observation(
-        observation.model, Update(zeros, 0, observation.update.metadata), observation.knowledge
-    )
+    empty = Observation(observation.model, Update(zeros, 0, observation.update.facts), observation.knowledge)
     answer = run(ATTACKS[attack](), empty)
     assert answer.flags == (NEAR_ZERO,)
     assert not answer.found.any()

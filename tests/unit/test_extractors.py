@@ -19,7 +19,6 @@ from vleak.models import (
     Extractor,
     build_extractor,
     build_head,
-    canonical,
     check_second_derivative,
     pretrained,
     train_extractor,
@@ -103,7 +102,7 @@ def test_settings_of_the_name() -> None:
     extractor = build("c3d_small:segment_frames=4,features=8")
     assert (extractor.segment_frames, extractor.features) == (4, 8)
     assert extractor(draw(2)).shape == (2, 1, 8)
-    spelled = canonical("extractor", "c3d_small:features=8,segment_frames=4", EXTRACTORS)
+    spelled = EXTRACTORS.parse("c3d_small:features=8,segment_frames=4").text
     assert spelled == "c3d_small:segment_frames=4,features=8"
 
 

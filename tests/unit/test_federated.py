@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.errors import CapabilityError, InputError, VleakError
-from vleak.federated import Client, Defense, Update, mean_gradient, per_clip_gradients
+from vleak.federated import Client, Defense, PublicFacts, Update, mean_gradient, per_clip_gradients
 from vleak.seeds import generator
 
 MODELS = [Conv, Recurrent, Residual]
@@ -35,7 +35,7 @@ def test_undefended_update_is_the_autograd_gradient(kind: type[nn.Module]) -> No
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(update.tensors[name], expected, rtol=1e-5, atol=1e-7)
     assert update.wire_bytes == 4 * sum(p.numel() for p in model.parameters())
-    assert update.metadata == {"kind": "fedsgd", "batch_size": 3, "loss": "cross_entropy", "mode": "eval"}
+    assert update.facts == PublicFacts(batch_size=3)
     update.check(model)
 
 
@@ -113,7 +113,7 @@ def test_training_mode_uses_the_batch_statistics_and_eval_the_running_ones() -> 
     model.train()
     F.cross_entropy(model(clips), labels).backward()
     torch.testing.assert_close(modes["train"].tensors["stem.weight"], model.stem.weight.grad)
-    assert modes["train"].metadata["mode"] == "train"
+    assert modes["train"].facts.mode == "train"
 
 
 def test_metadata_holds_nothing_private() -> None:
@@ -219,7 +219,7 @@ def test_client_refusals(row: str) -> None:
 
 
 def test_a_causal_mask_is_no_refusal() -> None:
-    assert Client(_masked(float("-inf"))).update(X, Y, generator(0)).metadata["batch_size"] == 3
+    assert Client(_masked(float("-inf"))).update(X, Y, generator(0)).facts.batch_size == 3
 
 
 def _update() -> Update:

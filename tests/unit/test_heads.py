@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from vleak.attacks import Knowledge, Observation, infer_labels
 from vleak.defenses import Compress, DpSgd, Prune
-from vleak.defenses.guards import per_clip_norms
+from vleak.defenses.dp_checks import per_clip_norms
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.errors import CapabilityError, InputError
-from vleak.federated import LOSSES, UNITS, Client, Defense, mean_gradient, per_clip_gradients
+from vleak.federated import LOSSES, UNITS, Client, Defense, PublicFacts, mean_gradient, per_clip_gradients
 from vleak.federated.losses import REGULARISATION, bce, ranking
-from vleak.models import HEADS, BagPair, build_head, canonical, check_head, check_second_derivative
+from vleak.models import HEADS, BagPair, build_head, check_head, check_second_derivative
 from vleak.native import loader, operators
 from vleak.seeds import generator
 
@@ -144,9 +144,8 @@ def test_weights_depend_on_seed_and_name_alone(name: str) -> None:
 
 def test_names_with_settings_have_one_spelling() -> None:
     names = ["mlp", "mlp:", "mlp:width=64", "mlp:depth=2,width=64", "mlp:width=64,depth=2"]
-    assert {canonical("head", name, HEADS) for name in names} == {"mlp"}
-    assert canonical("head", "mlp:width=5,depth=3", HEADS) == "mlp:depth=3,width=5"
-    assert canonical("head", "my.module:make", HEADS) == "my.module:make"
+    assert {HEADS.parse(name).text for name in names} == {"mlp"}
+    assert HEADS.parse("mlp:width=5,depth=3").text == "mlp:depth=3,width=5"
     made = [build_head(name, segments=2, features=3, outputs=2, seed=0) for name in names]
     assert len({float(flat(dict(head.named_parameters())).sum()) for head in made}) == 1
 
@@ -290,7 +289,7 @@ def test_undefended_update_is_the_autograd_gradient(name: str, loss: str) -> Non
     assert flat(update.tensors).norm() > 0
     for sent, gradient in zip(update.tensors.values(), expected, strict=True):
         torch.testing.assert_close(sent, gradient)
-    assert update.metadata == {"kind": "fedsgd", "batch_size": 3, "loss": loss, "mode": "eval"}
+    assert update.facts == PublicFacts(batch_size=3, loss=loss)
     update.check(model)
 
 

@@ -120,7 +120,7 @@ def test_batch_is_rebuilt_clip_by_clip(attack: str) -> None:
 def test_vanished_gradient_is_answered_with_the_mean(attack: str) -> None:
     seen = observe_clip()
     nothing = {name: torch.zeros_like(tensor) for name, tensor in seen.update.tensors.items()}
-    answer = run(ATTACKS[attack](), dataclasses.replace(seen, update=Update(nothing, 0, {})))
+    answer = run(ATTACKS[attack](), dataclasses.replace(seen, update=Update(nothing, 0)))
     assert answer.flags == (NEAR_ZERO,)
     torch.testing.assert_close(answer.clips, scene().public_clips.mean(0, keepdim=True))
 
@@ -131,7 +131,7 @@ def test_vanished_gradient_is_answered_with_the_mean(attack: str) -> None:
 @every_prior
 def test_features_are_refused(attack: str) -> None:
     model = nn.Linear(5, 2)
-    update = Update({n: torch.ones_like(p) for n, p in model.named_parameters()}, 0, {})
+    update = Update({n: torch.ones_like(p) for n, p in model.named_parameters()}, 0)
     knowledge = Knowledge(clip_shape=(4, 5), batch_size=1, classes=2, labels=torch.tensor([0]))
     with pytest.raises(InputError, match="takes frames, not features; choose another") as caught:
         run(ATTACKS[attack](), Observation(model, update, knowledge))

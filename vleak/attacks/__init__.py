@@ -14,28 +14,41 @@ from vleak.attacks.low_rank import LowRank
 from vleak.attacks.matching import Matching, MatchingBlind
 from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
 from vleak.attacks.order import order_identifiable
+from vleak.registry import Registry
 
-#: name -> class; the first line of each docstring is shown by `vleak list attacks`.
-ATTACKS: dict[str, type[Attack]] = {
-    "matching": Matching,
-    "matching_blind": MatchingBlind,
-    "deep_prior": DeepPrior,
-    "decoder": Decoder,
-    "inverter": Inverter,
-    "closed_form": ClosedForm,
-    "low_rank": LowRank,
-    "independent": Independent,
-}
-#: attackers with the same knowledge and no gradient; they run in every evaluation.
-NULL_ATTACKS: dict[str, type[Attack]] = {
-    "grey": Grey,
-    "public_mean": PublicMean,
-    "reference_still": ReferenceStill,
-    "reference_mean": ReferenceMean,
-}
+ATTACKS: Registry[Attack] = Registry(
+    "attack",
+    {
+        "matching": Matching,
+        "matching_blind": MatchingBlind,
+        "deep_prior": DeepPrior,
+        "decoder": Decoder,
+        "inverter": Inverter,
+        "closed_form": ClosedForm,
+        "low_rank": LowRank,
+        "independent": Independent,
+    },
+    base=Attack,
+)
+"""Every attack by the name that the command line takes."""
+
+BASELINES: Registry[Attack] = Registry(
+    "baseline",
+    {
+        "grey": Grey,
+        "public_mean": PublicMean,
+        "reference_still": ReferenceStill,
+        "reference_mean": ReferenceMean,
+    },
+    base=Attack,
+)
+"""Attackers with the same knowledge who never see the update; they run in every evaluation."""
+
+NULL_ATTACKS = BASELINES
 
 __all__ = [
     "ATTACKS",
+    "BASELINES",
     "NULL_ATTACKS",
     "Attack",
     "ClosedForm",

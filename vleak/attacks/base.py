@@ -245,7 +245,7 @@ def _check_references(knowledge: Knowledge) -> None:
 def _check_told(observation: Observation) -> None:
     """Refuse a batch size that is not the update's, and a defense without the settings that attacks read."""
     knowledge = observation.knowledge
-    sent = observation.update.metadata.get("batch_size", knowledge.batch_size)
+    sent = observation.update.facts.batch_size
     if sent != knowledge.batch_size:
         raise InputError(
             f"knowledge: batch_size is {knowledge.batch_size}, but the update tells of {sent}; give that one"

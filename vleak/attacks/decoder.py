@@ -96,7 +96,7 @@ class Decoder(Attack):
     ) -> Reconstruction:
         knowledge = observation.knowledge
         public = check_public(knowledge, self.name)
-        mode = str(observation.update.metadata.get("mode", "eval"))
+        mode = observation.update.facts.mode
         observation = replace(observation, model=_in_mode(observation.model, mode))
         labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
         channel = observe_channel(observation.update, knowledge)

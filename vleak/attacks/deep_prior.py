@@ -77,7 +77,7 @@ class DeepPrior(Attack):
         stop: Callable[[], bool] | None,
     ) -> Reconstruction:
         knowledge = observation.knowledge
-        mode = str(observation.update.metadata.get("mode", "eval"))
+        mode = observation.update.facts.mode
         observation = replace(observation, model=_in_mode(observation.model, mode))
         labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
         channel = observe_channel(observation.update, knowledge)

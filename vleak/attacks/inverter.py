@@ -17,7 +17,7 @@ from vleak.attacks.labels import infer_labels
 from vleak.attacks.matching import _in_mode
 from vleak.attacks.memo import Memo, digest_of, digest_of_model
 from vleak.attacks.rows import NEAR_ZERO
-from vleak.errors import InputError, unknown_name
+from vleak.errors import InputError
 from vleak.federated import LOSSES, Client, Update
 from vleak.federated.gradients import mean_gradient, per_clip_gradients
 from vleak.seeds import generator as seeded
@@ -84,10 +84,7 @@ class Inverter(Attack):
     ) -> Reconstruction:
         knowledge = observation.knowledge
         public = check_public(knowledge, self.name)
-        metadata = observation.update.metadata
-        if metadata.get("loss", "cross_entropy") not in LOSSES:
-            raise unknown_name("loss", str(metadata["loss"]), LOSSES)
-        mode = str(metadata.get("mode", "eval"))
+        mode = observation.update.facts.mode
         observation = replace(observation, model=_in_mode(observation.model, mode))
         labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
         told = knowledge.defense is not None
@@ -100,11 +97,11 @@ class Inverter(Attack):
 
     def _fitted(self, observation: Observation, labels: Tensor, hooks: _Hooks) -> _Map | None:
         """Return the map for this model, defense and label; None where it was stopped."""
-        knowledge, metadata = observation.knowledge, observation.update.metadata
+        knowledge, public_facts = observation.knowledge, observation.update.facts
         sender = _Sender(
             observation.model,
-            str(metadata.get("loss", "cross_entropy")),
-            str(metadata.get("mode", "eval")),
+            public_facts.loss,
+            public_facts.mode,
             labels,
             knowledge.defense or "none",
             knowledge.defense_settings,
@@ -165,7 +162,7 @@ class _Sender:
 
     model: nn.Module
     loss: str
-    mode: str
+    mode: Literal["eval", "train"]
     labels: Tensor
     defense: str
     settings: Mapping[str, Any]

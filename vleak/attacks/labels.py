@@ -29,7 +29,7 @@ def infer_labels(observation: Observation) -> Tensor:
     With "ranking" there is nothing to infer, the place in the pair is the label: zeros.
     """
     knowledge = observation.knowledge
-    loss = observation.update.metadata.get("loss", "cross_entropy")
+    loss = observation.update.facts.loss
     if loss == "ranking":
         return torch.zeros(knowledge.batch_size, dtype=torch.long)
     if loss == "bce":

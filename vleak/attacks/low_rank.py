@@ -440,7 +440,7 @@ def _answer(
 
 def _slots(observation: Observation, layer: FirstLayer, segments: Tensor, columns: Tensor) -> dict[int, int]:
     """Choose which segment (k, width) stands where: slot -> index."""
-    loss, knowledge = observation.update.metadata.get("loss"), observation.knowledge
+    loss, knowledge = observation.update.facts.loss, observation.knowledge
     if loss == "bce" and layer.bias is not None:
         copies = _copies(observation, layer, segments, columns)
         return dict(enumerate(index for index, count in enumerate(copies) for _ in range(count)))

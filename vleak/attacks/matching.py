@@ -126,7 +126,7 @@ class Matching(Attack):
         progress: Callable[[int], None] | None,
         stop: Callable[[], bool] | None,
     ) -> Reconstruction:
-        mode = str(observation.update.metadata.get("mode", "eval"))
+        mode = observation.update.facts.mode
         observation = replace(observation, model=_in_mode(observation.model, mode))
         knowledge = observation.knowledge
         labels = labels_of(observation)
@@ -282,9 +282,7 @@ class Matching(Attack):
     def _problem(self, case: _Case) -> Problem:
         observation, masks = case.observation, case.channel.masks
         weight = next(observation.model.parameters())
-        loss = str(observation.update.metadata.get("loss", "cross_entropy"))
-        if loss not in LOSSES:
-            raise unknown_name("loss", loss, LOSSES)
+        loss = observation.update.facts.loss
         if masks is not None:
             masks = {name: mask.to(weight.device) for name, mask in masks.items()}
         return Problem(

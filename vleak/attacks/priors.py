@@ -15,7 +15,6 @@ from vleak.attacks.adaptive import Channel
 from vleak.attacks.base import Observation, Reconstruction
 from vleak.attacks.matching import health
 from vleak.descent.loop import Descent, Problem, State
-from vleak.errors import unknown_name
 from vleak.federated import LOSSES
 from vleak.federated.gradients import mean_gradient
 
@@ -95,9 +94,7 @@ def decoded_problem(
     """
     model, knowledge = observation.model, observation.knowledge
     weight = next(model.parameters())
-    name = str(observation.update.metadata.get("loss", "cross_entropy"))
-    if name not in LOSSES:
-        raise unknown_name("loss", name, LOSSES)
+    name = observation.update.facts.loss
     labels, prior = labels.to(weight.device), knowledge.public_mean()
     pull = weights.prior + channel.prior_weight / knowledge.public_variance()
     scaled = Weights(

@@ -56,7 +56,7 @@ def labels_of(observation: Observation) -> Tensor:
     knowledge = observation.knowledge
     if knowledge.labels is not None:
         return knowledge.labels
-    if observation.update.metadata.get("loss") == "ranking":
+    if observation.update.facts.loss == "ranking":
         return torch.zeros(knowledge.batch_size, dtype=torch.long)
     return infer_labels(observation)
 

@@ -3,11 +3,13 @@
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
 from vleak.data.features import FeatureSet, load_features
 from vleak.data.load import load_clips, load_data, recognise
+from vleak.data.plugins import SOURCES
 from vleak.data.synthetic import MOTIONS, synthetic_clip
 
 __all__ = [
     "DEFAULT_CLIPS",
     "MOTIONS",
+    "SOURCES",
     "ClipSet",
     "FeatureSet",
     "load_clips",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
 from vleak.data.features import FeatureSet, features_of
 from vleak.data.folder import FINE, load_videos
+from vleak.data.plugins import Request, find_source, load_source
 from vleak.data.sources import look
-from vleak.data.synthetic import load_synthetic
 from vleak.errors import InputError
 
 MAX_BATCH_BYTES = 2**32  # all clips together, as float32
@@ -48,9 +48,10 @@ def load_clips(
     anomalies in it are checked and not used: a clip has the class of its video.
 
     Args:
-        source: ``"synthetic"``, or a video file, or a list of videos, or a folder of videos or images,
-            which is searched with its sub-folders; hidden files and links to folders are left out. A folder
-            that is itself named "synthetic" is ``"./synthetic"``.
+        source: a name of ``SOURCES`` such as ``"synthetic"``, with settings or without, or
+            ``package.module:function`` (see ``vleak.data.plugins.Request``). Or a path: a video file, a list
+            of videos, or a folder of videos or images, which is searched with its sub-folders; hidden files
+            and links to folders are left out. A folder that is itself named "synthetic" is ``"./synthetic"``.
         clips: how many clips to attack. None: 12, but where the source gives fewer than ``12 + public``
             windows no more than leave that many public clips, and never fewer than half of the windows
             (up to 12): 50 windows are 12 + 38, 10 are 5 + 5, 1 is 1 + 0.
@@ -75,9 +76,11 @@ def load_clips(
             fewer frames outside the attacked clips than ``references``.
     """
     _check_clips(clips, frames, size, stride, seed, public, references, fine)
-    if source == "synthetic":
+    if (reference := find_source(source)) is not None:
         wanted = DEFAULT_CLIPS if clips is None else clips
-        return load_synthetic(wanted, frames, size, seed, public, references=references, fine=fine)
+        request = Request(clips=wanted, frames=frames, size=size, stride=stride, seed=seed, public=public,
+                          references=references, fine=fine)  # fmt: skip
+        return load_source(reference, request)
     return load_videos(
         look(source, ("videos", "frames")),
         clips,
@@ -94,10 +97,14 @@ def load_clips(
 def recognise(source: str) -> str:
     """Return what a source holds: "synthetic", "videos", "frames" (images of videos) or "features".
 
+    Of a source from outside, found by name, the answer is "clips".
+
     Raises:
         InputError: it does not exist or holds none of these.
     """
-    return "synthetic" if source == "synthetic" else look(source).kind
+    if (reference := find_source(source)) is None:
+        return look(source).kind
+    return "synthetic" if reference.entry.built_in else "clips"
 
 
 def load_data(
@@ -131,7 +138,7 @@ def load_data(
     Raises:
         InputError: what ``load_clips`` and ``load_features`` raise; references or fine clips of features.
     """
-    if source == "synthetic":
+    if find_source(source) is not None:
         return load_clips(
             source,
             clips=clips,

@@ -6,16 +6,18 @@ import platform
 import re
 from dataclasses import dataclass
 from functools import singledispatch
+from pathlib import Path
 
 import torch
+from torch import nn
 
 import vleak
 from vleak.attacks import FeatureInversion
 from vleak.data import ClipSet, FeatureSet, load_data, recognise
 from vleak.enhance import Enhancer, build_enhancer
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
+from vleak.evaluation.models import classifier_of, head_of, model_name
 from vleak.evaluation.settings import Settings
-from vleak.models import build_model
 from vleak.native import loader
 from vleak.pipelines import (
     ClipPictures,
@@ -77,26 +79,60 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
 
 
 def _load(settings: Settings) -> Data:
-    features = recognise(settings.data) == "features"
+    if not isinstance(settings.data, str | Path):
+        _check_data(settings.data, settings)
+        return settings.data
+    source = str(settings.data)
+    features = recognise(source) == "features"
     if features:
         _refuse_frames(settings)
     return load_data(
-        settings.data, clips=settings.clips, frames=settings.frames, size=settings.size,
+        source, clips=settings.clips, frames=settings.frames, size=settings.size,
         stride=settings.stride, seed=settings.seed, references=max(settings.reference_frames),
         fine=settings.enhance != "none" and not features, segments=settings.segments,
     )  # fmt: skip
 
 
+@singledispatch
+def _check_data(data: object, settings: Settings) -> None:
+    """Refuse data that does not fit the settings."""
+    raise InputError(f"data: expected a name, a path, a ClipSet or a FeatureSet, got {type(data).__name__}")
+
+
+@_check_data.register
+def _check_clips(data: ClipSet, settings: Settings) -> None:
+    asked = max(settings.reference_frames)
+    held = 0 if data.references is None else data.references.shape[2]
+    if asked > held:
+        raise InputError(
+            f"{argument('reference_frames', asked)}: the clips bring {held} frames of their scene; give "
+            "clips with more `references`, or a smaller number"
+        )
+    _check_count(len(data.clips), settings)
+
+
+@_check_data.register
+def _check_features(data: FeatureSet, settings: Settings) -> None:
+    _refuse_frames(settings)
+    _check_count(len(data.features), settings)
+
+
+def _check_count(held: int, settings: Settings) -> None:
+    if settings.clips not in (None, held):
+        raise InputError(
+            f"{argument('clips', settings.clips)}: the data holds {held}; give those alone that are to be "
+            "attacked, and leave `clips` out"
+        )
+
+
 def _refuse_frames(settings: Settings) -> None:
     """Refuse what needs frames of data that has none."""
+    without = f"{settings.data_name} holds features, which have no frames"
     if "raw" in settings.pipelines():
-        raise InputError(
-            f"--data {settings.data} holds features, which have no frames; give --pipeline feature"
-        )
+        raise InputError(f"{argument('data', without)}; give {argument('pipeline', 'feature')}")
     if max(settings.reference_frames):
-        raise InputError(
-            f"--reference-frames: {settings.data} holds features, which have no frames; leave it out"
-        )
+        asked = ",".join(map(str, settings.reference_frames))
+        raise InputError(f"{argument('reference_frames', asked)}: {without}; leave it out")
 
 
 @singledispatch
@@ -114,28 +150,26 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
         seed=settings.seed,
         method=settings.enhance,
         enhancer=_enhancer(settings.enhance, data),
+        metrics=settings.chosen_metrics(),
     )
     progress("preparing the model", 0, 0)
     pipelines: list[Pipeline] = []
     if "raw" in settings.pipelines():
-        model = build_model(
-            settings.model, frames=settings.frames, size=settings.size, classes=len(data.classes),
-            seed=settings.seed,
-        )  # fmt: skip
-        pipelines.append(
-            RawPipeline(
-                data,
-                model=model,
-                name=settings.model,
-                pictures=pictures,
-                conditions=_conditions(settings),
-                progress=progress,
-            )  # fmt: skip
+        frames, size = data.clips.shape[2:4]
+        model = classifier_of(
+            settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed
         )
+        raw = RawPipeline(
+            data, model=model, name=settings.model_name, pictures=pictures,
+            conditions=_conditions(settings), progress=progress,
+        )  # fmt: skip
+        pipelines.append(raw)
     if "feature" in settings.pipelines():
         progress("preparing the extractor", 0, 0)
         source = _extracted(data, settings, pictures)
-        pipelines.append(_feature_pipeline(source, settings.extractor, settings, progress))
+        pipelines.append(
+            _feature_pipeline(source, model_name("extractor", settings.extractor), settings, progress)
+        )
     return pipelines
 
 
@@ -145,7 +179,8 @@ def _of_features(data: FeatureSet, settings: Settings, progress: Progress) -> li
 
 
 def _extracted(data: ClipSet, settings: Settings, pictures: ClipPictures) -> ExtractedFeatures:
-    extractor, accuracy = extractor_for(settings.extractor, frames=settings.frames, size=settings.size)
+    frames, size = data.clips.shape[2:4]
+    extractor, accuracy = extractor_for(settings.extractor, frames=frames, size=size)
     return ExtractedFeatures(
         data,
         extractor=extractor.to(settings.torch_device()),
@@ -161,12 +196,18 @@ def _extracted(data: ClipSet, settings: Settings, pictures: ClipPictures) -> Ext
 def _feature_pipeline(
     source: FeatureSource, extractor: str, settings: Settings, progress: Progress
 ) -> FeaturePipeline:
+
+    def head(segments: int, features: int, outputs: int | None) -> nn.Module:
+        return head_of(
+            settings.head, segments=segments, features=features, outputs=outputs, seed=settings.seed
+        )
+
     without_folders = re.sub(r"=[^,]*/", "=", extractor)
     return FeaturePipeline(
         source,
-        head=settings.head,
+        head=head,
         loss=settings.loss,
-        name=f"{without_folders}>{settings.head}>{settings.loss}",
+        name=f"{without_folders}>{model_name('head', settings.head)}>{settings.loss}",
         conditions=_conditions(settings),
         progress=progress,
     )
@@ -175,7 +216,7 @@ def _feature_pipeline(
 def _conditions(settings: Settings) -> Conditions:
     return Conditions(
         training_state=settings.training_state,
-        labels=settings.labels,
+        labels_granted=settings.labels == "granted",
         seed=settings.seed,
         device=settings.torch_device(),
     )

@@ -1,20 +1,24 @@
 """What a client of federated learning computes and sends."""
 
+from vleak.federated.channel import Channel, surviving_entries
 from vleak.federated.client import Client
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
 from vleak.federated.losses import LOSSES, UNITS
-from vleak.federated.update import Update
+from vleak.federated.update import PublicFacts, Update
 
 __all__ = [
     "LOSSES",
     "UNITS",
+    "Channel",
     "Client",
     "Defense",
     "Loss",
     "Message",
     "Privacy",
+    "PublicFacts",
     "Update",
     "mean_gradient",
     "per_clip_gradients",
+    "surviving_entries",
 ]

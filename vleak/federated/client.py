@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vleak.errors import CapabilityError, InputError, unknown_name
+from vleak.federated import steps
+from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Privacy
 from vleak.federated.losses import LOSSES, UNITS, expected_output, output_fits
-from vleak.federated.update import Update
+from vleak.federated.update import MODES, PublicFacts, Update
 
 
 class Client:
@@ -33,7 +36,7 @@ class Client:
         loss: str = "cross_entropy",
         defense: Defense = Defense(),
         *,
-        mode: str = "eval",
+        mode: Literal["eval", "train"] = "eval",
     ) -> None:
         """Check the model's parameters and the names.
 
@@ -51,8 +54,10 @@ class Client:
         """
         if loss not in LOSSES:
             raise unknown_name("loss", loss, LOSSES)
-        if mode not in ("eval", "train"):
-            raise unknown_name("mode", mode, ("eval", "train"))
+        if mode not in MODES:
+            raise unknown_name("mode", mode, MODES)
+        if not isinstance(defense, Defense):
+            raise InputError(f"defense is {defense!r}, expected an object of vleak.Defense, such as DpSgd()")
         self.model, self.loss, self.defense, self.mode = model, loss, defense, mode
         self._check_parameters()
 
@@ -70,32 +75,35 @@ class Client:
             generator: CPU generator of this cell; the only source of randomness.
 
         Returns:
-            float32 tensors on the CPU, with public metadata only: kind, batch_size, loss, mode.
+            float32 tensors on the CPU, with public facts only.
 
         Raises:
             InputError: clips, labels or weights cannot be used.
             CapabilityError: the model cannot take the clips, does not return what the loss takes, or draws
-                random numbers.
+                random numbers; or the defense refuses, raises or breaks its contract (`vleak.Defense`).
         """
         _check_batch(clips, labels, self.loss)
         self._check_parameters()
         device = next(self.model.parameters()).device
-        clips, labels = self.defense.prepare_clips(clips.to(device), labels.to(device), generator)
+        clips, labels = steps.prepare_clips(self.defense, clips.to(device), labels.to(device), generator)
         with _mode(self.model, training=self.mode == "train"):
             _check_labels(labels, self.loss, self._outputs(clips))
-            gradient = self.defense.aggregate(self.model, LOSSES[self.loss], clips, labels, generator)
-        for name, tensor in gradient.items():
-            if not torch.isfinite(tensor).all():
-                raise CapabilityError(
-                    f"the gradient of parameter {name!r} is not finite; check the model for overflow"
-                )
-        message = self.defense.transmit(gradient, generator)
-        metadata = {"kind": "fedsgd", "batch_size": len(clips), "loss": self.loss, "mode": self.mode}
-        return Update(message.tensors, message.wire_bytes, metadata)
+            gradient = steps.aggregate(self.defense, self.model, LOSSES[self.loss], clips, labels, generator)
+        message = steps.transmit(self.defense, gradient, generator)
+        facts = PublicFacts(batch_size=len(clips), loss=self.loss, mode=self.mode)
+        return Update(message.tensors, message.wire_bytes, facts)
+
+    def channel(self, update: Update) -> Channel | None:
+        """Return the channel that the defense states for one of its updates; None where it states none.
+
+        Raises:
+            CapabilityError: the defense raised, or its channel does not fit the update.
+        """
+        return steps.stated_channel(self.defense, update)
 
     def privacy(self) -> Privacy | None:
-        """Return what the defense proves about one update, for the unit that a row of the batch is."""
-        proven = self.defense.privacy()
+        """Return the certificate of one update, for the unit that a row of the batch is; None without one."""
+        proven = steps.stated_privacy(self.defense)
         return None if proven is None else replace(proven, unit=UNITS[self.loss])
 
     def _check_parameters(self) -> None:

@@ -1,14 +1,18 @@
-"""The interface of a defense: three places where a client can act against leakage. The base does nothing."""
+"""The interface of a defense: what a client does against leakage, and what is known about it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from vleak.federated.channel import Channel
 from vleak.federated.gradients import Loss, mean_gradient
+from vleak.federated.update import Update
+from vleak.registry import Setting
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Privacy:
-    """What a defense proves, and about what.
+    """Certificate of a defense: what it proves, and about what.
 
     Attributes:
         epsilon: of ONE release of the whole batch, in nats: the figure against an attacker who knows that
@@ -56,22 +60,44 @@ class Privacy:
 
 @dataclass(frozen=True, kw_only=True)
 class Defense:
-    """No defense: the plain mean gradient as float32. Subclasses change one of the three steps.
+    """Base of all defenses: three steps of the client, and what the defense says about itself.
 
-    Hyper-parameters are keyword-only dataclass fields, checked when the object is made; all randomness
-    comes from the generator that each step is given.
+    A subclass is a frozen keyword-only dataclass and overrides the steps that it changes; the steps here do
+    nothing. Settings are its fields, checked when the object is made; all randomness comes from the
+    generator that each step gets. A step returns new tensors and leaves those it gets as they are.
+
+    Attributes:
+        name: as in tables and records; the name of the class where a subclass gives none.
     """
 
     name: ClassVar[str] = "none"
+
+    def __init_subclass__(cls) -> None:
+        """Give the class a name where it has none of its own."""
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
 
     @property
     def label(self) -> str:
         """Short name with the strength, for tables."""
         return self.name
 
-    def settings(self) -> dict[str, float | int | str]:
-        """Return every hyper-parameter by name: what goes into the record."""
+    def settings(self) -> dict[str, Setting]:
+        """Return every setting by name: what goes into the record."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def sweep(cls) -> Sequence[Self]:
+        """Return the strengths to try, weakest first, where only the name of the defense is given."""
+        return [cls()]
+
+    def channel(self, update: Update) -> Channel | None:
+        """Return what an update measures, to an attacker who knows the defense and its settings.
+
+        None states nothing: such an attacker then estimates the channel by running the defense himself.
+        """
+        return None
 
     def prepare_clips(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator
@@ -98,9 +124,11 @@ class Defense:
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send the gradient: what arrives after encoding and decoding, and how many bytes went over."""
-        tensors = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in gradient.items()}
+        tensors = {
+            name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in gradient.items()
+        }
         return Message(tensors, sum(tensor.nbytes for tensor in tensors.values()))
 
     def privacy(self) -> Privacy | None:
-        """Return what is proven about one release; None where nothing is."""
+        """Return the certificate of one release; None where nothing is proven."""
         return None

@@ -1,18 +1,20 @@
-"""What leaves the client: named tensors, the bytes they took, public metadata; safetensors on disk."""
+"""What leaves the client: named tensors, the bytes they took, public facts; safetensors on disk."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from vleak.errors import InputError
+from vleak.errors import InputError, unknown_name
+from vleak.federated.losses import LOSSES
 from vleak.files import write_atomic
 
 _KEY = "vleak_update"
@@ -23,6 +25,60 @@ _EXPECTED = (
 )
 
 
+KINDS = ("fedsgd",)
+"""What an update can be: "fedsgd", the gradient of one batch."""
+
+MODES = ("eval", "train")
+"""Mode of the model while the client computes."""
+
+
+@dataclass(frozen=True)
+class PublicFacts:
+    """What everybody knows of an update.
+
+    Attributes:
+        kind: "fedsgd", the gradient of one batch.
+        batch_size: number of clips behind the update, at least 1.
+        loss: a key of `vleak.federated.LOSSES`.
+        mode: mode of the model while the client computed, "eval" or "train".
+    """
+
+    kind: Literal["fedsgd"] = "fedsgd"
+    batch_size: int = 1
+    loss: str = "cross_entropy"
+    mode: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            InputError: a value is not one of those named above.
+        """
+        for name, value, known in (("kind", self.kind, KINDS), ("loss", self.loss, LOSSES),
+                                   ("mode", self.mode, MODES)):  # fmt: skip
+            if not isinstance(value, str) or value not in known:
+                raise unknown_name(name, str(value), known)
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size!r}, expected a whole number from 1")
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Return the facts by name, as the file of an update keeps them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, object]) -> PublicFacts:
+        """Return the facts of a mapping; one that is missing has its default.
+
+        Raises:
+            InputError: an unknown fact, or a value that is none of those it can have.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in facts:
+            if name not in known:
+                raise unknown_name("public fact", str(name), known)
+        return cls(**facts)  # type: ignore[arg-type]  # __post_init__ checks the types
+
+
 @dataclass(frozen=True)
 class Update:
     """One message of one client, as the server holds it.
@@ -31,12 +87,12 @@ class Update:
         tensors: one float32 CPU tensor a model parameter, in ``named_parameters()`` order: what ARRIVES,
             decoded.
         wire_bytes: bytes that the encoded message took.
-        metadata: public facts, JSON values only: kind ("fedsgd"), batch_size, loss, mode.
+        facts: what everybody knows of it.
     """
 
     tensors: dict[str, Tensor]
     wire_bytes: int
-    metadata: dict[str, Any]
+    facts: PublicFacts = PublicFacts()
 
     def check(self, model: nn.Module) -> None:
         """Check that the tensors are those of the model.
@@ -62,23 +118,26 @@ class Update:
         """Write a safetensors file, whole or not at all; the folder must exist.
 
         Raises:
-            InputError: a tensor is not finite float32, or the metadata does not survive JSON.
+            InputError: a tensor is not finite float32, or the byte count is none.
             VleakError: the file cannot be written.
         """
         where = f"the update for {path}"
         _check_tensors(self.tensors, where)
-        _check_metadata(self.metadata, self.wire_bytes, where)
-        public = {"wire_bytes": self.wire_bytes, "metadata": self.metadata, "order": list(self.tensors)}
+        _check_bytes(self.wire_bytes, where)
+        public = {
+            "wire_bytes": self.wire_bytes, "metadata": self.facts.to_dict(), "order": list(self.tensors)
+        }  # fmt: skip
         # Cloned, because safetensors refuses tensors that share memory.
         copies = {name: t.detach().cpu().clone().contiguous() for name, t in self.tensors.items()}
         write_atomic(Path(path), to_safetensors(copies, {_KEY: json.dumps(public)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Update:
-        """Read what ``save`` wrote, values of the metadata with their types.
+        """Read what ``save`` wrote; facts that the file does not name have their defaults.
 
         Raises:
-            InputError: no such file, not safetensors, no metadata, or a tensor that is not finite float32.
+            InputError: no such file, not safetensors, no metadata, facts that cannot be, or a tensor that is
+                not finite float32.
         """
         tensors, text = _read(Path(path))
         if text is None:
@@ -89,13 +148,14 @@ class Update:
             order = public.get("order", list(tensors))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} has update metadata that cannot be read; {_EXPECTED}") from error
-        _check_metadata(metadata, wire_bytes, str(path))
+        _check_bytes(wire_bytes, str(path))
+        facts = _facts(metadata, str(path))
         if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
             order = []
         if sorted(order) != sorted(tensors):
             raise InputError(f"{path} lists other tensors in its metadata than it holds; save it again")
         _check_tensors(tensors, str(path))
-        return cls({name: tensors[name] for name in order}, wire_bytes, metadata)
+        return cls({name: tensors[name] for name in order}, wire_bytes, facts)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -124,18 +184,15 @@ def _check_tensors(tensors: dict[str, Tensor], where: str) -> None:
             raise InputError(f"tensor {name!r} of {where} holds NaN or infinity; nothing can be read from it")
 
 
-def _check_metadata(metadata: object, wire_bytes: object, where: str) -> None:
-    """Refuse a byte count that is none and metadata whose values JSON would change."""
+def _check_bytes(wire_bytes: object, where: str) -> None:
     if isinstance(wire_bytes, bool) or not isinstance(wire_bytes, int) or wire_bytes < 0:
         raise InputError(f"wire_bytes of {where} is {wire_bytes!r}, expected a whole number of bytes")
+
+
+def _facts(metadata: object, where: str) -> PublicFacts:
     if not isinstance(metadata, dict):
-        raise InputError(f"metadata of {where} is {type(metadata).__name__}, expected a dict of JSON values")
-    for key, value in metadata.items():
-        try:
-            kept = isinstance(key, str) and json.loads(json.dumps(value, allow_nan=False)) == value
-        except (TypeError, ValueError):
-            kept = False
-        if not kept:
-            raise InputError(
-                f"metadata {key!r} of {where} is {value!r}, which JSON cannot keep; use text, numbers, lists"
-            )
+        raise InputError(f"metadata of {where} is {type(metadata).__name__}, expected a JSON object of facts")
+    try:
+        return PublicFacts.from_dict(metadata)
+    except InputError as error:
+        raise InputError(f"metadata of {where}: {error}") from error

@@ -12,16 +12,20 @@ from vleak.metrics.fidelity import (
 )
 from vleak.metrics.identification import identification_rank, residual_correlation
 from vleak.metrics.order import order_scores
+from vleak.metrics.registry import METRICS, Metric, measure
 from vleak.metrics.score import score_clip
 from vleak.metrics.segments import carrying_segments, match_segments, score_segments, segment_rank
 
 __all__ = [
+    "METRICS",
     "MOTION_THRESHOLD",
     "PSNR_CAP_DB",
+    "Metric",
     "carrying_segments",
     "identification_rank",
     "invented_share",
     "match_segments",
+    "measure",
     "motion_mask",
     "motion_psnr",
     "motion_ssim",

@@ -1,6 +1,6 @@
 """Classifiers of raw frames, frozen extractors and heads on features, and any factory of the user."""
 
-from vleak.models.build import MODELS, build_model, canonical
+from vleak.models.build import MODELS, build_model
 from vleak.models.extractors import EXTRACTORS, Extractor, build_extractor, pretrained, train_extractor
 from vleak.models.heads import HEADS, BagPair, build_head
 from vleak.models.preflight import check_classifier, check_head, check_second_derivative
@@ -18,7 +18,6 @@ __all__ = [
     "build_extractor",
     "build_head",
     "build_model",
-    "canonical",
     "check_classifier",
     "check_head",
     "check_second_derivative",

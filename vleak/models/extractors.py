@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from vleak.cache import Recipe, cached_tensors
 from vleak.errors import InputError
-from vleak.models.build import build_named, call_factory, canonical, is_built_in, settings_of
+from vleak.models.build import build_module
 from vleak.models.classifiers import check_range, halved
 from vleak.models.kinetics import VIDEO_MODELS, KineticsNet
-from vleak.seeds import derive_seed, generator
-from vleak.spelling import split
+from vleak.registry import Reference, Registry
+from vleak.seeds import generator
 
 __all__ = ["EXTRACTORS", "Extractor", "build_extractor", "pretrained", "train_extractor"]
 
@@ -111,12 +111,15 @@ class FrameCNN(nn.Module):
         return self.activations(segments)
 
 
-#: name -> factory(size), or for torchvision's (size) with weights of its own; see `build_extractor`.
-EXTRACTORS: dict[str, Callable[..., nn.Module]] = {
-    "c3d_small": C3DSmall,
-    "frame_cnn": FrameCNN,
-    **{f"torchvision.{name}": partial(KineticsNet, name) for name in VIDEO_MODELS},
-}
+EXTRACTORS: Registry[nn.Module] = Registry(
+    "extractor",
+    {
+        "c3d_small": C3DSmall,
+        "frame_cnn": FrameCNN,
+        **{f"torchvision.{name}": partial(KineticsNet, name) for name in VIDEO_MODELS},
+    },
+)
+"""Networks of features: those built in are made of (size), torchvision's with weights of their own."""
 
 
 class Extractor(nn.Module):
@@ -179,11 +182,12 @@ def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extracto
     """Return a frozen extractor on the CPU; those built in have freshly drawn weights, see `pretrained`.
 
     Args:
-        name: a key of ``EXTRACTORS``, with settings where others than the default ones are wanted, such as
+        name: a name of ``EXTRACTORS``, with settings where others than the default ones are wanted, such as
             ``c3d_small:features=64`` or ``torchvision.r3d_18:weights=FILE``; or ``package.module:factory``. A
-            factory is called without arguments, or with those of ``size`` and ``frames`` that it names, and
-            returns a frozen module from segments (M, 3, segment_frames, size, size) to features (M, F) with
-            the attribute ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is true.
+            factory from outside is called with its settings and those of ``size`` and ``frames`` that it
+            names, and returns a frozen module from segments (M, 3, segment_frames, size, size) to features
+            (M, F) with the attribute ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is
+            true.
         size: height and width of the clips.
         frames: T of the clips, a multiple of ``segment_frames``.
         seed: drawn weights depend on this number and on the name alone.
@@ -193,15 +197,14 @@ def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extracto
             frozen or does not take the segments, or frames is no multiple of ``segment_frames``.
         CapabilityError: torchvision is asked for and cannot be imported.
     """
-    if not is_built_in("extractor", name, EXTRACTORS):
-        arguments = {"size": size, "frames": frames}
-        net = call_factory("extractor", name, arguments, derive_seed(seed, "extractor weights", name))
-        _check_net(name, net)
-    elif _is_torchvision(name):
-        factory = EXTRACTORS[split(name)[0]]
-        net = factory(size, **settings_of("extractor", name, factory))
+    reference = EXTRACTORS.parse(name)
+    if _is_torchvision(reference):
+        net = reference.build(size)
     else:
-        net = build_named("extractor", name, EXTRACTORS, (size,), seed, "extractor weights")
+        arguments = {"size": size, "frames": frames}
+        net = build_module(reference, (size,), arguments, seed, "extractor weights")
+    if not reference.entry.built_in:
+        _check_net(name, net)
     return _wrapped(name, net, frames, size)
 
 
@@ -286,14 +289,14 @@ def pretrained(
         InputError: the name or a setting is unknown, or there are too few clips.
     """
     extractor = build_extractor(name, size=size, frames=frames, seed=seed)
-    spelled = canonical("extractor", name, EXTRACTORS)
+    reference = EXTRACTORS.parse(name)
 
     def make() -> dict[str, Tensor]:
-        accuracy = train_extractor(extractor, *clips(), generator(seed, "extractor training", spelled))
+        accuracy = train_extractor(extractor, *clips(), generator(seed, "extractor training", reference.text))
         return {**extractor.net.state_dict(), _ACCURACY: torch.tensor(accuracy)}
 
     whole: dict[str, str | int | float | bool | None] = {
-        "name": spelled,
+        "name": reference.text,
         "size": size,
         "frames": frames,
         "seed": seed,
@@ -305,7 +308,7 @@ def pretrained(
     clash = sorted(set(whole) & set(recipe))
     if clash:
         raise InputError(f"extractor: the recipe of the clips names {clash[0]!r}; call it something else")
-    tensors = cached_tensors(split(name)[0], {**whole, **recipe}, make, again=again)
+    tensors = cached_tensors(reference.entry.name, {**whole, **recipe}, make, again=again)
     accuracy = float(tensors.pop(_ACCURACY))
     extractor.net.load_state_dict(tensors)
     return extractor, accuracy
@@ -314,8 +317,8 @@ def pretrained(
 _ACCURACY = "accuracy"
 
 
-def _is_torchvision(name: str) -> bool:
-    return isinstance(EXTRACTORS[split(name)[0]], partial)
+def _is_torchvision(reference: Reference[nn.Module]) -> bool:
+    return reference.entry.built_in and isinstance(reference.entry.factory, partial)
 
 
 def _check_net(name: str, net: nn.Module) -> None:

@@ -7,13 +7,11 @@ segment is, in [0, 1], of shape (N, S, 1), or (N, 1, 1) where it pools the segme
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from vleak.models.build import build_named, call_factory, is_built_in
+from vleak.models.build import build_module
 from vleak.models.classifiers import check_range
-from vleak.seeds import derive_seed
+from vleak.registry import Registry
 
 __all__ = ["HEADS", "BagPair", "build_head"]
 
@@ -184,23 +182,26 @@ class BagPair(nn.Module):
         return scores.reshape(-1, 2, *scores.shape[1:])
 
 
-#: name -> factory(segments, features, outputs); the first line of each docstring is what `vleak list` shows.
-HEADS: dict[str, Callable[..., nn.Module]] = {
-    "linear": LinearHead,
-    "mlp": MLPHead,
-    "sultani": SultaniHead,
-    "attention": AttentionHead,
-    "lstm": LSTMHead,
-}
+HEADS: Registry[nn.Module] = Registry(
+    "head",
+    {
+        "linear": LinearHead,
+        "mlp": MLPHead,
+        "sultani": SultaniHead,
+        "attention": AttentionHead,
+        "lstm": LSTMHead,
+    },
+)
+"""Heads on features: those built in are made of (segments, features, outputs)."""
 
 
 def build_head(name: str, *, segments: int, features: int, outputs: int | None, seed: int) -> nn.Module:
     """Return a head with freshly drawn weights, in eval mode on the CPU.
 
     Args:
-        name: a key of ``HEADS``, with settings where others than the default ones are wanted, such as
-            ``mlp:depth=3,width=256``; or ``package.module:factory``. A factory is called without arguments,
-            or with those of ``segments``, ``features`` and ``outputs`` that it names.
+        name: a name of ``HEADS``, with settings where others than the default ones are wanted, such as
+            ``mlp:depth=3,width=256``; or ``package.module:factory``. A factory from outside is called with
+            its settings and those of ``segments``, ``features`` and ``outputs`` that it names.
         segments, features: S and F of the feature matrices that it will see.
         outputs: number of logits for "cross_entropy"; None for the scores that "bce" and "ranking" take.
         seed: the weights depend on this number and on the name alone.
@@ -209,9 +210,6 @@ def build_head(name: str, *, segments: int, features: int, outputs: int | None, 
         InputError: the name or a setting is unknown, or the factory cannot be imported, raises, or returns
             no module.
     """
-    if is_built_in("head", name, HEADS):
-        made = build_named("head", name, HEADS, (segments, features, outputs), seed, "head weights")
-    else:
-        arguments = {"segments": segments, "features": features, "outputs": outputs}
-        made = call_factory("head", name, arguments, derive_seed(seed, "head weights", name))
-    return made.eval()
+    arguments = {"segments": segments, "features": features, "outputs": outputs}
+    reference = HEADS.parse(name)
+    return build_module(reference, (segments, features, outputs), arguments, seed, "head weights").eval()

@@ -7,7 +7,6 @@ from vleak.pipelines.data import Data, data_record, private_clips
 from vleak.pipelines.feature import FeaturePipeline
 from vleak.pipelines.pictures import ClipPictures, NoPictures, Pictures
 from vleak.pipelines.raw import RawPipeline
-from vleak.pipelines.scoring import Metric
 from vleak.pipelines.sources import ExtractedFeatures, FeatureFiles, FeatureSource, extract
 from vleak.pipelines.weights import TRAINABLE, extractor_for, network_for, train_weights
 
@@ -23,7 +22,6 @@ __all__ = [
     "FeaturePipeline",
     "FeatureSource",
     "Judgement",
-    "Metric",
     "NoPictures",
     "Pictures",
     "Pipeline",

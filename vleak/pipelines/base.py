@@ -7,7 +7,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vleak.attacks import Knowledge, Observation, Reconstruction, answerable, order_identifiable
 from vleak.attacks.linkage import link_rank, link_scores
 from vleak.certificates import identification_bound
-from vleak.defenses import Defense, spell
+from vleak.defenses import Defense, defense_text
 from vleak.federated import Client, Privacy, Update
 from vleak.models import TRAINING_STATES, accuracy
 from vleak.pipelines.case import Answer, Case, Judgement
@@ -48,13 +48,13 @@ class Conditions:
     Attributes:
         device: device of models and attacks.
         training_state: a key of `vleak.models.TRAINING_STATES`.
-        labels: "inferred" by the attack or "granted" to it.
+        labels_granted: whether the attack is told the labels.
         seed: seed of the run.
     """
 
     device: torch.device
     training_state: str = "untrained"
-    labels: Literal["inferred", "granted"] = "inferred"
+    labels_granted: bool = False
     seed: int = 0
 
 
@@ -125,7 +125,7 @@ class Pipeline(ABC):
     @property
     def labels_granted(self) -> bool:
         """Whether labels are public: which bag of a pair is the anomalous one is."""
-        return self.conditions.labels == "granted" or self.loss == "ranking"
+        return self.conditions.labels_granted or self.loss == "ranking"
 
     def baselines(self, reference_frames: int) -> tuple[str, ...]:
         """Names of the baselines that can answer with so many reference frames."""
@@ -139,7 +139,9 @@ class Pipeline(ABC):
 
     def seed(self, case: Case) -> int:
         """Seed of the client's message: every attack meets the same message."""
-        return derive_seed(self.conditions.seed, self.place, spell(case.defense), self.clip_names[case.clip])
+        return derive_seed(
+            self.conditions.seed, self.place, defense_text(case.defense), self.clip_names[case.clip]
+        )
 
     def attack_generator(self, case: Case) -> torch.Generator:
         """Random numbers of the attack: the same for every defense and attack on a clip."""
@@ -268,7 +270,13 @@ class Pipeline(ABC):
             training_state=self.conditions.training_state,
             defense=_defense_record(case.defense, privacy),
             attack=AttackRecord(
-                name=case.attack_name, baseline=case.baseline, settings=dict(case.attack_settings)
+                name=case.attack_name,
+                baseline=case.baseline,
+                counterpart=case.counterpart,
+                settings=dict(case.attack_settings),
+                iterations=0,
+                restarts=0,
+                seconds=0.0,
             ),
             knowledge=KnowledgeRecord(
                 labels="granted" if self.labels_granted else "inferred",
@@ -337,7 +345,7 @@ def model_record(
 
 
 def _defense_record(defense: Defense, privacy: Privacy | None) -> DefenseRecord:
-    record = DefenseRecord(name=defense.name, label=defense.label, settings=defense.settings())
+    record = DefenseRecord(name=defense.name, label=defense.label, settings={**defense.settings()})
     if privacy is None:
         return record
     return record.model_copy(

@@ -25,6 +25,7 @@ class Case:
         attack: what the server does; one object may serve many cells.
         attack_name: name of the attack in records.
         attack_settings: settings that were chosen for the attack itself.
+        counterpart: name of the adaptive attack that this is the non-adaptive form of.
         reference_frames: frames of the scene that the server holds.
         baseline: whether the attack is a baseline, which never sees the update.
     """
@@ -35,6 +36,7 @@ class Case:
     attack: Attack
     attack_name: str
     attack_settings: Mapping[str, Setting] = field(default_factory=dict)
+    counterpart: str | None = None
     reference_frames: int = 0
     baseline: bool = False
 

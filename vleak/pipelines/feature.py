@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from vleak.attacks import Knowledge, Reconstruction
 from vleak.errors import InputError
 from vleak.federated import LOSSES
 from vleak.metrics import carrying_segments
-from vleak.models import TRAINING_STATES, BagPair, build_head, check_head, check_second_derivative, train
+from vleak.models import TRAINING_STATES, BagPair, check_head, check_second_derivative, train
 from vleak.pipelines.bags import bag_pairs, public_pairs
 from vleak.pipelines.base import Conditions, Pipeline, Progress, Samples, Stop, model_record
 from vleak.pipelines.case import Answer, Case
@@ -20,7 +21,10 @@ from vleak.pipelines.sources import FeatureSource, guessed_features
 from vleak.results.records import Scores
 from vleak.seeds import generator
 
-__all__ = ["FeaturePipeline"]
+__all__ = ["FeaturePipeline", "HeadFactory"]
+
+HeadFactory = Callable[[int, int, int | None], nn.Module]
+"""Makes a head of the numbers of segments, features and outputs; no number of outputs for scores."""
 
 
 class FeaturePipeline(Pipeline):
@@ -32,7 +36,7 @@ class FeaturePipeline(Pipeline):
         self,
         source: FeatureSource,
         *,
-        head: str,
+        head: HeadFactory,
         loss: str,
         name: str,
         conditions: Conditions,
@@ -42,7 +46,7 @@ class FeaturePipeline(Pipeline):
 
         Args:
             source: of the features.
-            head: as `vleak.models.build_head` takes it.
+            head: makes the head of (segments, features, outputs); outputs is None for scores.
             loss: a key of `vleak.federated.LOSSES`.
             name: name of the model in records.
             conditions: what all cells have in common.
@@ -106,7 +110,7 @@ class FeaturePipeline(Pipeline):
         return Answer(reconstruction, clip=clip, features=features, inversion=inversion)
 
     def scores(self, case: Case, answer: Answer) -> Scores:
-        """Scores of the features, and of the frames where there are any, which then say what is identified."""
+        """Scores of the features, and of the frames where there are any: they say what is identified then."""
         assert answer.features is not None
         candidates = self.candidates(case.clip)
         segments = segment_scores(
@@ -154,12 +158,12 @@ def _samples(source: FeatureSource, loss: str, conditions: Conditions) -> tuple[
 
 
 def _trained_head(
-    source: FeatureSource, samples: Samples, head: str, loss: str, conditions: Conditions
+    source: FeatureSource, samples: Samples, head: HeadFactory, loss: str, conditions: Conditions
 ) -> nn.Module:
     """Head of a loss, trained on public features, on the CPU."""
     segments, features = source.features.shape[1:]
     outputs = source.classes if loss == "cross_entropy" else None
-    model = build_head(head, segments=segments, features=features, outputs=outputs, seed=conditions.seed)
+    model = head(segments, features, outputs)
     if loss == "ranking":
         model = BagPair(model)
     steps, numbers = (

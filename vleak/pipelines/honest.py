@@ -46,7 +46,7 @@ class HonestUpdates:
             self.hypotheses = [list(updates) for updates in zip(*by_label, strict=True)]
 
     def candidates(self, clips: Sequence[int], label: int | None) -> list[list[Update]]:
-        """Hypotheses of some clips, under one label where it is known; empty where linkage is not measured."""
+        """Hypotheses of some clips, of one label if it is known; empty where linkage is not measured."""
         if not self.hypotheses:
             return []
         chosen = [self.hypotheses[clip] for clip in clips]

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, answerable
+from vleak.attacks import BASELINES, Knowledge, Observation, answerable
 from vleak.data import ClipSet
 from vleak.enhance import Enhancer, plain
 from vleak.federated import Update
-from vleak.pipelines.scoring import Metric, clip_scores, enhancement_scores, metric_scores
+from vleak.metrics import Metric, measure
+from vleak.pipelines.scoring import clip_scores, enhancement_scores
 from vleak.results.records import EnhancementRecord, Scores
 from vleak.seeds import generator
 
@@ -124,7 +125,10 @@ class ClipPictures(Pictures):
                 "baseline_identified": self._baseline_identifies(index, candidates, answers)
                 if references
                 else None,
-                "metrics": metric_scores(self.metrics, clip, self.data.clips[index]),
+                "metrics": {
+                    name: measure(metric, clip, self.data.clips[index])
+                    for name, metric in self.metrics.items()
+                },
             }
         )
 
@@ -167,7 +171,7 @@ class ClipPictures(Pictures):
 
         def answers(index: int, chosen: Sequence[str]) -> dict[str, Tensor]:
             observation = Observation(model, update, self.knowledge(index, references))
-            return {name: NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0] for name in chosen}
+            return {name: BASELINES.build(name).reconstruct(observation, unused).clips[0] for name in chosen}
 
         shared = answers(0, [name for name in names if not name.startswith("reference")])
         own = [name for name in names if name.startswith("reference")]
@@ -192,4 +196,4 @@ def mapped_answers(answers: BaselineAnswers, change: Callable[[Tensor], Tensor])
 def empty_update() -> tuple[nn.Module, Update]:
     """Model of one zero and its update, which baselines are shown where nothing was sent."""
     model = nn.ParameterList([torch.zeros(1)])
-    return model, Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0, {})
+    return model, Update({name: torch.zeros(p.shape) for name, p in model.named_parameters()}, 0)

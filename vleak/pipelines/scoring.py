@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from vleak.enhance import Enhanced
-from vleak.errors import CapabilityError, VleakError
 from vleak.metrics import order_scores, score_clip, score_enhanced, score_segments
 from vleak.results.records import (
     BaselineScore,
@@ -21,16 +18,7 @@ from vleak.results.records import (
     SegmentScores,
 )
 
-__all__ = ["Metric", "clip_scores", "enhancement_scores", "finite", "metric_scores", "segment_scores"]
-
-
-class Metric(Protocol):
-    """Further metric of rebuilt frames."""
-
-    name: str
-
-    def score(self, reconstruction: Tensor, truth: Tensor) -> float | None:
-        """Score of a rebuilt clip (C, T, H, W) against the private one, both in [0, 1]; None for none."""
+__all__ = ["clip_scores", "enhancement_scores", "finite", "segment_scores"]
 
 
 def finite(value: float) -> float | None:
@@ -126,31 +114,3 @@ def enhancement_scores(
         after=EnhancedScores(**figures.pop("after")),
         **figures,
     )
-
-
-def metric_scores(
-    metrics: Mapping[str, Metric], reconstruction: Tensor, truth: Tensor
-) -> dict[str, float | None]:
-    """Scores of further metrics by name.
-
-    Raises:
-        CapabilityError: a metric raised or returned something else than a finite number or None; names it.
-    """
-    return {name: _metric_score(name, metric, reconstruction, truth) for name, metric in metrics.items()}
-
-
-def _metric_score(name: str, metric: Metric, reconstruction: Tensor, truth: Tensor) -> float | None:
-    try:
-        value = metric.score(reconstruction.clone(), truth.clone())
-    except VleakError:
-        raise
-    except Exception as error:
-        line = str(error).strip().partition("\n")[0]
-        raise CapabilityError(f"metric {name!r} raised {type(error).__name__}: {line}") from error
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = float(torch.as_tensor(value))
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CapabilityError(f"metric {name!r} returned {value!r}, expected a finite number or None")
-    return float(value)

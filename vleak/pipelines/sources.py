@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vleak.attacks import NULL_ATTACKS, FeatureInversion, Knowledge, Observation, Reconstruction, answerable
+from vleak.attacks import BASELINES, FeatureInversion, Knowledge, Observation, Reconstruction, answerable
 from vleak.data import ClipSet, FeatureSet
 from vleak.models import Extractor
 from vleak.pipelines.bags import anomalous_classes
@@ -208,6 +208,6 @@ def guessed_features(knowledge: Knowledge) -> dict[str, Tensor]:
     model, update = empty_update()
     observation, unused = Observation(model, update, knowledge), generator("null")
     return {
-        f"{name} of features": NULL_ATTACKS[name]().reconstruct(observation, unused).clips[0]
+        f"{name} of features": BASELINES.build(name).reconstruct(observation, unused).clips[0]
         for name in answerable(knowledge)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor
@@ -24,12 +25,12 @@ _CLIPS, _BYTES = 600, 2**31  # fewer where so many would take more memory than t
 
 
 def extractor_for(
-    name: str, *, frames: int, size: int, again: bool = False
+    chosen: str | Extractor, *, frames: int, size: int, again: bool = False
 ) -> tuple[Extractor, float | None]:
     """Return a frozen extractor: a built-in one trained on embedded clips, once; any other as it comes.
 
     Args:
-        name: as `vleak.models.build_extractor` takes it.
+        chosen: as `vleak.models.build_extractor` takes it, or an extractor, which is copied.
         frames, size: of the clips.
         again: train even if the cache has the weights.
 
@@ -40,6 +41,9 @@ def extractor_for(
     Raises:
         InputError: as `vleak.models.build_extractor`.
     """
+    if not isinstance(chosen, str):
+        return copy.deepcopy(chosen), None
+    name = chosen
     if name.partition(":")[0] not in TRAINABLE[:2]:
         return build_extractor(name, frames=frames, size=size, seed=_SEED), None
 

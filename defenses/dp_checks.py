@@ -1,6 +1,6 @@
 """Checks that per-clip gradients are what differential privacy needs: one a clip, of that clip alone.
 
-Each guard catches a way in which the guarantee becomes void without anything failing.
+Each check catches a way in which the guarantee becomes void without anything failing.
 """
 
 from __future__ import annotations

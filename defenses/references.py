@@ -1,0 +1,88 @@
+"""Defenses as text: ``dp`` is a sweep, ``dp:noise_multiplier=0.5,max_grad_norm=2`` is one strength."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from vleak.defenses.compress import Compress
+from vleak.defenses.dp import DpSgd
+from vleak.defenses.none import NoDefense
+from vleak.defenses.prune import Prune
+from vleak.errors import InputError, VleakError
+from vleak.federated import Defense
+from vleak.registry import Entry, Registry, Setting, split_reference, write_reference
+
+DEFENSES: Registry[Defense] = Registry(
+    "defense", {"none": NoDefense, "dp": DpSgd, "prune": Prune, "compress": Compress}, base=Defense
+)
+"""Every defense by the name that the command line takes."""
+
+
+def parse_defenses(given: str | Defense) -> list[Defense]:
+    """Return the strengths that a text asks for, weakest first, or the defense that is given.
+
+    Args:
+        given: ``NAME`` alone for the sweep of that defense, ``NAME:key=value,...`` for one strength, where
+            what is not given has its default; NAME may be ``package.module:Class``. Or a defense.
+
+    Raises:
+        InputError: unknown name or setting (the nearest are named), a value that does not fit, or a plug-in
+            that cannot be used.
+    """
+    if isinstance(given, Defense):
+        return [given]
+    reference = DEFENSES.parse(given)
+    if given != split_reference(given)[0] or not inspect.isclass(reference.entry.factory):
+        return [reference.build()]
+    return _sweep(reference.entry)
+
+
+def defense_text(defense: Defense) -> str:
+    """Return the text that makes this defense again: its name and every setting that is not the default.
+
+    A defense with settings always shows one, because its name alone asks for a sweep. One that no name of
+    `DEFENSES` finds is called ``module:Class``.
+
+    Raises:
+        InputError: a setting is no number, word or switch, so that no text can give it.
+    """
+    values: dict[str, Setting] = {f.name: getattr(defense, f.name) for f in fields(defense)}
+    for key, value in values.items():
+        if type(value) not in (int, float, str, bool):
+            raise InputError(
+                f"defense {type(defense).__name__}: setting {key} is {type(value).__name__}, expected a "
+                "number, a word, true or false, which a record can keep; make it of such settings"
+            )
+    shown = [f.name for f in fields(defense) if values[f.name] != _default(f)] or list(values)[:1]
+    return write_reference(reference_name(type(defense)), {key: values[key] for key in shown})
+
+
+def reference_name(kind: type[Defense]) -> str:
+    """Return the name that finds a class of defenses: that of `DEFENSES`, else ``module:Class``."""
+    if kind.name in DEFENSES and DEFENSES.find(kind.name).factory is kind:
+        return kind.name
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _sweep(entry: Entry[Defense]) -> list[Defense]:
+    kind: Any = entry.factory
+    try:
+        strengths = list(kind.sweep())
+    except VleakError:
+        raise
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"defense {entry.name!r} ({entry.origin}): sweep raised {type(error).__name__}: {line}"
+        ) from error
+    if not strengths or not all(isinstance(strength, Defense) for strength in strengths):
+        raise InputError(
+            f"defense {entry.name!r} ({entry.origin}): sweep returned {strengths!r:.80}, expected defenses"
+        )
+    return strengths
+
+
+def _default(field: Field[Any]) -> object:
+    return field.default_factory() if field.default_factory is not MISSING else field.default

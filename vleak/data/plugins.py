@@ -1,0 +1,119 @@
+"""Data sources by name: the synthetic clips, and functions from outside that return clips."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vleak.data.clipset import ClipSet
+from vleak.data.synthetic import load_synthetic
+from vleak.errors import InputError, VleakError
+from vleak.registry import Reference, Registry, split_reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a source is asked for; a function from outside gets those by keyword that it names.
+
+    Attributes:
+        clips: N, clips to attack.
+        frames: T of every clip.
+        size: height and width.
+        stride: distance in frames between two frames of a clip.
+        seed: of everything random.
+        public: the most public clips.
+        references: K, further frames of the scene of every clip; 0 for none.
+        fine: whether the clips are wanted at twice the size as well.
+    """
+
+    clips: int
+    frames: int
+    size: int
+    stride: int
+    seed: int
+    public: int
+    references: int
+    fine: bool
+
+
+def _synthetic(
+    clips: int, frames: int, size: int, seed: int, public: int, references: int, fine: bool
+) -> ClipSet:
+    """Textured objects moving over photographs, labelled by motion; nothing to download."""
+    return load_synthetic(clips, frames, size, seed, public, references=references, fine=fine)
+
+
+SOURCES: Registry[ClipSet] = Registry("source", {"synthetic": _synthetic})
+"""Sources of clips by name; beside them every path is one."""
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def find_source(source: str) -> Reference[ClipSet] | None:
+    """Return the source that a text names, or None where it is a path.
+
+    Raises:
+        InputError: a setting is unknown or does not fit, or a plug-in cannot be used.
+    """
+    name, _ = split_reference(source)
+    if name in SOURCES or (_REFERENCE.fullmatch(name) and not Path(source).exists()):
+        return SOURCES.parse(source)
+    return None
+
+
+def load_source(reference: Reference[ClipSet], request: Request) -> ClipSet:
+    """Load clips from a source by name.
+
+    Raises:
+        InputError: a function from outside raised, or returned something else than such clips; names it.
+    """
+    entry = reference.entry
+    accepted = inspect.signature(entry.factory).parameters
+    arguments = {name: value for name, value in vars(request).items() if name in accepted}
+    data = reference.build(**{name: v for name, v in arguments.items() if name not in reference.settings})
+    if not entry.built_in:
+        try:
+            _check(data, request)
+        except VleakError as error:
+            raise InputError(f"source {entry.name!r} ({entry.origin}): {error}") from error
+    return data
+
+
+def _check(data: object, request: Request) -> None:
+    """Refuse what is no `ClipSet` of the clips that were asked for."""
+    if not isinstance(data, ClipSet):
+        raise InputError(f"returned {type(data).__name__}, expected vleak.data.ClipSet")
+    shape = (request.frames, request.size, request.size)
+    _check_clips("clips", data.clips, shape)
+    _check_clips("public_clips", data.public_clips, shape)
+    if not len(data.clips):
+        raise InputError("returned no clips to attack")
+    for name, labels, clips in (("labels", data.labels, data.clips),
+                                ("public_labels", data.public_labels, data.public_clips)):  # fmt: skip
+        if labels.dtype != torch.int64 or labels.shape != clips.shape[:1]:
+            raise InputError(
+                f"returned {name} {tuple(labels.shape)}, {labels.dtype}, expected one int64 a clip"
+            )
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(data.classes)):
+            raise InputError(f"returned {name} outside 0 to {len(data.classes) - 1}, the number of classes")
+    if len(set(data.names)) != len(data.clips) or not all(re.fullmatch(r"[\w.@+-]+", n) for n in data.names):
+        raise InputError("returned names that are not one a clip, unique and safe as file names")
+    if request.references and data.references is None:
+        raise InputError("returned no reference frames, which were asked for")
+    if request.fine and data.fine is None:
+        raise InputError("returned no clips at twice the size; give them, or enhance nothing")
+
+
+def _check_clips(name: str, clips: Tensor, shape: tuple[int, int, int]) -> None:
+    if clips.ndim != 5 or clips.shape[1:] != (3, *shape) or clips.dtype != torch.float32:
+        raise InputError(
+            f"returned {name} of shape {tuple(clips.shape)}, {clips.dtype}, expected (clip, 3, "
+            f"{', '.join(map(str, shape))}), float32"
+        )
+    if len(clips) and not (clips.min() >= 0 and clips.max() <= 1):
+        raise InputError(f"returned {name} with values outside [0, 1] or NaN")

@@ -1,0 +1,110 @@
+"""The channel of a defense: what its update measures, for an attacker who knows the defense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vleak.errors import InputError
+from vleak.federated.update import Update
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Channel:
+    """A defended update as a measurement of the honest gradient, to somebody who knows the defense.
+
+    Attributes:
+        masks: by parameter name, bool of the parameter's shape, True where an entry carries a measurement;
+            None for all entries.
+        noise_energy: expected sum of squared errors over all entries that carry a measurement, at least 0.
+        noise_deviation: standard deviation of independent Gaussian noise on the SUM over the batch, before
+            the division by the public batch size; None where the noise is not Gaussian.
+        clip_norm: largest norm of one clip's gradient before the sum, above 0; inf where nothing is clipped.
+        kept_fraction: part of the entries, those of largest magnitude, that is sent, in (0, 1].
+        key: hashable; equal channels of one defense have equal keys, by which attacks cache what they learn.
+        source: "stated" by the defense, or "simulated" by an attacker who ran the defense on public clips.
+    """
+
+    masks: dict[str, Tensor] | None = None
+    noise_energy: float = 0.0
+    noise_deviation: float | None = None
+    clip_norm: float = math.inf
+    kept_fraction: float = 1.0
+    key: Hashable = ()
+    source: Literal["stated", "simulated"] = "stated"
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            InputError: a number is out of its range, or a mask is not bool.
+        """
+        if not 0 <= self.noise_energy < math.inf:
+            raise InputError(f"channel: noise_energy is {self.noise_energy}, expected a finite number >= 0")
+        if self.noise_deviation is not None and not 0 <= self.noise_deviation < math.inf:
+            raise InputError(
+                f"channel: noise_deviation is {self.noise_deviation}, expected a finite number >= 0, or None"
+            )
+        if not self.clip_norm > 0:
+            raise InputError(f"channel: clip_norm is {self.clip_norm}, expected a number above 0, or inf")
+        if not 0 < self.kept_fraction <= 1:
+            raise InputError(f"channel: kept_fraction is {self.kept_fraction}, expected a number in (0, 1]")
+        for name, mask in (self.masks or {}).items():
+            if mask.dtype != torch.bool:
+                raise InputError(f"channel: mask {name!r} is {mask.dtype}, expected torch.bool")
+
+    def check(self, update: Update) -> None:
+        """Check that the masks belong to the tensors of an update.
+
+        Raises:
+            InputError: a mask is missing, one too many is there, or a shape differs; names the tensor.
+        """
+        if self.masks is None:
+            return
+        for name in {**update.tensors, **self.masks}:
+            shapes = [tuple(group[name].shape) if name in group else None
+                      for group in (self.masks, update.tensors)]  # fmt: skip
+            if shapes[0] != shapes[1]:
+                raise InputError(
+                    f"channel: mask {name!r} has shape {shapes[0]}, the update's tensor has {shapes[1]}; "
+                    "expected one mask a tensor, of its shape"
+                )
+
+    def expected(self, samples: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the defense would send without its noise: clipped, averaged, the largest kept.
+
+        Args:
+            samples: (n, B, *parameter shape) by name, the gradients of the clips of n batches.
+
+        Returns:
+            (n, *parameter shape) by name, on the CPU.
+        """
+        energies = [t.reshape(*t.shape[:2], -1).square().sum(2) for t in samples.values()]
+        norms = sum(energies, start=torch.zeros(()))
+        factor = (self.clip_norm / norms.sqrt().clamp(min=1e-30)).clamp(max=1.0)
+        mean = {
+            name: (sample * factor.view(*factor.shape, *[1] * (sample.ndim - 2))).mean(1).cpu()
+            for name, sample in samples.items()
+        }
+        return mean if self.kept_fraction == 1 else _largest(mean, self.kept_fraction)
+
+
+def surviving_entries(update: Update) -> dict[str, Tensor]:
+    """Return masks of the entries that are not zero: the measurements of a defense that zeroes the others."""
+    return {name: tensor != 0 for name, tensor in update.tensors.items()}
+
+
+def _largest(gradients: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Keep the largest entries of every row over all tensors, ties with the smallest of them included."""
+    magnitudes = torch.cat([t.reshape(len(t), -1).abs() for t in gradients.values()], 1)
+    kept = max(1, round(fraction * magnitudes.shape[1]))
+    least = magnitudes.topk(kept, 1).values[:, -1]
+    return {
+        name: torch.where(t.abs() >= least.view(-1, *[1] * (t.ndim - 1)), t, 0.0)
+        for name, t in gradients.items()
+    }

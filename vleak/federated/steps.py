@@ -1,0 +1,193 @@
+"""The steps of a defense, run and checked: what breaks the contract is refused, and nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vleak.errors import CapabilityError, VleakError
+from vleak.federated.channel import Channel
+from vleak.federated.defense import Defense, Message, Privacy
+from vleak.federated.gradients import Loss
+from vleak.federated.update import Update
+
+Result = TypeVar("Result")
+
+
+def prepare_clips(
+    defense: Defense, clips: Tensor, labels: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Let a defense act on a copy of the batch.
+
+    Args:
+        defense: of the client.
+        clips: (N, C, T, H, W) in [0, 1], or features (N, ...).
+        labels: (N,) int64.
+        generator: of the client.
+
+    Raises:
+        CapabilityError: the defense raised, or returned something else than a batch of such clips.
+    """
+    result = _call(defense, "prepare_clips", defense.prepare_clips, clips.clone(), labels.clone(), generator)
+    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(t, Tensor) for t in result):
+        raise _broken(defense, "prepare_clips", f"returned {_kind(result)}, expected (clips, labels)")
+    prepared, targets = result
+    expected = f"expected (clip, {', '.join(map(str, clips.shape[1:]))}), float32"
+    if prepared.dtype != torch.float32 or prepared.shape[1:] != clips.shape[1:] or not len(prepared):
+        raise _broken(defense, "prepare_clips", f"returned clips {_form(prepared)}, {expected}")
+    if targets.dtype != torch.int64 or targets.shape != prepared.shape[:1]:
+        raise _broken(
+            defense, "prepare_clips", f"returned labels {_form(targets)}, expected ({len(prepared)},), int64"
+        )
+    if not torch.isfinite(prepared).all():
+        raise _broken(defense, "prepare_clips", "returned NaN or infinity")
+    if prepared.dim() == 5 and not (prepared.min() >= 0 and prepared.max() <= 1):
+        raise _broken(defense, "prepare_clips", "returned values outside [0, 1]; clamp them")
+    return prepared, targets
+
+
+def aggregate(
+    defense: Defense, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Let a defense turn the batch into one gradient, a tensor a parameter.
+
+    Raises:
+        CapabilityError: the defense raised, or returned other names or shapes, numbers that are not finite,
+            or memory of the model or the clips.
+    """
+    gradient = _call(defense, "aggregate", defense.aggregate, model, loss, clips, labels, generator)
+    parameters = dict(model.named_parameters())
+    _check_tensors(defense, "aggregate", gradient, parameters)
+    for name, tensor in gradient.items():
+        if not torch.isfinite(tensor).all():
+            hint = f" and {describe(defense)}" if _from_outside(defense) else ""
+            raise CapabilityError(
+                f"the gradient of parameter {name!r} is not finite; check the model for overflow{hint}"
+            )
+    _check_memory(defense, "aggregate", gradient, [*parameters.values(), *model.buffers(), clips, labels])
+    return {name: gradient[name] for name in parameters}
+
+
+def transmit(defense: Defense, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
+    """Let a defense send a gradient, which what it returns may share no memory with.
+
+    Raises:
+        CapabilityError: the defense raised, or returned no message, other names or shapes, numbers that are
+            not finite float32 on the CPU, or the tensors that it was given.
+    """
+    message = _call(defense, "transmit", defense.transmit, dict(gradient), generator)
+    if not isinstance(message, Message):
+        raise _broken(defense, "transmit", f"returned {_kind(message)}, expected vleak.federated.Message")
+    tensors, size = message.tensors, message.wire_bytes
+    _check_tensors(defense, "transmit", tensors, gradient)
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise _broken(
+                defense, "transmit", f"returned {name!r} as {tensor.dtype} on {tensor.device}, expected "
+                "float32 on the CPU"
+            )  # fmt: skip
+        if not torch.isfinite(tensor).all():
+            raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
+    _check_memory(defense, "transmit", tensors, gradient.values())
+    return Message({name: tensors[name].detach() for name in gradient}, size)
+
+
+def stated_channel(defense: Defense, update: Update) -> Channel | None:
+    """Return the channel that a defense states for one of its updates; None where it states none.
+
+    Raises:
+        CapabilityError: the defense raised, or returned no channel or one that does not fit the update.
+    """
+    channel = _call(defense, "channel", defense.channel, update)
+    if channel is None:
+        return None
+    if not isinstance(channel, Channel):
+        raise _broken(defense, "channel", f"returned {_kind(channel)}, expected vleak.federated.Channel")
+    try:
+        channel.check(update)
+        hash(channel.key)
+    except (VleakError, TypeError) as error:
+        raise _broken(defense, "channel", f"returned a channel that does not fit: {_line(error)}") from error
+    return channel
+
+
+def stated_privacy(defense: Defense) -> Privacy | None:
+    """Return the certificate that a defense states; None where it proves nothing.
+
+    Raises:
+        CapabilityError: the defense raised, or returned no certificate.
+    """
+    privacy = _call(defense, "privacy", defense.privacy)
+    if privacy is not None and not isinstance(privacy, Privacy):
+        raise _broken(defense, "privacy", f"returned {_kind(privacy)}, expected vleak.federated.Privacy")
+    return privacy
+
+
+def describe(defense: Defense) -> str:
+    """Return the class of a defense and where it is from, for messages."""
+    kind = type(defense)
+    return f"defense {kind.__name__} ({kind.__module__}:{kind.__qualname__})"
+
+
+def _call(defense: Defense, step: str, function: Callable[..., Result], *arguments: object) -> Result:
+    try:
+        return function(*arguments)
+    except VleakError:
+        raise
+    except Exception as error:
+        if not _from_outside(defense):
+            raise
+        raise _broken(defense, step, f"raised {type(error).__name__}: {_line(error)}") from error
+
+
+def _from_outside(defense: Defense) -> bool:
+    return type(defense).__module__.partition(".")[0] != "vleak"
+
+
+def _check_tensors(defense: Defense, step: str, tensors: object, expected: Mapping[str, Tensor]) -> None:
+    """Refuse what is no dict of one tensor a parameter, of its shape."""
+    if not isinstance(tensors, dict):
+        raise _broken(defense, step, f"returned {_kind(tensors)}, expected a dict of tensors")
+    for name in {**expected, **tensors}:
+        if name not in tensors:
+            raise _broken(defense, step, f"returned nothing for parameter {name!r}")
+        if name not in expected:
+            raise _broken(defense, step, f"returned {name!r}, which is no parameter of the model")
+        if not isinstance(tensors[name], Tensor):
+            raise _broken(defense, step, f"returned {_kind(tensors[name])} for {name!r}, expected a tensor")
+        if tensors[name].shape != expected[name].shape:
+            raise _broken(
+                defense, step, f"returned {name!r} of shape {tuple(tensors[name].shape)}, expected "
+                f"{tuple(expected[name].shape)}"
+            )  # fmt: skip
+
+
+def _check_memory(
+    defense: Defense, step: str, tensors: Mapping[str, Tensor], received: Iterable[Tensor]
+) -> None:
+    """Refuse tensors in memory that the step was given: who writes into it later changes what was sent."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in received if tensor.numel()}
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:
+            raise _broken(defense, step, f"returned {name!r} in memory that it was given; return a clone()")
+
+
+def _broken(defense: Defense, step: str, what: str) -> CapabilityError:
+    return CapabilityError(f"{describe(defense)}: {step} {what}; nothing was sent")
+
+
+def _kind(thing: object) -> str:
+    return type(thing).__name__
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}, {tensor.dtype}"
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

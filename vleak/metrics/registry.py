@@ -1,0 +1,112 @@
+"""Metrics of a rebuilt clip by name, those from outside included."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from vleak.errors import InputError, VleakError
+from vleak.metrics.fidelity import motion_psnr, motion_ssim, psnr, ssim
+from vleak.registry import Registry
+
+
+class Metric(ABC):
+    """Base of all metrics: one number for a rebuilt clip beside the truth.
+
+    A subclass has its settings as keyword-only arguments of ``__init__``.
+
+    Attributes:
+        name: as in tables and records; the name of the class where a subclass gives none.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """Give the class a name where it has none of its own."""
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    @abstractmethod
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float | None:
+        """Return the number of a rebuilt clip; None where it has no meaning, such as for a still clip.
+
+        Args:
+            reconstruction: (C, T, H, W) in [0, 1].
+            truth: of the same shape.
+        """
+
+
+class Psnr(Metric):
+    """Mean PSNR of the frames in dB."""
+
+    name = "psnr"
+
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float:
+        """See `vleak.metrics.psnr`."""
+        return psnr(reconstruction, truth)
+
+
+class Ssim(Metric):
+    """Mean structural similarity of the frames."""
+
+    name = "ssim"
+
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float:
+        """See `vleak.metrics.ssim`."""
+        return ssim(reconstruction, truth)
+
+
+class MotionPsnr(Metric):
+    """PSNR in dB where the true clip moves."""
+
+    name = "motion_psnr"
+
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float | None:
+        """See `vleak.metrics.motion_psnr`."""
+        return motion_psnr(reconstruction, truth)
+
+
+class MotionSsim(Metric):
+    """Structural similarity where the true clip moves."""
+
+    name = "motion_ssim"
+
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float | None:
+        """See `vleak.metrics.motion_ssim`."""
+        return motion_ssim(reconstruction, truth)
+
+
+METRICS: Registry[Metric] = Registry(
+    "metric", {kind.name: kind for kind in (Psnr, Ssim, MotionPsnr, MotionSsim)}, base=Metric
+)
+"""Every metric by the name that the command line takes."""
+
+
+def measure(metric: Metric, reconstruction: Tensor, truth: Tensor) -> float | None:
+    """Return the score of a metric, which gets copies of both clips.
+
+    Args:
+        metric: built in or from outside.
+        reconstruction: (C, T, H, W) in [0, 1].
+        truth: of the same shape.
+
+    Raises:
+        InputError: the metric raised, or returned something else than a finite number or None; names it.
+    """
+    kind = type(metric)
+    where = f"metric {metric.name!r} ({kind.__module__}:{kind.__qualname__})"
+    try:
+        value = metric.score(reconstruction.clone(), truth.clone())
+        number = None if value is None else float(value)
+    except VleakError:
+        raise
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        raise InputError(f"{where} raised {type(error).__name__}: {line}") from error
+    if number is not None and not math.isfinite(number):
+        raise InputError(f"{where} returned {number}, expected a finite number, or None without a meaning")
+    return number
