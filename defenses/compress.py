@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -95,4 +96,5 @@ def qsgd_noise(update: Update, bits: int, bucket: int) -> float:
     norms = levels * torch.where(steps.isfinite(), steps, 0.0)
     several = (norms / buckets.norm(dim=1).clamp(min=1e-30)).round().clamp(min=1)
     signal = (norms / several).square().sum()
-    return max(float(flat.square().sum() - signal), 0.0)
+    # Rounding is never exact: a channel without any noise is that of an update that nothing altered.
+    return max(float(flat.square().sum() - signal), sys.float_info.min)

@@ -8,9 +8,7 @@ from vleak.results.records import Cell, RunRecord, Scores
 def cells_of(record: RunRecord, attack: str = "matching", defense: str | None = None) -> list[Cell]:
     """Cells of one attack, and of one defense where it is named."""
     return [
-        cell
-        for cell in record.cells
-        if cell.attack.name == attack and defense in (None, cell.defense.name)
+        cell for cell in record.cells if cell.attack.name == attack and defense in (None, cell.defense.name)
     ]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vleak.attacks import Attack, Observation, Reconstruction
+from vleak.attacks import Attack, Hooks, Observation, Reconstruction
 
 
 class Onlooker(Attack):
@@ -23,7 +23,7 @@ class Onlooker(Attack):
         labels = torch.zeros(knowledge.batch_size, dtype=torch.long)
         return Reconstruction(clips=torch.full(knowledge.batch_shape, 0.25), labels=labels)
 
-    def _reconstruct(self, observation: Observation, *_: Any) -> Reconstruction:
+    def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Reconstruction:
         return self.look(observation)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vleak.attacks import matching
+from vleak.attacks import flags as attack_flags
 from vleak.errors import InputError
 from vleak.metrics import score_clip
 from vleak.report import read_array, write_report
@@ -415,7 +415,7 @@ def test_epsilon_is_printed_as_everywhere(small):
 @pytest.mark.parametrize(
     "flag",
     [flags.NO_BETTER, flags.FAILS_UNDEFENDED, flags.BEATS_UNDEFENDED, flags.WEAKER_BEATS,
-     matching.NEAR_ZERO, matching.NOT_FALLING, matching.STILL_FALLING, matching.NOT_A_NUMBER],
+     attack_flags.NEAR_ZERO, attack_flags.NOT_FALLING, attack_flags.STILL_FALLING, attack_flags.NOT_A_NUMBER],
 )  # fmt: skip
 def test_every_flag_has_its_meaning(small, flag):
     folder, results = small

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
-from vleak.attacks.closed_form import ClosedForm
-from vleak.attacks.decoder import Decoder
-from vleak.attacks.deep_prior import DeepPrior
+from vleak.attacks.analytic import ClosedForm, Independent, LowRank
+from vleak.attacks.base import Attack, Hooks, Task, Work, reconstruct_all
+from vleak.attacks.baselines import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
 from vleak.attacks.feature_inversion import FeatureInversion
-from vleak.attacks.independent import Independent
-from vleak.attacks.inverter import Inverter
+from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
-from vleak.attacks.low_rank import LowRank
-from vleak.attacks.matching import Matching, MatchingBlind
-from vleak.attacks.null import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
+from vleak.attacks.learned import Decoder, DeepPrior, Inverter
+from vleak.attacks.linkage import link_rank, link_scores
+from vleak.attacks.matching import Matching, NonAdaptiveMatching
+from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
+from vleak.attacks.reconstruction import Reconstruction
 from vleak.registry import Registry
 
 ATTACKS: Registry[Attack] = Registry(
     "attack",
     {
         "matching": Matching,
-        "matching_blind": MatchingBlind,
+        "matching_blind": NonAdaptiveMatching,
         "deep_prior": DeepPrior,
         "decoder": Decoder,
         "inverter": Inverter,
@@ -30,7 +30,7 @@ ATTACKS: Registry[Attack] = Registry(
     },
     base=Attack,
 )
-"""Every attack by the name that the command line takes."""
+"""Attacks by name; settings follow it, as in ``matching:rule=lbfgs,spatial=0.01``."""
 
 BASELINES: Registry[Attack] = Registry(
     "baseline",
@@ -42,32 +42,35 @@ BASELINES: Registry[Attack] = Registry(
     },
     base=Attack,
 )
-"""Attackers with the same knowledge who never see the update; they run in every evaluation."""
-
-NULL_ATTACKS = BASELINES
+"""Attackers with the same knowledge who never see the update, by name; they run in every evaluation."""
 
 __all__ = [
     "ATTACKS",
     "BASELINES",
-    "NULL_ATTACKS",
     "Attack",
     "ClosedForm",
     "Decoder",
     "DeepPrior",
     "FeatureInversion",
     "Grey",
+    "Hooks",
     "Independent",
     "Inverter",
     "Knowledge",
     "LowRank",
     "Matching",
-    "MatchingBlind",
+    "NonAdaptiveMatching",
     "Observation",
     "PublicMean",
     "Reconstruction",
     "ReferenceMean",
     "ReferenceStill",
+    "Task",
+    "Work",
     "answerable",
     "infer_labels",
+    "link_rank",
+    "link_scores",
     "order_identifiable",
+    "reconstruct_all",
 ]

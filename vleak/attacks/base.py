@@ -1,140 +1,156 @@
-"""What an attacker may use, what he returns, and the checks around every attack."""
+"""Attack: the base of all attacks, and what runs several of them together.
+
+An attack writes `prepare`, which says where to descend from, and, where it needs more than the smallest
+objective, `finish`. Checks, labels, the model's mode, empty updates, the choice among restarts, flags and
+time are the base's.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from vleak.attacks.expectation import prior_answer
+from vleak.attacks.flags import NEAR_ZERO, descent_flags
+from vleak.attacks.groups import Group, run_groups
+from vleak.attacks.knowledge import Knowledge
+from vleak.attacks.labels import infer_labels
+from vleak.attacks.observation import Observation
+from vleak.attacks.reconstruction import DefenseKnowledge, Reconstruction
+from vleak.descent.loop import Descent, State
+from vleak.descent.scheduler import run_descents
 from vleak.errors import InputError
-from vleak.federated import Update
+from vleak.federated import Channel
+from vleak.registry import Setting
 
-#: What an attacker who is told of a defense has to know of it.
-_NEEDED = {"dp": ("noise_multiplier", "max_grad_norm"), "compress": ("codec",)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Knowledge:
-    """What the threat model grants beside the model and the update.
-
-    What is private is a clip (C, T, H, W) in the raw pipeline and a feature matrix (S, F), S segments of F
-    features, or a pair of them (2, S, F), in the feature pipeline; it is called clip in both.
-
-    Attributes:
-        clip_shape: (C, T, H, W), (S, F) or (2, S, F) of every clip in the batch.
-        batch_size: B, number of clips behind the update.
-        classes: number of classes; labels are in [0, classes).
-        labels: (B,) int64 when granted, else None: the attack infers them.
-        public_clips: (M, *clip_shape) of the same kind of scene, M may be 0; never a private clip. Frames
-            are in [0, 1].
-        references: (B, C, K, H, W) in [0, 1], for every clip K frames of its scene that are not in it, those
-            nearest to it first; None for none.
-        nonnegative: whether features are known to be at least 0, as behind a ReLU.
-        unit_norm: whether every segment's features are known to have Euclidean norm 1.
-        defense: name of the client's defense, or None when the attacker is not told.
-        defense_settings: its public settings, by name; of "dp" and "compress" an attack needs the strength.
-        simulate: (clips, labels, generator) -> Update, the client's own public code on the server's model,
-            defense included, for an attacker who is told of it and rehearses on clips of his own; else None.
-    """
-
-    clip_shape: tuple[int, ...]
-    batch_size: int
-    classes: int
-    labels: Tensor | None = None
-    public_clips: Tensor | None = None
-    references: Tensor | None = None
-    nonnegative: bool = False
-    unit_norm: bool = False
-    defense: str | None = None
-    defense_settings: dict[str, Any] = field(default_factory=dict)
-    simulate: Callable[[Tensor, Tensor, torch.Generator], Update] | None = None
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """(B, *clip_shape)."""
-        return (self.batch_size, *self.clip_shape)
-
-    @property
-    def of_features(self) -> bool:
-        """Whether the private clips are feature matrices."""
-        return len(self.clip_shape) < 4
-
-    def public_mean(self) -> Tensor | None:
-        """Return the mean public clip, of ``clip_shape``, or None where there is none."""
-        if self.public_clips is None or len(self.public_clips) == 0:
-            return None
-        return self.public_clips.mean(0)
-
-    def public_variance(self) -> float:
-        """Return how much a pixel varies among public clips; of fewer than two, as if uniform, 1/12."""
-        if self.public_clips is None or len(self.public_clips) < 2:
-            return 1 / 12
-        return max(float(self.public_clips.var(0).mean()), 1e-6)
+__all__ = ["Attack", "Hooks", "Knowledge", "Observation", "Reconstruction", "Task", "Work", "reconstruct_all"]
 
 
 @dataclass(frozen=True)
-class Observation:
-    """Everything the curious server has. The truth is not in it."""
+class Hooks:
+    """What the caller wants to hear, and to say, while an attack runs.
 
-    model: nn.Module
-    update: Update
-    knowledge: Knowledge
+    Attributes:
+        progress: called now and then with the number of iterations done; or None.
+        stop: asked now and then; True makes the attack return what it has; or None.
+    """
+
+    progress: Callable[[int], None] | None = None
+    stop: Callable[[], bool] | None = None
+
+    def stopped(self) -> bool:
+        """Return whether the caller wants no more."""
+        return self.stop is not None and self.stop()
+
+    def report(self, done: int) -> None:
+        """Tell the caller how many iterations are done."""
+        if self.progress is not None:
+            self.progress(done)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruction:
-    """An attacker's answer.
+class Work:
+    """Descents to run, one a restart, and how to read an answer from where they end.
 
     Attributes:
-        clips: (B, C, T, H, W) in [0, 1], or (B, S, F) or (B, 2, S, F) features.
-        labels: (B,) int64, as granted or inferred.
-        found: for features, (B, S) or (B, 2, S) bool, the segments that the attack claims to have; None for
-            all.
-        ordered: whether the attack claims the order of frames or segments; an exact method that solves for
-            a set of segments does not.
-        adaptive: whether the attack took the client's defense into account.
-        engine: "native", "reference", or "none" for attackers that do not iterate.
-        iterations: iterations run, of all restarts together.
-        restarts: restarts run.
-        objective: the attack's own objective of this answer; NaN for attackers without one.
-        history: objective per iteration of the chosen restart.
-        nan_at: iteration at which the chosen restart's objective became NaN and ended it; else None.
-        flags: health flags that the attack raises about itself.
-        seconds: wall time.
+        descents: at least one.
+        iterations: of each.
+        labels: (B,) int64, of the answer.
+        decode: by descent, the map from its variable to clips; empty where the variable is the clips.
+        channel: the channel that the attack used, or None.
+        earlier: by descent, where the restart stood, in clips, when an earlier round ended; empty for none.
+        state: anything that `Attack.finish` needs.
     """
 
-    clips: Tensor
+    descents: Sequence[Descent]
+    iterations: int
     labels: Tensor
-    found: Tensor | None = None
-    ordered: bool = True
-    adaptive: bool = False
-    engine: str = "none"
-    iterations: int = 0
-    restarts: int = 0
-    objective: float = math.nan
-    history: tuple[float, ...] = ()
-    nan_at: int | None = None
-    flags: tuple[str, ...] = ()
-    seconds: float = 0.0
+    decode: Sequence[Callable[[Tensor], Tensor]] = ()
+    channel: Channel | None = None
+    earlier: Sequence[State] = ()
+    state: object = None
+
+    @property
+    def done(self) -> int:
+        """Iterations of the earlier rounds."""
+        return sum(len(state.history) for state in self.earlier)
+
+    def states(self) -> list[State]:
+        """Return by restart where it stands after all rounds so far, the best in clips."""
+        states = [descent.state for descent in self.descents]
+        if self.decode:
+            with torch.no_grad():
+                states = [
+                    replace(state, best=decode(state.best))
+                    for state, decode in zip(states, self.decode, strict=True)
+                ]
+        if not self.earlier:
+            return states
+        return [_joined(first, second) for first, second in zip(self.earlier, states, strict=True)]
+
+    def answer(self) -> Reconstruction:
+        """Return the restart with the smallest objective; the truth is not asked."""
+        states = self.states()
+        chosen = min(states, key=lambda state: state.best_objective)
+        return Reconstruction(
+            clips=chosen.best.cpu(),
+            labels=self.labels,
+            defense_knowledge=knowledge_of_defense(self.channel),
+            engine=self.descents[0].engine,
+            iterations=sum(len(state.history) for state in states),
+            restarts=sum(bool(state.history) for state in states),
+            objective=chosen.best_objective if math.isfinite(chosen.best_objective) else math.nan,
+            history=tuple(chosen.history),
+            nan_at=chosen.nan_at,
+            flags=descent_flags(chosen),
+        )
+
+
+def _joined(first: State, second: State) -> State:
+    """Return where a restart stands whose second round has another problem; the first where that failed."""
+    if first.nan_at is not None or not math.isfinite(second.best_objective):
+        return first
+    return replace(
+        second,
+        history=[*first.history, *second.history],
+        nan_at=None if second.nan_at is None else len(first.history) + second.nan_at,
+        begun=len(first.history),
+    )
+
+
+def knowledge_of_defense(channel: Channel | None) -> DefenseKnowledge:
+    """Return how an attack that used this channel knew of the defense."""
+    if channel is None:
+        return "none"
+    return "channel" if channel.source == "stated" else "simulated"
 
 
 class Attack(ABC):
-    """Base of all attacks; subclasses write ``_reconstruct`` and keyword-only hyper-parameters.
+    """Base of all attacks: subclasses write `prepare`, perhaps `finish`, and keyword-only settings.
 
     Attributes:
         name: as on the command line.
         takes: what it can rebuild, of "frames" and "features".
+        adaptive: whether the attacker knows the defense; False: he gets neither its channel nor its code.
+        baseline: whether the attacker never looks at the update; what a baseline scores is no leak.
     """
 
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"frames"})
+    adaptive: ClassVar[bool] = True
+    baseline: ClassVar[bool] = False
 
+    @final
     def reconstruct(
         self,
         observation: Observation,
@@ -152,111 +168,220 @@ class Attack(ABC):
             stop: asked between iterations; True makes the attack return what it has.
 
         Raises:
-            InputError: the update does not belong to the model, is not finite or tells of an unknown loss,
-                or the knowledge does not fit together.
+            InputError: the parts of the observation do not belong together, or the attack returned something
+                that is no answer.
         """
-        _check(observation)
-        kind = "features" if observation.knowledge.of_features else "frames"
-        if kind not in self.takes:
-            raise InputError(
-                f"attack {self.name!r} takes {' or '.join(sorted(self.takes))}, not {kind}; choose another"
-            )
-        started = time.perf_counter()
-        answer = self._reconstruct(observation, generator, progress, stop)
-        expected = observation.knowledge.batch_shape
-        if tuple(answer.clips.shape) != expected:
-            raise InputError(
-                f"attack {self.name!r} returned shape {tuple(answer.clips.shape)}, expected {expected}"
-            )
-        clips = _within(answer.clips.detach(), observation.knowledge)
-        return replace(answer, clips=clips, seconds=time.perf_counter() - started)
+        run = _Run(Task(self, observation, generator, progress, stop))
+        run.begin()
+        while run.work is not None:
+            with run.timed():
+                run_descents(run.work.descents, run.work.iterations, progress=run.progress(), stop=stop)
+            run.finish()
+        return run.answer()
 
     @abstractmethod
-    def _reconstruct(
-        self,
-        observation: Observation,
-        generator: torch.Generator,
-        progress: Callable[[int], None] | None,
-        stop: Callable[[], bool] | None,
-    ) -> Reconstruction: ...
+    def prepare(
+        self, observation: Observation, generator: torch.Generator, hooks: Hooks
+    ) -> Work | Reconstruction:
+        """Return the descents to run, or the answer where there is nothing to descend.
+
+        Args:
+            observation: checked; the model in the mode that the client used, labels inferred where they are
+                not granted, the update not empty. For a baseline as it was given.
+            generator: the only source of randomness, a CPU generator.
+            hooks: for what takes long here.
+        """
+
+    def finish(self, work: Work, hooks: Hooks) -> Work | Reconstruction:
+        """Return the answer after the descents have run, or the descents of a further round.
+
+        Args:
+            work: what `prepare` or the last `finish` returned; its descents hold where they stand.
+            hooks: as of `prepare`.
+        """
+        return work.answer()
+
+    def answer_to_empty(self, observation: Observation) -> Reconstruction | None:
+        """Return the answer to an update of zeros, the best one without it; None leaves it to `prepare`."""
+        return Reconstruction(
+            clips=prior_answer(observation.knowledge).clone(),
+            labels=observation.labels,
+            defense_knowledge=_granted_knowledge(observation),
+            flags=(NEAR_ZERO,),
+        )
+
+    def settings(self) -> dict[str, Setting]:
+        """Return every setting by name: the keyword-only arguments of the class."""
+        parameters = inspect.signature(type(self)).parameters.values()
+        names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def __repr__(self) -> str:
-        """Show the class with its hyper-parameters."""
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
+        """Show the class with its settings."""
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"{type(self).__name__}({settings})"
 
 
-def _within(clips: Tensor, knowledge: Knowledge) -> Tensor:
-    """Return clips without NaN, inside the box that every attacker knows."""
-    if not knowledge.of_features:
-        return torch.nan_to_num(clips, nan=0.5).clamp(0, 1)
-    clips = torch.nan_to_num(clips, nan=0.0, posinf=0.0, neginf=0.0)
-    return clips.clamp(min=0) if knowledge.nonnegative else clips
+def _granted_knowledge(observation: Observation) -> DefenseKnowledge:
+    if observation.channel is not None:
+        return knowledge_of_defense(observation.channel)
+    return "none" if observation.knowledge.simulate is None else "simulated"
 
 
-def _check(observation: Observation) -> None:
-    observation.update.check(observation.model)
-    knowledge = observation.knowledge
-    if min(knowledge.batch_shape) < 1:
-        raise InputError(f"knowledge: expected positive sizes, got a batch of shape {knowledge.batch_shape}")
-    if knowledge.labels is not None and tuple(knowledge.labels.shape) != (knowledge.batch_size,):
-        raise InputError(
-            f"knowledge: expected {knowledge.batch_size} labels, got shape {tuple(knowledge.labels.shape)}"
-        )
-    if (
-        knowledge.labels is not None
-        and not ((knowledge.labels >= 0) & (knowledge.labels < knowledge.classes)).all()
-    ):
-        raise InputError(
-            f"knowledge: expected labels from 0 to {knowledge.classes - 1}, got {knowledge.labels.tolist()}"
-        )
-    _check_told(observation)
-    public = knowledge.public_clips
-    if public is not None and tuple(public.shape[1:]) != tuple(knowledge.clip_shape):
-        raise InputError(
-            f"knowledge: expected public clips of shape (clip, *{tuple(knowledge.clip_shape)}), got "
-            f"{tuple(public.shape)}"
-        )
-    _check_references(knowledge)
-    for name, tensor in observation.update.tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"update tensor {name!r} holds NaN or infinity; it cannot be attacked")
+# ---------------------------------------------------------------------------------------------------------
+# Runs
 
 
-def _check_references(knowledge: Knowledge) -> None:
-    """Refuse reference frames that are not those of the batch's scenes."""
-    references = knowledge.references
-    if references is None:
-        return
-    batch, channels, _, *size = knowledge.batch_shape if not knowledge.of_features else (0, 0, 0)
-    if knowledge.of_features or references.ndim != 5:
-        raise InputError(
-            "knowledge: expected reference frames of shape (clip, channel, frame, height, width) for clips "
-            f"of frames, got {tuple(references.shape)} for clips of shape {knowledge.clip_shape}"
-        )
-    if (*references.shape[:2], *references.shape[3:]) != (batch, channels, *size) or not references.shape[2]:
-        raise InputError(
-            f"knowledge: expected reference frames of shape ({batch}, {channels}, frames, "
-            f"{', '.join(map(str, size))}), got {tuple(references.shape)}"
-        )
-    if not bool(torch.isfinite(references).all()):
-        raise InputError("knowledge: the reference frames hold NaN or infinity; give pixel values in [0, 1]")
+@dataclass(frozen=True)
+class Task:
+    """One reconstruction to run: the arguments of `Attack.reconstruct`."""
+
+    attack: Attack
+    observation: Observation
+    generator: torch.Generator
+    progress: Callable[[int], None] | None = None
+    stop: Callable[[], bool] | None = None
 
 
-def _check_told(observation: Observation) -> None:
-    """Refuse a batch size that is not the update's, and a defense without the settings that attacks read."""
-    knowledge = observation.knowledge
-    sent = observation.update.facts.batch_size
-    if sent != knowledge.batch_size:
-        raise InputError(
-            f"knowledge: batch_size is {knowledge.batch_size}, but the update tells of {sent}; give that one"
-        )
-    settings = knowledge.defense_settings
-    needed = _NEEDED.get(knowledge.defense or "", ())
-    if knowledge.defense == "compress" and settings.get("codec") == "qsgd":
-        needed = (*needed, "bits", "bucket")
-    missing = [name for name in needed if name not in settings]
-    if missing:
-        raise InputError(
-            f"knowledge: defense {knowledge.defense!r} needs defense_settings with {', '.join(missing)}; "
-            "give defense.settings(), or defense=None for an attacker who is not told"
-        )
+def reconstruct_all(
+    tasks: Sequence[Task], *, batched: bool | None = None
+) -> list[Reconstruction | Exception]:
+    """Run several reconstructions, the descents of all of them together, round by round.
+
+    Each gives the numbers that it gives alone, and one that fails leaves the others alone.
+
+    Args:
+        tasks: the reconstructions.
+        batched: as of `vleak.descent.scheduler.run_groups`.
+
+    Returns:
+        by task its answer, or what it raised.
+    """
+    runs = [_Run(task) for task in tasks]
+    for run in runs:
+        run.attempt(run.begin)
+    while waiting := [run for run in runs if run.work is not None]:
+        _run_round(waiting, batched)
+    return [run.error or run.answer() for run in runs]
+
+
+def _run_round(runs: Sequence[_Run], batched: bool | None) -> None:
+    """Run the descents of every run, then let each go on or end."""
+    groups = [run.group() for run in runs]
+    before, started = [run.iterations() for run in runs], time.perf_counter()
+    run_groups(groups, batched=batched)
+    seconds = time.perf_counter() - started
+    counts = [run.iterations() - count for run, count in zip(runs, before, strict=True)]
+    for run, group, count in zip(runs, groups, counts, strict=True):
+        run.seconds += seconds * count / max(sum(counts), 1)
+        run.attempt(lambda run=run, error=group.error: run.finish(error))  # type: ignore[misc]
+
+
+@dataclass(eq=False)
+class _Run:
+    """One reconstruction under way.
+
+    Attributes:
+        task: its arguments.
+        work: the descents of the round that comes next; None before the first and after the last.
+        result: the answer of the attack, None until it is there.
+        error: what it raised under `attempt`.
+        seconds: time taken so far.
+    """
+
+    task: Task
+    work: Work | None = None
+    result: Reconstruction | None = None
+    error: Exception | None = None
+    seconds: float = 0.0
+    hooks: Hooks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hooks = Hooks(self.task.progress, self.task.stop)
+
+    def begin(self) -> None:
+        """Check the observation and prepare the first round."""
+        with self.timed():
+            self._take(self._prepare())
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Take the descents of this round as run, or as failed, and prepare the next round or the answer."""
+        work, self.work = self.work, None
+        if error is not None:
+            raise error
+        assert work is not None
+        with self.timed():
+            self._take(self.task.attack.finish(work, self.hooks))
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Take a step and keep what it raises."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  an attack from outside may raise anything
+            self.error, self.work = error, None
+
+    def answer(self) -> Reconstruction:
+        """Return the answer, checked."""
+        attack = self.task.attack
+        if not isinstance(self.result, Reconstruction):
+            raise InputError(
+                f"attack {attack.name!r} returned {type(self.result).__name__}, expected a Reconstruction"
+            )
+        checked = self.result.checked(attack.name, self.task.observation.knowledge)
+        return replace(checked, seconds=self.seconds)
+
+    def progress(self) -> Callable[[int], None] | None:
+        """Return the caller's progress, counted from before the present round."""
+        report, done = self.hooks.progress, 0 if self.work is None else self.work.done
+        return report if report is None or not done else (lambda count: report(done + count))
+
+    def group(self) -> Group:
+        """Return the descents of the present round."""
+        assert self.work is not None
+        return Group(self.work.descents, self.work.iterations, self.progress(), self.task.stop)
+
+    def iterations(self) -> int:
+        """Return the iterations that the descents of the present round have run."""
+        return 0 if self.work is None else sum(len(d.state.history) for d in self.work.descents)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of a block as this run's."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def _prepare(self) -> Work | Reconstruction:
+        attack, observation, generator = self.task.attack, self.task.observation, self.task.generator
+        observation.check()
+        kind = "features" if observation.knowledge.of_features else "frames"
+        if kind not in attack.takes:
+            takes = " or ".join(sorted(attack.takes))
+            raise InputError(f"attack {attack.name!r} takes {takes}, not {kind}; choose another")
+        if attack.baseline:
+            return attack.prepare(observation, generator, self.hooks)
+        observation = _as_the_client(observation)
+        answer = attack.answer_to_empty(observation) if observation.empty else None
+        return attack.prepare(observation, generator, self.hooks) if answer is None else answer
+
+    def _take(self, outcome: Any) -> None:
+        self.work = outcome if isinstance(outcome, Work) else None
+        self.result = None if isinstance(outcome, Work) else outcome
+
+
+def _as_the_client(observation: Observation) -> Observation:
+    """Return the observation with the model in the client's mode and with labels, granted or inferred."""
+    observation = replace(observation, model=_in_mode(observation.model, observation.update.facts.mode))
+    if observation.knowledge.labels is not None:
+        return observation
+    return replace(observation, knowledge=replace(observation.knowledge, labels=infer_labels(observation)))
+
+
+def _in_mode(model: nn.Module, mode: str) -> nn.Module:
+    """Return the model in a mode; a copy unless all of it is in eval mode already."""
+    if mode != "train" and not any(module.training for module in model.modules()):
+        return model
+    # Also where the mode is its own: a forward pass in train mode moves the statistics of batch norm.
+    return copy.deepcopy(model).train(mode == "train")

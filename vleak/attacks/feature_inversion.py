@@ -1,4 +1,4 @@
-"""From features back to frames: the clip that a frozen extractor takes to given features."""
+"""Feature inversion: from features back to the frames that a frozen extractor takes to them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vleak.attacks.base import Knowledge, Reconstruction
-from vleak.attacks.matching import health
-from vleak.attacks.scene import Before, background, expected_clips
+from vleak.attacks.base import Knowledge, Reconstruction, Work
+from vleak.attacks.expectation import background, expected_clips, prior_answer
+from vleak.attacks.matching.background import BackgroundModel
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.descent.scheduler import run_descents
 from vleak.errors import InputError
+
+__all__ = ["NOTHING_FOUND", "FeatureInversion"]
 
 NOTHING_FOUND = "no segment was found"
 
@@ -98,38 +100,36 @@ class FeatureInversion:
         labels = (
             torch.zeros(len(features), dtype=torch.long) if knowledge.labels is None else knowledge.labels
         )
-        expected = expected_clips(knowledge)
-        centre = torch.full(knowledge.batch_shape, 0.5) if expected is None else expected
         found = torch.ones(features.shape[:2], dtype=torch.bool) if found is None else found.cpu()
         if not found.any():
-            return Reconstruction(clips=centre.clone(), labels=labels, flags=(NOTHING_FOUND,))
+            clips = prior_answer(knowledge).clone()
+            return Reconstruction(clips=clips, labels=labels, flags=(NOTHING_FOUND,))
         weight = next(extractor.parameters(), torch.empty(0))
         noise = torch.rand(knowledge.batch_shape, generator=generator) * 0.2 - 0.1
-        stage = _stage(extractor, knowledge, weight)
-        start = noise.to(weight) if stage is not None else (centre + noise).clamp(0, 1).to(weight)
-        prior = None if expected is None else expected.to(weight)
-        loop = Descent(
-            _problem(stage or extractor, features.to(weight), found.to(weight.device)),
-            self._descent(knowledge, prior) if stage is None else self._from_scene(knowledge, start),
-            start,
-            engine=self.engine,
-        )
-        (state,) = run_descents([loop], self.iterations, progress=progress, stop=stop)
-        best = state.best if stage is None else stage.compose(state.best)
-        return Reconstruction(
-            clips=torch.nan_to_num(best.cpu(), nan=0.5).clamp(0, 1),
-            labels=labels,
-            engine=loop.engine,
-            iterations=len(state.history),
-            restarts=int(bool(state.history)),
-            objective=state.best_objective if math.isfinite(state.best_objective) else math.nan,
-            history=tuple(state.history),
-            nan_at=state.nan_at,
-            flags=health(state),
-            seconds=time.perf_counter() - started,
-        )
+        features, found, noise = features.to(weight), found.to(weight.device), noise.to(weight)
+        work = replace(self._work(extractor, features, found, knowledge, noise), labels=labels)
+        run_descents(work.descents, work.iterations, progress=progress, stop=stop)
+        answer = work.answer()
+        clips = torch.nan_to_num(answer.clips, nan=0.5).clamp(0, 1)
+        return replace(answer, clips=clips, seconds=time.perf_counter() - started)
 
-    def _descent(self, knowledge: Knowledge, prior: Tensor | None) -> DescentSettings:
+    def _work(
+        self, extractor: nn.Module, features: Tensor, found: Tensor, knowledge: Knowledge, noise: Tensor
+    ) -> Work:
+        """Return the descent on clips, or on their difference from the background of reference frames."""
+        background_model = _background_model(extractor, knowledge, noise)
+        if background_model is None:
+            start = (prior_answer(knowledge) + noise.cpu()).clamp(0, 1).to(noise)
+            settings, decode = self._settings(knowledge, _prior(knowledge, noise)), []
+        else:
+            start, decode = noise, [background_model.compose]
+            settings = replace(self._settings(knowledge, torch.zeros_like(noise)), low=-1.0, high=1.0)
+        problem = _problem(background_model or extractor, features, found)
+        descent = Descent(problem, settings, start, engine=self.engine)
+        labels = torch.zeros(len(features), dtype=torch.long)
+        return Work(descents=[descent], iterations=self.iterations, labels=labels, decode=decode)
+
+    def _settings(self, knowledge: Knowledge, prior: Tensor | None) -> DescentSettings:
         return DescentSettings(
             iterations=self.iterations,
             learning_rate=self.learning_rate,
@@ -142,17 +142,18 @@ class FeatureInversion:
             prior_weight=0.0 if prior is None else self.prior,
         )
 
-    def _from_scene(self, knowledge: Knowledge, start: Tensor) -> DescentSettings:
-        """Return the descent on the difference from a scene, which variation and pull then are about."""
-        return replace(self._descent(knowledge, torch.zeros_like(start)), low=-1.0, high=1.0)
+
+def _prior(knowledge: Knowledge, like: Tensor) -> Tensor | None:
+    expected = expected_clips(knowledge)
+    return None if expected is None else expected.to(like)
 
 
-def _stage(extractor: nn.Module, knowledge: Knowledge, weight: Tensor) -> Before | None:
+def _background_model(extractor: nn.Module, knowledge: Knowledge, like: Tensor) -> BackgroundModel | None:
     """Return the extractor behind the still background of reference frames; None without frames."""
     if knowledge.references is None:
         return None
-    still = background(knowledge.references).to(weight)
-    return Before(extractor, still, torch.ones_like(still[:, :1]))
+    still = background(knowledge.references).to(like)
+    return BackgroundModel(extractor, still, torch.ones_like(still[:, :1]))
 
 
 class _Probe(nn.Module):

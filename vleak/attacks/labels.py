@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vleak.attacks.base import Observation
+from vleak.attacks.observation import Observation
+
+__all__ = ["infer_labels"]
 
 
 def infer_labels(observation: Observation) -> Tensor:
@@ -41,8 +43,8 @@ def infer_labels(observation: Observation) -> Tensor:
     if knowledge.batch_size == 1:
         return scores.argmin().reshape(1)
     shares = (_mean_softmax(observation)[: knowledge.classes] - scores).clamp(min=0)
-    wanted = knowledge.batch_size * shares / shares.sum().clamp(min=1e-12)
-    return _largest_remainder(wanted, knowledge.batch_size)
+    counts = knowledge.batch_size * shares / shares.sum().clamp(min=1e-12)
+    return _largest_remainder(counts, knowledge.batch_size)
 
 
 def _anomalous(observation: Observation) -> Tensor:
@@ -84,9 +86,9 @@ def _last_layer(observation: Observation) -> Tensor | None:
         logits = model(torch.full((1, *observation.knowledge.clip_shape), 0.5, device=device))
     classes = logits.shape[-1]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = [(id(w), id(b), out is logits) for w, b, out in calls.seen if out.shape[-1] == classes]
+    heads = [(id(w), id(b), out is logits) for w, b, out in calls.seen if out.shape[-1] == classes]
     # What is the output itself comes before what was called after it, such as an auxiliary head.
-    for weight, bias, _ in sorted(found, key=lambda call: call[2])[-1:]:
+    for weight, bias, _ in sorted(heads, key=lambda call: call[2])[-1:]:
         for part in (bias, weight):
             if part in names:
                 return tensors[names[part]]
@@ -95,7 +97,7 @@ def _last_layer(observation: Observation) -> Tensor | None:
 
 
 class _LinearCalls(TorchFunctionMode):
-    """Notes (weight, bias, output) of linear layers as they are called, in this thread alone.
+    """Records (weight, bias, output) of linear layers as they are called, in this thread alone.
 
     A hook on the modules would be seen by every other thread that runs the same model.
     """
@@ -107,11 +109,11 @@ class _LinearCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         if func is F.linear:
-            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-            self.seen.append((given["weight"], given.get("bias"), out))
-        return out
+            named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+            self.seen.append((named["weight"], named.get("bias"), output))
+        return output
 
 
 def _mean_softmax(observation: Observation) -> Tensor:
@@ -119,7 +121,7 @@ def _mean_softmax(observation: Observation) -> Tensor:
 
 
 def _on_public(observation: Observation, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the mean of what is read from the model's answers to public clips, or to grey without any."""
+    """Return the mean of what is read from the model's outputs for public clips, or for grey without any."""
     knowledge = observation.knowledge
     clips = knowledge.public_clips
     if clips is None or len(clips) == 0:
@@ -133,9 +135,9 @@ def _on_public(observation: Observation, read: Callable[[Tensor], Tensor]) -> Te
         )
 
 
-def _largest_remainder(wanted: Tensor, total: int) -> Tensor:
+def _largest_remainder(expected: Tensor, total: int) -> Tensor:
     """Round expected counts to whole ones that add up, and list the classes, each as often as counted."""
-    counts = wanted.floor().long()
-    order = (wanted - counts).argsort(descending=True)
+    counts = expected.floor().long()
+    order = (expected - counts).argsort(descending=True)
     counts[order[: total - int(counts.sum())]] += 1
     return torch.repeat_interleave(torch.arange(len(counts)), counts)

@@ -1,4 +1,4 @@
-"""Which of these clips was it? The attacker who holds the candidates and asks the update alone.
+"""Linkage: which of these clips was it? The attacker holds the candidates and asks the update alone.
 
 A defense may leave nothing to be seen and still tell who was filmed: rebuilding needs many bits, choosing
 among N candidates needs log2(N). This is the sharpest attacker that an identification bound speaks of.
@@ -6,29 +6,29 @@ among N candidates needs log2(N). This is the sharpest attacker that an identifi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from vleak.attacks.base import Knowledge
+from vleak.attacks.observation import Observation
 from vleak.errors import InputError
-from vleak.federated import Update
+from vleak.federated import Channel, Update
+
+__all__ = ["link_rank", "link_scores"]
 
 
-def link_scores(update: Update, candidates: Sequence[Sequence[Update]], knowledge: Knowledge) -> Tensor:
+def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]) -> Tensor:
     """Score every candidate by how well the update that it would have caused agrees with the one that came.
 
     The label of a clip is not seen in it, so a candidate is a list of hypotheses, one undefended update for
-    every label that it may carry. Behind DP with known settings the score is the logarithm of the mean
-    likelihood over them, and choosing the largest is the Bayes rule for equally likely candidates and labels:
-    nobody does better. Otherwise it is the largest cosine, over the surviving entries of a pruned update.
+    every label that it may carry. Behind Gaussian noise of a known channel the score is the logarithm of the
+    mean likelihood over them, and choosing the largest is the Bayes rule for equally likely candidates and
+    labels: nobody does better. Otherwise it is the largest cosine, over the entries that carry a measurement.
 
     Args:
-        update: what arrived, of a batch of one clip.
+        observation: of a batch of one clip.
         candidates: N lists of undefended updates of one clip, computed by the attacker on the same model.
-        knowledge: names the defense, or does not.
 
     Returns:
         (N,) float64, larger is likelier.
@@ -36,21 +36,21 @@ def link_scores(update: Update, candidates: Sequence[Sequence[Update]], knowledg
     Raises:
         InputError: there is no candidate, one is an update of another model, or the batch has several clips.
     """
+    update, clips = observation.update, observation.knowledge.batch_size
     if not candidates or not all(candidates):
         raise InputError("linkage: expected at least one update a candidate; give the clips to choose from")
-    if knowledge.batch_size != 1:
-        raise InputError(f"linkage: expected an update of one clip, got a batch of {knowledge.batch_size}")
+    if clips != 1:
+        raise InputError(f"linkage: expected an update of one clip, got a batch of {clips}")
     names = list(update.tensors)
     for index, hypotheses in enumerate(candidates):
         if any(_shapes(hypothesis) != _shapes(update) for hypothesis in hypotheses):
             raise InputError(
                 f"linkage: candidate {index} has other tensors than the update; compute both on one model"
             )
-    sent = _flat(update, names)
-    score = _SCORES.get(knowledge.defense or "", _cosine)
+    sent, channel = _flat(update.tensors, names), observation.channel or Channel()
     # One candidate at a time: in float64 all of them would take twice the memory of the updates.
-    flat = ([_flat(hypothesis, names) for hypothesis in hypotheses] for hypotheses in candidates)
-    return torch.stack([score(sent, hypotheses, knowledge.defense_settings) for hypotheses in flat])
+    flat = ([_flat(hypothesis.tensors, names) for hypothesis in group] for group in candidates)
+    return torch.stack([_score(sent, hypotheses, channel, names) for hypotheses in flat])
 
 
 def link_rank(scores: Tensor, index: int) -> int:
@@ -62,29 +62,30 @@ def _shapes(update: Update) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in update.tensors.items()}
 
 
-def _flat(update: Update, names: list[str]) -> Tensor:
-    return torch.cat([update.tensors[name].flatten() for name in names]).double()
+def _flat(tensors: Mapping[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([tensors[name].flatten() for name in names]).double()
 
 
-def _cosine(sent: Tensor, hypotheses: list[Tensor], _: dict[str, Any]) -> Tensor:
-    cosines = [sent @ each / (sent.norm() * each.norm()).clamp(min=1e-30) for each in hypotheses]
+def _score(sent: Tensor, hypotheses: list[Tensor], channel: Channel, names: list[str]) -> Tensor:
+    if channel.noise_deviation is not None:
+        return _likelihood(sent, hypotheses, channel.clip_norm, channel.noise_deviation)
+    if channel.masks is not None:
+        mask = _flat(channel.masks, names)
+        hypotheses = [hypothesis * mask for hypothesis in hypotheses]
+    return _cosine(sent, hypotheses)
+
+
+def _cosine(sent: Tensor, hypotheses: list[Tensor]) -> Tensor:
+    """Return the largest cosine of a hypothesis with the update."""
+    norms = [(sent.norm() * hypothesis.norm()).clamp(min=1e-30) for hypothesis in hypotheses]
+    cosines = [sent @ hypothesis / norm for hypothesis, norm in zip(hypotheses, norms, strict=True)]
     return torch.stack(cosines).max()
 
 
-def _likelihood(sent: Tensor, hypotheses: list[Tensor], settings: dict[str, Any]) -> Tensor:
-    norm = settings["max_grad_norm"]
-    deviation = max(settings["noise_multiplier"] * norm, 1e-12)  # without noise the nearest wins
-    clipped = [each * (norm / each.norm().clamp(min=1e-30)).clamp(max=1.0) for each in hypotheses]
+def _likelihood(sent: Tensor, hypotheses: list[Tensor], clip_norm: float, deviation: float) -> Tensor:
+    """Return the logarithm of the summed likelihoods under Gaussian noise, up to a constant."""
+    deviation = max(deviation, 1e-12)  # without noise the nearest wins
+    clipped = [h * (clip_norm / h.norm().clamp(min=1e-30)).clamp(max=1.0) for h in hypotheses]
     # |sent|^2, the same for all, is left out: beside heavy noise it would drown the difference.
-    logarithms = [(sent @ each - each @ each / 2) / deviation**2 for each in clipped]
+    logarithms = [(sent @ h - h @ h / 2) / deviation**2 for h in clipped]
     return torch.stack(logarithms).logsumexp(0)
-
-
-def _surviving(sent: Tensor, hypotheses: list[Tensor], settings: dict[str, Any]) -> Tensor:
-    return _cosine(sent, [each * (sent != 0) for each in hypotheses], settings)
-
-
-_SCORES: dict[str, Callable[[Tensor, list[Tensor], dict[str, Any]], Tensor]] = {
-    "dp": _likelihood,
-    "prune": _surviving,
-}

@@ -1,4 +1,4 @@
-"""Can the order of frames, or of segments, be told from a gradient at all?"""
+"""Order of frames, or of segments: can it be told from a gradient at all?"""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES
 from vleak.seeds import generator
 from vleak.switches import differentiable_rnn, math_attention
+
+__all__ = ["order_identifiable"]
 
 ROUNDING = 1e-5
 """Relative difference of two float32 gradients below which they are the same: measured 2e-7 where order is
@@ -68,7 +70,7 @@ def _gradient(model: nn.Module, clip: Tensor, loss: str) -> Tensor:
     label = torch.zeros(1, dtype=torch.long, device=clip.device)
     with torch.enable_grad():
         value = LOSSES[loss](functional_call(model, {**parameters, **buffers}, (clip,)), label)
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             value, list(parameters.values()), allow_unused=True, materialize_grads=True
         )
-    return torch.cat([each.flatten().double() for each in found])
+    return torch.cat([gradient.flatten().double() for gradient in gradients])

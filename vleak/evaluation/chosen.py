@@ -35,10 +35,10 @@ class ChosenAttack:
     @property
     def counterpart(self) -> str | None:
         """Name of the adaptive attack that this is the non-adaptive form of; None where there is none."""
-        if getattr(self.attack, "adaptive", True):
+        if self.attack.adaptive or self.attack.baseline:
             return None
         parents = type(self.attack).__mro__[1:]
-        return next((name for name in ATTACKS.names() if _built_in_class(name) in parents), None)
+        return next((name for name in ATTACKS.names() if ATTACKS.find(name).factory in parents), None)
 
 
 def choose_attack(chosen: str | Attack, shared: Mapping[str, Setting]) -> ChosenAttack:
@@ -92,7 +92,7 @@ def object_name(argument: str, thing: object) -> str:
     """
     kind = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
     for name in ATTACKS.names() if isinstance(thing, Attack) else ():
-        if _built_in_class(name) is kind:
+        if ATTACKS.find(name).factory is kind:
             return name
     name = getattr(kind, "__qualname__", "<none>")
     if name.rpartition(".")[2].startswith("<"):
@@ -103,16 +103,10 @@ def object_name(argument: str, thing: object) -> str:
     return f"{kind.__module__}:{name}"
 
 
-def _built_in_class(name: str) -> object:
-    return ATTACKS.find(name).factory
-
-
 def _own_settings(attack: Attack) -> dict[str, Setting]:
     """Settings of an attack that differ from the defaults of its class."""
-    parameters = inspect.signature(type(attack)).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    held = vars(attack)
-    changed = {key: held[key] for key in defaults if key in held and held[key] != defaults[key]}
+    parameters = inspect.signature(type(attack)).parameters
+    changed = {key: value for key, value in attack.settings().items() if value != parameters[key].default}
     for key, value in changed.items():
         if type(value) not in _SETTING_TYPES:
             raise InputError(

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from vleak.attacks import Observation, Reconstruction
+from vleak.attacks import Observation, Reconstruction, Task, reconstruct_all
 from vleak.errors import VleakError
 from vleak.evaluation.plan import PlannedCell
 from vleak.federated import Update
@@ -76,6 +76,11 @@ class _Attempt:
             line = str(error).strip().partition("\n")[0]
             self.failure = f"{who} raised {type(error).__name__}: {line}"
 
+    def task(self, stop: Stop) -> Task:
+        """Attack of the cell, ready to run."""
+        assert self.observation is not None
+        return Task(self.case.attack, self.observation, self.generator, stop=stop)
+
     def result(self, judgement: Judgement | None = None, answer: Answer | None = None) -> Result:
         """Finished cell."""
         if judgement is None or answer is None:
@@ -127,13 +132,13 @@ def _begin(cell: PlannedCell) -> _Attempt:
 
 
 def _reconstruct(attempts: Sequence[_Attempt], stop: Stop, *, batched: bool) -> None:
-    """Run the attacks."""
-    for attempt in attempts:
-        assert attempt.observation is not None
+    """Run the attacks, their descents together."""
+    tasks = [attempt.task(stop) for attempt in attempts]
+    for attempt, outcome in zip(attempts, reconstruct_all(tasks, batched=batched), strict=True):
         with attempt.recorded(f"attack {attempt.case.attack_name!r}"):
-            attempt.reconstruction = attempt.case.attack.reconstruct(
-                attempt.observation, attempt.generator, stop=stop
-            )
+            if isinstance(outcome, Exception):
+                raise outcome
+            attempt.reconstruction = outcome
 
 
 def _answer(attempt: _Attempt, stop: Stop) -> Answer | None:
@@ -158,7 +163,7 @@ def _attack_record(record: Cell, answer: Answer) -> object:
     return record.attack.model_copy(
         update={
             "adaptive": reconstruction.adaptive,
-            "defense_knowledge": "channel" if reconstruction.adaptive else "none",
+            "defense_knowledge": reconstruction.defense_knowledge,
             "iterations": reconstruction.iterations,
             "restarts": reconstruction.restarts,
             "seconds": round(answer.seconds, 3),

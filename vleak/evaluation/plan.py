@@ -33,10 +33,11 @@ def plan(settings: Settings, pipelines: Sequence[Pipeline]) -> list[PlannedCell]
 
 
 def _cells(settings: Settings, pipeline: Pipeline) -> list[PlannedCell]:
-    rows: list[tuple[Defense, ChosenAttack, int, bool]] = [
-        (NoDefense(), attack, count, True) for attack, count in _baselines(settings, pipeline)]
+    rows: list[tuple[Defense, ChosenAttack, int]] = [
+        (NoDefense(), attack, count) for attack, count in _baselines(settings, pipeline)
+    ]
     rows += [
-        (defense, attack, count, False)
+        (defense, attack, count)
         for defense in settings.strengths()
         for attack in settings.attacks_on(pipeline.kind)
         for count in settings.reference_frames
@@ -59,9 +60,7 @@ def _baselines(settings: Settings, pipeline: Pipeline) -> list[tuple[ChosenAttac
     return rows
 
 
-def _case(
-    pipeline: Pipeline, clip: int, defense: Defense, attack: ChosenAttack, references: int, baseline: bool
-) -> Case:
+def _case(pipeline: Pipeline, clip: int, defense: Defense, attack: ChosenAttack, references: int) -> Case:
     granted = f"+{references}ref" if references else ""
     name = pipeline.clip_names[clip]
     return Case(
@@ -71,7 +70,6 @@ def _case(
         attack=attack.attack,
         attack_name=attack.name,
         attack_settings=attack.settings,
-        counterpart=None if baseline else attack.counterpart,
+        counterpart=attack.counterpart,
         reference_frames=references,
-        baseline=baseline,
     )

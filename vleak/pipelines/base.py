@@ -12,8 +12,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vleak.attacks import Knowledge, Observation, Reconstruction, answerable, order_identifiable
-from vleak.attacks.linkage import link_rank, link_scores
+from vleak.attacks import (
+    Knowledge,
+    Observation,
+    Reconstruction,
+    answerable,
+    link_rank,
+    link_scores,
+    order_identifiable,
+)
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, defense_text
 from vleak.federated import Client, Privacy, Update
@@ -184,15 +191,10 @@ class Pipeline(ABC):
             knowledge = self.baseline_knowledge(case.clip, case.reference_frames, labels)
         else:
             knowledge = self.knowledge(case.clip, case.reference_frames, labels)
-        return Observation(client.model, update, self._with_defense(knowledge, case, client))
-
-    def _with_defense(self, knowledge: Knowledge, case: Case, client: Client) -> Knowledge:
-        return replace(
-            knowledge,
-            defense=case.defense.name,
-            defense_settings=case.defense.settings(),
-            simulate=client.update,
-        )
+        if not case.attack.adaptive:
+            return Observation(client.model, update, knowledge)
+        knowledge = replace(knowledge, simulate=client.update)
+        return Observation(client.model, update, knowledge, client.channel(update))
 
     @abstractmethod
     def answer(
@@ -253,7 +255,9 @@ class Pipeline(ABC):
         hypotheses = self._honest.candidates(candidates, label)
         if case.baseline or not hypotheses:
             return None, None
-        ranked = link_scores(update, hypotheses, observation.knowledge)
+        # Who looks for the sharpest attacker knows the defense, whatever the attack of the cell knows.
+        channel = Client(self.model, self.loss, case.defense).channel(update)
+        ranked = link_scores(replace(observation, channel=channel), hypotheses)
         rank = link_rank(ranked, candidates.index(case.clip))
         return rank == 1 and len(hypotheses) > 1, rank
 
@@ -282,7 +286,7 @@ class Pipeline(ABC):
                 labels="granted" if self.labels_granted else "inferred",
                 reference_frames=case.reference_frames,
                 batch_size=1,
-                defense=not case.baseline and case.attack_name != "matching_blind",
+                defense=case.attack.adaptive,
                 public_clips=len(self.samples.public),
             ),
             clip=self.clip_names[case.clip],

@@ -27,7 +27,6 @@ class Case:
         attack_settings: settings that were chosen for the attack itself.
         counterpart: name of the adaptive attack that this is the non-adaptive form of.
         reference_frames: frames of the scene that the server holds.
-        baseline: whether the attack is a baseline, which never sees the update.
     """
 
     id: str
@@ -38,7 +37,11 @@ class Case:
     attack_settings: Mapping[str, Setting] = field(default_factory=dict)
     counterpart: str | None = None
     reference_frames: int = 0
-    baseline: bool = False
+
+    @property
+    def baseline(self) -> bool:
+        """Whether the attack is a baseline, which never looks at the update."""
+        return self.attack.baseline
 
 
 @dataclass(frozen=True)

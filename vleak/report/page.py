@@ -12,8 +12,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from vleak.attacks import matching
-from vleak.attacks.rows import NEAR_ZERO
+from vleak.attacks import flags as attack_flags
 from vleak.files import write_atomic
 from vleak.report.figures import draw_plots
 from vleak.report.gallery import Gallery, Scene, build_galleries
@@ -30,14 +29,14 @@ MAX_CELLS = 1500
 _NO_BREAK = "\u00a0"
 
 _FLAGS: dict[str, str] = {
-    NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
-    matching.NOT_FALLING: "the attack never got going; try more restarts or another step size",
+    attack_flags.NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
+    attack_flags.NOT_FALLING: "the attack never got going; try more restarts or another step size",
     health.NO_BETTER: "the answer scores no better than one made without the update",
     health.FAILS_UNDEFENDED: "the attack does not work here at all, so it cannot judge a defense",
     health.WEAKER_BEATS: "the strong attack is badly tuned here; believe the higher figure",
-    matching.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
+    attack_flags.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
     health.BEATS_UNDEFENDED: "the attack is uneven from cell to cell; run more restarts",
-    matching.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",
+    attack_flags.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",
 }
 _TONES = (
     ("bound broken", "loud"),

@@ -1,25 +1,21 @@
-"""Deep prior: the clip is what an untrained network makes of noise, and the network is what is sought."""
+"""Deep prior: the clip is the output of an untrained network on noise, and its weights descend."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vleak.attacks.adaptive import observe_channel
-from vleak.attacks.base import Attack, Knowledge, Observation, Reconstruction
-from vleak.attacks.labels import infer_labels
-from vleak.attacks.matching import _centre, _in_mode
-from vleak.attacks.priors import Interpolate, Weights, answer_of, decoded_problem
-from vleak.attacks.rows import NEAR_ZERO
+from vleak.attacks.base import Attack, Hooks, Knowledge, Observation, Work
+from vleak.attacks.expectation import prior_answer
+from vleak.attacks.learned.decoded import DecodedSetup, Interpolate, Regularisers, decoded_problem
 from vleak.descent.loop import Descent, DescentSettings
-from vleak.descent.scheduler import run_descents
 from vleak.errors import InputError
+
+__all__ = ["DeepDecoder", "DeepPrior"]
 
 
 class DeepPrior(Attack):
@@ -69,28 +65,14 @@ class DeepPrior(Attack):
         self.learning_rate, self.channels, self.levels = learning_rate, channels, levels
         self.spatial, self.temporal, self.prior = spatial, temporal, prior
 
-    def _reconstruct(
-        self,
-        observation: Observation,
-        generator: torch.Generator,
-        progress: Callable[[int], None] | None,
-        stop: Callable[[], bool] | None,
-    ) -> Reconstruction:
-        knowledge = observation.knowledge
-        mode = observation.update.facts.mode
-        observation = replace(observation, model=_in_mode(observation.model, mode))
-        labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
-        channel = observe_channel(observation.update, knowledge)
-        if not any(bool(t.any()) for t in observation.update.tensors.values()):
-            clips = _centre(knowledge).expand(knowledge.batch_shape).clone()
-            return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
+    def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
+        """Return a descent a restart, on the weights of its network."""
+        setup = DecodedSetup.of(observation)
         # One noise for all restarts: their answers are decoded alike. They differ in the first weights.
-        decoder = DeepDecoder(knowledge, self.channels, self.levels, generator)
-        weight = next(observation.model.parameters())
-        decoder = decoder.to(weight.device)
-        weights = Weights(spatial=self.spatial, temporal=self.temporal, prior=self.prior)
-        problem = decoded_problem(observation, labels, channel, decoder, weights)
-        descent = DescentSettings(
+        decoder = DeepDecoder(setup.knowledge, self.channels, self.levels, generator).to(setup.weight.device)
+        regularisers = Regularisers(spatial=self.spatial, temporal=self.temporal, prior=self.prior)
+        problem = decoded_problem(setup, decoder, regularisers)
+        settings = DescentSettings(
             iterations=self.iterations,
             learning_rate=self.learning_rate,
             schedule="trapezoid",
@@ -98,10 +80,15 @@ class DeepPrior(Attack):
             low=-math.inf,
             high=math.inf,
         )
-        starts = [decoder.start(knowledge.batch_size, generator) for _ in range(self.restarts)]
-        loops = [Descent(problem, descent, start.to(weight), engine=self.engine) for start in starts]
-        states = run_descents(loops, self.iterations, progress=progress, stop=stop)
-        return answer_of(loops, states, decoder, labels, channel)
+        batch = setup.knowledge.batch_size
+        starts = [decoder.start(batch, generator).to(setup.weight) for _ in range(self.restarts)]
+        return Work(
+            descents=[Descent(problem, settings, start, engine=self.engine) for start in starts],
+            iterations=self.iterations,
+            labels=observation.labels,
+            decode=[decoder] * len(starts),
+            channel=setup.channel,
+        )
 
 
 class DeepDecoder(nn.Module):
@@ -131,7 +118,7 @@ class DeepDecoder(nn.Module):
         )
         noise = torch.rand(1, channels, *sizes[0], generator=generator) - 0.5
         self.register_buffer("noise", noise)
-        self.register_buffer("base", _centre(knowledge).clamp(0.02, 0.98).logit())
+        self.register_buffer("base", prior_answer(knowledge).clamp(0.02, 0.98).logit())
 
     def start(self, batch: int, generator: torch.Generator) -> Tensor:
         """Draw first weights, (batch, weights)."""

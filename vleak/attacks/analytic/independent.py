@@ -1,23 +1,27 @@
-"""Cocktail Party: the rows that a linear layer saw, as independent sources of its gradient."""
+"""Independent components: the rows that a linear layer saw, as independent sources of its gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vleak.attacks.base import Attack, Observation, Reconstruction
-from vleak.attacks.first_layer import first_layer
-from vleak.attacks.rows import NEAR_ZERO, centre, labels_of, mean_row, numerical_rank, placed
+from vleak.attacks.analytic.layer_attack import LayerAttack, LayerGradient
+from vleak.attacks.analytic.rows import numerical_rank, prior_rows
+from vleak.attacks.base import Hooks, Observation, Reconstruction
+from vleak.attacks.flags import NEAR_ZERO
 from vleak.errors import InputError
 
-#: A source whose fixed point moves by less than this (one minus the cosine) stands still.
+__all__ = ["Independent"]
+
 _STILL = 1e-9
+"""A source whose fixed point moves by less than this (one minus the cosine) stands still."""
 
 
-class Independent(Attack):
+class Independent(LayerAttack):
     """Independent component analysis of a linear layer's gradient (Cocktail Party).
 
     Kariyappa et al., ICML 2023, arXiv 2209.05578: the rows of the gradient are mixtures of the segments,
@@ -31,7 +35,6 @@ class Independent(Attack):
     """
 
     name: ClassVar[str] = "independent"
-    takes: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def __init__(self, *, iterations: int = 200, restarts: int = 4) -> None:
         """Set the bounds of the search.
@@ -49,41 +52,27 @@ class Independent(Attack):
             )
         self.iterations, self.restarts = iterations, restarts
 
-    def _reconstruct(
-        self,
-        observation: Observation,
-        generator: torch.Generator,
-        progress: Callable[[int], None] | None,
-        stop: Callable[[], bool] | None,
-    ) -> Reconstruction:
-        layer, knowledge = first_layer(observation, generator), observation.knowledge
-        weight, bias = layer.gradients(observation)
-        rows = (
-            centre(knowledge).double().expand(knowledge.batch_shape).reshape(layer.rows, layer.width).clone()
-        )
-        flags: tuple[str, ...] = (NEAR_ZERO,)
+    def solve(self, gradient: LayerGradient, generator: torch.Generator, hooks: Hooks) -> Reconstruction:
+        """Return the sources, with sign and scale, in any order; the mean row for those that noise hides."""
+        weight, bias, layer = gradient.weight, gradient.bias, gradient.layer
+        if not bool(weight.any()):
+            rows = prior_rows(gradient.knowledge, layer.rows, layer.width)
+            return gradient.answer(rows, gradient.unclaimed(), (NEAR_ZERO,))
+        rows = gradient.guess()
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        rank = min(numerical_rank(values, layer.rows), layer.rows)
         history: list[float] = []
-        if bool(weight.any()):
-            if bias is not None and bool(bias.any()):
-                rows[:] = mean_row(weight, bias)
-            left, values, right = torch.linalg.svd(weight, full_matrices=False)
-            rank = min(numerical_rank(values, layer.rows), layer.rows)
-            flags = () if rank else ("noise hides the space of the segments",)
-            if rank:
-                basis, history = self._unmix(right[:rank], generator, stop or (lambda: False))
-                scale = None if bias is None else left[:, :rank].T @ bias / values[:rank]
-                rows[:rank] = _scaled(basis, right[:rank], scale, observation)
-        clips, found = placed(knowledge, rows, torch.zeros(layer.rows, dtype=torch.bool))
-        return Reconstruction(
-            clips=clips,
-            labels=labels_of(observation),
-            found=found,
-            ordered=False,
+        if rank:
+            basis, history = self._unmix(right[:rank], generator, hooks.stopped)
+            scale = None if bias is None else left[:, :rank].T @ bias / values[:rank]
+            rows[:rank] = _scaled(basis, right[:rank], scale, gradient.observation)
+        flags = () if rank else ("noise hides the space of the segments",)
+        return replace(
+            gradient.answer(rows, gradient.unclaimed(), flags),
             iterations=len(history),
             restarts=self.restarts if history else 0,
             objective=history[-1] if history else float("nan"),
             history=tuple(history),
-            flags=flags,
         )
 
     def _unmix(
@@ -122,8 +111,8 @@ class Independent(Attack):
         return rotation, history
 
 
-#: The mean of log cosh of a standard normal number.
 _GAUSSIAN = 0.374567207
+"""Mean of log cosh of a standard normal number."""
 
 
 def _log_cosh(x: Tensor) -> Tensor:
@@ -133,14 +122,15 @@ def _log_cosh(x: Tensor) -> Tensor:
 def _whitener(space: Tensor) -> Tensor:
     """Return (k, k): the rows of its product with the centred space have variance 1 and no correlation."""
     values, vectors = torch.linalg.eigh(torch.cov(space, correction=0).reshape(len(space), len(space)))
-    made: Tensor = vectors @ torch.diag(values.clamp(min=1e-12 * float(values[-1])).rsqrt()) @ vectors.T
-    return made
+    scales = values.clamp(min=1e-12 * float(values[-1])).rsqrt()
+    whitener: Tensor = vectors @ torch.diag(scales) @ vectors.T
+    return whitener
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(matrix)
-    made: Tensor = left @ right
-    return made
+    rotation: Tensor = left @ right
+    return rotation
 
 
 def _scaled(basis: Tensor, space: Tensor, scale: Tensor | None, observation: Observation) -> Tensor:
@@ -154,10 +144,10 @@ def _scaled(basis: Tensor, space: Tensor, scale: Tensor | None, observation: Obs
     if observation.knowledge.unit_norm or scale is None:
         if scale is not None and not observation.knowledge.nonnegative:
             signs = torch.where(rows @ (space.T @ scale) < 0, -1.0, 1.0).to(rows)[:, None]
-        made: Tensor = signs * rows
-        return made
+        signed: Tensor = signs * rows
+        return signed
     products = rows @ (space.T @ scale)
     usual = products.abs().median()
     signs = torch.where(products < 0, -1.0, 1.0).to(rows)
-    made = rows * (signs / products.abs().clamp(min=0.1 * float(usual)))[:, None]
-    return made
+    scaled: Tensor = rows * (signs / products.abs().clamp(min=0.1 * float(usual)))[:, None]
+    return scaled

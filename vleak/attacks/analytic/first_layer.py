@@ -1,4 +1,4 @@
-"""The first trained layer of a model, where it is a linear one that sees the private features as they are."""
+"""First trained layer of a model, where it is a linear one that sees the private features as they are."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vleak.attacks.base import Knowledge, Observation
+from vleak.attacks.knowledge import Knowledge
+from vleak.attacks.observation import Observation
 from vleak.errors import CapabilityError
+
+__all__ = ["FirstLayer", "first_layer"]
 
 _RECTIFIERS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 
@@ -62,8 +65,8 @@ class FirstLayer:
         levels = weight @ row
         if self.bias is not None:
             levels = levels + named[self.bias].detach().cpu().double()
-        made: Tensor = levels < -margin * weight.norm(dim=1)
-        return made
+        silent: Tensor = levels < -margin * weight.norm(dim=1)
+        return silent
 
 
 def first_layer(observation: Observation, generator: torch.Generator) -> FirstLayer:
@@ -77,39 +80,40 @@ def first_layer(observation: Observation, generator: torch.Generator) -> FirstLa
         CapabilityError: the first trained layer is no linear one on segments or whole feature matrices.
     """
     model, knowledge = observation.model, observation.knowledge
-    held = next(model.parameters())
-    probe = torch.rand(knowledge.batch_shape, generator=generator).to(held)
+    probe = torch.rand(knowledge.batch_shape, generator=generator).to(next(model.parameters()))
     with torch.enable_grad(), _Calls(model) as calls:
         model(probe)
-    if not calls.linear or not _sees(probe, calls.linear[0].given, knowledge):
+    if not calls.linear or not _sees(probe, calls.linear[0].input, knowledge):
         raise CapabilityError(
             f"the first trained layer of {type(model).__name__} is not a linear one on the features "
             "themselves; choose an attack that needs none, such as matching"
         )
     first = calls.linear[0]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    width = first.given.shape[-1]
+    width = first.input.shape[-1]
     return FirstLayer(
         weight=names[id(first.weight)],
         bias=None if first.bias is None else names[id(first.bias)],
-        rows=first.given.numel() // width,
+        rows=first.input.numel() // width,
         width=width,
-        rectified=first.behind is not None,
+        rectified=first.rectified is not None,
         pull=_pull(calls, observation, names),
     )
 
 
 @dataclass
 class _Call:
-    given: Tensor
+    """A linear layer's call: its tensors, its output, and the output of the ReLU that follows, if any."""
+
+    input: Tensor
     weight: Tensor
     bias: Tensor | None
-    out: Tensor
-    behind: Tensor | None = None
+    output: Tensor
+    rectified: Tensor | None = None
 
 
 class _Calls(TorchFunctionMode):
-    """Notes linear layers of the model's own parameters as they are called, and what ReLU makes of them."""
+    """Records the calls of linear layers of the model's own parameters, and of ReLU on the first of them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -119,32 +123,32 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-        if func is F.linear and id(given["weight"]) in self._own:
-            self.linear.append(_Call(given["input"], given["weight"], given.get("bias"), out))
-        elif func in _RECTIFIERS and self.linear and given["input"] is self.linear[0].out:
-            self.linear[0].behind = out
-        return out
+        output = func(*args, **(kwargs or {}))
+        named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+        if func is F.linear and id(named["weight"]) in self._own:
+            self.linear.append(_Call(named["input"], named["weight"], named.get("bias"), output))
+        elif func in _RECTIFIERS and self.linear and named["input"] is self.linear[0].output:
+            self.linear[0].rectified = output
+        return output
 
 
-def _sees(probe: Tensor, given: Tensor, knowledge: Knowledge) -> bool:
+def _sees(probe: Tensor, layer_input: Tensor, knowledge: Knowledge) -> bool:
     """Tell whether a layer's input is the batch itself, cut into segments or whole clips."""
-    whole = probe[0].numel()
-    widths = (knowledge.clip_shape[-1], whole) if knowledge.of_features else (whole,)
-    if given.numel() != probe.numel() or given.shape[-1] not in widths:
+    clip = probe[0].numel()
+    widths = (knowledge.clip_shape[-1], clip) if knowledge.of_features else (clip,)
+    if layer_input.numel() != probe.numel() or layer_input.shape[-1] not in widths:
         return False
-    return torch.equal(given.reshape(-1), probe.reshape(-1))
+    return torch.equal(layer_input.reshape(-1), probe.reshape(-1))
 
 
 def _pull(calls: _Calls, observation: Observation, names: dict[int, str]) -> Tensor | None:
     """Pull the last layer's bias gradient back to the first layer's units; None if rows differ in it."""
     first, last = calls.linear[0], calls.linear[-1]
     name = None if last.bias is None else names.get(id(last.bias))
-    if first.behind is None or first is last or name is None or not last.out.requires_grad:
+    if first.rectified is None or first is last or name is None or not last.output.requires_grad:
         return None
-    weights = observation.update.tensors[name].to(last.out)
-    (pulled,) = torch.autograd.grad((last.out * weights).sum(), first.behind, allow_unused=True)
+    weights = observation.update.tensors[name].to(last.output)
+    (pulled,) = torch.autograd.grad((last.output * weights).sum(), first.rectified, allow_unused=True)
     if pulled is None:
         return None
     rows = pulled.detach().cpu().double().reshape(-1, pulled.shape[-1])

@@ -1,14 +1,14 @@
-"""What attacks on a linear layer's rows share: rank of a gradient, its mean row, the form of an answer."""
+"""Rows of a linear layer's input: rank of its gradient, the mean row, the form of an answer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from vleak.attacks.base import Knowledge, Observation
-from vleak.attacks.labels import infer_labels
+from vleak.attacks.expectation import expected_clip
+from vleak.attacks.knowledge import Knowledge
 
-NEAR_ZERO = "target gradient near zero"
+__all__ = ["mean_row", "numerical_rank", "placed", "prior_rows", "rounding"]
 
 
 def rounding(values: Tensor) -> float:
@@ -37,28 +37,10 @@ def mean_row(weight: Tensor, bias: Tensor) -> Tensor:
     return bias @ weight / bias.square().sum()
 
 
-def centre(knowledge: Knowledge) -> Tensor:
-    """Return what is to be expected without the update, of ``clip_shape``.
-
-    The public mean; without one grey frames, equal features of norm 1 where both facts are known, or zeros.
-    """
-    mean = knowledge.public_mean()
-    if mean is not None:
-        return mean
-    if not knowledge.of_features:
-        return torch.full(knowledge.clip_shape, 0.5)
-    level = knowledge.clip_shape[-1] ** -0.5 if knowledge.nonnegative and knowledge.unit_norm else 0.0
-    return torch.full(knowledge.clip_shape, level)
-
-
-def labels_of(observation: Observation) -> Tensor:
-    """Return the labels (B,) as granted or inferred; zeros for a loss that has none."""
-    knowledge = observation.knowledge
-    if knowledge.labels is not None:
-        return knowledge.labels
-    if observation.update.facts.loss == "ranking":
-        return torch.zeros(knowledge.batch_size, dtype=torch.long)
-    return infer_labels(observation)
+def prior_rows(knowledge: Knowledge, rows: int, width: int) -> Tensor:
+    """Return the expected clips as (rows, width) float64, which may be written to."""
+    clips = expected_clip(knowledge).double().expand(knowledge.batch_shape)
+    return clips.reshape(rows, width).clone()
 
 
 def placed(knowledge: Knowledge, rows: Tensor, claimed: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -66,13 +48,15 @@ def placed(knowledge: Knowledge, rows: Tensor, claimed: Tensor) -> tuple[Tensor,
 
     Args:
         knowledge: names the shape.
-        rows: (rows, width), the segments of all clips or pairs one after the other, or whole clips.
+        rows: (rows, width), the segments of all clips or pairs one after the other, or whole clips; what is
+            not finite counts as 0.
         claimed: (rows,) bool.
 
     Returns:
         the clips, float32, and which of their segments are claimed; None for clips of frames.
     """
     clips = rows.float().view(knowledge.batch_shape)
+    clips = torch.nan_to_num(clips, nan=0.0, posinf=0.0, neginf=0.0)
     if not knowledge.of_features:
         return clips, None
     segments = knowledge.batch_shape[:-1]

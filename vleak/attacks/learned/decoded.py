@@ -1,9 +1,9 @@
-"""What attacks share whose variable is not the clip but what a decoder makes the clip from."""
+"""Gradient matching behind a decoder: the variable is not the clip but what a decoder makes it from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,26 +11,69 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.attacks.adaptive import Channel
-from vleak.attacks.base import Observation, Reconstruction
-from vleak.attacks.matching import health
-from vleak.descent.loop import Descent, Problem, State
-from vleak.federated import LOSSES
+from vleak.attacks.base import Knowledge, Observation
+from vleak.attacks.expectation import expected_clip
+from vleak.attacks.matching.adaptive import AdaptiveWeights, adaptive_weights
+from vleak.attacks.simulation import known_channel
+from vleak.descent.loop import Problem
+from vleak.federated import LOSSES, Channel
 from vleak.federated.gradients import mean_gradient
+
+__all__ = ["Decoded", "DecodedSetup", "Interpolate", "Regularisers", "decoded_problem"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """How much the decoded clip's own properties count beside the distance of gradients.
+class Regularisers:
+    """Weights of the decoded clip's own properties beside the distance of gradients.
 
     Attributes:
         spatial, temporal: of anisotropic total variation, per pixel.
         prior: of half the mean squared distance to the mean public clip.
     """
 
-    spatial: float
-    temporal: float
-    prior: float
+    spatial: float = 0.0
+    temporal: float = 0.0
+    prior: float = 0.0
+
+    def scaled(self, weights: AdaptiveWeights, knowledge: Knowledge) -> Regularisers:
+        """Return what the noise in the update asks for."""
+        return Regularisers(
+            spatial=self.spatial * weights.smoothness,
+            temporal=self.temporal * weights.smoothness,
+            prior=self.prior + weights.prior_weight / knowledge.public_variance(),
+        )
+
+
+@dataclass(frozen=True)
+class DecodedSetup:
+    """What all descents of one attack behind a decoder share.
+
+    Attributes:
+        observation: as `Attack.prepare` has it.
+        channel: what is known of the defense, or None.
+        weights: what the channel asks of the regularisers.
+    """
+
+    observation: Observation
+    channel: Channel | None
+    weights: AdaptiveWeights
+
+    @classmethod
+    def of(cls, observation: Observation) -> DecodedSetup:
+        """Return the setup of an observation."""
+        channel = known_channel(observation)
+        weights = adaptive_weights(channel, observation.update, observation.knowledge)
+        return cls(observation, channel, weights)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """The observation's."""
+        return self.observation.knowledge
+
+    @property
+    def weight(self) -> Tensor:
+        """A parameter of the model, of the type and on the device of all tensors."""
+        return next(self.observation.model.parameters())
 
 
 class Decoded(nn.Module):
@@ -42,26 +85,31 @@ class Decoded(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, decoder: nn.Module, weights: Weights, unit: float, prior: Tensor | None
+        self,
+        model: nn.Module,
+        decoder: nn.Module,
+        regularisers: Regularisers,
+        unit: float,
+        prior: Tensor | None,
     ) -> None:
         """Put a decoder before a model.
 
         Args:
             model: takes clips (B, C, T, H, W).
             decoder: rows to clips in [0, 1]; without parameters, what it has are buffers.
-            weights: of the clip's own properties.
+            regularisers: of the decoded clip.
             unit: norm of gradients like those that are matched.
             prior: (C, T, H, W), or None.
         """
         super().__init__()
         self.model, self.decoder = model, decoder
         self.price = nn.Parameter(torch.zeros(()))
-        self.weights = (weights.spatial, weights.temporal, weights.prior)
+        self.weights = (regularisers.spatial, regularisers.temporal, regularisers.prior)
         self.register_buffer("unit", torch.tensor(unit))
         self.register_buffer("prior", prior)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return (B, classes + 1): what the model says, and the clip's price in the last column."""
+        """Return (B, classes + 1): the model's output, and the clip's price in the last column."""
         clips = self.decoder(rows)
         cost = self.price * self.get_buffer("unit") * (2 * self._roughness(clips) + 1e-12).sqrt()
         return torch.cat([self.model(clips), cost.expand(len(clips), 1) / len(clips)], 1)
@@ -76,48 +124,41 @@ class Decoded(nn.Module):
         return cost + pull / 2 * (clips - self.get_buffer("prior")).square().mean()
 
 
-def decoded_problem(
-    observation: Observation,
-    labels: Tensor,
-    channel: Channel,
-    decoder: nn.Module,
-    weights: Weights,
-) -> Problem:
+def decoded_problem(setup: DecodedSetup, decoder: nn.Module, regularisers: Regularisers) -> Problem:
     """Return the problem whose variable is what a decoder takes.
 
     Args:
-        observation: what was seen; its model in the client's mode.
-        labels: (B,).
-        channel: what the attacker makes of the defense.
+        setup: of the attack.
         decoder: rows (B, ...) to clips (B, C, T, H, W) in [0, 1], without parameters.
-        weights: of the decoded clip's properties, those of an undefended update.
+        regularisers: of the decoded clip, those of an undefended update.
     """
-    model, knowledge = observation.model, observation.knowledge
-    weight = next(model.parameters())
-    name = observation.update.facts.loss
-    labels, prior = labels.to(weight.device), knowledge.public_mean()
-    pull = weights.prior + channel.prior_weight / knowledge.public_variance()
-    scaled = Weights(
-        spatial=weights.spatial * channel.smoothness,
-        temporal=weights.temporal * channel.smoothness,
-        prior=pull,
-    )
-    masks = channel.masks or {}
-    centre = prior if prior is not None else torch.full(knowledge.clip_shape, 0.5)
-    likely = mean_gradient(model, LOSSES[name], centre.expand(knowledge.batch_shape).to(weight), labels)
-    unit = math.sqrt(sum(float((g.cpu() * masks.get(n, 1)).square().sum()) for n, g in likely.items()))
-    wrapped = Decoded(model, decoder, scaled, unit, prior).to(weight.device)
+    observation, weight = setup.observation, setup.weight
+    loss = observation.update.facts.loss
+    scaled = regularisers.scaled(setup.weights, setup.knowledge)
+    masks = None if setup.channel is None else setup.channel.masks
+    unit = _expected_norm(setup, masks or {})
+    wrapped = Decoded(observation.model, decoder, scaled, unit, setup.knowledge.public_mean())
+    wrapped = wrapped.to(weight.device)
     target = {f"model.{name}": tensor.to(weight) for name, tensor in observation.update.tensors.items()}
     return Problem(
         model=wrapped,
-        loss=_priced(name),
-        labels=labels,
+        loss=_priced(loss),
+        labels=observation.labels.to(weight.device),
         target={**target, "price": torch.zeros_like(wrapped.price)},
-        masks=None if channel.masks is None else _masks(channel.masks, weight.device),
+        masks=None if masks is None else _priced_masks(masks, weight.device),
     )
 
 
-def _masks(masks: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def _expected_norm(setup: DecodedSetup, masks: dict[str, Tensor]) -> float:
+    """Return the norm that the gradient of the expected clip has in the entries that carry a measurement."""
+    observation, weight = setup.observation, setup.weight
+    loss = LOSSES[observation.update.facts.loss]
+    clips = expected_clip(setup.knowledge).expand(setup.knowledge.batch_shape).to(weight)
+    gradient = mean_gradient(observation.model, loss, clips, observation.labels.to(weight.device))
+    return math.sqrt(sum(float((g.cpu() * masks.get(n, 1)).square().sum()) for n, g in gradient.items()))
+
+
+def _priced_masks(masks: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     price = torch.ones((), dtype=torch.bool)
     return {
         name: mask.to(device)
@@ -134,35 +175,6 @@ def _priced(name: str) -> Callable[[Tensor, Tensor], Tensor]:
         return loss(logits[:, :-1], labels) + logits[:, -1].sum()
 
     return priced
-
-
-def answer_of(
-    loops: Sequence[Descent], states: Sequence[State], decoder: nn.Module, labels: Tensor, channel: Channel
-) -> Reconstruction:
-    """Return the restart of the smallest objective, decoded.
-
-    Args:
-        loops: one a restart, all on rows of one kind.
-        states: where each of them stands.
-        decoder: of the restart that is chosen, or of all.
-        labels: (B,).
-        channel: what the attacker made of the defense.
-    """
-    chosen = min(states, key=lambda state: state.best_objective)
-    with torch.no_grad():
-        clips = decoder(chosen.best).cpu()
-    return Reconstruction(
-        clips=clips,
-        labels=labels,
-        adaptive=channel.adaptive,
-        engine=loops[0].engine,
-        iterations=sum(len(state.history) for state in states),
-        restarts=sum(bool(state.history) for state in states),
-        objective=chosen.best_objective if math.isfinite(chosen.best_objective) else math.nan,
-        history=tuple(chosen.history),
-        nan_at=chosen.nan_at,
-        flags=health(chosen),
-    )
 
 
 class Interpolate(nn.Module):

@@ -1,4 +1,4 @@
-"""What attacks learn once and use for many cells, kept in the process by a digest of what it came from."""
+"""Cache of what attacks learn once and use for many cells, kept in the process."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
+
+__all__ = ["Cache", "digest_of", "digest_of_model"]
 
 T = TypeVar("T")
 
 
 @dataclass
-class _Entry:
+class _Entry(Generic[T]):
     lock: threading.Lock = field(default_factory=threading.Lock)
-    values: list[Any] = field(default_factory=list)
+    values: list[T] = field(default_factory=list)
 
 
-class Memo(Generic[T]):
-    """The values of few keys; the least recently used goes first.
+class Cache(Generic[T]):
+    """Values of few keys; the least recently used goes first.
 
     Two threads that want the same value make it once; different ones are made side by side. A value must
     depend on its key alone, so that no result depends on whether it was kept.
     """
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, size: int) -> None:
         """Keep so many values, at least 1."""
-        self._kept, self._lock = kept, threading.Lock()
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._size, self._lock = size, threading.Lock()
+        self._entries: OrderedDict[Hashable, _Entry[T]] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return the value of a key, made if it is not there; what raises in making it is not kept."""
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
-            while len(self._entries) > self._kept:
+            while len(self._entries) > self._size:
                 self._entries.popitem(last=False)
         with entry.lock:
             if not entry.values:
                 entry.values.append(make())
-            value: T = entry.values[0]
-        return value
+            return entry.values[0]
 
     def clear(self) -> None:
         """Forget everything."""

@@ -1,11 +1,10 @@
-"""Decoder prior: the clip is what a small network, trained on public clips, makes of a latent."""
+"""Decoder prior: the clip is the output of a small network, trained on public clips, on a latent."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -13,24 +12,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.attacks.adaptive import Channel, observe_channel
-from vleak.attacks.augment import augment
-from vleak.attacks.base import Attack, Observation, Reconstruction
-from vleak.attacks.inverter import check_public
-from vleak.attacks.labels import infer_labels
-from vleak.attacks.matching import _in_mode
-from vleak.attacks.memo import Memo, digest_of
-from vleak.attacks.priors import Interpolate, Weights, answer_of, decoded_problem
-from vleak.attacks.rows import NEAR_ZERO
-from vleak.descent.loop import Descent, DescentSettings, State
-from vleak.descent.scheduler import run_descents
+from vleak.attacks.base import Hooks, Observation, Reconstruction, Work
+from vleak.attacks.cache import Cache, digest_of
+from vleak.attacks.learned.augment import augment
+from vleak.attacks.learned.decoded import DecodedSetup, Interpolate, Regularisers, decoded_problem
+from vleak.attacks.learned.public import PublicClipsAttack, check_public
+from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.errors import InputError
 from vleak.seeds import generator as seeded
+
+__all__ = ["Decoder", "PublicDecoder", "train_decoder"]
 
 _BATCH = 8
 
 
-class Decoder(Attack):
+@dataclass(frozen=True)
+class _PixelRound:
+    """What the second round needs, which leaves the latents.
+
+    Attributes:
+        setup: of the attack.
+        iterations: of the round.
+    """
+
+    setup: DecodedSetup
+    iterations: int
+
+
+class Decoder(PublicClipsAttack):
     """Gradient matching in the latents of a decoder of public clips, then in pixels (arXiv 2110.14962).
 
     Gradient Inversion with Generative Image Prior (GIAS, Jeon et al., NeurIPS 2021) leaves the latent space
@@ -87,91 +96,71 @@ class Decoder(Attack):
         self.spatial, self.temporal, self.prior, self.latent = spatial, temporal, prior, latent
         self.steps, self.copies = steps, copies
 
-    def _reconstruct(
-        self,
-        observation: Observation,
-        generator: torch.Generator,
-        progress: Callable[[int], None] | None,
-        stop: Callable[[], bool] | None,
-    ) -> Reconstruction:
-        knowledge = observation.knowledge
-        public = check_public(knowledge, self.name)
-        mode = observation.update.facts.mode
-        observation = replace(observation, model=_in_mode(observation.model, mode))
-        labels = infer_labels(observation) if knowledge.labels is None else knowledge.labels
-        channel = observe_channel(observation.update, knowledge)
-        if not any(bool(t.any()) for t in observation.update.tensors.values()):
-            clips = public.mean(0).expand(knowledge.batch_shape).clone()
-            return Reconstruction(clips=clips, labels=labels, adaptive=channel.adaptive, flags=(NEAR_ZERO,))
-        weight = next(observation.model.parameters())
+    def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
+        """Return a descent a restart, on latents of the decoder of public clips."""
+        public = check_public(observation.knowledge, self.name)
+        setup = DecodedSetup.of(observation)
         key = digest_of(public), self.steps, self.copies
         decoder = _decoders.get(key, lambda: train_decoder(public, self.steps, self.copies))
         # A module of one's own: others may be running what is kept.
-        decoder = copy.deepcopy(decoder).to(weight.device)
+        decoder = copy.deepcopy(decoder).to(setup.weight.device)
         latents = max(1, round(self.share * self.iterations))
-        weights = Weights(spatial=self.spatial, temporal=self.temporal, prior=self.prior)
-        problem = decoded_problem(observation, labels, channel, decoder, weights)
-        descent = DescentSettings(
+        regularisers = Regularisers(spatial=self.spatial, temporal=self.temporal, prior=self.prior)
+        problem = decoded_problem(setup, decoder, regularisers)
+        settings = DescentSettings(
             iterations=latents,
             learning_rate=self.learning_rate,
             schedule="trapezoid",
             warmup=5,
             low=-math.inf,
             high=math.inf,
-            prior=torch.zeros(decoder.latent, device=weight.device),
-            prior_weight=self.latent * channel.smoothness,
+            prior=torch.zeros(decoder.latent, device=setup.weight.device),
+            prior_weight=self.latent * setup.weights.smoothness,
         )
-        shape = (knowledge.batch_size, *decoder.latent)
+        shape = (setup.knowledge.batch_size, *decoder.latent)
         starts = [0.1 * torch.randn(shape, generator=generator) for _ in range(self.restarts)]
-        loops = [Descent(problem, descent, start.to(weight), engine=self.engine) for start in starts]
-        states = run_descents(loops, latents, progress=progress, stop=stop)
-        if latents == self.iterations:
-            return answer_of(loops, states, decoder, labels, channel)
-        return self._in_pixels(observation, labels, channel, decoder, states, progress, stop)
+        left = self.iterations - latents
+        return Work(
+            descents=[self._descent(problem, settings, start.to(setup.weight)) for start in starts],
+            iterations=latents,
+            labels=observation.labels,
+            decode=[decoder] * len(starts),
+            channel=setup.channel,
+            state=_PixelRound(setup, left) if left else None,
+        )
 
-    def _in_pixels(
-        self,
-        observation: Observation,
-        labels: Tensor,
-        channel: Channel,
-        decoder: PublicDecoder,
-        before: list[State],
-        progress: Callable[[int], None] | None,
-        stop: Callable[[], bool] | None,
-    ) -> Reconstruction:
-        """Go on from what the latents gave, drawn towards it."""
-        done = sum(len(state.history) for state in before)
-        left = self.iterations - max(1, round(self.share * self.iterations))
-        weights = Weights(spatial=0.0, temporal=0.0, prior=0.0)
-        problem = decoded_problem(observation, labels, channel, Pixels(), weights)
-        knowledge = observation.knowledge
-        loops = []
-        for state in before:
-            with torch.no_grad():
-                start = decoder(state.best).contiguous()
-            descent = DescentSettings(
-                iterations=left,
+    def finish(self, work: Work, hooks: Hooks) -> Work | Reconstruction:
+        """Return the round on pixels, from what the latents gave and drawn towards it, or the answer."""
+        following = work.state
+        if not isinstance(following, _PixelRound):
+            return work.answer()
+        setup, states = following.setup, work.states()
+        problem = decoded_problem(setup, Pixels(), Regularisers())
+        weights, variance = setup.weights, setup.knowledge.public_variance()
+        descents = []
+        for state in states:
+            start = state.best.contiguous()
+            settings = DescentSettings(
+                iterations=following.iterations,
                 learning_rate=self.pixel_rate,
                 schedule="trapezoid",
                 warmup=5,
-                spatial=self.spatial * channel.smoothness,
-                temporal=self.temporal * channel.smoothness,
+                spatial=self.spatial * weights.smoothness,
+                temporal=self.temporal * weights.smoothness,
                 prior=start,
-                prior_weight=self.prior + channel.prior_weight / knowledge.public_variance(),
+                prior_weight=self.prior + weights.prior_weight / variance,
             )
-            loops.append(Descent(problem, descent, start, engine=self.engine))
-        tell = None if progress is None else (lambda count: progress(done + count))
-        states = run_descents(loops, left, progress=tell, stop=stop)
-        joined = [
-            replace(
-                after,
-                history=[*first.history, *after.history],
-                begun=len(first.history),
-                nan_at=None if after.nan_at is None else len(first.history) + after.nan_at,
-            )
-            for first, after in zip(before, states, strict=True)
-        ]
-        return answer_of(loops, joined, Pixels(), labels, channel)
+            descents.append(self._descent(problem, settings, start))
+        return Work(
+            descents=descents,
+            iterations=following.iterations,
+            labels=work.labels,
+            channel=work.channel,
+            earlier=states,
+        )
+
+    def _descent(self, problem: Problem, settings: DescentSettings, start: Tensor) -> Descent:
+        return Descent(problem, settings, start, engine=self.engine)
 
 
 class Pixels(nn.Module):
@@ -284,4 +273,4 @@ def _named(layers: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-_decoders: Memo[PublicDecoder] = Memo(4)
+_decoders: Cache[PublicDecoder] = Cache(4)

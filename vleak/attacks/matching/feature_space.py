@@ -1,4 +1,4 @@
-"""Gradient matching on feature matrices: in which variable, and from where."""
+"""Feature space of gradient matching: in which variable features descend, and from where."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vleak.attacks.base import Observation
-from vleak.attacks.rows import centre
+from vleak.attacks.expectation import expected_clip
+from vleak.attacks.observation import Observation
 from vleak.descent.loop import Problem
+
+__all__ = ["FEATURE_PULL", "FeatureSpace", "ScaledModel", "with_model"]
 
 FEATURE_PULL = 0.05
 """Weight of the pull towards the mean public matrix, against that of clips of frames. Of 0.05 and 0.5 the
 better one on features drawn at random, which no run draws; so were the rates below chosen of 2, 4 and 8."""
 
 
-class Scaled(nn.Module):
+class ScaledModel(nn.Module):
     """A model of features, of which it takes multiples: a unit in which they are of the order 1.
 
     Where features are known to have norm 1, every row is put there, so that a descent need not find it.
@@ -36,9 +38,9 @@ class Scaled(nn.Module):
         return self.unit * numbers
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """Return what the model says of the features."""
-        answers: Tensor = self.model(self.compose(numbers))
-        return answers
+        """Return the model's output for the features."""
+        outputs: Tensor = self.model(self.compose(numbers))
+        return outputs
 
 
 class FeatureSpace:
@@ -60,17 +62,12 @@ class FeatureSpace:
             unit = knowledge.clip_shape[-1] ** -0.5
         self._knowledge = knowledge
         self.rate = 8.0 if knowledge.unit_norm else 4.0
-        self._scaled = Scaled(observation.model, unit, knowledge.unit_norm)
-        self.prior = centre(knowledge).expand(knowledge.batch_shape) / unit
+        self._scaled = ScaledModel(observation.model, unit, knowledge.unit_norm)
+        self.prior = expected_clip(knowledge).expand(knowledge.batch_shape) / unit
 
-    def behind(self, problem: Problem) -> Problem:
-        """Return the same problem for the variable."""
-
-        def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {f"model.{name}": tensor for name, tensor in tensors.items()}
-
-        masks = None if problem.masks is None else renamed(problem.masks)
-        return replace(problem, model=self._scaled, target=renamed(problem.target), masks=masks)
+    def problem(self, problem: Problem) -> Problem:
+        """Return the same problem in the variable."""
+        return with_model(problem, self._scaled)
 
     def start(self, generator: torch.Generator) -> Tensor:
         """Draw a start (B, *clip_shape): what is expected, and noise that sets rows apart."""
@@ -80,3 +77,13 @@ class FeatureSpace:
     def compose(self, numbers: Tensor) -> Tensor:
         """Return the features of a variable (B, *clip_shape)."""
         return self._scaled.compose(numbers)
+
+
+def with_model(problem: Problem, wrapper: nn.Module) -> Problem:
+    """Return the same problem for a module that holds the problem's model as its attribute ``model``."""
+
+    def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"model.{name}": tensor for name, tensor in tensors.items()}
+
+    masks = None if problem.masks is None else renamed(problem.masks)
+    return replace(problem, model=wrapper, target=renamed(problem.target), masks=masks)

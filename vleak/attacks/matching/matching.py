@@ -1,0 +1,316 @@
+"""Gradient matching: clips whose gradient points where the update points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vleak.attacks.base import Attack, Hooks, Knowledge, Observation, Reconstruction, Work
+from vleak.attacks.expectation import expected_clips, expected_variance, prior_answer
+from vleak.attacks.matching.adaptive import AdaptiveWeights, adaptive_weights, energy_of
+from vleak.attacks.matching.background import (
+    BackgroundModel,
+    moving_mask,
+    still_backgrounds,
+    without_covered_texture,
+)
+from vleak.attacks.matching.feature_space import FEATURE_PULL, FeatureSpace, with_model
+from vleak.attacks.simulation import known_channel
+from vleak.descent.loop import Descent, DescentSettings, Problem
+from vleak.descent.problem import Rule, Schedule
+from vleak.errors import InputError, unknown_name
+from vleak.federated import LOSSES, Channel
+
+__all__ = ["REFERENCE_USES", "Matching", "NonAdaptiveMatching"]
+
+REFERENCE_USES = ("start", "prior", "mask")
+STILL_UNIT = 0.5
+"""How far a pixel may stray from the background where nothing seems to move, in units of where something
+does; chosen among 0 (held), 0.25, 0.5 and 1 on synthetic clips of seed 1000, which no default run draws."""
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What all descents of one attack share.
+
+    Attributes:
+        observation: as `Attack.prepare` has it.
+        channel: what is known of the defense, or None.
+        weights: what the channel asks of the regularisers.
+        unit: what they are measured in.
+    """
+
+    observation: Observation
+    channel: Channel | None
+    weights: AdaptiveWeights
+    unit: float
+
+    @property
+    def knowledge(self) -> Knowledge:
+        return self.observation.knowledge
+
+    @property
+    def weight(self) -> Tensor:
+        """A parameter of the model, of the type and on the device of all tensors."""
+        return next(self.observation.model.parameters())
+
+
+@dataclass(frozen=True)
+class _MaskRound:
+    """What the second round needs, in which still regions are held to the background.
+
+    Attributes:
+        setup: of the attack.
+        still: (B, C, 1, H, W), the background.
+        iterations: of the round.
+    """
+
+    setup: _Setup
+    still: Tensor
+    iterations: int
+
+
+class Matching(Attack):
+    """Gradient matching with total variation in space and time, adaptive to the defense.
+
+    Inverting Gradients (Geiping et al., NeurIPS 2020, arXiv 2003.14053) for video, with Adam, from coarse
+    clips to fine ones, a temporal term, and, where the attacker knows the defense, its likelihood and a
+    prior (after Balunović et al., ICLR 2022, arXiv 2111.04706): see `vleak.attacks.matching.adaptive`.
+    """
+
+    name: ClassVar[str] = "matching"
+    takes: ClassVar[frozenset[str]] = frozenset({"frames", "features"})
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 150,
+        restarts: int = 1,
+        distance: Literal["cosine", "l2"] = "cosine",
+        rule: Rule = "adam",
+        schedule: Schedule = "trapezoid",
+        learning_rate: float = 0.05,
+        warmup: int = 5,
+        coarse: int = 2,
+        patience: int = 0,
+        tolerance: float = 1e-3,
+        spatial: float = 0.03,
+        temporal: float = 0.09,
+        prior: float = 0.02,
+        reference: Literal["start", "prior", "mask"] = "mask",
+        engine: Literal["native", "inductor", "reference"] = "native",
+    ) -> None:
+        """Set the hyper-parameters.
+
+        Args:
+            iterations: of each restart, at least 1.
+            restarts: independent starts, at least 1; the smallest objective is the answer.
+            distance: between gradients; for "l2" the priors are in units of the target's squared norm.
+            rule, schedule, learning_rate, warmup, coarse, patience, tolerance: how each start descends, see
+                `vleak.descent.loop.DescentSettings`.
+            spatial: weight of anisotropic total variation within frames.
+            temporal: weight of total variation between frames.
+            prior: weight of half the mean squared distance to the mean public clip, where there is one; a
+                little of it settles what trained models leave open, such as contrast.
+            reference: use of reference frames, where the attacker holds any. "start": the descent starts
+                from their background. "prior": besides, total variation and pull are of the difference from
+                it, so that the background's own texture costs nothing. "mask": as "prior" for half of the
+                iterations; in the other half what does not differ from the background by then pays more for
+                doing so, and where something moves the background's texture is taken out.
+            engine: which loop runs, see `vleak.descent.loop`.
+
+        Raises:
+            InputError: fewer than one iteration or restart, or another use of reference frames.
+        """
+        if reference not in REFERENCE_USES:
+            raise unknown_name("reference", reference, REFERENCE_USES)
+        if iterations < 1 or restarts < 1:
+            raise InputError(
+                f"matching: expected at least 1 iteration and 1 restart, got {iterations} and {restarts}"
+            )
+        self.iterations, self.restarts = iterations, restarts
+        self.distance, self.rule, self.schedule = distance, rule, schedule
+        self.warmup, self.coarse, self.patience, self.tolerance = warmup, coarse, patience, tolerance
+        self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
+        self.reference, self.engine = reference, engine
+
+    def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
+        """Return a descent a restart, on clips, on differences from a background, or on features."""
+        setup = self._setup(observation)
+        if setup.knowledge.of_features:
+            return self._feature_work(setup, generator)
+        references, starts = setup.knowledge.references, self._starts(setup.knowledge, generator)
+        if references is None or self.reference == "start":
+            return self._clip_work(setup, starts)
+        still = self._still_background(setup, references).to(setup.weight)
+        everywhere = still.new_ones(len(still), 1, *setup.knowledge.clip_shape[1:])
+        background = BackgroundModel(observation.model, still, everywhere)
+        masked = self.iterations // 2 if self.reference == "mask" else 0
+        work = self._background_work(
+            setup, [background] * len(starts), starts, self.iterations - masked, self.coarse
+        )
+        return replace(work, state=_MaskRound(setup, still, masked) if masked else None)
+
+    def finish(self, work: Work, hooks: Hooks) -> Work | Reconstruction:
+        """Return the round that holds still regions to the background, or the answer."""
+        following = work.state
+        if not isinstance(following, _MaskRound):
+            return work.answer()
+        states, model = work.states(), following.setup.observation.model
+        backgrounds = []
+        for state in states:
+            mask = moving_mask(state.best, following.still)
+            unit = STILL_UNIT + (1 - STILL_UNIT) * mask
+            texture = without_covered_texture(state.best, following.still, mask)
+            backgrounds.append(BackgroundModel(model, texture, unit))
+        starts = [state.best for state in states]
+        second = self._background_work(following.setup, backgrounds, starts, following.iterations, 0)
+        return replace(second, earlier=states)
+
+    def _setup(self, observation: Observation) -> _Setup:
+        channel = known_channel(observation)
+        weights = adaptive_weights(channel, observation.update, observation.knowledge)
+        unit = 1.0 if self.distance == "cosine" else energy_of(observation.update)
+        return _Setup(observation, channel, weights, unit)
+
+    def _starts(self, knowledge: Knowledge, generator: torch.Generator) -> list[Tensor]:
+        """Draw a start a restart: what the attacker expects, plus noise that sets the restarts apart."""
+        shape = knowledge.batch_shape
+        noises = [torch.rand(shape, generator=generator) * 0.2 - 0.1 for _ in range(self.restarts)]
+        return [(prior_answer(knowledge) + noise).clamp(0, 1) for noise in noises]
+
+    def _still_background(self, setup: _Setup, references: Tensor) -> Tensor:
+        """Return the background (B, C, 1, H, W) whose own gradient is nearest to the update.
+
+        How fast a scene changes is not known beforehand: where it does, frames further away only blur it.
+        """
+        stills = still_backgrounds(references)
+        if len(stills) == 1:
+            return stills[0]
+
+        def distance(still: Tensor) -> float:
+            clips = still.expand(setup.knowledge.batch_shape).to(setup.weight).contiguous()
+            settings = DescentSettings(iterations=1)
+            descent = Descent(self._problem(setup), settings, clips, engine="reference")
+            value = float(descent.distance_and_gradient(clips)[0])
+            return value if math.isfinite(value) else math.inf
+
+        return min(stills, key=distance)
+
+    def _clip_work(self, setup: _Setup, starts: list[Tensor]) -> Work:
+        """Return descents on clips, drawn towards the mean public clip."""
+        knowledge, weights = replace(setup.knowledge, references=None), setup.weights
+        expected = expected_clips(knowledge)
+        settings = self._descent_settings(
+            setup, self.iterations, self.coarse, weights.smoothness, weights.prior_weight, knowledge
+        )
+        settings = replace(
+            settings,
+            prior=None if expected is None else expected.to(setup.weight),
+            prior_weight=0.0 if expected is None else settings.prior_weight,
+        )
+        problem = self._problem(setup)
+        descents = [self._descent(problem, settings, start.to(setup.weight)) for start in starts]
+        return self._work(setup, descents, self.iterations)
+
+    def _background_work(
+        self,
+        setup: _Setup,
+        backgrounds: list[BackgroundModel],
+        starts: list[Tensor],
+        iterations: int,
+        coarse: int,
+    ) -> Work:
+        """Return descents on differences from backgrounds, drawn towards none."""
+        weights, knowledge = setup.weights, setup.knowledge
+        settings = self._descent_settings(
+            setup, iterations, coarse, weights.background_smoothness, weights.background_weight, knowledge
+        )
+        prior = torch.zeros(knowledge.batch_shape).to(setup.weight)
+        settings = replace(settings, prior=prior, low=-math.inf, high=math.inf)
+        problem, device = self._problem(setup), setup.weight.device
+        descents = [
+            self._descent(
+                with_model(problem, background),
+                settings,
+                background.decompose(start.to(device)).to(setup.weight),
+            )
+            for start, background in zip(starts, backgrounds, strict=True)
+        ]
+        work = self._work(setup, descents, iterations)
+        return replace(work, decode=[background.compose for background in backgrounds])
+
+    def _feature_work(self, setup: _Setup, generator: torch.Generator) -> Work:
+        """Return descents on features, in a unit in which they are of the order 1."""
+        space = FeatureSpace(setup.observation)
+        problem = space.problem(self._problem(setup))
+        settings = self._descent_settings(setup, self.iterations, 0, 0.0, 0.0, setup.knowledge)
+        settings = replace(
+            settings,
+            learning_rate=self.learning_rate * space.rate,
+            prior=space.prior.to(setup.weight),
+            prior_weight=setup.unit * (self.prior + setup.weights.prior_weight) * FEATURE_PULL,
+            low=0.0 if setup.knowledge.nonnegative else -math.inf,
+            high=math.inf,
+        )
+        starts = [space.start(generator).to(setup.weight) for _ in range(self.restarts)]
+        descents = [self._descent(problem, settings, start) for start in starts]
+        work = self._work(setup, descents, self.iterations)
+        return replace(work, decode=[space.compose] * len(starts))
+
+    def _descent_settings(
+        self,
+        setup: _Setup,
+        iterations: int,
+        coarse: int,
+        smoothness: float,
+        prior_weight: float,
+        knowledge: Knowledge,
+    ) -> DescentSettings:
+        """Return the settings that all variables share, the prior itself aside."""
+        pull = self.prior + prior_weight / expected_variance(knowledge)
+        return DescentSettings(
+            iterations=iterations,
+            learning_rate=self.learning_rate,
+            rule=self.rule,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            coarse=coarse,
+            patience=self.patience,
+            tolerance=self.tolerance,
+            spatial=setup.unit * self.spatial * smoothness,
+            temporal=setup.unit * self.temporal * smoothness,
+            prior_weight=setup.unit * pull,
+        )
+
+    def _descent(self, problem: Problem, settings: DescentSettings, start: Tensor) -> Descent:
+        return Descent(problem, settings, start, engine=self.engine)
+
+    def _work(self, setup: _Setup, descents: list[Descent], iterations: int) -> Work:
+        labels = setup.observation.labels
+        return Work(descents=descents, iterations=iterations, labels=labels, channel=setup.channel)
+
+    def _problem(self, setup: _Setup) -> Problem:
+        observation, weight = setup.observation, setup.weight
+        masks = None if setup.channel is None else setup.channel.masks
+        if masks is not None:
+            masks = {name: mask.to(weight.device) for name, mask in masks.items()}
+        return Problem(
+            model=observation.model,
+            loss=LOSSES[observation.update.facts.loss],
+            labels=observation.labels.to(weight.device),
+            target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
+            masks=masks,
+            distance=self.distance,
+        )
+
+
+class NonAdaptiveMatching(Matching):
+    """The same attack by an attacker who does not know the defense: what a weak attack would report."""
+
+    name: ClassVar[str] = "matching_blind"
+    adaptive: ClassVar[bool] = False

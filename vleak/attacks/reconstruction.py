@@ -1,0 +1,89 @@
+"""Reconstruction: an attacker's answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vleak.attacks.knowledge import Knowledge
+from vleak.errors import InputError
+
+DefenseKnowledge = Literal["channel", "simulated", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """An attacker's answer.
+
+    Attributes:
+        clips: (B, C, T, H, W) in [0, 1], or (B, S, F) or (B, 2, S, F) features.
+        labels: (B,) int64, as granted or inferred.
+        found: for features, (B, S) or (B, 2, S) bool, the segments that the attack claims to have; None for
+            all.
+        ordered: whether the attack claims the order of frames or segments; an exact method that solves for
+            a set of segments does not.
+        defense_knowledge: how the attack took the defense into account: by the channel that the defense
+            states, by simulating the defense, or not at all.
+        engine: "native", "reference", or "none" for attackers that do not iterate.
+        iterations: iterations run, of all restarts together.
+        restarts: restarts run.
+        objective: the attack's own objective of this answer; NaN for attackers without one.
+        history: objective per iteration of the chosen restart.
+        nan_at: iteration at which the chosen restart's objective became NaN and ended it; else None.
+        flags: flags that the attack raises about itself (`vleak.attacks.flags`).
+        seconds: wall time.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    found: Tensor | None = None
+    ordered: bool = True
+    defense_knowledge: DefenseKnowledge = "none"
+    engine: str = "none"
+    iterations: int = 0
+    restarts: int = 0
+    objective: float = math.nan
+    history: tuple[float, ...] = ()
+    nan_at: int | None = None
+    flags: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the attack took the client's defense into account."""
+        return self.defense_knowledge != "none"
+
+    def checked(self, attack: str, knowledge: Knowledge) -> Reconstruction:
+        """Return the answer with its clips inside the box that every attacker knows.
+
+        Args:
+            attack: name of the attack, for messages.
+            knowledge: names the shapes.
+
+        Raises:
+            InputError: clips or labels have another shape or type, or are not finite.
+        """
+        expected = knowledge.batch_shape
+        if tuple(self.clips.shape) != expected:
+            raise InputError(
+                f"attack {attack!r} returned shape {tuple(self.clips.shape)}, expected {expected}"
+            )
+        if not bool(torch.isfinite(self.clips).all()):
+            raise InputError(f"attack {attack!r} returned NaN or infinity; expected finite values")
+        if tuple(self.labels.shape) != (knowledge.batch_size,) or self.labels.dtype != torch.int64:
+            raise InputError(
+                f"attack {attack!r} returned labels of shape {tuple(self.labels.shape)} and type "
+                f"{self.labels.dtype}, expected ({knowledge.batch_size},) and torch.int64"
+            )
+        return replace(self, clips=_within_box(self.clips.detach(), knowledge))
+
+
+def _within_box(clips: Tensor, knowledge: Knowledge) -> Tensor:
+    """Return a copy of the clips inside the values that clips or features may have."""
+    if not knowledge.of_features:
+        return clips.clamp(0, 1)
+    return clips.clamp(min=0) if knowledge.nonnegative else clips.clone()
