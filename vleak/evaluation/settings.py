@@ -112,9 +112,7 @@ class Settings:
         counts = tuple(dict.fromkeys(self.reference_frames))
         if not counts or min(counts) < 0:
             text = ",".join(map(str, self.reference_frames))
-            raise InputError(
-                f"{argument('reference_frames', repr(text))}: expected numbers from 0, such as 0,1,4"
-            )
+            raise InputError(f"{argument('reference_frames', text)}: expected numbers from 0, such as 0,1,4")
         object.__setattr__(self, "reference_frames", counts)
 
     def _check_names(self) -> None:
@@ -130,7 +128,7 @@ class Settings:
         for chosen in self._chosen:
             if chosen.text not in running and self.attacks is not None:
                 raise InputError(
-                    f"{argument('attack', chosen.text)}: takes {' or '.join(sorted(chosen.attack.takes))}, "
+                    f"{argument('attacks', chosen.text)}: takes {' or '.join(sorted(chosen.attack.takes))}, "
                     f"which the {self.pipeline} pipeline has none of; give another pipeline or attack"
                 )
         self.strengths()
