@@ -205,6 +205,22 @@ def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extracto
     return _wrapped(name, net, frames, size)
 
 
+def wrap_extractor(name: str, net: nn.Module, *, size: int, frames: int) -> Extractor:
+    """Return the extractor of a module of the user.
+
+    Args:
+        name: for messages.
+        net: frozen, from segments (M, 3, segment_frames, size, size) to features (M, F), with the attribute
+            ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is true.
+        size, frames: of the clips.
+
+    Raises:
+        InputError: it is not frozen, does not take the segments, or frames is no multiple of them.
+    """
+    _check_net(name, net)
+    return _wrapped(name, net, frames, size)
+
+
 def train_extractor(
     extractor: Extractor, clips: Tensor, labels: Tensor, generator: torch.Generator, *, steps: int = STEPS
 ) -> float:
