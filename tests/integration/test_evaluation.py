@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -189,7 +189,8 @@ def test_granted_labels_narrow_certificate_and_linkage(monkeypatch: pytest.Monke
 
 def test_numbers_beyond_json_are_none(tmp_path: Path) -> None:
     class Endless(Onlooker):
-        objective = math.inf
+        name: ClassVar[str] = "endless"
+        objective: ClassVar[float] = math.inf
 
         def look(self, observation: Observation) -> Reconstruction:
             return dataclasses.replace(super().look(observation), objective=self.objective)
@@ -198,7 +199,7 @@ def test_numbers_beyond_json_are_none(tmp_path: Path) -> None:
         Endless.objective = objective
         settings = small(defenses=("dp:noise_multiplier=1e-200",), clips=1, attacks=(Endless(),))
         record = evaluate(settings, tmp_path / str(objective))
-        cells = [cell for cell in record.cells if cell.attack.name.endswith("Endless")]
+        cells = cells_of(record, "endless")
         assert [cell.attack.objective for cell in cells] == [None, None]
         assert [cell.defense.epsilon for cell in cells] == [None, None]
         assert read_run(tmp_path / str(objective)) == record
@@ -376,27 +377,30 @@ def test_a_failed_defense_is_recorded_beside_the_others(tmp_path: Path) -> None:
 class Fragile(Onlooker):
     """Fails on the second clip, with an error that nobody expected, until it is mended."""
 
-    def __init__(self) -> None:
-        self.asked, self.mended = 0, False
+    name: ClassVar[str] = "fragile"
+    asked: ClassVar[int] = 0
+    mended: ClassVar[bool] = False
 
     def look(self, observation: Observation) -> Reconstruction:
-        self.asked += 1
+        Fragile.asked += 1
         if self.asked == 2 and not self.mended:
             raise ZeroDivisionError("first line\nsecond line")
         return super().look(observation)
 
 
-def test_an_unexpected_error_costs_one_cell_and_is_tried_again(tmp_path: Path) -> None:
-    fragile = Fragile()
-    settings = small(defenses=("none",), attacks=(fragile,))
+def test_an_unexpected_error_costs_one_cell_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fragile, "asked", 0)
+    settings = small(defenses=("none",), attacks=(Fragile(),))
     first = evaluate(settings, tmp_path, workers=1)
-    name = "test_evaluation:Fragile"
+    name = "fragile"
     failed = f"failed: attack {name!r} raised ZeroDivisionError: first line"
     assert [cell.status for cell in cells_of(first, name)] == ["ok", failed, "ok"]
-    fragile.mended = True
+    monkeypatch.setattr(Fragile, "mended", True)
     second = evaluate(settings, tmp_path, workers=1)
     assert [cell.status for cell in second.cells] == ["ok"] * 9
-    assert fragile.asked == 4
+    assert Fragile.asked == 4
     assert len(read_run(tmp_path).cells) == 9
 
 
@@ -410,6 +414,8 @@ class Broken(Defense):
 
 class OtherShape(Onlooker):
     """Returns clips of another shape."""
+
+    name: ClassVar[str] = "other_shape"
 
     def look(self, observation: Observation) -> Reconstruction:
         answer = super().look(observation)
@@ -462,7 +468,7 @@ def test_objects_give_the_numbers_of_their_names(alone: tuple[Path, RunRecord], 
               metrics=("ssim", Brightest()))
     )  # fmt: skip
     assert record.models[0].weights_sha256 == alone[1].models[0].weights_sha256
-    assert record.settings.model == "vleak.models.classifiers:C3DTiny"
+    assert record.settings.model == "C3DTiny"
     assert record.settings.attacks == ("matching:iterations=3",)
     for cell in cells_of(record, "matching"):
         assert cell.attack.settings == {"iterations": 3}
@@ -477,18 +483,25 @@ def test_objects_give_the_numbers_of_their_names(alone: tuple[Path, RunRecord], 
 
 
 def test_settings_of_an_attack_come_with_its_name() -> None:
-    settings = small(attacks=("matching:restarts=2,iterations=2", "matching"), defenses=("none",), clips=1)
+    settings = small(attacks=("matching:iterations=2,restarts=2", "matching"), defenses=("none",), clips=1)
     record = evaluate(settings)
     found = {cell.attack.text: cell.attack for cell in cells_of(record)}
-    assert set(found) == {"matching", "matching:restarts=2,iterations=2"}
+    assert set(found) == {"matching", "matching:iterations=2,restarts=2"}
     assert [(a.restarts, a.iterations) for a in found.values()] == [(2, 4), (1, 3)]
     assert [cell.id.split("/")[2] for cell in cells_of(record)] == list(found)
 
 
+class Thief(Onlooker):
+    """Has the name of another attack."""
+
+    name: ClassVar[str] = "matching"
+
+
 def test_what_has_no_name_is_refused() -> None:
-    settings = small(model=lambda: torch.nn.Identity())
-    with pytest.raises(InputError, match=r"model: .*has no name that a record can keep; give a class"):
-        evaluate(settings)
+    with pytest.raises(InputError, match=r"model: .* is no name that a record could tell it by; give one"):
+        small(model=lambda: torch.nn.Identity())
+    with pytest.raises(InputError, match="Thief has the name 'matching' of another attack"):
+        small(attacks=(Thief(),))
 
 
 # --- the truth is not in it -------------------------------------------------------------------------------
@@ -594,7 +607,7 @@ def test_a_planted_truth_changes_no_answer(tmp_path: Path) -> None:
 def test_flags_are_in_the_results() -> None:
     spy = Spy()
     record = evaluate(small(attacks=(spy,)))
-    name = "observers:Spy"
+    name = "spy"
     for cell in cells_of(record, name, defense="none"):
         assert cell.flags == (() if scores_of(cell).identified else (NO_BETTER,))
     assert FAILS_UNDEFENDED in {flag for cell in cells_of(record, name, "dp") for flag in cell.flags}
@@ -697,7 +710,7 @@ def test_workers_are_at_least_one(workers: int, tmp_path: Path) -> None:
 def test_an_attack_named_twice_runs_once() -> None:
     spy = Spy()
     settings = small(attacks=(spy, spy), defenses=("none", "none"))
-    assert settings.resolved().attacks == ("observers:Spy",)
+    assert settings.resolved().attacks == ("spy",)
     evaluate(settings)
     assert len(spy.seen) == 3
 

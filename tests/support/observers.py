@@ -11,6 +11,13 @@ from torch import Tensor
 from vleak.attacks import Attack, Hooks, Observation, Reconstruction
 
 
+class Shared(list[Observation]):
+    """List that is its own copy: an evaluation runs a copy of an attack in every cell."""
+
+    def __deepcopy__(self, memo: object) -> Shared:
+        return self
+
+
 class Onlooker(Attack):
     """Answers every clip with one grey value; subclasses look at the observation."""
 
@@ -28,10 +35,12 @@ class Onlooker(Attack):
 
 
 class Spy(Onlooker):
-    """Keeps every observation."""
+    """Keeps every observation, in a list that copies of it share."""
+
+    name: ClassVar[str] = "spy"
 
     def __init__(self) -> None:
-        self.seen: list[Observation] = []
+        self.seen = Shared()
 
     def look(self, observation: Observation) -> Reconstruction:
         self.seen.append(observation)

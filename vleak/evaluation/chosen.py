@@ -1,4 +1,4 @@
-"""Attacks and metrics that a run was given, by name or as objects, ready to use."""
+"""Attacks that a run was given, by name or as objects, ready to run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from vleak.attacks import ATTACKS, Attack
 from vleak.errors import InputError
-from vleak.metrics import METRICS, Metric
 from vleak.registry import Setting, write_reference
 
-__all__ = ["ChosenAttack", "choose_attack", "choose_metric", "object_name"]
+__all__ = ["ChosenAttack", "choose_attack"]
 
 _SETTING_TYPES = (int, float, str, bool)
 
@@ -53,9 +52,11 @@ def choose_attack(chosen: str | Attack, shared: Mapping[str, Setting]) -> Chosen
         InputError: there is no such attack, a setting does not fit, or an object has settings that no record
             can keep.
     """
+    if not isinstance(chosen, str | Attack):
+        raise InputError(f"attacks: expected names or instances of vleak.Attack, got {type(chosen).__name__}")
     if isinstance(chosen, Attack):
         settings = _own_settings(chosen)
-        name = object_name("attacks", chosen)
+        name = _object_name(chosen)
         return ChosenAttack(write_reference(name, settings), name, chosen, settings)
     reference = ATTACKS.parse(chosen)
     known = reference.entry.settings
@@ -65,42 +66,17 @@ def choose_attack(chosen: str | Attack, shared: Mapping[str, Setting]) -> Chosen
     return ChosenAttack(reference.text, reference.entry.name, attack, settings)
 
 
-def choose_metric(chosen: str | Metric) -> tuple[str, Metric]:
-    """Return a metric and what stands for it in records.
-
-    Args:
-        chosen: ``NAME`` or ``NAME:key=value,...``, or a metric.
-
-    Raises:
-        InputError: there is no such metric, or a setting does not fit.
-    """
-    if isinstance(chosen, Metric):
-        return chosen.name, chosen
-    reference = METRICS.parse(chosen)
-    return reference.text, reference.build()
-
-
-def object_name(argument: str, thing: object) -> str:
-    """Return the name of an object in records: that of the registry for attacks, otherwise ``module:Class``.
-
-    Args:
-        argument: what the object was given as, for messages.
-        thing: an object, a class or a function.
-
-    Raises:
-        InputError: it has no name of its own, as a lambda.
-    """
-    kind = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
-    for name in ATTACKS.names() if isinstance(thing, Attack) else ():
-        if ATTACKS.find(name).factory is kind:
-            return name
-    name = getattr(kind, "__qualname__", "<none>")
-    if name.rpartition(".")[2].startswith("<"):
+def _object_name(attack: Attack) -> str:
+    """Name of an attack object: that of the registry for its class, otherwise the one of its class."""
+    kind = type(attack)
+    own = vars(kind).get("name", kind.__name__)
+    name = own if isinstance(own, str) else kind.__name__
+    if name in ATTACKS and ATTACKS.find(name).factory is not kind:
         raise InputError(
-            f"{argument}: {thing!r:.80} has no name that a record can keep; give a class, an instance "
-            "of one, or a function made by def"
+            f'attacks: {kind.__name__} has the name {name!r} of another attack; set name = "..." in the '
+            "class to one of its own"
         )
-    return f"{kind.__module__}:{name}"
+    return name
 
 
 def _own_settings(attack: Attack) -> dict[str, Setting]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ class _Attempt:
             self.failure = f"{who} raised {type(error).__name__}: {line}"
 
     def task(self, stop: Stop) -> Task:
-        """Attack of the cell, ready to run."""
+        """Attack of the cell, ready to run: a copy, so that no cell sees what another one left in it."""
         assert self.observation is not None
-        return Task(self.case.attack, self.observation, self.generator, stop=stop)
+        return Task(copy.deepcopy(self.case.attack), self.observation, self.generator, stop=stop)
 
     def result(self, judgement: Judgement | None = None, answer: Answer | None = None) -> Result:
         """Finished cell."""

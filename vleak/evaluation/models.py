@@ -1,62 +1,52 @@
-"""Models of a run: by name, as objects, or as functions that make them."""
+"""Models of a run: by name, as objects, or as factories."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-
 from torch import nn
 
-from vleak.evaluation.chosen import object_name
-from vleak.models import build_head, build_model
-from vleak.models.build import call_factory
-from vleak.registry import Entry, Reference
-from vleak.seeds import derive_seed
+from vleak.evaluation.objects import ModuleLike, build_module, module_name
+from vleak.models import Extractor, build_head, build_model, wrap_extractor
+from vleak.objects import unwrapped
+from vleak.pipelines import extractor_for
 
-__all__ = ["Model", "classifier_of", "head_of", "model_name"]
-
-Model = str | nn.Module | Callable[..., nn.Module]
-"""A model by name, as an object, or as a function that makes it."""
+__all__ = ["classifier_of", "extractor_of", "head_of"]
 
 
-def model_name(argument: str, model: Model) -> str:
-    """Name of a model in ids and records.
-
-    Raises:
-        InputError: it is an object without a name of its own, as a lambda.
-    """
-    return model if isinstance(model, str) else object_name(argument, model)
-
-
-def classifier_of(model: Model, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
-    """Classifier of clips, in eval mode on the CPU; an object is copied, because it may be trained.
+def classifier_of(model: ModuleLike, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
+    """Classifier of clips, in eval mode on the CPU.
 
     Raises:
         InputError: as `vleak.models.build_model`.
     """
     if isinstance(model, str):
         return build_model(model, frames=frames, size=size, classes=classes, seed=seed)
-    arguments = {"frames": frames, "size": size, "num_classes": classes, "classes": classes}
-    return _from_object("model", model, arguments, derive_seed(seed, "weights", model_name("model", model)))
+    facts = {"frames": frames, "size": size, "classes": classes, "num_classes": classes}
+    return build_module("model", model, facts, seed).eval()
 
 
-def head_of(head: Model, *, segments: int, features: int, outputs: int | None, seed: int) -> nn.Module:
-    """Head on features, in eval mode on the CPU; an object is copied, because it may be trained.
+def head_of(head: ModuleLike, *, segments: int, features: int, outputs: int | None, seed: int) -> nn.Module:
+    """Head on features, in eval mode on the CPU.
 
     Raises:
         InputError: as `vleak.models.build_head`.
     """
     if isinstance(head, str):
         return build_head(head, segments=segments, features=features, outputs=outputs, seed=seed)
-    arguments = {"segments": segments, "features": features, "outputs": outputs}
-    return _from_object("head", head, arguments, derive_seed(seed, "head weights", model_name("head", head)))
+    facts = {"segments": segments, "features": features, "outputs": outputs}
+    return build_module("head", head, facts, seed).eval()
 
 
-def _from_object(
-    kind: str, model: nn.Module | Callable[..., nn.Module], arguments: Mapping[str, object], seed: int
-) -> nn.Module:
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model).to("cpu").eval()
-    name = object_name(kind, model)
-    entry: Entry[nn.Module] = Entry(name, model, name, kind)
-    return call_factory(Reference(entry, {}), arguments, seed).eval()
+def extractor_of(
+    extractor: ModuleLike, *, frames: int, size: int, seed: int
+) -> tuple[Extractor, float | None]:
+    """Frozen extractor on the CPU, and its accuracy on held-out embedded clips where it was trained here.
+
+    Raises:
+        InputError: as `vleak.models.build_extractor`.
+    """
+    if isinstance(extractor, str):
+        return extractor_for(extractor, frames=frames, size=size)
+    net = build_module("extractor", extractor, {"size": size, "frames": frames}, seed)
+    if isinstance(unwrapped(extractor), Extractor) and isinstance(net, Extractor):
+        return net, None
+    return wrap_extractor(module_name("extractor", extractor), net, size=size, frames=frames), None

@@ -21,7 +21,7 @@ from vleak.results.records import RunRecord
 from vleak.results.store import FolderStore, MemoryStore, RunStore
 from vleak.switches import exact_arithmetic, math_attention
 
-__all__ = ["evaluate"]
+__all__ = ["Progress", "StoppedError", "evaluate"]
 
 _BATCH = 8
 """Cells of a group on a CUDA device, where nobody says how many run side by side: at least so many."""

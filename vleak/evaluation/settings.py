@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
 
-from vleak.attacks import Attack
-from vleak.data import ClipSet, FeatureSet
+from vleak.data import ClipSet
 from vleak.defenses import Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, argument, unknown_name
-from vleak.evaluation.chosen import ChosenAttack, choose_attack, choose_metric
-from vleak.evaluation.models import Model, model_name
+from vleak.evaluation.chosen import ChosenAttack, choose_attack
+from vleak.evaluation.objects import (
+    AttackLike,
+    DataLike,
+    DefenseLike,
+    MetricLike,
+    ModuleLike,
+    data_name,
+    data_set,
+    metric_of,
+    module_name,
+)
 from vleak.federated import LOSSES
 from vleak.metrics import Metric
-from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES, Extractor
+from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES
 from vleak.native import operators
 from vleak.registry import Setting
 from vleak.results.records import SettingsRecord
@@ -40,47 +49,53 @@ _TAKES = {"raw": "frames", "feature": "features"}
 class Settings:
     """Settings of one run. Two runs with equal settings give equal scores.
 
+    Everything is given by name, or as an object that `vleak.named` gives a name where it has none.
+
     Attributes:
-        data: "synthetic", a path that `vleak.data.load_data` takes, or the clips or features themselves.
+        data: "synthetic", a path that `vleak.data.load_data` takes, a `ClipSet` or `FeatureSet`, clips
+            (N, 3, T, H, H) in [0, 1], or (clips, labels). ``frames`` and ``size`` of an object are its own,
+            and where it has no clips at twice the resolution, nothing is enhanced.
         pipeline: "raw", "feature", or "all" for both.
-        model: of the raw pipeline, as `vleak.models.build_model` takes it, or the classifier itself.
+        model: of the raw pipeline, as `vleak.models.build_model` takes it; a module, or a factory.
         extractor, head, loss: of the feature pipeline, as `vleak.models.build_extractor` and `build_head`
-            take them, or the modules themselves, and a key of `vleak.federated.LOSSES`.
+            take them, modules or factories; and a key of `vleak.federated.LOSSES`.
         training_state: a key of `vleak.models.TRAINING_STATES`.
-        defenses: a name alone is a sweep, "name:setting=value" one strength, as is a defense itself.
-            "none" always runs beside them.
-        attacks: as `vleak.attacks.ATTACKS` takes them, "name:setting=value" included, or attacks themselves;
-            one that is named twice runs once, one that is of another pipeline not at all. None for those of
+        defenses: instances, or as on the command line: a name alone is a sweep, "name:setting=value" one
+            strength. "none" always runs beside them.
+        attacks: instances, or as `vleak.attacks.ATTACKS` takes them, "name:setting=value" included; one that
+            is named twice runs once, one that is of another pipeline not at all. None for those of
             ``DEFAULT_ATTACKS``.
-        metrics: further metrics, as `vleak.metrics.METRICS` takes them, or metrics themselves.
+        metrics: further scores of reconstructed clips: a name, an object with ``name`` and ``score``, or a
+            function (reconstruction, truth) -> score.
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
         segments: S, to which feature files of another length are brought.
         reference_frames: how many frames of the scene the attacker holds, each count a row of its own.
-        enhance: what brings rebuilt clips to twice the resolution, as `vleak.enhance.build_enhancer` takes
-            it, or "none".
-        restarts: of every attack whose text does not set them, iterations: of every restart.
+        enhance: what brings reconstructed clips to twice the resolution, as `vleak.enhance.build_enhancer`
+            takes it, or "none".
+        restarts: of every attack whose text does not set them, iterations: of every restart; an instance has
+            its own.
         labels: "inferred" by the attack, or "granted" to it.
         seed: of everything random.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
 
-    data: str | Path | ClipSet | FeatureSet = "synthetic"
+    data: DataLike = "synthetic"
     pipeline: str = "raw"
-    model: Model = "c3d_tiny"
-    extractor: str | Extractor = "c3d_small"
-    head: Model = "mlp"
+    model: ModuleLike = "c3d_tiny"
+    extractor: ModuleLike = "c3d_small"
+    head: ModuleLike = "mlp"
     loss: str = "bce"
     training_state: str = "untrained"
-    defenses: tuple[str | Defense, ...] = ("dp",)
-    attacks: tuple[str | Attack, ...] | None = None
-    metrics: tuple[str | Metric, ...] = ()
+    defenses: Sequence[DefenseLike] = ("dp",)
+    attacks: Sequence[AttackLike] | None = None
+    metrics: Sequence[MetricLike] = ()
     clips: int | None = None
     frames: int = 8
     size: int = 32
     stride: int = 2
     segments: int = 32
-    reference_frames: tuple[int, ...] = (0,)
+    reference_frames: Sequence[int] = (0,)
     enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
@@ -91,6 +106,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check names and sizes, so that a wrong one costs no time."""
+        self._take_shape()
         choices = (
             ("pipeline", self.pipeline, PIPELINES),
             ("training state", self.training_state, TRAINING_STATES),
@@ -108,6 +124,15 @@ class Settings:
         self._check_references()
         self._check_names()
 
+    def _take_shape(self) -> None:
+        """Take frames and size from clips that were handed over, and enhance nothing that has no truth."""
+        data = data_set(self.data)
+        if isinstance(data, ClipSet):
+            object.__setattr__(self, "frames", data.clips.shape[2])
+            object.__setattr__(self, "size", data.clips.shape[3])
+        if data is not None and getattr(data, "fine", None) is None:
+            object.__setattr__(self, "enhance", "none")
+
     def _check_references(self) -> None:
         counts = tuple(dict.fromkeys(self.reference_frames))
         if not counts or min(counts) < 0:
@@ -117,11 +142,15 @@ class Settings:
 
     def _check_names(self) -> None:
         """Refuse what the parsers of names would, and attacks that are of no pipeline of this run."""
+        if "raw" in self.pipelines():
+            module_name("model", self.model)
         if "feature" in self.pipelines():
-            if isinstance(self.extractor, str):
-                EXTRACTORS.parse(self.extractor)
-            if isinstance(self.head, str):
-                HEADS.parse(self.head)
+            for kind, module, registry in (
+                ("extractor", self.extractor, EXTRACTORS), ("head", self.head, HEADS)
+            ):  # fmt: skip
+                if isinstance(module, str):
+                    registry.parse(module)
+                module_name(kind, module)
         if self.enhance != "none" and not self.enhance.startswith("spandrel:"):
             ENHANCERS.parse(self.enhance)
         running = {chosen.text for pipeline in self.pipelines() for chosen in self.attacks_on(pipeline)}
@@ -132,7 +161,7 @@ class Settings:
                     f"which the {self.pipeline} pipeline has none of; give another pipeline or attack"
                 )
         self.strengths()
-        self.chosen_metrics()
+        self.metric_objects()
 
     def pipelines(self) -> tuple[str, ...]:
         """Kinds of the pipelines that run."""
@@ -141,14 +170,19 @@ class Settings:
     @cached_property
     def _chosen(self) -> tuple[ChosenAttack, ...]:
         """All attacks, each once."""
-        names: tuple[str | Attack, ...] = self.attacks or ()
+        names: tuple[AttackLike, ...] = tuple(self.attacks or ())
         if self.attacks is None:
             names = tuple(name for kind in self.pipelines() for name in DEFAULT_ATTACKS[kind])
         shared: dict[str, Setting] = {
             "iterations": self.iterations, "restarts": self.restarts, "engine": self.engine_that_runs()
         }  # fmt: skip
         chosen = [choose_attack(name, shared) for name in names]
-        return tuple({attack.text: attack for attack in chosen}.values())
+        distinct: dict[str, ChosenAttack] = {}
+        for attack in chosen:
+            other = distinct.setdefault(attack.text, attack)
+            if type(other.attack) is not type(attack.attack):
+                raise InputError(f"attacks: two are called {attack.text!r}; give one of them another name")
+        return tuple(distinct.values())
 
     def attacks_on(self, pipeline: str) -> tuple[ChosenAttack, ...]:
         """Attacks that run on a kind of pipeline."""
@@ -165,30 +199,25 @@ class Settings:
         """
         strengths: list[Defense] = [NoDefense()]
         for defense in self.defenses:
+            if not isinstance(defense, str | Defense):
+                raise InputError(
+                    f"defenses: expected names or instances of vleak.Defense, got {type(defense).__name__}"
+                )
             strengths += parse_defenses(defense)
         return list({defense_text(defense): defense for defense in strengths}.values())
 
-    def chosen_metrics(self) -> dict[str, Metric]:
-        """Further metrics by what stands for them in records.
+    def metric_objects(self) -> dict[str, Metric]:
+        """Further metrics by their names in records.
 
         Raises:
-            InputError: a metric or a setting of it is unknown, or a value does not fit.
+            InputError: a metric or a setting of it is unknown, or two have one name.
         """
-        return dict(choose_metric(metric) for metric in self.metrics)
-
-    @property
-    def data_name(self) -> str:
-        """What stands for the data in messages and records."""
-        return self.data.name if isinstance(self.data, ClipSet | FeatureSet) else str(self.data)
-
-    @property
-    def model_name(self) -> str:
-        """What stands for the model of the raw pipeline in ids and records.
-
-        Raises:
-            InputError: it is an object without a name.
-        """
-        return model_name("model", self.model)
+        metrics = [metric_of(metric) for metric in self.metrics]
+        if len(dict(metrics)) < len(metrics):
+            raise InputError(
+                f"metrics: expected a name for each, got {', '.join(name for name, _ in metrics)}"
+            )
+        return dict(metrics)
 
     def resolved(self) -> SettingsRecord:
         """Settings as records have them, with device and engine as they will run.
@@ -203,13 +232,13 @@ class Settings:
         return SettingsRecord.model_validate(
             {name: getattr(self, name) for name in same}
             | {
-                "data": self.data_name,
-                "model": self.model_name,
-                "extractor": model_name("extractor", self.extractor),
-                "head": model_name("head", self.head),
+                "data": data_name(self.data),
+                "model": module_name("model", self.model),
+                "extractor": module_name("extractor", self.extractor),
+                "head": module_name("head", self.head),
                 "defenses": [defense_text(defense) for defense in self.strengths()],
                 "attacks": list(dict.fromkeys(attacks)),
-                "metrics": list(self.chosen_metrics()),
+                "metrics": list(self.metric_objects()),
                 "device": self.torch_device().type,
                 "engine": self.engine_that_runs(),
             }

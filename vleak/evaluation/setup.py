@@ -6,17 +6,17 @@ import platform
 import re
 from dataclasses import dataclass
 from functools import singledispatch
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import vleak
 from vleak.attacks import FeatureInversion
-from vleak.data import ClipSet, FeatureSet, load_data, recognise
+from vleak.data import ClipSet, FeatureSet, first_of, load_data, recognise
 from vleak.enhance import Enhancer, build_enhancer
 from vleak.errors import InputError, argument
-from vleak.evaluation.models import classifier_of, head_of, model_name
+from vleak.evaluation.models import classifier_of, extractor_of, head_of
+from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
 from vleak.native import loader
 from vleak.pipelines import (
@@ -31,7 +31,6 @@ from vleak.pipelines import (
     Progress,
     RawPipeline,
     data_record,
-    extractor_for,
     network_for,
 )
 from vleak.results.records import EnvironmentRecord, RunHeader
@@ -79,24 +78,26 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
 
 
 def _load(settings: Settings) -> Data:
-    if not isinstance(settings.data, str | Path):
-        _check_data(settings.data, settings)
-        return settings.data
-    source = str(settings.data)
+    asked = max(settings.reference_frames)
+    data = data_set(settings.data)
+    if data is not None:
+        _check_data(data, settings)
+        return first_of(data, settings.clips)
+    source = data_name(settings.data)
     features = recognise(source) == "features"
     if features:
         _refuse_frames(settings)
     return load_data(
         source, clips=settings.clips, frames=settings.frames, size=settings.size,
-        stride=settings.stride, seed=settings.seed, references=max(settings.reference_frames),
+        stride=settings.stride, seed=settings.seed, references=asked,
         fine=settings.enhance != "none" and not features, segments=settings.segments,
     )  # fmt: skip
 
 
 @singledispatch
-def _check_data(data: object, settings: Settings) -> None:
-    """Refuse data that does not fit the settings."""
-    raise InputError(f"data: expected a name, a path, a ClipSet or a FeatureSet, got {type(data).__name__}")
+def _check_data(data: Data, settings: Settings) -> None:
+    """Refuse data without what the settings ask of it."""
+    _refuse_frames(settings)
 
 
 @_check_data.register
@@ -105,29 +106,14 @@ def _check_clips(data: ClipSet, settings: Settings) -> None:
     held = 0 if data.references is None else data.references.shape[2]
     if asked > held:
         raise InputError(
-            f"{argument('reference_frames', asked)}: the clips bring {held} frames of their scene; give "
-            "clips with more `references`, or a smaller number"
-        )
-    _check_count(len(data.clips), settings)
-
-
-@_check_data.register
-def _check_features(data: FeatureSet, settings: Settings) -> None:
-    _refuse_frames(settings)
-    _check_count(len(data.features), settings)
-
-
-def _check_count(held: int, settings: Settings) -> None:
-    if settings.clips not in (None, held):
-        raise InputError(
-            f"{argument('clips', settings.clips)}: the data holds {held}; give those alone that are to be "
-            "attacked, and leave `clips` out"
+            f"{argument('reference_frames', asked)}: the data holds {held}; give a ClipSet with more "
+            "`references`"
         )
 
 
 def _refuse_frames(settings: Settings) -> None:
     """Refuse what needs frames of data that has none."""
-    without = f"{settings.data_name} holds features, which have no frames"
+    without = f"{data_name(settings.data)} holds features, which have no frames"
     if "raw" in settings.pipelines():
         raise InputError(f"{argument('data', without)}; give {argument('pipeline', 'feature')}")
     if max(settings.reference_frames):
@@ -150,7 +136,7 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
         seed=settings.seed,
         method=settings.enhance,
         enhancer=_enhancer(settings.enhance, data),
-        metrics=settings.chosen_metrics(),
+        metrics=settings.metric_objects(),
     )
     progress("preparing the model", 0, 0)
     pipelines: list[Pipeline] = []
@@ -160,7 +146,7 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
             settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed
         )
         raw = RawPipeline(
-            data, model=model, name=settings.model_name, pictures=pictures,
+            data, model=model, name=module_name("model", settings.model), pictures=pictures,
             conditions=_conditions(settings), progress=progress,
         )  # fmt: skip
         pipelines.append(raw)
@@ -168,7 +154,7 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
         progress("preparing the extractor", 0, 0)
         source = _extracted(data, settings, pictures)
         pipelines.append(
-            _feature_pipeline(source, model_name("extractor", settings.extractor), settings, progress)
+            _feature_pipeline(source, module_name("extractor", settings.extractor), settings, progress)
         )
     return pipelines
 
@@ -180,7 +166,7 @@ def _of_features(data: FeatureSet, settings: Settings, progress: Progress) -> li
 
 def _extracted(data: ClipSet, settings: Settings, pictures: ClipPictures) -> ExtractedFeatures:
     frames, size = data.clips.shape[2:4]
-    extractor, accuracy = extractor_for(settings.extractor, frames=frames, size=size)
+    extractor, accuracy = extractor_of(settings.extractor, frames=frames, size=size, seed=settings.seed)
     return ExtractedFeatures(
         data,
         extractor=extractor.to(settings.torch_device()),
@@ -207,7 +193,7 @@ def _feature_pipeline(
         source,
         head=head,
         loss=settings.loss,
-        name=f"{without_folders}>{model_name('head', settings.head)}>{settings.loss}",
+        name=f"{without_folders}>{module_name('head', settings.head)}>{settings.loss}",
         conditions=_conditions(settings),
         progress=progress,
     )

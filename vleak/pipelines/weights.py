@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor
@@ -25,12 +24,12 @@ _CLIPS, _BYTES = 600, 2**31  # fewer where so many would take more memory than t
 
 
 def extractor_for(
-    chosen: str | Extractor, *, frames: int, size: int, again: bool = False
+    name: str, *, frames: int, size: int, again: bool = False
 ) -> tuple[Extractor, float | None]:
     """Return a frozen extractor: a built-in one trained on embedded clips, once; any other as it comes.
 
     Args:
-        chosen: as `vleak.models.build_extractor` takes it, or an extractor, which is copied.
+        name: as `vleak.models.build_extractor` takes it.
         frames, size: of the clips.
         again: train even if the cache has the weights.
 
@@ -41,9 +40,6 @@ def extractor_for(
     Raises:
         InputError: as `vleak.models.build_extractor`.
     """
-    if not isinstance(chosen, str):
-        return copy.deepcopy(chosen), None
-    name = chosen
     if name.partition(":")[0] not in TRAINABLE[:2]:
         return build_extractor(name, frames=frames, size=size, seed=_SEED), None
 
@@ -71,7 +67,7 @@ def network_for(data: ClipSet, *, again: bool = False) -> dict[str, Tensor]:
     if fine is None or not len(fine):
         raise InputError(
             "enhancement by 'network' is trained on public clips and the data has none left; give more "
-            "files, or --enhance classical"
+            "files, or enhance=classical"
         )
     return cached_network({"clips": tensor_digest(fine)}, lambda: fine, again=again)
 

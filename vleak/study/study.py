@@ -265,11 +265,11 @@ def _check(study: Study) -> None:
         seed=study.seed, references=0 if recognise(study.data) == "features" else max(REFERENCES),
     )  # fmt: skip
     if isinstance(data, FeatureSet):
-        raise InputError(f"study: --data {study.data} holds features, which have no frames; give videos")
+        raise InputError(f"study: data={study.data} holds features, which have no frames; give videos")
     if not len(data.public_clips):
         raise InputError(
             f"study: all clips of {study.data} are attacked, none is left to train the enhancement network "
-            "on; lower --clips, or give more videos"
+            "on; lower `clips`, or give more videos"
         )
 
 
