@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from vleak.cli import output, stopping
-from vleak.errors import VleakError
 
 _ROWS = 8  # of a claim
 _STYLES = {"holds": "bold green", "does not hold": "bold red", "mixed": "yellow"}
@@ -60,7 +59,7 @@ def study(
         if isinstance(error, Exception) and not stopping.asked():
             raise
         command = stopping.resume_command(folder)
-        raise VleakError(f"stopped; finished cells are kept, to resume: {command}") from error
+        raise stopping.StoppedError(f"stopped; finished cells are kept, to resume: {command}") from error
     from vleak.report import write_study
 
     page = write_study(folder)

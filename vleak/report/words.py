@@ -16,6 +16,7 @@ __all__ = [
     "headline",
     "interval_note",
     "knowledge_text",
+    "row_cells",
     "unfinished",
     "verdict_text",
 ]
@@ -79,6 +80,21 @@ def knowledge_text(knowledge: KnowledgeRecord) -> str:
     if knowledge.batch_size != 1:
         parts.append(f"batch of {knowledge.batch_size}")
     return ", ".join(parts)
+
+
+def row_cells(row: Row) -> dict[str, str]:
+    """Cells of a short table row by column."""
+    frames = f" +{row.reference_frames} reference frame{plural(row.reference_frames)}"
+    gain, share = row.psnr_gain_db, row.identification
+    return {
+        "defense": "no update seen" if row.baseline else row.defense,
+        "attack": row.attack + (frames if row.reference_frames else ""),
+        "ε": "" if row.epsilon is None else epsilon_text(row.epsilon),
+        "gain": "–" if gain.mean is None else decibel(gain.mean),
+        "recognised": f"{row.identified} of {row.n}" if share.n else "–",
+        "linked": f"{row.linked} of {row.linkage.n}" if row.linkage.n else "–",
+        "verdict": ", ".join([verdict_text(row), *(caveat_text(row, caveat) for caveat in row.caveats)]),
+    }
 
 
 def headline(rows: Sequence[Row], record: RunRecord | None = None) -> list[str]:

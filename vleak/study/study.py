@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from vleak.data import FeatureSet, load_data, recognise
 from vleak.errors import InputError
-from vleak.evaluation.cell import StoppedError
-from vleak.evaluation.run import Progress, evaluate
+from vleak.evaluation.groups import StoppedError
+from vleak.evaluation.run import evaluate
 from vleak.evaluation.settings import Settings
-from vleak.evaluation.weights import extractor_for
 from vleak.files import write_atomic
 from vleak.models import build_extractor
+from vleak.pipelines import Progress, extractor_for
 from vleak.results.records import SCHEMA_VERSION
 from vleak.results.statistics import Interval, mean_interval
 
@@ -265,11 +265,11 @@ def _check(study: Study) -> None:
         seed=study.seed, references=0 if recognise(study.data) == "features" else max(REFERENCES),
     )  # fmt: skip
     if isinstance(data, FeatureSet):
-        raise InputError(f"study: --data {study.data} holds features, which have no frames; give videos")
+        raise InputError(f"study: data={study.data} holds features, which have no frames; give videos")
     if not len(data.public_clips):
         raise InputError(
             f"study: all clips of {study.data} are attacked, none is left to train the enhancement network "
-            "on; lower --clips, or give more videos"
+            "on; lower `clips`, or give more videos"
         )
 
 
