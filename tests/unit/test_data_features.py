@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.videos import REAL_DATA, numbered, real_path, write_frames, write_list, write_video
+from videos import REAL_DATA, numbered, real_path, write_frames, write_list, write_video
 
 from vleak.data import FeatureSet, load_clips, load_data, load_features, recognise
 from vleak.data.features import resampled

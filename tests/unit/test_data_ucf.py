@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.videos import frame_numbers, numbered, write_frames, write_list, write_video
+from videos import frame_numbers, numbered, write_frames, write_list, write_video
 
 from vleak.data import load_clips
 from vleak.data.images import group_images
