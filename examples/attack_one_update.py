@@ -25,10 +25,8 @@ for defense in (NoDefense(), DpSgd(noise_multiplier=1.0)):
         batch_size=1,
         classes=len(data.classes),
         public_clips=data.public_clips,
-        defense=defense.name,
-        defense_settings=defense.settings(),
     )
-    observation = vleak.Observation(model, update, knowledge)
+    observation = vleak.Observation(model, update, knowledge, defense.channel(update))
     answer = Matching(iterations=100).reconstruct(observation, generator(0, "attack"))
 
     # Only the judge sees both.

@@ -21,7 +21,7 @@ from test_data_video import noise, write_video
 from torch import Tensor, nn
 
 from runs import DP, TINY, journal_length, tiny, without_time
-from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Observation, Reconstruction
+from vleak.attacks import ATTACKS, BASELINES, Attack, Observation, Reconstruction
 from vleak.certificates.gaussian import identification_bound
 from vleak.data import ClipSet, load_clips
 from vleak.errors import InputError
@@ -336,7 +336,7 @@ def test_null_attackers_are_in_every_run(tmp_path: Path) -> None:
         (tiny(defenses=("none",), data=str(tmp_path / "a.mkv"), clips=2, stride=1), {"grey"}),
     ):
         results = evaluate(settings, tmp_path / f"run{len(expected)}")
-        null = {name for name in NULL_ATTACKS if of(results, name)}
+        null = {name for name in BASELINES if of(results, name)}
         assert null == expected
         for name in null:
             cells = of(results, name)
@@ -503,7 +503,7 @@ class Fragile(Attack):
     def __init__(self, **options: Any) -> None:
         self.options = options
 
-    def _reconstruct(self, observation: Observation, *_: Any) -> Reconstruction:
+    def prepare(self, observation: Observation, *_: Any) -> Reconstruction:
         shape = observation.knowledge.batch_shape
         if not self.mended and float(observation.update.tensors["head.bias"].sum()) == 1:
             raise ZeroDivisionError("first line\nsecond line")
@@ -560,7 +560,7 @@ class Spy(Attack):
     def __init__(self, **options: Any) -> None:
         self.options = options
 
-    def _reconstruct(self, observation: Observation, *_: Any) -> Reconstruction:
+    def prepare(self, observation: Observation, *_: Any) -> Reconstruction:
         self.seen.append(observation)
         shape = observation.knowledge.batch_shape
         return Reconstruction(clips=torch.full(shape, 0.5), labels=torch.zeros(1, dtype=torch.long))
