@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from vleak.cli import output, stopping
-from vleak.errors import VleakError
 
 if TYPE_CHECKING:
     from vleak.study import ComparisonRecord, Study, StudyRecord
@@ -63,7 +62,7 @@ def study(
         if isinstance(error, Exception) and not stopping.asked():
             raise
         command = stopping.resume_command(folder)
-        raise VleakError(f"stopped; finished cells are kept, to resume: {command}") from error
+        raise stopping.StoppedError(f"stopped; finished cells are kept, to resume: {command}") from error
     from vleak.report import write_study
 
     page = write_study(folder)

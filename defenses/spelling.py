@@ -15,9 +15,8 @@ def spell(defense: Defense) -> str:
 
     A defense with settings always shows one, because its name alone asks for a sweep.
     """
-    default = type(defense)()
     values = {f.name: getattr(defense, f.name) for f in fields(defense)}
-    shown = [name for name in values if values[name] != getattr(default, name)] or list(values)[:1]
+    shown = [f.name for f in fields(defense) if values[f.name] != f.default] or list(values)[:1]
     return write_settings(defense.name, {name: values[name] for name in shown})
 
 

@@ -857,17 +857,17 @@ def test_scores_do_not_depend_on_the_state_of_the_process(alone: dict[str, Any],
         ({"pipeline": "feature", "extractor": "c3d"}, "unknown extractor 'c3d'"),
         ({"loss": "bec"}, r"unknown loss 'bec'; did you mean bce\?"),
         ({"enhance": "classic"}, r"unknown enhancer 'classic'; did you mean classical\?"),
-        ({"reference_frames": (0, -1)}, "--reference-frames '0,-1': expected numbers from 0"),
-        ({"reference_frames": ()}, "--reference-frames '': expected numbers from 0"),
-        ({"attacks": ("low_rank",)}, "--attack low_rank: takes features, which the raw pipeline has none of"),
+        ({"reference_frames": (0, -1)}, "reference_frames='0,-1': expected numbers from 0"),
+        ({"reference_frames": ()}, "reference_frames='': expected numbers from 0"),
+        ({"attacks": ("low_rank",)}, "attacks=low_rank: takes features, which the raw pipeline has none of"),
         ({"training_state": "lat"}, r"unknown training state 'lat'; did you mean late\?"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"engine": "nativ"}, r"unknown engine 'nativ'; did you mean native\?"),
         ({"labels": "given"}, "unknown labels 'given'"),
         ({"attacks": ("matchin",)}, "unknown attack 'matchin'; did you mean matching"),
         ({"defenses": ("prun",)}, r"unknown defense 'prun'; did you mean prune\?"),
-        ({"restarts": 0}, "--restarts 0: expected at least 1"),
-        ({"iterations": -1}, "--iterations -1: expected at least 1"),
+        ({"restarts": 0}, "restarts=0: expected at least 1"),
+        ({"iterations": -1}, "iterations=-1: expected at least 1"),
     ],
 )
 def test_wrong_settings_are_known_at_once(changes: dict[str, Any], message: str) -> None:
@@ -877,7 +877,7 @@ def test_wrong_settings_are_known_at_once(changes: dict[str, Any], message: str)
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_workers_are_at_least_one(workers: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"--workers {workers}: expected at least 1"):
+    with pytest.raises(InputError, match=f"workers={workers}: expected at least 1"):
         evaluate(tiny(), tmp_path / "run", workers=workers)
     assert not (tmp_path / "run").exists()
 
@@ -903,7 +903,9 @@ def test_the_engine_that_runs_is_the_one_written_down(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_is_not_pretended() -> None:
-    with pytest.raises(InputError, match="--device cuda: no CUDA device is visible to PyTorch; use --device"):
+    with pytest.raises(
+        InputError, match="device=cuda: no CUDA device is visible to PyTorch; give device=cpu"
+    ):
         tiny(device="cuda").resolved()
     assert tiny(device="auto").resolved()["device"] == "cpu"
 

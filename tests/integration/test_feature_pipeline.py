@@ -165,8 +165,8 @@ def test_features_from_files_need_no_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pipeline": "raw"}, "holds features, which have no frames; give --pipeline feature"),
-        ({"pipeline": "all"}, "holds features, which have no frames; give --pipeline feature"),
+        ({"pipeline": "raw"}, "holds features, which have no frames; give pipeline=feature"),
+        ({"pipeline": "all"}, "holds features, which have no frames; give pipeline=feature"),
         ({"reference_frames": (0, 2)}, "holds features, which have no frames; leave it out"),
     ],
 )

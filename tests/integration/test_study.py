@@ -87,7 +87,7 @@ def test_differences_are_clip_by_clip() -> None:
 
 
 def test_too_few_clips_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 8 clips"):
+    with pytest.raises(InputError, match="clips=7: expected at least 8"):
         plan(Study(clips=7))
 
 

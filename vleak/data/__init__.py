@@ -4,12 +4,15 @@ from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
 from vleak.data.features import FeatureSet, load_features
 from vleak.data.load import load_clips, load_data, recognise
 from vleak.data.synthetic import MOTIONS, synthetic_clip
+from vleak.data.tensors import clip_set, first_of
 
 __all__ = [
     "DEFAULT_CLIPS",
     "MOTIONS",
     "ClipSet",
     "FeatureSet",
+    "clip_set",
+    "first_of",
     "load_clips",
     "load_data",
     "load_features",

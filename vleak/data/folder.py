@@ -140,7 +140,7 @@ def _plan(
         length, longest = max(short)
         raise InputError(
             f"data {source!r}: too short: {longest} has {length} frames, {frames} frames at stride {stride} "
-            f"need {needed}; lower --frames or --stride"
+            f"need {needed}; lower `frames` or `stride`"
         )
     deepest = max(count for _, count in fitting)
     windows = [Window(file, k * step) for k in range(deepest) for file, count in fitting if k < count]
@@ -153,8 +153,8 @@ def _split(available: int, clips: int | None, public: int, source: str) -> int:
         return min(DEFAULT_CLIPS, max((available + 1) // 2, available - public))
     if clips > available:
         raise InputError(
-            f"data {source!r}: --clips {clips} asked, but it gives {available}; ask for at most "
-            f"{available}, or lower --frames or --stride"
+            f"data {source!r}: clips={clips} asked, but it gives {available}; ask for at most "
+            f"{available}, or lower `frames` or `stride`"
         )
     return clips
 
@@ -219,7 +219,7 @@ def _reference_frames(
         if there < count:
             raise InputError(
                 f"data {source!r}: {file.shown} has {there} frames at stride {stride} outside its attacked "
-                f"clips, --reference-frames {count} asked; lower --reference-frames, --clips or --stride"
+                f"clips, reference_frames={count} asked; lower `reference_frames`, `clips` or `stride`"
             )
         found[file] = list(numbers)
     return found

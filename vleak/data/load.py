@@ -17,7 +17,7 @@ RANGES = {
     "stride": (1, 10_000),
     "public": (0, 10_000),
     "seed": (0, 2**63 - 1),
-    "reference-frames": (0, 256),
+    "reference_frames": (0, 256),
 }
 
 
@@ -146,7 +146,7 @@ def load_data(
     found = look(source)
     if found.kind == "features":
         if references or fine:
-            asked = f"--reference-frames {references}" if references else "fine clips"
+            asked = f"reference_frames={references}" if references else "fine clips"
             raise InputError(
                 f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
                 f"give videos"
@@ -182,7 +182,7 @@ def _check_clips(
         "stride": stride,
         "public": public,
         "seed": seed,
-        "reference-frames": references,
+        "reference_frames": references,
     }
     for option, value in (given if clips is None else {"clips": clips, **given}).items():
         _check_range(option, value)
@@ -193,7 +193,7 @@ def _check_clips(
 def _check_range(option: str, value: int) -> None:
     low, high = RANGES[option]
     if not low <= value <= high:
-        raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
+        raise InputError(f"{option}={value}: expected a whole number from {low} to {high}")
 
 
 def _check_memory(clips: int, public: int, frames: int, size: int, references: int, fine: bool) -> None:
@@ -204,5 +204,5 @@ def _check_memory(clips: int, public: int, frames: int, size: int, references: i
         more += ", with fine copies" if fine else ""
         raise InputError(
             f"{clips + public} clips of {frames} frames of {size}x{size}{more} take {total / 2**30:.1f} GiB, "
-            f"the limit is {MAX_BATCH_BYTES / 2**30:.0f} GiB; lower --clips, --frames or --size"
+            f"the limit is {MAX_BATCH_BYTES / 2**30:.0f} GiB; lower `clips`, `frames` or `size`"
         )

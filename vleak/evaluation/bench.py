@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import vleak
-from vleak.attacks import NULL_ATTACKS, Knowledge, Observation, answerable, order_identifiable
-from vleak.data import ClipSet, FeatureSet, load_data, recognise
+from vleak.attacks import NULL_ATTACKS, Attack, Knowledge, Observation, answerable, order_identifiable
+from vleak.data import ClipSet, FeatureSet, first_of, load_data, recognise
 from vleak.enhance import Enhanced, Enhancer, build_enhancer, plain
 from vleak.errors import InputError
+from vleak.evaluation.objects import Metric, build_module, data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.weights import extractor_for, network_for
 from vleak.federated import LOSSES, Client, Update
@@ -32,6 +33,7 @@ from vleak.models import (
     check_head,
     check_second_derivative,
     train,
+    wrap_extractor,
 )
 from vleak.native import loader
 from vleak.results.records import DataRecord, EnvironmentRecord, ModelRecord, RunHeader, SettingsRecord
@@ -89,6 +91,7 @@ class Bench:
 
     Attributes:
         settings: of the run, resolved.
+        attacks: attacks that were given as instances, by their text. metrics: further metrics by name.
         pipeline: "raw" or "feature".
         name: of the model, as records have it.
         data: where the clips come from.
@@ -103,6 +106,8 @@ class Bench:
     """
 
     settings: SettingsRecord
+    attacks: Mapping[str, Attack]
+    metrics: Mapping[str, Metric]
     pipeline: str
     name: str
     data: ClipSet | FeatureSet
@@ -164,26 +169,41 @@ def prepare(settings: Settings, tell: Progress) -> tuple[list[Bench], RunHeader]
 
 
 def _load(settings: Settings) -> ClipSet | FeatureSet:
-    of_features = recognise(settings.data) == "features"
+    data = data_set(settings.data)
+    source = data_name(settings.data) if data is None else ""
+    of_features = isinstance(data, FeatureSet) or (data is None and recognise(source) == "features")
     if of_features:
         _refuse_frames(settings)
+    if data is not None:
+        return _checked_references(first_of(data, settings.clips), max(settings.reference_frames))
     return load_data(
-        settings.data, clips=settings.clips, frames=settings.frames, size=settings.size,
+        source, clips=settings.clips, frames=settings.frames, size=settings.size,
         stride=settings.stride, seed=settings.seed, references=max(settings.reference_frames),
         fine=settings.enhance != "none" and not of_features,
         segments=settings.segments,
     )  # fmt: skip
 
 
+def _checked_references(data: ClipSet | FeatureSet, count: int) -> ClipSet | FeatureSet:
+    """Refuse more reference frames than a data set that was handed over has."""
+    held = 0 if isinstance(data, FeatureSet) or data.references is None else data.references.shape[2]
+    if count > held:
+        raise InputError(
+            f"reference_frames={count}: the data holds {held}; give a ClipSet with more `references`"
+        )
+    return data
+
+
 def _refuse_frames(settings: Settings) -> None:
     """Refuse what needs frames of data that has none."""
     if "raw" in settings.pipelines():
         raise InputError(
-            f"--data {settings.data} holds features, which have no frames; give --pipeline feature"
+            f"data={data_name(settings.data)}: holds features, which have no frames; give pipeline=feature"
         )
     if max(settings.reference_frames):
         raise InputError(
-            f"--reference-frames: {settings.data} holds features, which have no frames; leave it out"
+            f"reference_frames={max(settings.reference_frames)}: {data_name(settings.data)} holds features, "
+            "which have no frames; leave it out"
         )
 
 
@@ -193,23 +213,31 @@ def _refuse_frames(settings: Settings) -> None:
 
 def _raw(settings: Settings, data: ClipSet, frames: Frames, tell: Progress) -> tuple[Bench, ModelRecord]:
     classes = len(data.classes)
-    model = build_model(settings.model, frames=settings.frames, size=settings.size, classes=classes,
-                        seed=settings.seed)  # fmt: skip
+    model = _model(settings, classes)
     check_classifier(model, data.clips[:1], classes)
     steps = TRAINING_STATES[settings.training_state]
     train(model, data.public_clips, data.public_labels, steps, generator(settings.seed, "training"))
     check_classifier(model, data.clips[:1], classes)
-    facts: dict[str, Any] = {"name": settings.model, "pipeline": "raw"} | _model_facts(settings, model)
+    name = module_name("model", settings.model)
+    facts: dict[str, Any] = {"name": name, "pipeline": "raw"} | _model_facts(settings, model)
     facts |= _accuracies(model, data.public_clips, data.public_labels, data.clips, data.labels)
     facts["chance"] = 1 / classes
     model = model.to(settings.torch_device())
     check_second_derivative(model, data.clips[:1])  # where it will run: a device may lack what the CPU has
     tell("computing updates", 0, 0)
     bench = _bench(
-        settings, "raw", settings.model, data, model, "cross_entropy", data.clips, data.public_clips,
+        settings, "raw", name, data, model, "cross_entropy", data.clips, data.public_clips,
         data.labels, classes,
     )  # fmt: skip
     return replace(bench, frames=frames), ModelRecord(**facts)
+
+
+def _model(settings: Settings, classes: int) -> nn.Module:
+    sizes = {"frames": settings.frames, "size": settings.size, "classes": classes}
+    if isinstance(settings.model, str):
+        return build_model(settings.model, seed=settings.seed, **sizes)
+    made = build_module("model", settings.model, sizes | {"num_classes": classes}, settings.seed)
+    return made.eval()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -227,8 +255,9 @@ def _feature(
     train(model, held, public_labels, TRAINING_STATES[settings.training_state],
           generator(settings.seed, "training", "head"), LOSSES[settings.loss])  # fmt: skip
     check_head(model, private[:1], settings.loss, classes)
-    name = "files" if extractor is None else re.sub(r"=[^,]*/", "=", settings.extractor)  # no folders
-    name = f"{name}>{settings.head}>{settings.loss}"
+    name = module_name("extractor", settings.extractor)
+    name = "files" if extractor is None else re.sub(r"=[^,]*/", "=", name)  # no folders
+    name = f"{name}>{module_name('head', settings.head)}>{settings.loss}"
     facts: dict[str, Any] = {"name": name, "pipeline": "feature"}
     facts["extractor_accuracy"] = accuracy_of_extractor
     facts |= {"segments": truth.shape[1], "features": truth.shape[2]} | _model_facts(settings, model)
@@ -254,17 +283,27 @@ def _read_features(
     """Return the extractor and its accuracy, who knows facts of it, and private and public features."""
     if isinstance(data, FeatureSet):
         return None, None, data, data.features, data.public_features
-    found, accuracy_of_extractor = extractor_for(
-        settings.extractor, frames=settings.frames, size=settings.size
-    )
+    frames, size = settings.frames, settings.size
+    if isinstance(settings.extractor, str):
+        found, accuracy_of_extractor = extractor_for(settings.extractor, frames=frames, size=size)
+    else:
+        net = build_module("extractor", settings.extractor, {"size": size, "frames": frames}, settings.seed)
+        name = module_name("extractor", settings.extractor)
+        found, accuracy_of_extractor = wrap_extractor(name, net, size=size, frames=frames), None
     found = found.to(settings.torch_device())
     return found, accuracy_of_extractor, found, extract(found, data.clips), extract(found, data.public_clips)
 
 
 def _head(settings: Settings, truth: Tensor, classes: int) -> nn.Module:
     outputs = classes if settings.loss == "cross_entropy" else None
-    head = build_head(settings.head, segments=truth.shape[1], features=truth.shape[2], outputs=outputs,
-                      seed=settings.seed)  # fmt: skip
+    segments, features = truth.shape[1:]
+    if isinstance(settings.head, str):
+        head = build_head(
+            settings.head, segments=segments, features=features, outputs=outputs, seed=settings.seed
+        )
+    else:
+        facts = {"segments": segments, "features": features, "outputs": outputs}
+        head = build_module("head", settings.head, facts, settings.seed).eval()
     return BagPair(head) if settings.loss == "ranking" else head
 
 
@@ -279,7 +318,7 @@ def _samples(
     if settings.training_state != "untrained" and not len(held):
         raise InputError(
             "loss 'ranking': training needs public clips of both kinds, normal and anomalous, and there are "
-            "none; give more files, or --training-state untrained"
+            "none; give more files, or training_state=untrained"
         )
     return private, held, places
 
@@ -329,7 +368,7 @@ def _pairs(bags: Tensor, labels: Tensor) -> tuple[Tensor, list[int]]:
     if not all(kinds):
         raise InputError(
             "loss 'ranking': expected normal and anomalous clips, found only one kind; give more clips, or "
-            "another --loss"
+            "another `loss`"
         )
     # The companion of the k-th normal bag is the k-th anomalous one, whose own is the next normal one: no two
     # pairs are alike.
@@ -403,6 +442,8 @@ def _bench(
     client = Client(model, loss=loss)
     return Bench(
         settings=settings.resolved(),
+        attacks=settings.attack_objects(),
+        metrics=settings.metric_objects(),
         pipeline=pipeline,
         name=name,
         data=data,

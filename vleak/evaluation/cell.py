@@ -27,9 +27,10 @@ from vleak.defenses import Defense, spell
 from vleak.enhance import plain
 from vleak.errors import VleakError
 from vleak.evaluation.bench import Bench, Frames, extract, features_knowledge, frames_knowledge
+from vleak.evaluation.objects import score_metric
 from vleak.federated import Client, Privacy, Update
 from vleak.metrics import order_scores, score_clip, score_enhanced, score_segments
-from vleak.results.records import Cell, SettingsRecord
+from vleak.results.records import Cell
 from vleak.seeds import derive_seed, generator
 
 
@@ -145,12 +146,12 @@ def _answer(
         if job.null and frames is not None:
             own = frames_knowledge(frames.data, job.clip, job.references, labels=observation.knowledge.labels)
             observation = replace(observation, knowledge=own)
-        given = _attack(job, bench.settings).reconstruct(observation, start, stop=stop)
+        given = _attack(job, bench).reconstruct(observation, start, stop=stop)
         clip = given.clips[0]
         extractor = None if features is None else features.extractor
         guessed = None if extractor is None else extract(extractor, clip[None])[0]
         return _Answer(given, guessed, clip)
-    given = _attack(job, bench.settings).reconstruct(observation, start, stop=stop)
+    given = _attack(job, bench).reconstruct(observation, start, stop=stop)
     rows, found = given.clips[0], None if given.found is None else given.found[0]
     if features.places is not None:
         rows, found = (
@@ -181,14 +182,22 @@ def _to_frames(
     )  # fmt: skip
 
 
-def _attack(job: Job, settings: SettingsRecord) -> Attack:
+def _attack(job: Job, bench: Bench) -> Attack:
     if job.null:
         return NULL_ATTACKS[job.attack]()
+    if job.attack in bench.attacks:
+        return copy.deepcopy(bench.attacks[job.attack])  # a cell never sees what another one left in it
     kind = ATTACKS[job.attack]
     taken = inspect.signature(kind).parameters  # an exact method has no iterations
-    return kind(
-        **{name: getattr(settings, name) for name in ("iterations", "restarts", "engine") if name in taken}
-    )
+    names = [name for name in ("iterations", "restarts", "engine") if name in taken]
+    return kind(**{name: getattr(bench.settings, name) for name in names})
+
+
+def _kind(job: Job, bench: Bench) -> type[Attack]:
+    """Return the class of a cell's attack."""
+    if job.null:
+        return NULL_ATTACKS[job.attack]
+    return type(bench.attacks[job.attack]) if job.attack in bench.attacks else ATTACKS[job.attack]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -204,11 +213,15 @@ def _judge(
         scores |= _score_features(job, bench, answer)
     if bench.frames is not None and answer.clip is not None:
         scores |= _score_frames(job, bench.frames, answer, bench.rivals(job.clip))
+        truth = bench.frames.data.clips[job.clip]
+        scores["metrics"] = {
+            name: score_metric(name, metric, answer.clip, truth) for name, metric in bench.metrics.items()
+        }
     correct = bool(answer.given.labels[0] == bench.labels[job.clip])
     scores["label_correct"] = None if bench.loss == "ranking" else correct
     scores |= _linkage(job, bench, update, knowledge)
     record: dict[str, Any] = {
-        "attack": _attack_facts(job, answer),
+        "attack": _attack_facts(job, bench, answer),
         "scores": scores,
         "update": _compare(update, bench.honest[job.clip]),
         "flags": [*answer.given.flags, *(f"inversion: {flag}" for flag in answer.inversion_flags)],
@@ -307,7 +320,7 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
         "attack": {
             "name": job.attack,
             "baseline": job.null,
-            "counterpart": _counterpart(job.attack),
+            "counterpart": _counterpart(_kind(job, bench)),
             "adaptive": False,
             "iterations": 0,
             "restarts": 0,
@@ -318,7 +331,7 @@ def _blank(job: Job, bench: Bench, seed: int) -> dict[str, Any]:
             "labels": "granted" if _granted(bench) else "inferred",
             "reference_frames": job.references,
             "batch_size": 1,
-            "defense": not job.null and getattr(ATTACKS[job.attack], "told", True),
+            "defense": not job.null and getattr(_kind(job, bench), "told", True),
             "public_clips": len(bench.public),
         },
         "clip": bench.data.names[job.clip],
@@ -352,10 +365,9 @@ def _cell(record: dict[str, Any]) -> Cell:
     return Cell.model_validate(record | {"scores": scores})
 
 
-def _counterpart(attack: str) -> str | None:
+def _counterpart(kind: type[Attack]) -> str | None:
     """Return the attack that a non-adaptive one is a form of."""
-    kind = ATTACKS.get(attack)
-    if kind is None or getattr(kind, "told", True):
+    if getattr(kind, "told", True):
         return None
     return next((name for name, other in ATTACKS.items() if other in kind.__mro__[1:]), None)
 
@@ -384,12 +396,12 @@ def _open(job: Job, bench: Bench) -> int:
     return int((bench.labels == bench.labels[job.clip]).sum()) if _granted(bench) else len(bench.labels)
 
 
-def _attack_facts(job: Job, answer: _Answer) -> dict[str, Any]:
+def _attack_facts(job: Job, bench: Bench, answer: _Answer) -> dict[str, Any]:
     given, inversion = answer.given, answer.inversion
     return {
         "name": job.attack,
         "baseline": job.null,
-        "counterpart": _counterpart(job.attack),
+        "counterpart": _counterpart(_kind(job, bench)),
         "adaptive": given.adaptive,
         "defense_knowledge": "channel" if given.adaptive else "none",
         "iterations": given.iterations,

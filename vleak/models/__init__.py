@@ -1,7 +1,14 @@
 """Classifiers of raw frames, frozen extractors and heads on features, and any factory of the user."""
 
-from vleak.models.build import MODELS, build_model, canonical
-from vleak.models.extractors import EXTRACTORS, Extractor, build_extractor, pretrained, train_extractor
+from vleak.models.build import MODELS, build_model, canonical, run_factory
+from vleak.models.extractors import (
+    EXTRACTORS,
+    Extractor,
+    build_extractor,
+    pretrained,
+    train_extractor,
+    wrap_extractor,
+)
 from vleak.models.heads import HEADS, BagPair, build_head
 from vleak.models.preflight import check_classifier, check_head, check_second_derivative
 from vleak.models.training import TRAINING_STATES, accuracy, train
@@ -24,6 +31,8 @@ __all__ = [
     "check_second_derivative",
     "math_attention",
     "pretrained",
+    "run_factory",
     "train",
     "train_extractor",
+    "wrap_extractor",
 ]

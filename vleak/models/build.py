@@ -136,7 +136,27 @@ def call_factory(noun: str, name: str, arguments: Mapping[str, object], seed: in
     Raises:
         InputError: the factory cannot be imported, raises, or returns no module.
     """
-    factory = _import_factory(noun, name)
+    return run_factory(noun, name, _import_factory(noun, name), arguments, seed)
+
+
+def run_factory(
+    noun: str, name: str, factory: Callable[..., Any], arguments: Mapping[str, object], seed: int
+) -> nn.Module:
+    """Call a factory from outside with those of the arguments that it names.
+
+    Args:
+        noun: what it makes, for messages.
+        name: its name, for messages.
+        factory: the function or class.
+        arguments: what it may ask for.
+        seed: of the random numbers that it draws.
+
+    Returns:
+        the module in float32 on the CPU.
+
+    Raises:
+        InputError: the factory raises, or returns no module.
+    """
     # A stranger's factory draws from the process-wide generator; it is forked and put back, so that
     # the weights follow the seed and nothing else in the process notices.
     with torch.random.fork_rng(devices=[]):

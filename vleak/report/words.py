@@ -21,6 +21,7 @@ __all__ = [
     "headline_sentences",
     "interval_note",
     "knowledge_text",
+    "row_cells",
     "unfinished",
     "verdict_text",
 ]
@@ -95,6 +96,21 @@ class Sentence:
 
     topic: Topic
     text: str
+
+
+def row_cells(row: Row) -> dict[str, str]:
+    """Cells of a short table row by column."""
+    frames = f" +{row.reference_frames} reference frame{plural(row.reference_frames)}"
+    gain, share = row.psnr_gain_db, row.identification
+    return {
+        "defense": "no update seen" if row.baseline else row.defense,
+        "attack": row.attack + (frames if row.reference_frames else ""),
+        "ε": "" if row.epsilon is None else epsilon_text(row.epsilon),
+        "gain": "–" if gain.mean is None else decibel(gain.mean),
+        "recognised": f"{row.identified} of {row.n}" if share.n else "–",
+        "linked": f"{row.linked} of {row.linkage.n}" if row.linkage.n else "–",
+        "verdict": ", ".join([verdict_text(row), *(caveat_text(row, caveat) for caveat in row.caveats)]),
+    }
 
 
 def headline(rows: Sequence[Row], record: RunRecord | None = None) -> list[str]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vleak.data import FeatureSet, load_data, recognise
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
 from vleak.evaluation import StoppedError, evaluate
 from vleak.evaluation.weights import extractor_for
 from vleak.files import write_atomic
@@ -119,11 +119,13 @@ def _check_data(study: Study) -> None:
         references=references,
     )
     if isinstance(data, FeatureSet):
-        raise InputError(f"study: --data {study.data} holds features, which have no frames; give videos")
+        raise InputError(
+            f"{argument('data', study.data)} holds features, which have no frames; give videos to a study"
+        )
     if not len(data.public_clips):
         raise InputError(
-            f"study: all clips of {study.data} are attacked, none is left to train the enhancement network "
-            "on; lower --clips, or give more videos"
+            f"{argument('clips', study.clips)}: all clips of {study.data} are attacked, none is left to "
+            "train the enhancement network on; lower it, or give more videos"
         )
 
 

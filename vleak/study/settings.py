@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
 from vleak.evaluation import Settings
 from vleak.results.statistics import MIN_CLIPS
 
@@ -47,7 +47,9 @@ class Study:
             InputError: fewer clips than an interval needs.
         """
         if self.clips < MIN_CLIPS:
-            raise InputError(f"study: expected at least {MIN_CLIPS} clips for an interval, got {self.clips}")
+            raise InputError(
+                f"{argument('clips', self.clips)}: expected at least {MIN_CLIPS}, fewer give no interval"
+            )
 
     def settings(self, **changes: Any) -> Settings:
         """Return the settings of one run.
