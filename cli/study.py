@@ -35,6 +35,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the claims, and nothin
 
 
 def study(
+    *,
     data: Data = "synthetic",
     clips: Clips = 8,
     frames: Frames = 8,
