@@ -290,7 +290,7 @@ LONG = ["--clips", "2", "--frames", "8", "--stride", "2", "--size", "16"]
 COMMANDS: dict[str, str] = {
     "evalute": "No such command 'evalute'. Did you mean 'evaluate'",
     "evaluate dp": "unexpected extra argument",
-    "list": "expected defenses, attacks, models, extractors, heads, enhancers, data, such as `vleak list ",
+    "list": "expected defenses, attacks, models, extractors, heads, metrics, enhancers, data, such as `vleak list ",
     "list defences": "unknown list 'defences'; did you mean defenses",
     "report": "Missing argument",
     "report nowhere": "nowhere does not exist; give the folder of a run",
@@ -350,7 +350,7 @@ RUNS: dict[str, str] = {
     "--model c3d": "unknown model 'c3d'; did you mean c3d_tiny? (or package.module:factory)",
     "--model missing:factory": "cannot import 'missing': ModuleNotFoundError: No module",
     "--model odd_models:nothing": "'odd_models' has no 'nothing'",
-    "--model odd_models:constant": "'constant' is a int, expected a function",
+    "--model odd_models:constant": "'odd_models:constant' is int, expected a class or a function",
     "--model odd_models:raising": "the factory raised KeyError: 'weights'",
     "--model odd_models:no_module": "returned a list, expected torch.nn.Module",
     "--model odd_models:Pair": "returned tuple for one clip, expected logits of shape (1, 6)",
