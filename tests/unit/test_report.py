@@ -195,7 +195,8 @@ def test_hostile_names_stay_text(small):
 @pytest.mark.usefixtures("no_plots")
 def test_one_clip_is_shown_without_an_interval(tmp_path):
     page = rendered(tmp_path / "run", plant_run(tmp_path / "run", clips=1, frames=1, size=8))
-    assert "1 clip; an interval needs at least 8" in page.text
+    assert ("small", "title", "1 clip; an interval needs at least 8") in page.attributes
+    assert "fewer than 8 clips give none" in page.text
     pictures = page.text.split("See for yourself")[1].split("Flags of the attacks")[0]
     assert "recognised" not in pictures.replace("is recognised in it", "")
 
