@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from test_data_video import noise, write_video
 from torch import Tensor, nn
+from videos import noise, write_video
 
 from runs import DP, TINY, journal_length, tiny, without_time
 from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Observation, Reconstruction

@@ -13,13 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
-    {"errors", "seeds", "files", "switches", "cache", "spelling", "registry"},
+    {"errors", "seeds", "files", "switches", "cache", "objects", "spelling", "registry"},
     {"native", "descent", "data", "models", "federated"},
     {"defenses", "attacks", "metrics", "certificates", "enhance"},
     {"results"},
     {"evaluation"},
     {"study"},
     {"report"},
+    {"api"},
     {"cli"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -36,6 +37,7 @@ FORBIDDEN = {
     "certificates": {"attacks", "defenses", "data", "metrics"},
 }
 CLI_MAY_USE = {
+    "api",
     "attacks",
     "defenses",
     "descent",
