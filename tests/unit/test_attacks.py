@@ -47,13 +47,12 @@ every_attack = pytest.mark.parametrize("attack", FRAME_ATTACKS)
     ("attack", "name"), [*(("matching", name) for name in MODELS), ("matching_blind", "c3d_tiny")]
 )
 def test_attack_moves_its_data_and_beats_every_baseline(attack: str, name: str) -> None:
-    for seed in range(2):
-        observation, truth = observe_clip(seed, name, seed), scene().clips[seed : seed + 1]
-        first, last = (run(short(attack, i), observation, seed) for i in (1, 60))
-        assert (first.clips - last.clips).abs().mean() > 0.02
-        assert last.objective < 0.5 * first.objective
-        assert psnr(last.clips, truth) > best_baseline(observation, truth) + 1
-        assert last.labels.tolist() == scene().labels[seed : seed + 1].tolist()
+    observation, truth = observe_clip(name=name), scene().clips[:1]
+    first, last = (run(short(attack, i), observation) for i in (1, 60))
+    assert (first.clips - last.clips).abs().mean() > 0.02
+    assert last.objective < 0.5 * first.objective
+    assert psnr(last.clips, truth) > best_baseline(observation, truth) + 1
+    assert last.labels.tolist() == scene().labels[:1].tolist()
 
 
 @pytest.mark.parametrize("attack", ["matching", "deep_prior", "decoder"])
