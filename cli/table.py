@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` has no need of
-    from vleak.results import Interval, Row
+    from vleak.results import Interval, Row, RunRecord
+    from vleak.results.records import ModelRecord
 
 _STYLES = {
     "leaks": "bold red",
-    "linkable, no picture": "yellow",
-    "linkable, picture unclear": "yellow",
-    "nothing found": "green",
+    "linkable_no_picture": "yellow",
+    "linkable_picture_unclear": "yellow",
+    "nothing_found": "green",
     "baseline": "dim",
-    "no result": "yellow",
+    "no_result": "yellow",
 }
 
 
-def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
+def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
     """Return one line an attack and defense, worst news readable at a glance.
 
     Args:
-        results: content of results.json.
-        rows: what `vleak.results.summarise` made of it.
+        record: the run.
+        rows: what `vleak.results.summarise` gives for it.
         width: columns of the terminal; below 120 only what the verdict rests on is shown.
     """
-    from vleak.results import plural, unfinished
+    from vleak.report.numbers import plural
+    from vleak.report.words import unfinished
 
-    models, data = results["models"], results["data"]
-    clips = f"{data['clips']} clip{plural(data['clips'])}"
-    names = " and ".join(f"{model['name']}" for model in models)
-    subject = f"{data['name']}, {clips}, {names} {models[0]['training_state']}"
-    caption = "\n".join([*unfinished(results), *_caption(rows, models)])
+    models, data = record.models, record.data
+    clips = f"{data.clips} clip{plural(data.clips)}"
+    names = " and ".join(model.name for model in models)
+    subject = f"{data.name}, {clips}, {names} {models[0].training_state}"
+    caption = "\n".join([*unfinished(record), *_caption(rows, models)])
     table = Table(title=f"What still leaks? {subject}", caption=caption, box=box.SIMPLE_HEAD)
     table.padding, table.pad_edge, table.collapse_padding = (0, 1), False, True
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
-    several = len({(row.pipeline, row.attack, row.references) for row in rows if not row.null}) > 1
+    several = len({(row.pipeline, row.attack, row.reference_frames) for row in rows if not row.baseline}) > 1
     columns = {name: cell for name, cell in _COLUMNS.items() if width >= _WIDE or name not in _DETAILS}
     if not any(row.segments for row in rows):
         columns.pop("segments")
@@ -64,29 +66,33 @@ def leak_table(results: dict[str, Any], rows: list[Row], width: int) -> Table:
         if place not in (None, (row.pipeline, row.model)):
             table.add_section()
         place = row.pipeline, row.model
-        table.add_row(*(cell(row) for cell in columns.values()), style="dim" if row.null else None)
+        table.add_row(*(cell(row) for cell in columns.values()), style="dim" if row.baseline else None)
     return table
 
 
 def _attack(row: Row) -> str:
-    return "" if row.null else _with_frames(row)
+    return "" if row.baseline else _with_frames(row)
 
 
 def _with_frames(row: Row) -> str:
-    frames = f" +{row.references} frame{'s' if row.references > 1 else ''}" if row.references else ""
+    frames = (
+        f" +{row.reference_frames} frame{'s' if row.reference_frames > 1 else ''}"
+        if row.reference_frames
+        else ""
+    )
     return f"{row.attack}{frames}"
 
 
 def _defense(row: Row) -> str:
-    return f"({_with_frames(row)})" if row.null else row.defense
+    return f"({_with_frames(row)})" if row.baseline else row.defense
 
 
 def _defense_and_attack(row: Row) -> str:
-    return _defense(row) if row.null else f"{row.defense}\n  {_with_frames(row)}"
+    return _defense(row) if row.baseline else f"{row.defense}\n  {_with_frames(row)}"
 
 
 def _segments(row: Row) -> str:
-    if row.segments is None or row.null:
+    if row.segments is None or row.baseline:
         return ""
     return f"{row.segments.recovered}/{row.segments.carrying}"
 
@@ -97,13 +103,15 @@ def _enhanced(row: Row) -> str:
 
 
 def _epsilon(row: Row) -> str:
-    from vleak.results import epsilon_text
+    from vleak.report.numbers import epsilon_text
 
     return "" if row.epsilon is None else epsilon_text(row.epsilon)
 
 
 def _verdict(row: Row) -> Text:
-    text = Text(row.verdict, style=_STYLES.get(row.verdict, ""))
+    from vleak.report.words import verdict_text
+
+    text = Text(verdict_text(row), style=_STYLES.get(row.verdict, ""))
     marks = [f"{row.flagged} flagged"] if row.flagged else []
     marks += [f"{row.failed} failed"] if row.failed else []
     if row.bound_broken:
@@ -136,13 +144,13 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "recognised": lambda row: f"{row.identified}/{row.n}",
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
     "bound": lambda row: "" if row.bound is None else f"≤ {row.bound:.0%}",
-    "label": lambda row: "" if row.null or not row.labels else f"{row.labels_correct}/{row.labels}",
-    "bytes": lambda row: "" if row.null or row.bytes is None else _bytes(row.bytes),
+    "label": lambda row: "" if row.baseline or not row.labels else f"{row.labels_correct}/{row.labels}",
+    "bytes": lambda row: "" if row.baseline or row.bytes is None else _bytes(row.bytes),
     "verdict": _verdict,
 }
 
 
-def _caption(rows: list[Row], models: list[dict[str, Any]]) -> list[str]:
+def _caption(rows: list[Row], models: Sequence[ModelRecord]) -> list[str]:
     chances = {row.chance for row in rows if row.chance}
     of = f" (chance {next(iter(chances)):.0%})" if len(chances) == 1 else ""
     lines = [
@@ -152,16 +160,14 @@ def _caption(rows: list[Row], models: list[dict[str, Any]]) -> list[str]:
         "the update alone.",
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
-    if any(row.references for row in rows):
+    if any(row.reference_frames for row in rows):
         lines.append("+ frames: the attacker holds so many frames of the scene that are not in the clip.")
     if any(row.segments for row in rows):
         lines.append("segments: feature rows that came back (cosine above 0.99) of those with a gradient.")
     for model in models:
-        if (hits := model["held_out_accuracy"]) is not None:
-            which = "the model" if len(models) == 1 else model["name"]
-            lines.append(
-                f"{which} gets {hits:.0%} of the attacked clips right (chance {model['chance']:.0%})."
-            )
+        if (hits := model.held_out_accuracy) is not None:
+            which = "the model" if len(models) == 1 else model.name
+            lines.append(f"{which} gets {hits:.0%} of the attacked clips right (chance {model.chance:.0%}).")
     flags = sorted({flag for row in rows for flag in row.flags})
     failures = sorted({reason for row in rows for reason in row.failures})
     lines += [f"flagged: {'; '.join(flags)}."] if flags else []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+__all__ = ["CapabilityError", "InputError", "VleakError", "argument", "unknown_name"]
+
 
 class VleakError(Exception):
     """A failure with one clear line for the user; the command line prints it and exits with 2."""
@@ -16,6 +18,11 @@ class InputError(VleakError, ValueError):
 
 class CapabilityError(VleakError, RuntimeError):
     """A model, machine or installation cannot do what was asked."""
+
+
+def argument(name: str, value: object) -> str:
+    """Text of an argument as messages have it: ``clips=0``; the command line shows it as its option."""
+    return f"{name}={value}"
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> InputError:

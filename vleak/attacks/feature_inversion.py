@@ -42,7 +42,7 @@ class FeatureInversion:
         spatial: float = 0.1,
         temporal: float = 0.3,
         prior: float = 0.02,
-        engine: Literal["native", "inductor", "reference"] = "native",
+        engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from vleak.data.clipset import DEFAULT_CLIPS
 from vleak.data.lists import is_number, list_labels, read_text
 from vleak.data.naming import anomalies, crop_of, video_of
-from vleak.data.sources import Found, look
+from vleak.data.sources import SourceFiles, search_source
 from vleak.data.tree import first, ids, printable, suffix
 from vleak.errors import InputError
 from vleak.seeds import generator
@@ -97,10 +97,14 @@ def load_features(
         InputError: a number is out of range, the source holds no feature files, one that is needed is empty,
             damaged, lies about its size, or has another number of columns, or labels contradict names.
     """
-    return features_of(look(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public)
+    return features_of(
+        search_source(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public
+    )
 
 
-def features_of(found: Found, *, clips: int | None, segments: int, seed: int, public: int) -> FeatureSet:
+def features_of(
+    found: SourceFiles, *, clips: int | None, segments: int, seed: int, public: int
+) -> FeatureSet:
     """Return the FeatureSet of a source that was looked at; ``load_features`` tells the rules and errors."""
     for option, value, low, high in (
         ("clips", DEFAULT_CLIPS if clips is None else clips, 1, 10_000),
@@ -109,7 +113,7 @@ def features_of(found: Found, *, clips: int | None, segments: int, seed: int, pu
         ("seed", seed, 0, 2**63 - 1),
     ):
         if not low <= value <= high:
-            raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
+            raise InputError(f"{option}={value}: expected a whole number from {low} to {high}")
     files, crops = _one_a_video(found.names)
     labels, told = _labels(files, found, seed)
     order = _order(labels, seed)[: (DEFAULT_CLIPS if clips is None else clips) + public]
@@ -157,7 +161,7 @@ def _one_a_video(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return sorted(files), notes
 
 
-def _labels(files: Sequence[str], found: Found, seed: int) -> tuple[list[int], list[str]]:
+def _labels(files: Sequence[str], found: SourceFiles, seed: int) -> tuple[list[int], list[str]]:
     if found.entries:
         by_video, notes = list_labels(found.listed, found.name, found.entries)
         return [by_video[video_of(name)] for name in files], notes
@@ -193,8 +197,7 @@ def _attacked(available: int, clips: int | None, public: int, name: str) -> int:
         return min(DEFAULT_CLIPS, max((available + 1) // 2, available - public))
     if clips > available:
         raise InputError(
-            f"data {name!r}: --clips {clips} asked, but it has {available} videos; ask for at most "
-            f"{available}"
+            f"data {name!r}: clips={clips} asked, but it has {available} videos; ask for at most {available}"
         )
     return clips
 
@@ -234,7 +237,7 @@ def _room(count: int, segments: int, columns: int) -> Tensor:
     if total > MAX_SET_BYTES:
         raise InputError(
             f"{count} videos of {segments} segments of {columns} features take {total / 2**30:.1f} GiB, the "
-            f"limit is {MAX_SET_BYTES / 2**30:.0f} GiB; lower --clips or --segments"
+            f"limit is {MAX_SET_BYTES / 2**30:.0f} GiB; lower `clips` or `segments`"
         )
     return torch.empty(count, segments, columns)
 

@@ -1,18 +1,25 @@
-"""What a run found: its records, their store, statistics over clips, and the rows of its table."""
+"""Results of a run: typed records, their stores, statistics over clips, and the rows of the table."""
 
+from vleak.results.folder import read_run
+from vleak.results.records import Cell, RunHeader, RunRecord
+from vleak.results.rows import Row, RowKey, row_key
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
-from vleak.results.store import read_results
-from vleak.results.summary import Row, epsilon_text, headline, plural, summarise, unfinished
+from vleak.results.store import FolderStore, MemoryStore, RunStore
+from vleak.results.summary import summarise
 
 __all__ = [
+    "Cell",
+    "FolderStore",
     "Interval",
+    "MemoryStore",
     "Row",
+    "RowKey",
+    "RunHeader",
+    "RunRecord",
+    "RunStore",
     "binomial_interval",
-    "epsilon_text",
-    "headline",
     "mean_interval",
-    "plural",
-    "read_results",
+    "read_run",
+    "row_key",
     "summarise",
-    "unfinished",
 ]

@@ -1,73 +1,87 @@
-"""Health flags that only a look at other cells of the run can raise."""
+"""Health flags that only a comparison with other cells of the run can raise."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from collections.abc import Sequence
 
-from vleak.attacks import BASELINES, Matching, NonAdaptiveMatching
+from vleak.results.records import Cell, Scores
+
+__all__ = ["BEATS_UNDEFENDED", "FAILS_UNDEFENDED", "NO_BETTER", "WEAKER_BEATS", "with_flags"]
 
 NO_BETTER = "no better than the prior"
 FAILS_UNDEFENDED = "fails even undefended"
 BEATS_UNDEFENDED = "leaks more than undefended"
 WEAKER_BEATS = "weaker attack beats stronger"
 
-Cell = dict[str, Any]
-_NOTICED_DB, _NOTICED_COSINE = 1.0, 0.1  # attacks are uneven; a smaller lead says nothing
+# Attacks are uneven from cell to cell; a smaller lead says nothing.
+_NOTICEABLE_DB, _NOTICEABLE_COSINE = 1.0, 0.1
 
 
-def mark(cells: list[Cell]) -> None:
-    """Add the flags that only a look at other cells can raise."""
-    scored = [cell for cell in cells if cell["status"] == "ok" and cell["attack"]["name"] not in BASELINES]
-    plain = {_attacked(c): c["scores"] for c in scored if c["defense"]["name"] == "none"}
-    blind = {_place(c): c["scores"] for c in scored if c["attack"]["name"] == NonAdaptiveMatching.name}
-    for cell in scored:
-        base = plain.get(_attacked(cell))
-        weaker = blind.get(_place(cell)) if cell["attack"]["name"] == Matching.name else None
-        raised = [_against_undefended(cell, base), WEAKER_BEATS if _beaten(cell["scores"], weaker) else None]
-        cell["flags"] = [*cell["flags"], *(flag for flag in raised if flag and flag not in cell["flags"])]
+def with_flags(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Cells with the flags that only other cells of the run can raise; of the same order."""
+    attacks = [cell for cell in cells if cell.ok and not cell.attack.baseline]
+    undefended = {_attack_key(cell): cell.scores for cell in attacks if cell.defense.undefended}
+    weaker = {
+        (cell.attack.counterpart, *_defense_key(cell)): cell.scores
+        for cell in attacks
+        if cell.attack.counterpart is not None
+    }
+    return tuple(
+        _with(
+            cell,
+            _against_undefended(cell, undefended.get(_attack_key(cell))),
+            _against_weaker(cell, weaker.get((cell.attack.name, *_defense_key(cell)))),
+        )
+        if cell.ok and not cell.attack.baseline
+        else cell
+        for cell in cells
+    )
 
 
-def _attacked(cell: Cell) -> tuple[Any, ...]:
-    """Return what cells share that differ in the defense alone."""
-    grant = cell.get("knowledge") or {}
-    asked = (cell["attack"]["name"], grant.get("reference_frames") or 0, cell["clip"])
-    return (cell.get("pipeline"), cell.get("model"), *asked)
+def _with(cell: Cell, *flags: str | None) -> Cell:
+    added = [flag for flag in flags if flag is not None and flag not in cell.flags]
+    return cell.model_copy(update={"flags": (*cell.flags, *added)}) if added else cell
 
 
-def _place(cell: Cell) -> tuple[Any, ...]:
-    """Return what cells share that differ in the attack alone."""
-    defense = [cell["defense"]["name"], cell["defense"].get("settings")]
-    return (*_attacked(cell)[:2], *_attacked(cell)[3:], json.dumps(defense, sort_keys=True))
+def _attack_key(cell: Cell) -> tuple[str, ...]:
+    """Fields shared by cells that differ in the defense alone."""
+    return cell.pipeline, cell.model, cell.clip, cell.attack.text, str(cell.knowledge.reference_frames)
 
 
-def _lead(scores: Cell) -> float | None:
-    """Return what is won over the best null attacker: of a picture in dB, of features alone the cosine."""
-    if scores.get("psnr_gain_db") is not None:
-        return float(scores["psnr_gain_db"])
-    gain = (scores.get("segments") or {}).get("cosine_gain")
-    return None if gain is None else float(gain)
+def _defense_key(cell: Cell) -> tuple[str, ...]:
+    """Fields shared by cells that differ in the attack alone."""
+    return cell.pipeline, cell.model, cell.clip, cell.defense.text, str(cell.knowledge.reference_frames)
 
 
-def _against_undefended(cell: Cell, base: Cell | None) -> str | None:
-    if base is None:
+def _lead(scores: Scores) -> float | None:
+    """Gain over the best baseline: of a picture in dB, of features alone the cosine."""
+    if scores.psnr_gain_db is not None:
+        return scores.psnr_gain_db
+    return None if scores.segments is None else scores.segments.cosine_gain
+
+
+def _noticeable(scores: Scores) -> float:
+    return _NOTICEABLE_DB if scores.psnr_gain_db is not None else _NOTICEABLE_COSINE
+
+
+def _against_undefended(cell: Cell, undefended: Scores | None) -> str | None:
+    if undefended is None or cell.scores is None:
         return None
-    before, after = _lead(base), _lead(cell["scores"])
-    if before is None or after is None:
+    without, behind = _lead(undefended), _lead(cell.scores)
+    if without is None or behind is None:
         return None
-    if before <= 0 and not base["identified"]:
-        return NO_BETTER if cell["defense"]["name"] == "none" else FAILS_UNDEFENDED
-    return BEATS_UNDEFENDED if after > before + _noticed(base) else None
+    if without <= 0 and not undefended.identified:
+        return NO_BETTER if cell.defense.undefended else FAILS_UNDEFENDED
+    return BEATS_UNDEFENDED if behind > without + _noticeable(undefended) else None
 
 
-def _noticed(scores: Cell) -> float:
-    return _NOTICED_DB if scores.get("psnr_gain_db") is not None else _NOTICED_COSINE
-
-
-def _beaten(own: Cell, weaker: Cell | None) -> bool:
-    """Return whether the attack that does not know the defense got clearly more than the one that does."""
-    if weaker is None:
-        return False
-    recognised = bool(weaker["identified"]) and not own["identified"]
+def _against_weaker(cell: Cell, weaker: Scores | None) -> str | None:
+    """Flag of an attack that knows the defense and got clearly less than its form that does not."""
+    own = cell.scores
+    if weaker is None or own is None:
+        return None
+    if weaker.identified and not own.identified:
+        return WEAKER_BEATS
     ours, theirs = _lead(own), _lead(weaker)
-    return recognised or (ours is not None and theirs is not None and theirs > ours + _noticed(own))
+    beaten = ours is not None and theirs is not None and theirs > ours + _noticeable(own)
+    return WEAKER_BEATS if beaten else None

@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from vleak.registry import write_reference
+from vleak.results.base import Finite, Record, Setting
+from vleak.results.scores import (
+    BaselineScore,
+    EnhancedScores,
+    EnhancementRecord,
+    OrderScores,
+    Scores,
+    SegmentScores,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "UNDEFENDED",
+    "AttackRecord",
+    "BaselineScore",
+    "Cell",
+    "CertificateRecord",
+    "DataRecord",
+    "DefenseRecord",
+    "EnhancedScores",
+    "EnhancementRecord",
+    "EnvironmentRecord",
+    "Finite",
+    "KnowledgeRecord",
+    "ModelRecord",
+    "OrderScores",
+    "Record",
+    "RunHeader",
+    "RunRecord",
+    "Scores",
+    "SegmentScores",
+    "Setting",
+    "SettingsRecord",
+    "UpdateRecord",
+]
 
 SCHEMA_VERSION = 2
 """Version of the records; `vleak.results.migrations` reads older ones."""
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Setting = int | float | str | bool | None
-"""Value of one setting of a defense, attack, model or metric."""
+UNDEFENDED = "none"
+"""Name of the defense that changes nothing."""
 
 
-class Record(BaseModel):
-    """Base of all records: immutable, no unknown fields, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="null")
+def _text(name: str, settings: dict[str, Setting]) -> str:
+    return write_reference(name, {key: value for key, value in settings.items() if value is not None})
 
 
 class DefenseRecord(Record):
@@ -36,12 +69,22 @@ class DefenseRecord(Record):
 
     name: str
     label: str
-    settings: dict[str, Setting] = {}
+    settings: dict[str, Setting] = Field(default_factory=dict)
     epsilon: Finite | None = None
     delta: Finite | None = None
     unit: str | None = None
     adjacency: str | None = None
     training_epsilon: Finite | None = None
+
+    @property
+    def text(self) -> str:
+        """Name and settings in one text, which tells defenses of one label apart."""
+        return _text(self.name, self.settings)
+
+    @property
+    def undefended(self) -> bool:
+        """Whether the client sent its update as it is."""
+        return self.name == UNDEFENDED
 
 
 class AttackRecord(Record):
@@ -50,6 +93,8 @@ class AttackRecord(Record):
     Attributes:
         name: name in the registry, or the class name of an attack from outside.
         baseline: whether it is an attacker who never sees the update.
+        counterpart: name of the adaptive attack that this is the non-adaptive form of; None where there is
+            none.
         adaptive: whether it used what it knows of the defense.
         defense_knowledge: how it knew: "channel" (stated by the defense), "simulated" (by running the
             defense on public clips), or "none".
@@ -64,15 +109,21 @@ class AttackRecord(Record):
 
     name: str
     baseline: bool = False
+    counterpart: str | None = None
     adaptive: bool = False
     defense_knowledge: Literal["channel", "simulated", "none"] = "none"
-    settings: dict[str, Setting] = {}
+    settings: dict[str, Setting] = Field(default_factory=dict)
     iterations: int = Field(0, ge=0)
     restarts: int = Field(0, ge=0)
     seconds: float = Field(0.0, ge=0)
     engine: str = "none"
     objective: Finite | None = None
     nan_at: int | None = None
+
+    @property
+    def text(self) -> str:
+        """Name and settings in one text, such as "matching:rule=lbfgs"."""
+        return _text(self.name, self.settings)
 
 
 class KnowledgeRecord(Record):
@@ -91,141 +142,6 @@ class KnowledgeRecord(Record):
     batch_size: int = Field(1, ge=1)
     defense: bool = True
     public_clips: int = Field(0, ge=0)
-
-
-class BaselineScore(Record):
-    """Score of one baseline on one clip; None where it was not measured."""
-
-    psnr_db: Finite | None = None
-    ssim: Finite | None = None
-    cosine: Finite | None = None
-
-
-class OrderScores(Record):
-    """Fidelity in the order of frames, and after matching frames one to one.
-
-    Attributes:
-        psnr_db: PSNR in the order given.
-        matched_psnr_db: PSNR after the best one-to-one matching of frames.
-        frames_in_place: share of frames that match their own position.
-    """
-
-    psnr_db: Finite
-    matched_psnr_db: Finite
-    frames_in_place: Finite
-
-
-class SegmentScores(Record):
-    """Recovery of a feature matrix, segment by segment.
-
-    Attributes:
-        segments: segments of the matrix.
-        carrying: segments that the loss lets into the gradient.
-        recovered: segments with a cosine above 0.99.
-        exact: segments with a relative error below 0.01.
-        baseline_exact: the same of the best baseline.
-        cosine: median cosine over segments.
-        relative_error: median relative error over segments.
-        in_order: share of segments in their own position; None where the attack claims no order.
-        cosine_gain: cosine over the best baseline.
-        identified, rank, candidates: as in `Scores`, from the features.
-        baselines: scores of the baselines by name.
-        best_baseline: the baseline with the highest cosine.
-    """
-
-    segments: int
-    carrying: int
-    recovered: int
-    exact: int
-    baseline_exact: int
-    cosine: Finite | None
-    relative_error: Finite | None
-    in_order: Finite | None
-    cosine_gain: Finite | None
-    identified: bool
-    rank: int
-    candidates: int
-    baselines: dict[str, BaselineScore] = {}
-    best_baseline: str | None = None
-
-
-class Scores(Record):
-    """Scores of one reconstruction beside those of the baselines.
-
-    Attributes:
-        psnr_db, ssim: fidelity; None where there are no frames.
-        psnr_gain_db, ssim_gain: gain over the best baseline of this clip.
-        motion_psnr_db, motion_psnr_gain_db, motion_ssim: the same where something moves; None where
-            nothing does.
-        residual_correlation: correlation with the truth after subtracting the prior.
-        best_baseline: the baseline with the highest PSNR.
-        baselines: scores of the baselines by name.
-        order: scores that ignore the order of frames.
-        segments: recovery of features; None in the raw pipeline.
-        identified: whether the reconstruction is nearest to its own truth among the candidates.
-        rank: rank of the truth, 1 is best. candidates: clips it was told from.
-        baseline_identified: whether reference frames alone identify the clip; None without reference frames.
-        label_correct: whether the label was right; None where there is none to guess.
-        linked: whether the update alone points at the clip among the candidates; None where not asked.
-        link_rank: rank of the clip in that test.
-        metrics: scores of further metrics by name, from plug-ins.
-    """
-
-    psnr_db: Finite | None = None
-    psnr_gain_db: Finite | None = None
-    ssim: Finite | None = None
-    ssim_gain: Finite | None = None
-    motion_psnr_db: Finite | None = None
-    motion_psnr_gain_db: Finite | None = None
-    motion_ssim: Finite | None = None
-    residual_correlation: Finite | None = None
-    best_baseline: str | None = None
-    baselines: dict[str, BaselineScore] = {}
-    order: OrderScores | None = None
-    segments: SegmentScores | None = None
-    identified: bool = False
-    rank: int | None = None
-    candidates: int | None = None
-    baseline_identified: bool | None = None
-    label_correct: bool | None = None
-    linked: bool | None = None
-    link_rank: int | None = None
-    metrics: dict[str, Finite | None] = {}
-
-
-class EnhancedScores(Record):
-    """Scores at twice the resolution, before or after enhancement."""
-
-    psnr_db: Finite
-    psnr_gain_db: Finite
-    ssim: Finite
-    motion_psnr_db: Finite | None
-    identified: bool
-    rank: int
-    detail_rms: Finite
-    invented: Finite | None
-
-
-class EnhancementRecord(Record):
-    """Enhancement of one reconstruction.
-
-    Attributes:
-        method: name of the enhancer.
-        noise: standard deviation of the noise estimated in the clip.
-        steps: operations in the order in which they were applied.
-        before, after: scores of the interpolated and of the enhanced clip.
-        psnr_change_db, psnr_gain_change_db: differences of those.
-        identification_moved: "gained", "lost" or "none".
-    """
-
-    method: str
-    noise: Finite
-    steps: tuple[str, ...]
-    before: EnhancedScores
-    after: EnhancedScores
-    psnr_change_db: Finite
-    psnr_gain_change_db: Finite
-    identification_moved: Literal["gained", "lost", "none"]
 
 
 class CertificateRecord(Record):
@@ -406,3 +322,7 @@ class RunRecord(RunHeader):
         if version != SCHEMA_VERSION:
             raise ValueError(f"expected schema version {SCHEMA_VERSION}")
         return version
+
+    def content(self) -> dict[str, object]:
+        """Content of results.json as JSON values, the schema version first."""
+        return {"schema_version": self.schema_version} | self.model_dump(mode="json")

@@ -1,14 +1,20 @@
-"""Intervals over clips: what a handful of private clips can say, and when they cannot."""
+"""Confidence intervals over clips, and when there are too few clips for one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from scipy.special import betaincinv, stdtrit
 
 from vleak.errors import InputError
+
+__all__ = ["MIN_CLIPS", "Interval", "Refusal", "binomial_interval", "mean_interval"]
+
+Refusal = Literal["no_clips", "few_clips"]
+"""Reason why there is no interval: no value at all, or fewer than ``MIN_CLIPS``."""
 
 MIN_CLIPS = 8
 """Fewest clips for an interval of a mean: on real clips a nominal 95 % held 88 % at 5."""
@@ -16,25 +22,25 @@ MIN_CLIPS = 8
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean or a share with its confidence interval.
+    """Mean or share with its confidence interval.
 
     Attributes:
         mean: the estimate, None without a value.
         low: lower end, None when the interval is refused.
         high: upper end, None when the interval is refused.
         n: number of clips (not frames, not seeds).
-        reason: why there is no interval, None when there is one.
+        reason: why there is no interval; None where there is one.
     """
 
     mean: float | None
     low: float | None
     high: float | None
     n: int
-    reason: str | None = None
+    reason: Refusal | None = None
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Return the mean over clips with Student's t interval.
+    """Mean over clips with Student's t interval.
 
     Args:
         values: one number a clip; frames of one clip are not independent and must be averaged before.
@@ -51,18 +57,17 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
         raise InputError("mean_interval: a value is NaN or infinite; leave failed cells out before averaging")
     n = len(values)
     if n == 0:
-        return Interval(None, None, None, 0, "no clip was scored")
+        return Interval(None, None, None, 0, "no_clips")
     mean = math.fsum(values) / n
     if n < MIN_CLIPS:
-        few = "1 clip" if n == 1 else f"{n} clips"
-        return Interval(mean, None, None, n, f"{few}; an interval needs at least {MIN_CLIPS}")
+        return Interval(mean, None, None, n, "few_clips")
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * spread / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return the share of successes with the exact interval (Clopper and Pearson 1934, Biometrika 26).
+    """Share of successes with the exact interval (Clopper and Pearson 1934, Biometrika 26).
 
     Exact at any n: the coverage is at least the nominal one, so no count is refused but zero.
 
@@ -78,7 +83,7 @@ def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Inter
     if not 0 <= successes <= n:
         raise InputError(f"binomial_interval: {successes} successes of {n}; expected 0 <= successes <= n")
     if n == 0:
-        return Interval(None, None, None, 0, "no clip was scored")
+        return Interval(None, None, None, 0, "no_clips")
     tail = (1 - confidence) / 2
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
@@ -87,4 +92,4 @@ def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Inter
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise InputError(f"confidence {confidence}: expected a number between 0 and 1, such as 0.95")
+        raise InputError(f"confidence={confidence}: expected a number between 0 and 1, such as 0.95")

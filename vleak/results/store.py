@@ -1,59 +1,173 @@
-"""A run is a folder: settings, a journal of finished cells, pictures, and the results made of them."""
+"""Stores of a run: a folder that survives a crash, or memory, behind one protocol."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, Protocol, TextIO
 
-import numpy as np
 from torch import Tensor
 
-from vleak.errors import InputError, VleakError
+from vleak.errors import InputError, VleakError, argument
 from vleak.files import write_atomic
-from vleak.results.flags import mark
+from vleak.results.flags import with_flags
+from vleak.results.folder import HEADER, JOURNAL, RESULTS, read_header, read_journal
+from vleak.results.pictures import CLIPS, Bytes, as_bytes, as_clip, picture_names, read_array, write_array
+from vleak.results.records import SCHEMA_VERSION, Cell, Record, RunHeader, RunRecord, SettingsRecord
 
-SCHEMA_VERSION = 1
-_HEADER, _JOURNAL, _RESULTS = "run.json", "cells.jsonl", "results.json"
+__all__ = ["FolderStore", "MemoryStore", "RunStore"]
 
 
-class Store:
-    """The folder of one run; one process writes to it at a time.
+class RunStore(Protocol):
+    """Place that a run is written to: `open`, then `add` cell by cell, then `finish`.
+
+    Attributes:
+        cells: the cells so far by id; a store that was opened again begins with the earlier ones.
+    """
+
+    @property
+    def cells(self) -> Mapping[str, Cell]:
+        """The cells so far by id."""
+
+    def check(self, settings: SettingsRecord) -> None:
+        """Refuse settings of another run than the one that is there, before anything slow."""
+
+    def open(self, header: RunHeader) -> RunStore:
+        """Begin the run, or take up an earlier one of the same header; returns the store itself."""
+
+    def __enter__(self) -> RunStore:
+        """Return the store itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the store."""
+
+    def add_clips(self, clips: Tensor) -> None:
+        """Keep the private clips (N, C, T, H, W) in [0, 1]."""
+
+    def add(self, cell: Cell, picture: Tensor | None = None, enhanced: Tensor | None = None) -> None:
+        """Keep a finished cell and its pictures (C, T, H, W), and at twice the resolution, in [0, 1]."""
+
+    def finish(self, order: Sequence[str]) -> RunRecord:
+        """Close the record of the run: its finished cells in the order of the planned ids, with flags."""
+
+    def pictures(self, cell: Cell) -> dict[str, Tensor]:
+        """Pictures of a cell by role: "truth", "reconstruction", "enhanced", those that there are."""
+
+    def clips(self) -> Tensor | None:
+        """Private clips (N, C, T, H, W); None where there are none."""
+
+
+class MemoryStore:
+    """Run that is held in memory; its pictures have the 8 bits that a folder would give them."""
+
+    def __init__(self) -> None:
+        """Make an empty store."""
+        self.cells: dict[str, Cell] = {}
+        self._arrays: dict[str, Bytes] = {}
+        self._header: RunHeader | None = None
+
+    def check(self, settings: SettingsRecord) -> None:
+        """Accept all settings."""
+
+    def open(self, header: RunHeader) -> MemoryStore:
+        """Begin the run."""
+        self._header = header
+        return self
+
+    def __enter__(self) -> MemoryStore:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep everything."""
+
+    def add_clips(self, clips: Tensor) -> None:
+        """Keep the private clips (N, C, T, H, W) in [0, 1]."""
+        self._arrays[CLIPS] = as_bytes(clips)
+
+    def add(self, cell: Cell, picture: Tensor | None = None, enhanced: Tensor | None = None) -> None:
+        """Keep a finished cell and its pictures."""
+        cell, arrays = _with_media(cell, picture, enhanced)
+        self._arrays |= arrays
+        self.cells[cell.id] = cell
+
+    def finish(self, order: Sequence[str]) -> RunRecord:
+        """Return the record of the run."""
+        assert self._header is not None, "a store is opened before it is finished"
+        return _record(self._header, self.cells, order)
+
+    def pictures(self, cell: Cell) -> dict[str, Tensor]:
+        """Pictures of a cell by role: "truth", "reconstruction", "enhanced", those that there are."""
+        return _pictures(self._arrays.get, cell)
+
+    def clips(self) -> Tensor | None:
+        """Private clips (N, C, T, H, W); None where there are none."""
+        return as_clip(self._arrays[CLIPS]) if CLIPS in self._arrays else None
+
+
+class FolderStore:
+    """Folder of one run; one process writes to it at a time.
 
     Every finished cell is on the disk before the next one is counted, so that a run that is stopped, at
     whatever moment, resumes where it was. A torn last line of the journal is dropped.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
-        """Open the folder for this run, or take up an earlier one with the same header.
+    def __init__(self, folder: Path) -> None:
+        """Take a folder; nothing is read or written before `check` or `open`.
 
         Args:
             folder: made when missing.
-            header: JSON values that two runs must share to be the same: settings, data, weights, versions.
+        """
+        self.folder = Path(folder)
+        self.cells: dict[str, Cell] = {}
+        self._header: RunHeader | None = None
+        self._lock: TextIO | None = None
+        self._journal: BinaryIO | None = None
+
+    def check(self, settings: SettingsRecord) -> None:
+        """Refuse a folder that a run with these settings cannot use; nothing is written.
+
+        Raises:
+            InputError: the path is a file, or a folder with something else or another run in it.
+        """
+        self._check_content()
+        if (self.folder / HEADER).exists():
+            _refuse_other(self.folder, "settings", read_header(self.folder).settings, settings)
+
+    def open(self, header: RunHeader) -> FolderStore:
+        """Lock the folder and begin the run, or take up an earlier one with the same header.
+
+        Args:
+            header: what two runs must share to be the same: settings, data, models, versions.
 
         Raises:
             InputError: the path is a file or a folder with something else in it, or it holds another run.
             VleakError: the folder cannot be written, or another process writes to it.
         """
-        self.folder, self.header = folder, json.loads(json.dumps(header))
-        check_folder(folder, self.header["settings"])
+        self.check(header.settings)
         self._make()
         self._lock = self._take_lock()
         try:
-            self._match_header()
-            self.cells = _read_journal(folder / _JOURNAL)
+            self._header = self._matched(header)
+            self.cells = read_journal(self.folder)
             self._journal = self._open_journal()
+            # After the journal: while the header is of an older schema, its lines may be of either.
+            _write_header(self.folder, self._header)
         except BaseException:
-            self._lock.close()
+            self._close()
             raise
+        return self
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> FolderStore:
         """Return the store itself."""
         return self
 
@@ -61,57 +175,86 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the journal and let go of the folder."""
-        self._journal.close()
-        self._lock.close()
+        self._close()
 
-    def add(self, cell: dict[str, Any], picture: Tensor, enhanced: Tensor | None = None) -> None:
-        """Put a finished cell and its picture on the disk, the picture first.
+    def add_clips(self, clips: Tensor) -> None:
+        """Write the private clips (N, C, T, H, W) in [0, 1].
+
+        Raises:
+            VleakError: the disk is full.
+        """
+        write_array(self.folder / CLIPS, as_bytes(clips))
+
+    def add(self, cell: Cell, picture: Tensor | None = None, enhanced: Tensor | None = None) -> None:
+        """Put a finished cell and its pictures on the disk, the pictures first.
 
         Args:
-            cell: a JSON record with an "id"; its "media" and "media_enhanced" are set here.
-            picture: (C, T, H, W) in [0, 1].
+            cell: its ``media`` and ``media_enhanced`` are set here.
+            picture: (C, T, H, W) in [0, 1]; None where it failed, or its answer has no frames.
             enhanced: (C, T, 2H, 2W) in [0, 1], where there is one.
 
         Raises:
             VleakError: the disk is full; what was written before stays readable.
         """
-        name = hashlib.sha256(cell["id"].encode()).hexdigest()[:16]
-        pictures = {"media": (f"reconstructions/{name}.npy", picture)}
-        if enhanced is not None:
-            pictures["media_enhanced"] = (f"reconstructions/{name}-enhanced.npy", enhanced)
-        record = {**cell, "media_enhanced": None, **{key: path for key, (path, _) in pictures.items()}}
+        cell, arrays = _with_media(cell, picture, enhanced)
         try:
-            for path, held in pictures.values():
-                write_clips(self.folder / path, held)
+            for name, array in arrays.items():
+                write_array(self.folder / name, array)
         except VleakError as error:
             raise self._unwritable(error.__cause__) from error
-        self._append(record)
+        self._append(cell)
 
-    def add_without_picture(self, cell: dict[str, Any]) -> None:
-        """Put a cell on the disk that failed, or whose answer has no frames.
+    def finish(self, order: Sequence[str]) -> RunRecord:
+        """Write results.json, whole or not at all, and return its content.
 
         Raises:
-            VleakError: as `add`.
+            VleakError: the disk is full.
         """
-        self._append({**cell, "media": None, "media_enhanced": None})
+        assert self._header is not None, "a store is opened before it is finished"
+        record = _record(self._header, self.cells, order)
+        self.write(record)
+        return record
 
-    def results(self, order: list[str]) -> dict[str, Any]:
-        """Return the content of results.json, with the finished cells of ``order`` in that order."""
-        cells = [self.cells[name] for name in order if name in self.cells]
-        return {"schema_version": SCHEMA_VERSION, **self.header, "planned_cells": len(order), "cells": cells}
+    def write(self, record: RunRecord) -> None:
+        """Write results.json, whole or not at all.
 
-    def write_results(self, results: dict[str, Any]) -> None:
-        """Write results.json, whole or not at all."""
-        write_atomic(
-            self.folder / _RESULTS, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-        )
+        Raises:
+            VleakError: the disk is full.
+        """
+        _write(self.folder / RESULTS, record.content())
+
+    def pictures(self, cell: Cell) -> dict[str, Tensor]:
+        """Pictures of a cell by role: "truth", "reconstruction", "enhanced", those that there are.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        there = (self.folder / CLIPS).exists()
+        return _pictures(lambda name: read_array(self.folder, name) if name != CLIPS or there else None, cell)
+
+    def clips(self) -> Tensor | None:
+        """Private clips (N, C, T, H, W); None where there are none."""
+        return as_clip(read_array(self.folder, CLIPS)) if (self.folder / CLIPS).exists() else None
+
+    def _check_content(self) -> None:
+        given = argument("out", self.folder)
+        if self.folder.is_file():
+            raise InputError(f"{given} is a file; give a folder, new or of a stopped run")
+        try:
+            names = {entry.name for entry in self.folder.iterdir()} if self.folder.exists() else set()
+        except OSError as error:
+            raise InputError(f"{given} cannot be used: {error.strerror}; give another folder") from error
+        # What else there may be was left by a run that stopped before it wrote its header.
+        left = all(n in ("reconstructions", ".lock") or n.startswith(f".{HEADER}.") for n in names)
+        if HEADER not in names and not left:
+            raise InputError(f"{given} holds something that is not a run of vleak; give a new folder")
 
     def _make(self) -> None:
         try:
             (self.folder / "reconstructions").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"--out {self.folder} cannot be used: {error.strerror}; give another folder"
+                f"{argument('out', self.folder)} cannot be used: {error.strerror}; give another folder"
             ) from error
 
     def _take_lock(self) -> TextIO:
@@ -126,26 +269,31 @@ class Store:
         except OSError as error:
             handle.close()
             raise VleakError(
-                f"{self.folder} is in use by another run; wait for it, or give another --out"
+                f"{self.folder} is in use by another run; wait for it, or give another `out`"
             ) from error
         return handle
 
-    def _match_header(self) -> None:
-        path = self.folder / _HEADER
-        if not path.exists():
-            write_atomic(path, json.dumps(self.header, indent=1, ensure_ascii=False, allow_nan=False))
-            return
-        there = _read_json(path)
-        _refuse_another_run(self.folder, there, self.header)
-        # Machine and time are those of the first start.
-        self.header = there
+    def _matched(self, header: RunHeader) -> RunHeader:
+        """Header of the earlier run where there is one: machine and time are those of the first start."""
+        if not (self.folder / HEADER).exists():
+            _write_header(self.folder, header)
+            return header
+        there = read_header(self.folder)
+        for part in ("settings", "data", "models"):
+            _refuse_other(self.folder, part, getattr(there, part), getattr(header, part))
+        for part in ("vleak", "torch"):
+            old, new = getattr(there.environment, part), getattr(header.environment, part)
+            if old != new:
+                raise _other_run(self.folder, f"its version of {part} is {old!r} there and {new!r} here")
+        return there
 
     def _open_journal(self) -> BinaryIO:
-        path = self.folder / _JOURNAL
+        path = self.folder / JOURNAL
         write_atomic(path, b"".join(map(_line, self.cells.values())))  # leaves the torn tail of a killed run
         return open(path, "ab", buffering=0)
 
-    def _append(self, cell: dict[str, Any]) -> None:
+    def _append(self, cell: Cell) -> None:
+        assert self._journal is not None, "a store is opened before cells are added"
         line = _line(cell)
         end = os.fstat(self._journal.fileno()).st_size
         try:
@@ -155,108 +303,73 @@ class Store:
         except OSError as error:
             self._journal.truncate(end)
             raise self._unwritable(error) from error
-        self.cells[cell["id"]] = cell
+        self.cells[cell.id] = cell
 
     def _unwritable(self, cause: BaseException | None) -> VleakError:
         why = cause.strerror if isinstance(cause, OSError) else cause
         return VleakError(
             f"cannot write to {self.folder}: {why}; {len(self.cells)} finished cells are safe, free space "
-            f"and give the same command with --out {self.folder}"
+            f"and start it again with {argument('out', self.folder)}"
         )
 
-
-def check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that a run with these settings cannot use, before anything slow; nothing is written.
-
-    Raises:
-        InputError: the path is a file, or a folder with something else or another run in it.
-    """
-    if folder.is_file():
-        raise InputError(f"--out {folder} is a file; give a folder, new or of a stopped run")
-    try:
-        held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be used: {error.strerror}; give another folder") from error
-    if _HEADER in held:
-        part = {"settings": settings}
-        _refuse_another_run(folder, _read_json(folder / _HEADER), json.loads(json.dumps(part)))
-    elif not all(name in ("reconstructions", ".lock") or name.startswith(".run.json.") for name in held):
-        # What else there may be was left by a run that stopped before it wrote its header.
-        raise InputError(f"--out {folder} holds something that is not a run of vleak; give a new folder")
+    def _close(self) -> None:
+        for handle in (self._journal, self._lock):
+            if handle is not None:
+                handle.close()
+        self._journal = self._lock = None
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Read the results of a run, finished, stopped or killed.
-
-    ``planned_cells`` is None where the run wrote no results.json: the journal does not say what was to come.
-
-    Raises:
-        InputError: there is no such folder, no run in it, or its files are damaged.
-    """
-    if not folder.is_dir():
-        given = "is no folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {given}; give the folder of a run, the --out of `vleak evaluate`")
-    finished, journal = folder / _RESULTS, _read_journal(folder / _JOURNAL)
-    results = _read_json(finished) if finished.exists() else None
-    # A run that was resumed and then killed has more in its journal.
-    if results is not None and len(results.get("cells") or ()) >= len(journal):
-        return results
-    if not (folder / _HEADER).exists():
-        raise InputError(f"{folder} holds no run, no {_RESULTS}; give the --out of `vleak evaluate`")
-    cells = list(journal.values())
-    mark(cells)
-    header, planned = _read_json(folder / _HEADER), (results or {}).get("planned_cells")
-    return {"schema_version": SCHEMA_VERSION, **header, "planned_cells": planned, "cells": cells}
+class _Arrays(Protocol):
+    def __call__(self, name: str, /) -> Bytes | None: ...
 
 
-def write_clips(path: Path, clips: Tensor) -> None:
-    """Write clips in [0, 1] as 8-bit .npy, any leading axes."""
-    stream = io.BytesIO()
-    np.save(stream, (clips.detach().cpu().clamp(0, 1) * 255).round().byte().numpy(), allow_pickle=False)
-    write_atomic(path, stream.getvalue())
+def _pictures(arrays: _Arrays, cell: Cell) -> dict[str, Tensor]:
+    clips = arrays(CLIPS)
+    pictures = {} if clips is None else {"truth": as_clip(clips[cell.clip_index])}
+    for role, name in (("reconstruction", cell.media), ("enhanced", cell.media_enhanced)):
+        if name is not None and (array := arrays(name)) is not None:
+            pictures[role] = as_clip(array)
+    return pictures
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}; give another folder") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} holds a {type(content).__name__}, expected the object that `vleak evaluate` writes; "
-            "give another folder"
-        )
-    return content
+def _with_media(cell: Cell, picture: Tensor | None, enhanced: Tensor | None) -> tuple[Cell, dict[str, Bytes]]:
+    """Cell with the names of its pictures, and these as bytes by name."""
+    names = zip(("media", "media_enhanced"), picture_names(cell.id), (picture, enhanced), strict=True)
+    kept = [(field, name, clip) for field, name, clip in names if clip is not None]
+    media: dict[str, str | None] = {"media": None, "media_enhanced": None}
+    media |= {field: name for field, name, _ in kept}
+    return cell.model_copy(update=media), {name: as_bytes(clip) for _, name, clip in kept}
 
 
-def _line(cell: dict[str, Any]) -> bytes:
-    return json.dumps(cell, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+def _record(header: RunHeader, cells: Mapping[str, Cell], order: Sequence[str]) -> RunRecord:
+    finished = with_flags([cells[name] for name in order if name in cells])
+    return RunRecord.model_validate(dict(header) | {"planned_cells": len(order), "cells": finished})
 
 
-def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the cells of a journal by id, up to the first torn line; of one id the last."""
-    cells: dict[str, dict[str, Any]] = {}
-    if not path.exists():
-        return cells
-    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was never finished
-        try:
-            cell = json.loads(line)
-            cells[cell["id"]] = cell
-        except (ValueError, TypeError, KeyError):
-            break
-    return cells
+def _write_header(folder: Path, header: RunHeader) -> None:
+    _write(folder / HEADER, {"schema_version": SCHEMA_VERSION} | header.model_dump(mode="json"))
 
 
-_COMPARED = ("settings", "data", "models", "versions")
+def _write(path: Path, content: Mapping[str, object]) -> None:
+    write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def _refuse_another_run(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Compare the parts of two headers that both must share, as far as they are known here."""
-    for part in (part for part in _COMPARED if part in here):
-        old, new = there.get(part), here[part]
-        if old != new:
-            difference = f"its {part} are others"
-            if isinstance(old, dict) and isinstance(new, dict):
-                key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-                difference = f"{part} {key} is {old.get(key)!r} there and {new.get(key)!r} here"
-            raise InputError(f"--out {folder} holds another run: {difference}; give another folder")
+def _line(cell: Cell) -> bytes:
+    content = cell.model_dump(mode="json")
+    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _refuse_other(folder: Path, part: str, there: object, here: object) -> None:
+    """Compare one part of two headers."""
+    if there == here:
+        return
+    difference = f"its {part} are others"
+    if isinstance(there, Record) and isinstance(here, Record):
+        old, new = there.model_dump(mode="json"), here.model_dump(mode="json")
+        key = next(key for key in new if old[key] != new[key])
+        difference = f"{part} {key} is {old[key]!r} there and {new[key]!r} here"
+    raise _other_run(folder, difference)
+
+
+def _other_run(folder: Path, difference: str) -> InputError:
+    return InputError(f"{argument('out', folder)} holds another run: {difference}; give another folder")

@@ -102,7 +102,7 @@ class Matching(Attack):
         temporal: float = 0.09,
         prior: float = 0.02,
         reference: Literal["start", "prior", "mask"] = "mask",
-        engine: Literal["native", "inductor", "reference"] = "native",
+        engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
 

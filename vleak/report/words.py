@@ -1,0 +1,275 @@
+"""Sentences about a run: what still leaks, what does not, and what each defense costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vleak.report.numbers import decibel, epsilon_text, percent, plural, ratio
+from vleak.results.records import KnowledgeRecord, RunRecord
+from vleak.results.rows import Caveat, Row, Verdict
+from vleak.results.statistics import MIN_CLIPS, Interval
+from vleak.results.summary import strongest
+
+__all__ = [
+    "VERDICTS",
+    "Sentence",
+    "Topic",
+    "caveat_text",
+    "headline",
+    "headline_sentences",
+    "interval_note",
+    "knowledge_text",
+    "row_cells",
+    "unfinished",
+    "verdict_text",
+]
+
+Topic = Verdict | Literal["unfinished", "bound_broken", "undefended", "cost"]
+"""What a sentence of the headline is about: rows of one verdict, or one of these."""
+
+VERDICTS: dict[Verdict, str] = {
+    "leaks": "leaks",
+    "linkable_picture_unclear": "linkable, picture unclear",
+    "linkable_no_picture": "linkable, no picture",
+    "unclear": "unclear",
+    "too_few_clips": "too few clips to say",
+    "no_result": "no result",
+    "nothing_found": "nothing found",
+    "baseline": "baseline",
+}
+_CAVEATS: dict[Caveat, str] = {
+    "not_compared": "not run without defense, so its failure may be the attack's",
+    "fails_undefended": "this attack fails even undefended",
+    "not_adaptive": "the attack does not know the defense",
+}
+_QUIET: tuple[Verdict, ...] = ("nothing_found", "linkable_no_picture", "linkable_picture_unclear")
+"""Verdicts that claim a defense hides something: the headline says what weakens them."""
+_OPENINGS: dict[Verdict, str] = {
+    "leaks": "Still leaking",
+    "linkable_picture_unclear": "Linkable, picture unclear",
+    "linkable_no_picture": "Linkable, no picture (who holds the candidate clips can tell which it was)",
+    "unclear": "Unclear",
+    "too_few_clips": "Too few clips to say",
+    "no_result": "No result, because every cell failed",
+    "nothing_found": "Nothing found",
+}
+_NAMED = 6  # labels spelled out in one sentence before "and n more"
+
+
+def verdict_text(row: Row) -> str:
+    """Verdict of a row in words."""
+    return VERDICTS[row.verdict]
+
+
+def caveat_text(row: Row, caveat: Caveat) -> str:
+    """One caveat of a row in words."""
+    if caveat == "flagged":
+        return f"{row.flagged} of {row.n} flagged"
+    return f"{row.failed} failed" if caveat == "failed" else _CAVEATS[caveat]
+
+
+def interval_note(interval: Interval) -> str:
+    """Reason why there is no interval; empty where there is one."""
+    if interval.reason is None:
+        return ""
+    if interval.reason == "no_clips":
+        return "no clip was scored"
+    return f"{interval.n} clip{plural(interval.n)}; an interval needs at least {MIN_CLIPS}"
+
+
+def knowledge_text(knowledge: KnowledgeRecord) -> str:
+    """Grants of a threat model, such as ``"labels inferred, batch of 4"``."""
+    frames = knowledge.reference_frames
+    parts = [f"labels {knowledge.labels}"]
+    if frames:
+        parts.append(f"{frames} reference frame{plural(frames)}")
+    if knowledge.batch_size != 1:
+        parts.append(f"batch of {knowledge.batch_size}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Sentence of the headline and what it is about."""
+
+    topic: Topic
+    text: str
+
+
+def row_cells(row: Row) -> dict[str, str]:
+    """Cells of a short table row by column."""
+    frames = f" +{row.reference_frames} reference frame{plural(row.reference_frames)}"
+    gain, share = row.psnr_gain_db, row.identification
+    return {
+        "defense": "no update seen" if row.baseline else row.defense,
+        "attack": row.attack + (frames if row.reference_frames else ""),
+        "ε": "" if row.epsilon is None else epsilon_text(row.epsilon),
+        "gain": "–" if gain.mean is None else decibel(gain.mean),
+        "recognised": f"{row.identified} of {row.n}" if share.n else "–",
+        "linked": f"{row.linked} of {row.linkage.n}" if row.linkage.n else "–",
+        "verdict": ", ".join([verdict_text(row), *(caveat_text(row, caveat) for caveat in row.caveats)]),
+    }
+
+
+def headline(rows: Sequence[Row], record: RunRecord | None = None) -> list[str]:
+    """A few plain sentences that say what still leaks, what does not, and what each defense costs.
+
+    Args:
+        rows: rows of a run, as `vleak.results.summarise` gives them.
+        record: that run, for a first sentence where it is not finished.
+    """
+    return [sentence.text for sentence in headline_sentences(rows, record)]
+
+
+def headline_sentences(rows: Sequence[Row], record: RunRecord | None = None) -> list[Sentence]:
+    """Sentences of the headline with their topics.
+
+    Every defense is judged by the attack and model that got most out of it; they are named where they are not
+    those of the first sentence.
+
+    Args:
+        rows, record: as for `headline`.
+    """
+    worst = strongest(row for row in rows if not row.baseline)
+    broken = strongest(row for row in rows if row.bound_broken).values()
+    undefended = next((row for row in worst.values() if row.undefended), None)
+    usual = "" if undefended is None else _where(undefended, rows)
+    defended = [row for row in worst.values() if not row.undefended]
+    sentences = [] if record is None else [Sentence("unfinished", text) for text in unfinished(record)]
+    sentences += [Sentence("bound_broken", _broken_sentence(row)) for row in broken]
+    if undefended is not None:
+        sentences.append(Sentence("undefended", _undefended_sentence(undefended, usual)))
+    sentences += _verdict_sentences(defended, rows, usual)
+    sentences += [Sentence("cost", text) for text in _cost_sentence(defended)]
+    if not worst:
+        text = "No attack was scored, so this run says nothing about leakage."
+        sentences.append(Sentence("unfinished", text))
+    return sentences
+
+
+def _verdict_sentences(defended: Sequence[Row], rows: Sequence[Row], usual: str) -> list[Sentence]:
+    """One sentence for each verdict that a defense got.
+
+    Args:
+        defended: the worst row of every defense.
+        rows: all rows.
+        usual: attack and model that need no mention.
+    """
+    sentences = []
+    for verdict, opening in _OPENINGS.items():
+        described = [
+            _describe(row, "" if (where := _where(row, rows)) == usual else where)
+            for row in defended
+            if row.verdict == verdict
+        ]
+        if described:
+            sentences.append(Sentence(verdict, f"{opening}: {_listed(described)}."))
+    return sentences
+
+
+def unfinished(record: RunRecord) -> list[str]:
+    """One sentence where a run was stopped before its end, none where it is whole."""
+    done, planned = len(record.cells), record.planned_cells
+    if planned is None:
+        return [f"{done} cell{plural(done)} finished, the run did not; rows may be missing."]
+    return [f"{done} of {planned} cells finished; rows may be missing."] if done < planned else []
+
+
+def _undefended_sentence(row: Row, where: str) -> str:
+    if row.verdict == "no_result":
+        return "Without defense no attack gave a result, so nothing can be said of any defense."
+    clips = "clip is" if row.n == 1 else "clips are"
+    text = f"Without defense {row.identified} of {row.n} {clips} recognised{_gain(row)}{where}"
+    if row.verdict == "leaks":
+        return f"{text}."
+    return f"{text}: {verdict_text(row)}, so the attack's failure under a defense would prove nothing."
+
+
+def _where(row: Row, rows: Sequence[Row]) -> str:
+    """Attack and model of a row, where the run holds more than one."""
+    attacks = {other.attack for other in rows if not other.baseline}
+    models = {(other.model, other.training_state) for other in rows}
+    text = f" by {row.attack}" if len(attacks) > 1 else ""
+    if row.reference_frames:
+        text += f", given {row.reference_frames} frame{plural(row.reference_frames)} of the scene"
+    return text + (f" on {row.model}, {row.training_state}" if len(models) > 1 else "")
+
+
+def _describe(row: Row, where: str) -> str:
+    parts = [f"ε {epsilon_text(row.epsilon)}"] if row.epsilon is not None else []
+    if row.n:
+        parts.append(_counts(row, where))
+        if row.psnr_gain_db.mean is not None:
+            parts.append(f"{decibel(row.psnr_gain_db.mean)}{_at_most_decibel(row)}")
+    if row.bound is not None:
+        parts.append(_guarantee(row.bound))
+    if row.verdict in _QUIET:
+        parts.extend(_CAVEATS[caveat] for caveat in row.caveats if caveat in _CAVEATS)
+    return f"{row.defense} ({'; '.join(parts)})" if parts else row.defense
+
+
+def _counts(row: Row, where: str) -> str:
+    """Counts of recognised and linked clips; what is not told from chance, with its upper end."""
+    chance = row.chance or 1.0
+    recognised = f"{row.identified} of {row.n} recognised{where}"
+    texts = [recognised + _at_most(row, row.identification, chance)]
+    if row.linkage.n:
+        guess = 1 / row.candidates if row.candidates else 1.0
+        texts.append(f"{row.linked} linked{_at_most(row, row.linkage, guess)}")
+    return ", ".join(texts)
+
+
+def _at_most(row: Row, share: Interval, chance: float) -> str:
+    above = share.low is not None and share.low > chance
+    if row.verdict not in _QUIET or share.high is None or above:
+        return ""
+    return f" (at most {percent(share.high)})"
+
+
+def _at_most_decibel(row: Row) -> str:
+    high = row.psnr_gain_db.high
+    return f" (at most {decibel(high)})" if row.verdict in _QUIET and high is not None else ""
+
+
+def _guarantee(bound: float) -> str:
+    if bound >= 0.995:
+        return "the guarantee rules nothing out"
+    return f"the guarantee allows at most {percent(bound)} recognised"
+
+
+def _gain(row: Row) -> str:
+    gain = row.psnr_gain_db.mean
+    if gain is None:
+        return ""
+    if round(gain, 1) < 0:
+        return f" ({-gain:.1f} dB below the prior)"
+    return f" ({decibel(gain)} over the prior)"
+
+
+def _broken_sentence(row: Row) -> str:
+    linked = (row.linkage.low or 0.0) > (row.identification.low or 0.0)
+    interval = row.linkage if linked else row.identification
+    what = f"linked {row.linked}" if linked else f"recognised {row.identified}"
+    return (
+        f"BOUND BROKEN: {row.attack} {what} of {row.n} clip{plural(row.n)} under {row.defense} on "
+        f"{row.model} ({row.training_state}), at least {percent(interval.low or 0.0)}, where the certificate "
+        f"allows {percent(row.bound or 0.0)}; the certificate or the defense's code is wrong."
+    )
+
+
+def _cost_sentence(rows: list[Row]) -> list[str]:
+    known = [row for row in rows if row.bytes_ratio is not None]
+    other = [f"{row.defense} {ratio(row.bytes_ratio)}" for row in known if ratio(row.bytes_ratio) != "×1"]
+    if not known:
+        return []
+    if not other:
+        return ["Bytes sent: as many as without defense."]
+    same = "; the others as many" if len(other) < len(known) else ""
+    return [f"Bytes sent, against no defense: {_listed(other)}{same}."]
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - _NAMED
+    return "; ".join(items[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

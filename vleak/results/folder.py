@@ -1,0 +1,102 @@
+"""Reading of the files of a run, of any schema version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vleak.errors import InputError
+from vleak.results.flags import with_flags
+from vleak.results.migrations import migrate
+from vleak.results.reading import read_json, validate
+from vleak.results.records import Cell, RunHeader, RunRecord
+
+__all__ = ["HEADER", "JOURNAL", "RESULTS", "read_header", "read_journal", "read_run"]
+
+HEADER, JOURNAL, RESULTS = "run.json", "cells.jsonl", "results.json"
+"""Files of a run: what is known before its first cell, its finished cells, and its results."""
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read the record of a run, finished, stopped or killed.
+
+    Args:
+        path: folder of a run, or a file such as its results.json.
+
+    Returns:
+        The record; ``planned_cells`` is None where the run wrote no results.json: the journal does not say
+        what was to come.
+
+    Raises:
+        InputError: there is no such path, no run in it, or its files are damaged or of a newer schema.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the folder of a run, the `out` of an evaluation")
+    if path.is_file():
+        return _read_results(path)
+    finished = path / RESULTS
+    results = _read_results(finished) if finished.exists() else None
+    if not (path / HEADER).exists():
+        if results is None:
+            raise InputError(f"{path} holds no run, no {RESULTS}; give the `out` of an evaluation")
+        return results
+    journal = read_journal(path)
+    # A run that was resumed and then killed has more in its journal.
+    if results is not None and len(results.cells) >= len(journal):
+        return results
+    planned = None if results is None else results.planned_cells
+    cells = with_flags(list(journal.values()))
+    return RunRecord.model_validate(dict(read_header(path)) | {"planned_cells": planned, "cells": cells})
+
+
+def read_header(folder: Path) -> RunHeader:
+    """Read the header of the run in a folder.
+
+    Raises:
+        InputError: it is damaged or of a newer schema.
+    """
+    path = folder / HEADER
+    content = migrate(_versioned(read_json(path)), str(path))
+    del content["schema_version"]
+    return validate(RunHeader, content, str(path))
+
+
+def read_journal(folder: Path) -> dict[str, Cell]:
+    """Read the finished cells of the run in a folder by id, up to the first torn line; of one id the last.
+
+    Raises:
+        InputError: a line is whole and yet no cell of a known schema; names line and field.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        return {}
+    header = _versioned(read_json(folder / HEADER)) if (folder / HEADER).exists() else {"schema_version": 1}
+    lines = _whole_lines(path)
+    cells = migrate({"schema_version": header["schema_version"], "cells": lines}, str(path))["cells"]
+    read = [validate(Cell, cell, f"{path}, line {place + 1}") for place, cell in enumerate(cells)]
+    return {cell.id: cell for cell in read}
+
+
+def _read_results(path: Path) -> RunRecord:
+    return validate(RunRecord, migrate(read_json(path), str(path)), str(path))
+
+
+def _versioned(header: dict[str, Any]) -> dict[str, Any]:
+    """Header with its version: in version 1 the file did not hold it."""
+    return {"schema_version": 1} | header
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a journal before the first torn line."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was never finished
+        try:
+            content = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(content, dict) or "id" not in content:
+            break
+        lines.append(content)
+    return lines

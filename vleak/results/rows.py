@@ -1,0 +1,199 @@
+"""Rows of a run's table: one for each defense and attack, over all clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from vleak.results.records import Cell, KnowledgeRecord
+from vleak.results.statistics import Interval, mean_interval
+
+__all__ = ["Caveat", "Row", "RowKey", "Segments", "Verdict", "row_key"]
+
+Verdict = Literal[
+    "leaks",
+    "linkable_picture_unclear",
+    "linkable_no_picture",
+    "unclear",
+    "too_few_clips",
+    "no_result",
+    "nothing_found",
+    "baseline",
+]
+"""What a row shows, most leakage first."""
+
+Caveat = Literal["not_compared", "fails_undefended", "not_adaptive", "flagged", "failed"]
+"""What weakens a verdict: no run without defense to compare with; an attack that fails even without defense;
+an attack that does not use what is known of the defense; cells with health flags; cells that failed."""
+
+NO_INTERVAL = mean_interval([])
+
+
+class RowKey(NamedTuple):
+    """Fields that the cells of one row share.
+
+    Whether the attack was adaptive is not among them: a cell that failed before its attack ran cannot know.
+
+    Attributes:
+        pipeline, model, training_state: as in `Cell`.
+        label: label of the defense; defense: its name and settings, as a label leaves settings out.
+        attack: name and settings of the attack.
+        labels, reference_frames, batch_size: granted knowledge, as in `KnowledgeRecord`.
+    """
+
+    pipeline: str
+    model: str
+    training_state: str
+    label: str
+    defense: str
+    attack: str
+    labels: str
+    reference_frames: int
+    batch_size: int
+
+
+def row_key(cell: Cell) -> RowKey:
+    """Key of the row that a cell belongs to."""
+    granted = cell.knowledge
+    return RowKey(
+        cell.pipeline,
+        cell.model,
+        cell.training_state,
+        cell.defense.label,
+        cell.defense.text,
+        cell.attack.text,
+        granted.labels,
+        granted.reference_frames,
+        granted.batch_size,
+    )
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Recovery of feature matrices, over all clips of a row.
+
+    Attributes:
+        recovered: segments with a cosine above 0.99, of those that carry gradient.
+        exact: segments with a relative error below 0.01; baseline_exact: the same of the best baseline, which
+            is no leak.
+        carrying: segments that the loss lets into the gradient; total: all of them.
+        cosine, relative_error: means over clips of their medians.
+        in_order: mean share of segments in their own position; None where the attack claims no order.
+    """
+
+    recovered: int
+    exact: int
+    baseline_exact: int
+    carrying: int
+    total: int
+    cosine: float | None
+    relative_error: float | None
+    in_order: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Result of one attack on one defense, over all clips of a run.
+
+    Attributes:
+        key: what `row_key` gives for every cell of this row.
+        pipeline: "raw" or "feature".
+        model: name of the model.
+        training_state: "untrained", "early", "late".
+        defense: label such as "dp σ=0.1". Where a run holds several defenses of one label, with the settings
+            that tell them apart: "qsgd 4 bit, bucket=64".
+        undefended: whether there is no defense.
+        attack: name of the attack, with settings that are not its defaults.
+        baseline: whether the attack never sees the update.
+        adaptive: whether the attack used what it knows of the defense in every scored cell.
+        defense_knowledge: how it knew in the scored cells, one of them standing for all.
+        knowledge: what the attacker was granted.
+        n: clips that were scored.
+        failed: clips that were not; they are in no average.
+        failures: distinct reasons for that.
+        flagged: scored clips whose attack raised a health flag.
+        flags: the distinct flags.
+        epsilon: the privacy loss that the defense proves, None without one; delta belongs to it.
+        psnr_db: mean PSNR.
+        psnr_gain_db: gain over the best baseline of each clip.
+        ssim: mean structural similarity.
+        ssim_gain: its gain over the best baseline.
+        motion_psnr_db: mean PSNR where something moves, None where nothing does.
+        identified: clips that the reconstruction picked out among the candidates.
+        identification: share of those with its exact interval.
+        linked: clips for which an attacker who holds all candidates tells from the update alone which it was.
+        linkage: share of those with its exact interval.
+        candidates: how many clips it had to be told from.
+        chance: what recognition has to beat: 1 / candidates; with reference frames the share of clips at
+            which these alone point, where that is more.
+        pooled: that the update does not depend on the order of frames or segments.
+        segments: of a feature pipeline, recovery of the feature matrices; else None.
+        enhanced: clips that were enhanced.
+        enhanced_change_db: mean change of PSNR by enhancement, with its interval.
+        enhanced_gain_db: gain over the baselines, enhanced alike.
+        enhanced_identified: clips recognised in the enhanced reconstruction.
+        bound: share that the certificates allow, a mean over the scored clips; None without a certificate.
+        bound_broken: whether the interval of a measured share lies above the bound: certificate or code is
+            wrong.
+        labels_correct: clips whose label was right.
+        labels: clips for which a label was guessed or granted.
+        bytes: mean bytes of an update on the wire.
+        bytes_ratio: those over the bytes without defense.
+        cosine: mean cosine of the update to the undefended one.
+        seconds: mean time of the attack a clip.
+        metrics: means of further metrics by name, from plug-ins.
+        verdict: what the row shows.
+        caveats: what weakens the verdict.
+    """
+
+    key: RowKey
+    pipeline: str
+    model: str
+    training_state: str
+    defense: str
+    undefended: bool
+    attack: str
+    baseline: bool
+    adaptive: bool
+    defense_knowledge: Literal["channel", "simulated", "none"]
+    knowledge: KnowledgeRecord
+    n: int
+    failed: int
+    failures: tuple[str, ...]
+    flagged: int
+    flags: tuple[str, ...]
+    epsilon: float | None
+    delta: float | None
+    psnr_db: float | None
+    psnr_gain_db: Interval
+    ssim: float | None
+    ssim_gain: Interval
+    motion_psnr_db: float | None
+    identified: int
+    identification: Interval
+    linked: int
+    linkage: Interval
+    candidates: int | None
+    chance: float | None
+    bound: float | None
+    bound_broken: bool
+    labels_correct: int
+    labels: int
+    bytes: float | None
+    bytes_ratio: float | None
+    cosine: float | None
+    seconds: float | None
+    verdict: Verdict
+    caveats: tuple[Caveat, ...] = ()
+    pooled: bool = False
+    segments: Segments | None = None
+    enhanced: int = 0
+    enhanced_change_db: Interval = NO_INTERVAL
+    enhanced_gain_db: Interval = NO_INTERVAL
+    enhanced_identified: int = 0
+    metrics: dict[str, float]
+
+    @property
+    def reference_frames(self) -> int:
+        """Frames of the scene that the attacker holds."""
+        return self.knowledge.reference_frames
