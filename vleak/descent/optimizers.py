@@ -1,4 +1,4 @@
-"""Steps that look back or ahead, L-BFGS and Gauss-Newton, as functions from tensors to tensors.
+"""Optimizers L-BFGS and Gauss-Newton, as functions from tensors to tensors.
 
 Both try a point, and go on from it or back to where they were. Which of the two is chosen by
 ``torch.where``, never by Python, so that the step can be captured once. What they remember between two
@@ -135,7 +135,7 @@ def lbfgs(values: Values, x: Tensor, objective: Tensor, slope: Tensor) -> Values
     # Far shorter than the direction was meant to be: what is remembered misleads.
     lost = ~accepted & (length < 1e-3)
     pairs = _remember(values, move, change, accepted & (_dot(move, change) > 0))
-    moves, changes = (torch.where(lost, 0.0, each) for each in pairs)
+    moves, changes = (torch.where(lost, 0.0, tensor) for tensor in pairs)
     base = torch.where(accepted, x, values["base"])
     base_slope = torch.where(accepted, slope, values["base_slope"])
     renewed = accepted | lost
@@ -180,7 +180,7 @@ def _direction(step: StepSettings, x: Tensor, slope: Tensor, moves: Tensor, chan
 
 
 def _inverse_product(moves: Tensor, changes: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply by the inverse Hessian that the pairs tell of, and say whether they tell of any.
+    """Multiply by the inverse Hessian that the pairs approximate, and return whether any pair is usable.
 
     The compact form of Byrd, Nocedal and Schnabel (Mathematical Programming 63, 1994), which needs a few
     products with all pairs at once instead of two loops over them.
