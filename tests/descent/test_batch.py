@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +11,15 @@ from captures import CLASSES, MODELS_TAKEN, SHAPE, build_small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.descent import batch
-from vleak.descent.batch import Start, batched, kind, make_batch
-from vleak.descent.capture import capture, mutated
-from vleak.descent.native import program_for
-from vleak.descent.problem import DescentSettings, Problem
-from vleak.descent.runner import Plateau
-from vleak.descent.steps import Step, first_values, settings_table
+from vleak.descent import DescentSettings, Problem, batch, mapping
+from vleak.descent.batch import Batch, Trial, batch_key, make_batch
+from vleak.descent.capture import capture
+from vleak.descent.mapping import batched_step
+from vleak.descent.memory import changed_arguments
+from vleak.descent.programs import program_for
+from vleak.descent.runner import never
+from vleak.descent.step import Step, first_values
+from vleak.descent.step_settings import settings_table
 from vleak.seeds import generator
 
 FAST = (("max pool", False), ("batch norm", True), ("attention", False), ("adaptive max pool", False))
@@ -29,7 +30,7 @@ def draw(*shape: int, seed: object) -> Tensor:
     return torch.rand(shape, generator=generator("batch", *shape, seed), dtype=torch.float64)
 
 
-def make_starts(model: nn.Module, trials: int = 2, iterations: int = 6, **changes: Any) -> list[Start]:
+def make_starts(model: nn.Module, trials: int = 2, iterations: int = 6, **changes: Any) -> list[Trial]:
     """Return descents on one model; only the labels are the same tensor."""
     starts = []
     for trial in range(trials):
@@ -40,24 +41,28 @@ def make_starts(model: nn.Module, trials: int = 2, iterations: int = 6, **change
         )
         values = first_values(problem, descent, draw(*SHAPE, seed=trial))
         step = Step(model, problem.loss, problem.distance, descent)
-        starts.append(Start(step, values | {"settings": settings_table(descent)[0]}, Plateau()))
+        starts.append(Trial(step, values | {"settings": settings_table(descent)[0]}))
     return starts
 
 
-def tables_of(starts: Sequence[Start]) -> dict[int, Tensor]:
-    return {trial: settings_table(start.step.descent) for trial, start in enumerate(starts)}
+def tables_of(starts: Sequence[Trial]) -> dict[int, Tensor]:
+    return {trial: settings_table(start.step.settings) for trial, start in enumerate(starts)}
 
 
-def assert_as_alone(starts: Sequence[Start]) -> None:
+def histories(together: Batch, tables: dict[int, Tensor]) -> dict[int, list[float]]:
+    return {trial: block.objectives.tolist() for trial, block in together.run(tables, never).items()}
+
+
+def assert_as_alone(starts: Sequence[Trial]) -> None:
     together = make_batch(starts)
     assert together is not None
-    found = together.run(tables_of(starts))
+    found = histories(together, tables_of(starts))
     for trial, start in enumerate(starts):
         captured = program_for(start.step, start.values)
         assert captured is not None
-        alone = captured.program.bind(start.values)
-        expected = alone.run(6, settings_table(start.step.descent))
-        torch.testing.assert_close(found[trial].history, expected.history, rtol=1e-8, atol=1e-10)
+        alone = captured.start(start.values)
+        expected = alone.run(settings_table(start.step.settings), never).objectives.tolist()
+        torch.testing.assert_close(found[trial], expected, rtol=1e-8, atol=1e-10)
         for name in ("x", "m", "best", "best_objective"):
             got = together.value(name, trial)
             torch.testing.assert_close(got, alone.values[name], rtol=1e-6, atol=1e-8)
@@ -77,11 +82,11 @@ def test_trials_of_every_model_that_is_captured(name: str, train: bool) -> None:
 
 def test_only_the_tensors_that_are_the_same_are_shared() -> None:
     starts = make_starts(build_small(MODELS_TAKEN["batch norm"], train=False).double())
-    shared = batch._shared(starts)
+    shared = batch._shared_names(starts)
     of_model = [n for n in starts[0].values if n.startswith(("parameter:", "buffer:"))]
     assert sorted(shared) == sorted([*of_model, "labels"])
     assert any(name.startswith("buffer:") for name in shared)
-    values = batch._together(starts, shared)
+    values = batch._stacked_values(starts, shared)
     assert values["labels"] is LABELS
     assert values["x"].shape == (2, *SHAPE)
     assert values["settings"].shape == (2, *starts[0].values["settings"].shape)
@@ -90,10 +95,12 @@ def test_only_the_tensors_that_are_the_same_are_shared() -> None:
 def test_alike_are_descents_of_one_model_and_one_structure() -> None:
     model = build_small(MODELS_TAKEN["max pool"], train=False).double()
     first, second = make_starts(model)
-    assert kind(first) == kind(second)
-    assert kind(first) != kind(make_starts(model, rule="sign")[0])
-    assert kind(first) != kind(make_starts(model, prior=draw(*SHAPE, seed="p")[0])[0])
-    assert kind(first) != kind(make_starts(build_small(MODELS_TAKEN["max pool"], train=False).double())[0])
+    assert batch_key(first) == batch_key(second)
+    assert batch_key(first) != batch_key(make_starts(model, rule="sign")[0])
+    assert batch_key(first) != batch_key(make_starts(model, prior=draw(*SHAPE, seed="p")[0])[0])
+    assert batch_key(first) != batch_key(
+        make_starts(build_small(MODELS_TAKEN["max pool"], train=False).double())[0]
+    )
 
 
 def test_trials_rest_where_they_are_not_asked_to_run() -> None:
@@ -102,26 +109,31 @@ def test_trials_rest_where_they_are_not_asked_to_run() -> None:
     assert whole is not None
     assert parts is not None
     tables = tables_of(starts)
-    expected = whole.run(tables)
+    expected = histories(whole, tables)
     before = parts.value("x", 1).clone()
-    found = parts.run({0: tables[0][:2]})
+    found = histories(parts, {0: tables[0][:2]})
     assert list(found) == [0]
     assert torch.equal(parts.value("x", 1), before)
-    first, second = parts.members
-    assert found[0].history + first.run(4, tables[0][2:]).history == expected[0].history
-    assert second.run(6, tables[1]).history == expected[1].history
-    for member in whole.members:
-        assert torch.equal(member.values["x"], parts.value("x", member.trial))
+    first, second = parts.runners
+    assert found[0] + first.run(tables[0][2:], never).objectives.tolist() == expected[0]
+    assert second.run(tables[1], never).objectives.tolist() == expected[1]
+    for runner in whole.runners:
+        assert torch.equal(runner.values["x"], parts.value("x", runner.trial))
 
 
-def test_a_member_alone_runs_longer_than_the_books() -> None:
-    starts = make_starts(build_small(MODELS_TAKEN["linear"], train=False).double(), iterations=70)
+def test_a_trial_goes_back_to_a_state_and_leaves_the_others_where_they_are() -> None:
+    starts = make_starts(build_small(MODELS_TAKEN["linear"], train=False).double())
     together = make_batch(starts)
     assert together is not None
-    outcome = together.members[1].run(70, settings_table(starts[1].step.descent))
-    assert (len(outcome.history), outcome.reason) == (70, "done")
-    assert float(together.value("best_objective", 1)) == min(outcome.history)
-    assert float(together.value("best_objective", 0)) == math.inf
+    tables, (first, second) = tables_of(starts), together.runners
+    before = first.state()
+    expected = histories(together, tables)
+    stands = {name: value.clone() for name, value in second.state().items()}
+    first.restore(before)
+    assert all(torch.equal(value, stands[name]) for name, value in second.state().items())
+    assert first.run(tables[0], never).objectives.tolist() == expected[0]
+    assert all(torch.equal(value, stands[name]) for name, value in second.state().items())
+    assert not torch.equal(first.values["x"], before["x"])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -186,8 +198,8 @@ def test_memory_that_a_step_makes_is_each_trials_own(function: Callable[[Tensor,
     values = {"x": draw(2, 3, 3, seed="x"), "w": draw(3, 3, seed="w")}
     alone = {"x": values["x"][0], "w": values["w"]}
     single = capture(lambda given: {"out": function(given["x"], given["w"])}, alone, ["w"])
-    assert any(mutated(node) for node in single.graph.graph.nodes)
-    made = batched(single, ["w"])(values)["out"]
+    assert any(changed_arguments(node) for node in single.graph.graph.nodes)
+    made = batched_step(single, ["w"])(values)["out"]
     expected = torch.stack([function(x, values["w"]) for x in values["x"]])
     torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
 
@@ -196,7 +208,7 @@ def test_only_memory_with_values_of_trials_gets_their_axis() -> None:
     def axes(function: Callable[[Tensor, Tensor], Tensor]) -> int:
         alone = {"x": draw(3, 3, seed="x"), "w": draw(3, 3, seed="w")}
         single = capture(lambda given: {"out": function(given["x"], given["w"])}, alone, ["w"])
-        return len(batch._written_by_trial(single, ["w"]))
+        return len(mapping._written_by_trial(single, ["w"]))
 
     found = [axes(each) for each in (fresh, view_before, by_way_of_another, without_trials)]
     assert found == [1, 1, 2, 0]
@@ -209,7 +221,7 @@ def test_state_is_changed_where_it_lies() -> None:
 
     values = {name: draw(2, 3, 3, seed=name) for name in ("x", "m")} | {"w": draw(3, 3, seed="w")}
     trials = [{"x": values["x"][t], "m": values["m"][t].clone(), "w": values["w"]} for t in range(2)]
-    made = batched(capture(step, trials[0], ["w"]), ["w"])(values)["out"]
+    made = batched_step(capture(step, trials[0], ["w"]), ["w"])(values)["out"]
     assert torch.equal(made, torch.stack([step(each)["out"] for each in trials]))
     assert torch.equal(values["m"], torch.stack([each["m"] for each in trials]))
 
@@ -259,7 +271,7 @@ def test_what_cannot_be_mapped_is_none_and_not_tried_twice(monkeypatch: Any) -> 
 
 def test_a_batch_that_gives_other_numbers_is_refused(monkeypatch: Any) -> None:
     def wrong(single: Any, shared: Any) -> Any:
-        right = batched(single, shared)
+        right = batched_step(single, shared)
 
         def run(values: dict[str, Tensor]) -> dict[str, Tensor]:
             after = right(values)
@@ -267,7 +279,7 @@ def test_a_batch_that_gives_other_numbers_is_refused(monkeypatch: Any) -> None:
 
         return run
 
-    monkeypatch.setattr(batch, "batched", wrong)
+    monkeypatch.setattr(batch, "batched_step", wrong)
     monkeypatch.setattr(batch, "_programs", {})  # else one that was found right serves this model too
     model = build_small(MODELS_TAKEN["max pool"], train=False).double()
     assert make_batch(make_starts(model)) is None
@@ -277,6 +289,6 @@ def test_operators_are_called_once_for_every_trial() -> None:
     starts = make_starts(build_small(MODELS_TAKEN["linear"], train=False).double(), trials=3)
     fixed = [name for name in starts[0].values if name not in batch.STATE]
     values = {name: torch.stack([start.values[name] for start in starts]) for name in starts[0].values}
-    many = capture(batched(capture(starts[0].step, starts[0].values, fixed), []), values, fixed)
+    many = capture(batched_step(capture(starts[0].step, starts[0].values, fixed), []), values, fixed)
     targets = [str(node.target) for node in many.graph.graph.nodes]
     assert [targets.count(f"vleak.{name}.default") for name in ("gradient_match", "descend")] == [3, 3]

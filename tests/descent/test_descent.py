@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from descents import (
     SIZE,
     Cliff,
     Smooth,
+    assert_near,
     built_in,
     distances,
     doubled,
@@ -27,6 +27,8 @@ from descents import (
     make_problem,
     make_settings,
     models,
+    oracle,
+    penalty,
 )
 from tiny import Conv, Residual, build
 from torch import Tensor, nn
@@ -65,51 +67,26 @@ class Refusing(Smooth):
         raise AssertionError("too dark")
 
 
-def oracle(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distance and its derivative by x in float64, by double backward through plain PyTorch."""
-    model = copy.deepcopy(problem.model).double().requires_grad_(True)
-    x = x.detach().double().requires_grad_()
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradient = torch.autograd.grad(
-        problem.loss(model(x), problem.labels), parameters, create_graph=True, materialize_grads=True
-    )
-    keep = torch.cat([mask_of(problem, name).flatten() for name in names])
-    got = torch.cat([g.flatten() for g in gradient])[keep]
-    wanted = torch.cat([problem.target[name].double().flatten() for name in names])[keep]
-    if problem.distance == "l2":
-        distance = (got - wanted).square().sum()
-    else:
-        distance = 1 - got @ wanted / got.norm() / wanted.norm()
-    return distance.detach(), torch.autograd.grad(distance, x)[0]
-
-
-def mask_of(problem: Problem, name: str) -> Tensor:
-    every = torch.ones_like(problem.target[name], dtype=torch.bool)
-    return every if problem.masks is None else problem.masks[name]
-
-
-def assert_near(got: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Compare in units of the largest entry."""
-    gap = (got.double() - expected.double()).abs().max()
-    assert gap <= tolerance * expected.double().abs().max()
-
-
-def penalty(x: Tensor, descent: DescentSettings) -> Tensor:
-    """Return total variation and prior of one trial from their definitions."""
-    space = x.diff(dim=3).abs().mean() + x.diff(dim=4).abs().mean()
-    pull = 0.0 if descent.prior is None else (x - descent.prior).square().mean() / 2
-    return (
-        descent.spatial * space + descent.temporal * x.diff(dim=2).abs().mean() + descent.prior_weight * pull
-    )
+combinations = pytest.mark.parametrize(
+    ("distance", "masked", "clips"),
+    [
+        ("cosine", True, 2),
+        ("l2", False, 1),
+        pytest.param("cosine", False, 1, marks=pytest.mark.slow),
+        pytest.param("cosine", True, 1, marks=pytest.mark.slow),
+        pytest.param("cosine", False, 2, marks=pytest.mark.slow),
+        pytest.param("l2", True, 1, marks=pytest.mark.slow),
+        pytest.param("l2", False, 2, marks=pytest.mark.slow),
+        pytest.param("l2", True, 2, marks=pytest.mark.slow),
+    ],
+)
 
 
 # ---- the derivative
 
 
 @models
-@distances
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("clips", [1, 2])
+@combinations
 def test_engines_agree_with_the_oracle_along_a_descent(
     name: str, distance: str, masked: bool, clips: int
 ) -> None:
@@ -125,9 +102,7 @@ def test_engines_agree_with_the_oracle_along_a_descent(
 
 
 @models
-@distances
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("clips", [1, 2])
+@combinations
 def test_engines_take_the_same_path(name: str, distance: str, masked: bool, clips: int) -> None:
     if operators.backend() != "native":
         pytest.skip(f"no native code here: {loader.status().reason}")

@@ -1,4 +1,4 @@
-"""The runner of captured steps: the same numbers as the graph called by Python, and nothing held too long.
+"""Backend of captured steps: the same numbers as the graph called by Python, and nothing held too long.
 
 The oracle is the captured graph itself, called once an iteration under no_grad.
 """
@@ -6,7 +6,6 @@ The oracle is the captured graph itself, called once an iteration under no_grad.
 from __future__ import annotations
 
 import _thread
-import math
 import os
 import platform
 import resource
@@ -27,8 +26,10 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-from vleak.descent.plan import make_plan
-from vleak.descent.runner import Bound, Outcome, Plateau, Program
+from vleak.descent.eager import EagerRunner
+from vleak.descent.graph import GraphProgram, GraphRunner
+from vleak.descent.lowering import lower
+from vleak.descent.runner import HeldInterrupt, IterationBlock, never
 from vleak.errors import CapabilityError, InputError
 from vleak.native import build, loader, operators
 
@@ -36,7 +37,8 @@ Values = dict[str, Tensor]
 Step = Callable[[Values], Values]
 
 needs_library = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler on this machine")
-executors = pytest.mark.parametrize("executor", [pytest.param("native", marks=needs_library), "python"])
+backends = pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_library), "python"])
+native = pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_library)])
 
 
 def record(step: Step, values: Values, fixed: tuple[str, ...] = ()) -> Any:
@@ -72,10 +74,33 @@ def called_by_python(capture: Any, values: Values, table: Tensor) -> tuple[list[
     return history, values
 
 
-def started(
-    step: Step, values: Values, executor: str, fixed: tuple[str, ...] = (), plateau: Plateau | None = None
-) -> Bound:
-    return Program(record(step, values, fixed), executor=executor).bind(values, plateau)
+def program_of(capture: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> GraphProgram:
+    """Return a program that C++ runs, or, as where there is no runner library, Python."""
+    with monkeypatch.context() as patch:
+        if backend == "python":
+            patch.setattr(loader, "loop_module", lambda: None)
+        program = GraphProgram(capture)
+    assert program.native == (backend == "native")
+    return program
+
+
+Start = Callable[..., GraphRunner | EagerRunner]
+
+
+@pytest.fixture
+def started(backend: str, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Return a function that starts a step on the backend."""
+
+    def start(step: Step, values: Values, fixed: tuple[str, ...] = ()) -> GraphRunner | EagerRunner:
+        return program_of(record(step, values, fixed), backend, monkeypatch).start(values)
+
+    return start
+
+
+def run(runner: Any, n: int, table: Tensor | None = None) -> list[float]:
+    """Run iterations; a step without settings has rows of one number that nothing reads."""
+    rows = torch.zeros(n, 1, dtype=torch.float64) if table is None else table[:n]
+    return runner.run(rows, never).objectives.tolist()
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -251,28 +276,28 @@ CASES = {
 }
 
 
-@executors
+@backends
 @pytest.mark.parametrize("name", CASES)
-def test_equal_to_the_graph_called_by_python(name: str, executor: str) -> None:
+def test_equal_to_the_graph_called_by_python(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case, table = CASES[name], settings(1, 2, 3, 4, 5)
     capture = record(case.step, case.values, case.fixed)
     before = {name: value.clone() for name, value in case.values.items()}
     expected, state = called_by_python(capture, case.values, table)
-    bound = Program(capture, executor=executor).bind(case.values)
-    got = bound.run(3, table)
-    got = Outcome(got.history + bound.run(2, table[3:]).history, got.reason)
-    assert got == Outcome(expected, "done")
+    runner = program_of(capture, backend, monkeypatch).start(case.values)
+    before_the_first = runner.state()
+    assert run(runner, 3, table) + run(runner, 2, table[3:]) == expected
     assert len(set(expected)) > 1
-    assert bound.values.keys() == state.keys()
-    for name, value in bound.values.items():
-        assert torch.equal(value, state[name]), name
+    assert runner.values.keys() == state.keys()
+    for name, value in runner.values.items():
+        assert name == "settings" or torch.equal(value, state[name]), name
         assert torch.equal(case.values[name], before[name]), f"{name} is the caller's"
-    assert bound.outputs["objective"].item() == expected[-1]
-
-
-@needs_library
-def test_auto_is_native() -> None:
-    assert Program(record(scalars, {"x": CLIP})).executor == "native"
+    assert runner.outputs["objective"].item() == expected[-1]
+    # A state taken before stays as it was, and leads to the same path again.
+    for _ in range(2):
+        runner.restore(before_the_first)
+        assert run(runner, 5, table) == expected
 
 
 # ---- what runs when, and what lives how long
@@ -322,30 +347,30 @@ def press(x: Tensor) -> Tensor:
     return x.clone()
 
 
-@executors
-def test_what_is_fixed_is_computed_once(executor: str) -> None:
+@native
+def test_what_is_fixed_is_computed_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(values: Values) -> Values:
         prepared = torch.ops.vleak_test_runner.count(values["weight"].t()) @ torch.ones(2)
         return {"x": values["x"] + prepared, "objective": prepared.sum() + values["x"].sum()}
 
     values = {"x": draw(3), "weight": draw(2, 3)}
-    program = Program(record(step, values, ("weight",)), executor=executor)
+    program = program_of(record(step, values, ("weight",)), backend, monkeypatch)
     calls.clear()
-    bound = program.bind(values)
+    runner = program.start(values)
     assert len(calls) == 1
-    history = bound.run(4).history
+    history = run(runner, 4)
     assert len(calls) == 1
     prepared = (values["weight"].t() + 1).sum(1)
     expected = [(values["x"] + (i + 1) * prepared).sum().item() for i in range(4)]
     assert history == pytest.approx(expected, rel=1e-5)
-    changed = program.bind({**values, "weight": values["weight"] * 2})
+    changed = program.start({**values, "weight": values["weight"] * 2})
     assert len(calls) == 2
-    assert changed.run(1).history != history[:1]
+    assert run(changed, 1) != history[:1]
 
 
-@executors
+@backends
 @pytest.mark.parametrize("change", ["value", "view", "statistics", "draw"])
-def test_what_is_changed_or_drawn_is_not_fixed(change: str, executor: str) -> None:
+def test_what_is_changed_or_drawn_is_not_fixed(change: str, started: Start) -> None:
     def step(values: Values) -> Values:
         weight, fresh = values["weight"], torch.zeros(3)
         if change == "value":
@@ -361,14 +386,14 @@ def test_what_is_changed_or_drawn_is_not_fixed(change: str, executor: str) -> No
 
     values = {"x": draw(3), "weight": draw(3)}
     with torch.random.fork_rng():
-        bound = started(step, values, executor, ("weight",))
+        runner = started(step, values, ("weight",))
         calls.clear()
-        bound.run(4)
+        run(runner, 4)
     assert len(calls) == 4
 
 
-@executors
-def test_nothing_lives_longer_than_it_is_needed(executor: str) -> None:
+@native
+def test_nothing_lives_longer_than_it_is_needed(started: Start) -> None:
     def step(values: Values) -> Values:
         x = values["x"]
         for _ in range(5):
@@ -376,132 +401,78 @@ def test_nothing_lives_longer_than_it_is_needed(executor: str) -> None:
         parts = torch.cat([torch.ops.vleak_test_runner.probe(x), torch.ops.vleak_test_runner.probe(x)])
         return {"x": torch.ops.vleak_test_runner.probe(parts[:3]), "objective": parts.sum()}
 
-    bound = started(step, {"x": draw(3)}, executor)
+    runner = started(step, {"x": draw(3)})
     alive.clear()
     most_alive[0] = 0
-    bound.run(3)
+    run(runner, 3)
     assert len(alive) == 24
     # From the second iteration on: x, and the argument with the first of the two.
     assert most_alive[0] == 3
     assert sum(reference() is not None for reference in alive) == 1
-    del bound
+    del runner
     assert all(reference() is None for reference in alive)
 
 
-@needs_library
+@native
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_memory_is_asked_for_once() -> None:
+def test_memory_is_asked_for_once(started: Start) -> None:
     def step(values: Values) -> Values:
         x = values["x"]
         for _ in range(4):
             x = x * 0.5
         return {"objective": x[0]}
 
-    bound = started(step, {"x": torch.ones(1 << 20)}, "native")
-    bound.run(2)
+    runner = started(step, {"x": torch.ones(1 << 20)})
+    run(runner, 2)
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-    bound.run(20)
+    run(runner, 20)
     faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
     pages_of_one_tensor = 4 * (1 << 20) // resource.getpagesize()
     assert faults < 8 * pages_of_one_tensor, "eighty such tensors were made"
 
 
-@executors
-def test_fixed_inputs_are_shared_and_state_is_not(executor: str) -> None:
+@backends
+def test_fixed_inputs_are_shared_and_state_is_not(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["in place"]
-    program = Program(record(case.step, case.values, case.fixed), executor=executor)
-    one, other = program.bind(case.values), program.bind(case.values)
+    program = program_of(record(case.step, case.values, case.fixed), backend, monkeypatch)
+    one, other = program.start(case.values), program.start(case.values)
     assert one.values["weight"].data_ptr() == case.values["weight"].data_ptr()
-    assert len({bound["m"].data_ptr() for bound in (one.values, other.values, case.values)}) == 3
-    one.run(2)
+    assert len({runner["m"].data_ptr() for runner in (one.values, other.values, case.values)}) == 3
+    run(one, 2)
     assert torch.equal(other.values["m"], case.values["m"])
 
 
-@executors
-def test_tensors_of_the_graph_are_not_changed(executor: str) -> None:
+@native
+def test_tensors_of_the_graph_are_not_changed(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = draw(3)
     capture = record(lambda values: {"objective": (own * values["x"]).sum()}, {"x": draw(3)})
     (constant,) = capture.graph.graph.find_nodes(op="get_attr")
     (product,) = capture.graph.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)
-    assert not make_plan(capture).changed
+    assert not lower(capture).changed
     # No step changes a constant, but a graph may.
     product.target = torch.ops.aten.mul_.Tensor
-    assert len(make_plan(capture).changed) == 1
+    assert len(lower(capture).changed) == 1
     values, before = {"x": torch.full((3,), 2.0)}, own.clone()
-    program = Program(capture, executor=executor)
-    assert [program.bind(values).run(2).history for _ in range(2)] == [
-        [before.sum() * 2, before.sum() * 4]
-    ] * 2
+    program = program_of(capture, backend, monkeypatch)
+    assert [run(program.start(values), 2) for _ in range(2)] == [[before.sum() * 2, before.sum() * 4]] * 2
     assert torch.equal(own, before)
     assert constant.name
 
 
-@executors
-def test_other_strides_give_the_same(executor: str) -> None:
+@backends
+def test_other_strides_give_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["conv net"]
-    program = Program(record(case.step, case.values, case.fixed), executor=executor)
+    program = program_of(record(case.step, case.values, case.fixed), backend, monkeypatch)
     table = settings(1, 2)
     strided = {
         name: value.transpose(0, 1).contiguous().transpose(0, 1) if value.ndim > 1 else value
         for name, value in case.values.items()
     }
     assert not strided["w:0.weight"].is_contiguous()
-    assert program.bind(strided).run(2, table) == program.bind(case.values).run(2, table)
+    assert run(program.start(strided), 2, table) == run(program.start(case.values), 2, table)
 
 
-# ---- when a run ends
-
-
-def from_table(values: Values) -> Values:
-    """Return an objective that the table dictates, and count iterations in two ways."""
-    values["in_place"] += 1
-    return {"x": values["x"] + 1, "objective": values["settings"][0].float(), "seen": values["settings"] * 2}
-
-
-COUNTERS = {"x": torch.zeros(2), "in_place": torch.zeros(1), "settings": settings(0)[0]}
-
-
-@executors
-def test_nan_ends_the_run_before_its_step(executor: str) -> None:
-    bound = started(from_table, COUNTERS, executor)
-    table = settings(3, 2, math.nan, 1)
-    got = bound.run(4, table)
-    assert got.reason == "nan"
-    assert got.history[:2] == [3, 2]
-    assert len(got.history) == 3
-    assert math.isnan(got.history[2])
-    assert torch.equal(bound.values["x"], torch.full((2,), 2.0))
-    assert torch.isnan(bound.outputs["seen"]).all()
-    assert bound.run(1, table[3:]) == Outcome([1], "done")
-
-
-@executors
-@pytest.mark.parametrize(
-    ("objectives", "patience", "tolerance", "length"),
-    [
-        ([5, 4, 4, 4, 4, 4], 3, 0.0, 5),
-        ([5, 4, 4, 4, 3, 3, 3, 3], 4, 0.0, None),
-        ([10, 9.5, 9.1, 8.99, 8.5, 8.2, 7], 3, 0.1, None),
-        ([10, 9.5, 9.1, 9.0, 8.9, 8.2], 3, 0.1, 4),
-        ([-10, -10.5, -10.9, -11], 3, 0.1, 4),
-        ([-10, -10.5, -10.9, -11.1], 3, 0.1, None),
-        ([math.inf, math.inf, 1], 2, 0.1, 2),
-        ([5, 5, 5, 5, 5], 0, 0.1, None),
-        ([5, 6, 7], 1, 0.0, 2),
-    ],
-)
-def test_plateau(
-    objectives: list[float], patience: int, tolerance: float, length: int | None, executor: str
-) -> None:
-    table = settings(*objectives)
-    whole = started(from_table, COUNTERS, executor, plateau=Plateau(patience, tolerance))
-    got = whole.run(len(objectives), table)
-    assert got.reason == ("done" if length is None else "plateau")
-    assert got.history == pytest.approx(objectives[:length])
-    assert whole.values["x"].tolist() == [len(got.history)] * 2
-    halves = started(from_table, COUNTERS, executor, plateau=Plateau(patience, tolerance))
-    reasons = [halves.run(1, row[None]).reason for row in table]
-    assert reasons.index("plateau") + 1 == length if length else "plateau" not in reasons
+# ---- interrupts
 
 
 def spin(values: Values) -> Values:
@@ -509,51 +480,31 @@ def spin(values: Values) -> Values:
 
 
 #: So many iterations that a run of them has to be ended from outside; some seconds if it is not.
-ENDLESS = 1_000_000
+ENDLESS = torch.zeros(1_000_000, 1, dtype=torch.float64)
 
 
-def run_in_thread(
-    bound: Bound, n: int, table: Tensor | None = None
-) -> tuple[threading.Thread, list[Outcome]]:
-    outcomes: list[Outcome] = []
-    thread = threading.Thread(target=lambda: outcomes.append(bound.run(n, table)))
-    thread.start()
-    return thread, outcomes
-
-
-@executors
-def test_interrupt_from_another_thread(executor: str) -> None:
-    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
-    thread, outcomes = run_in_thread(bound, ENDLESS)
-    # Only without the GIL does this thread come so far while the other runs.
-    bound.interrupt()
-    thread.join()
-    (got,) = outcomes
-    assert got.reason == "interrupted"
-    assert len(got.history) < ENDLESS
-    assert bound.values["x"].item() == len(got.history)
-    assert bound.run(2) == Outcome([len(got.history), len(got.history) + 1.0], "done")
-
-
-@executors
-def test_interrupt_before_a_run_ends_that_run(executor: str) -> None:
-    bound = started(spin, {"x": torch.zeros(1)}, executor)
-    bound.interrupt()
-    assert bound.run(5) == Outcome([], "interrupted")
-    assert bound.run(2) == Outcome([0, 1], "done")
+def held(runner: Any, settings: Tensor) -> IterationBlock:
+    """Run as a descent does, with Ctrl-C held back, and return the block with what was raised."""
+    with HeldInterrupt() as interrupt:
+        block = runner.run(settings, interrupt.requested)
+    try:
+        interrupt.deliver()
+    except BaseException as raised:  # noqa: BLE001  returned
+        return IterationBlock(block.objectives, raised)
+    return block
 
 
 def only_in_the_main_thread() -> None:
     if threading.current_thread() is not threading.main_thread():
-        pytest.skip("only the main thread is told of a signal")
+        pytest.skip("only the main thread receives signals")
 
 
-def run_until(what: Callable[[], None], bound: Bound) -> Outcome:
+def run_until(what: Callable[[], None], runner: Any) -> IterationBlock:
     """Run until something that a timer does ends it."""
     timer = threading.Timer(0.2, what)
     timer.start()
     try:
-        return bound.run(ENDLESS)
+        return held(runner, ENDLESS)
     finally:
         timer.join()
 
@@ -571,126 +522,158 @@ def keys() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@executors
+@native
 @pytest.mark.usefixtures("keys")
 @pytest.mark.parametrize("press", [press_key, _thread.interrupt_main], ids=["signal", "simulated"])
-def test_a_key_press_ends_a_run_and_loses_no_iteration(press: Callable[[], None], executor: str) -> None:
-    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
+def test_a_key_press_ends_a_run_and_loses_no_iteration(press: Callable[[], None], started: Start) -> None:
+    runner = started(spin, {"x": torch.zeros(1, dtype=torch.float64)})
     before = signal.getsignal(signal.SIGINT)
-    got = run_until(press, bound)
+    block = run_until(press, runner)
     assert signal.getsignal(signal.SIGINT) is before
-    assert got.reason == "interrupted"
-    assert 0 < len(got.history) < ENDLESS
-    assert got.history == [float(i) for i in range(len(got.history))]
-    assert bound.values["x"].item() == len(got.history)
-    with pytest.raises(KeyboardInterrupt):
-        got.checked()
-    assert bound.run(1) == Outcome([len(got.history)], "done")
-    assert bound.run(1).checked().raised is None
+    assert isinstance(block.raised, KeyboardInterrupt)
+    history = block.objectives.tolist()
+    assert 0 < len(history) < len(ENDLESS)
+    assert history == [float(i) for i in range(len(history))]
+    assert runner.values["x"].item() == len(history)
+    again = held(runner, ENDLESS[:1])
+    assert (again.objectives.tolist(), again.raised) == ([len(history)], None)
 
 
-@executors
+@backends
 @pytest.mark.usefixtures("keys")
-def test_a_key_press_does_not_end_an_operator(executor: str) -> None:
+def test_a_key_press_does_not_end_an_operator(started: Start) -> None:
     def step(values: Values) -> Values:
         values["in_place"] += 1
         checked = torch.ops.vleak_test_runner.press(values["x"])
         return {"x": checked + 1, "objective": checked.sum()}
 
-    bound = started(step, {"x": torch.zeros(1), "in_place": torch.zeros(1)}, executor)
-    got = bound.run(20)
-    assert isinstance(got.raised, KeyboardInterrupt)
-    assert len(got.history) == bound.values["x"].item() == bound.values["in_place"].item() == 3
+    runner = started(step, {"x": torch.zeros(1), "in_place": torch.zeros(1)})
+    block = held(runner, ENDLESS[:20])
+    assert isinstance(block.raised, KeyboardInterrupt)
+    assert len(block.objectives) == runner.values["x"].item() == runner.values["in_place"].item() == 3
 
 
-@executors
-def test_other_signals_lose_no_iteration(executor: str) -> None:
+@native
+def test_other_signals_lose_no_iteration(started: Start) -> None:
     def leave(*_: object) -> None:
         raise SystemExit(3)
 
     only_in_the_main_thread()
-    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
+    runner = started(spin, {"x": torch.zeros(1, dtype=torch.float64)})
     before = signal.signal(signal.SIGTERM, leave)
     try:
-        got = run_until(lambda: os.kill(os.getpid(), signal.SIGTERM), bound)
+        block = run_until(lambda: os.kill(os.getpid(), signal.SIGTERM), runner)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert got.reason == "interrupted"
-    assert 0 < len(got.history) < ENDLESS
-    with pytest.raises(SystemExit):
-        got.checked()
+    assert isinstance(block.raised, SystemExit)
+    assert 0 < len(block.objectives) < len(ENDLESS)
 
 
-@executors
-def test_a_handler_that_raises_nothing_ends_the_run_alone(executor: str) -> None:
+@native
+def test_a_handler_that_raises_nothing_ends_the_run_alone(started: Start) -> None:
     only_in_the_main_thread()
     seen: list[int] = []
-    bound = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}, executor)
+    runner = started(spin, {"x": torch.zeros(1, dtype=torch.float64)})
     before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
     try:
-        got = run_until(press_key, bound)
+        block = run_until(press_key, runner)
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [signal.SIGINT]
-    assert (got.reason, got.raised) == ("interrupted", None)
+    assert block.raised is None
+    assert 0 < len(block.objectives) < len(ENDLESS)
 
 
-@executors
-def test_threads_do_not_disturb_each_other(executor: str) -> None:
+def run_in_thread(
+    runner: Any, settings: Tensor, interrupted: Callable[[], bool] = never
+) -> tuple[threading.Thread, list[IterationBlock]]:
+    blocks: list[IterationBlock] = []
+    thread = threading.Thread(target=lambda: blocks.append(runner.run(settings, interrupted)))
+    thread.start()
+    return thread, blocks
+
+
+@native
+def test_a_run_is_interrupted_from_another_thread(started: Start) -> None:
+    runner, ended = started(spin, {"x": torch.zeros(1, dtype=torch.float64)}), threading.Event()
+    thread, blocks = run_in_thread(runner, ENDLESS, ended.is_set)
+    # Only without the GIL does this thread come so far while the other runs.
+    ended.set()
+    thread.join()
+    done = len(blocks[0].objectives)
+    assert done < len(ENDLESS)
+    assert runner.values["x"].item() == done
+    assert run(runner, 2) == [done, done + 1.0]
+
+
+@backends
+def test_threads_do_not_disturb_each_other(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["conv net"]
-    program = Program(record(case.step, case.values, case.fixed), executor=executor)
+    program = program_of(record(case.step, case.values, case.fixed), backend, monkeypatch)
     starts = [{**case.values, "x": draw(*case.values["x"].shape, seed=seed)} for seed in range(3)]
     table = settings(*range(1, 31))
-    alone = [program.bind(start).run(30, table) for start in starts]
-    together = [run_in_thread(program.bind(start), 30, table) for start in starts]
+    alone = [run(program.start(start), 30, table) for start in starts]
+    together = [run_in_thread(program.start(start), table) for start in starts]
     for thread, _ in together:
         thread.join()
-    assert [outcomes[0] for _, outcomes in together] == alone
-    assert len({tuple(outcome.history) for outcome in alone}) == 3
+    assert [blocks[0].objectives.tolist() for _, blocks in together] == alone
+    assert len({tuple(history) for history in alone}) == 3
+
+
+@native
+def test_only_one_thread_runs_a_descent(started: Start) -> None:
+    runner, ended = started(spin, {"x": torch.zeros(1)}), threading.Event()
+    thread, _ = run_in_thread(runner, ENDLESS, ended.is_set)
+    while not runner._busy.locked():
+        pass
+    with pytest.raises(InputError, match="running in another thread"):
+        run(runner, 1)
+    ended.set()
+    thread.join()
 
 
 # ---- refusals
 
 
-@executors
+@native
 @pytest.mark.parametrize(
     ("error", "kind"), [(InputError("no"), InputError), (ValueError("no\nmore"), CapabilityError)]
 )
 def test_what_an_operator_raises_names_it_and_the_iteration(
-    error: Exception, kind: type[Exception], executor: str
+    error: Exception, kind: type[Exception], started: Start
 ) -> None:
     def step(values: Values) -> Values:
         values["in_place"] += 1
         checked = torch.ops.vleak_test_runner.fail(values["x"])
         return {"x": checked + 1, "objective": checked.sum()}
 
-    bound = started(step, {"x": torch.zeros(1), "in_place": torch.zeros(1)}, executor)
+    runner = started(step, {"x": torch.zeros(1), "in_place": torch.zeros(1)})
     to_raise[:] = [error]
-    bound.run(1)
+    run(runner, 1)
     with pytest.raises(kind, match=r"^vleak_test_runner::fail failed in iteration 4: no$") as caught:
-        bound.run(9)
+        run(runner, 9)
     assert caught.value.__cause__ is error
-    assert bound.values["x"].item() == 3
+    assert runner.values["x"].item() == 3
     with pytest.raises(kind, match="in iteration 4"):
-        bound.run(1)
+        run(runner, 1)
 
 
-@executors
-def test_what_aten_raises_names_the_operator(executor: str) -> None:
+@native
+def test_what_aten_raises_names_the_operator(started: Start) -> None:
     def step(values: Values) -> Values:
         picked = values["x"].index_select(0, values["settings"].long())
         return {"objective": picked.sum()}
 
-    bound = started(step, {"x": torch.zeros(3), "settings": settings(0)[0]}, executor)
+    runner = started(step, {"x": torch.zeros(3), "settings": settings(0)[0]})
     with pytest.raises(
         CapabilityError, match=r"^aten::index_select failed in iteration 3: .*out of range"
     ) as caught:
-        bound.run(4, settings(0, 2, 3, 1))
+        run(runner, 4, settings(0, 2, 3, 1))
     assert "\n" not in str(caught.value)
 
 
-@executors
-def test_an_error_before_the_first_iteration(executor: str) -> None:
+@native
+def test_an_error_before_the_first_iteration(started: Start) -> None:
     def step(values: Values) -> Values:
         return {"objective": torch.ops.vleak_test_runner.fail(values["weight"]).sum() + values["x"].sum()}
 
@@ -698,19 +681,15 @@ def test_an_error_before_the_first_iteration(executor: str) -> None:
     to_raise[:] = [ValueError("too much")]
     expected = "vleak_test_runner::fail failed before the first iteration: too much"
     with pytest.raises(CapabilityError, match=expected):
-        started(step, values, executor, ("weight",))
+        started(step, values, ("weight",))
 
 
-@executors
-def test_only_one_thread_runs_a_descent(executor: str) -> None:
-    bound = started(spin, {"x": torch.zeros(1)}, executor)
-    thread, _ = run_in_thread(bound, ENDLESS)
-    while not bound._busy.locked():
-        pass
-    with pytest.raises(InputError, match="running in another thread"):
-        bound.run(1)
-    bound.interrupt()
-    thread.join()
+def from_table(values: Values) -> Values:
+    values["in_place"] += 1
+    return {"x": values["x"] + 1, "objective": values["settings"][0].float()}
+
+
+COUNTERS = {"x": torch.zeros(2), "in_place": torch.zeros(1), "settings": settings(0)[0]}
 
 
 @pytest.mark.parametrize(
@@ -723,40 +702,32 @@ def test_only_one_thread_runs_a_descent(executor: str) -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_named(name: str, tensor: Tensor | None, words: list[str]) -> None:
-    program = Program(record(from_table, COUNTERS), executor="python")
+    program = GraphProgram(record(from_table, COUNTERS))
     values = {key: value for key, value in {**COUNTERS, name: tensor}.items() if value is not None}
     with pytest.raises(InputError) as caught:
-        program.bind(values)
+        program.start(values)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize(
-    ("n", "table", "words"),
-    [
-        (-1, settings(1), ["0 iterations", "-1"]),
-        (2, settings(1), ["(2, 1)", "(1, 1)"]),
-        (1, torch.zeros(1, 2), ["(1, 1)", "(1, 2)"]),
-        (1, None, ["(1, 1)", "none"]),
-    ],
-)
-def test_a_run_that_does_not_fit_is_refused(n: int, table: Tensor | None, words: list[str]) -> None:
-    bound = started(from_table, COUNTERS, "python")
-    with pytest.raises(InputError) as caught:
-        bound.run(n, table)
-    assert all(word in str(caught.value) for word in words), caught.value
+@native
+def test_settings_of_another_shape_are_refused(started: Start) -> None:
+    with pytest.raises(InputError, match=r"rows of shape \(1,\), got \(1, 2\)"):
+        run(started(from_table, COUNTERS), 1, torch.zeros(1, 2))
 
 
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [
-        (lambda values: {"x": values["x"] + 1}, ["'objective'", "x"]),
-        (lambda values: {"objective": values["x"] + 1}, ["(2,)", "one number"]),
-    ],
-)
-def test_a_step_without_one_objective_is_refused(step: Step, words: list[str]) -> None:
-    with pytest.raises(CapabilityError) as caught:
-        Program(record(step, {"x": torch.zeros(2)}), executor="python")
-    assert all(word in str(caught.value) for word in words), caught.value
+@native
+def test_objectives_of_a_batch_are_one_a_trial(started: Start) -> None:
+    def step(values: Values) -> Values:
+        return {"x": values["x"] + 1, "objective": values["x"] * values["settings"][:, 0]}
+
+    runner = started(step, {"x": torch.zeros(2), "settings": torch.zeros(2, 1, dtype=torch.float64)})
+    rows = torch.arange(1.0, 7.0, dtype=torch.float64).view(3, 2, 1)
+    assert runner.run(rows, never).objectives.tolist() == [[0, 0], [3, 4], [10, 12]]
+
+
+def test_a_step_without_an_objective_is_refused() -> None:
+    with pytest.raises(CapabilityError, match="returns no 'objective', only x"):
+        GraphProgram(record(lambda values: {"x": values["x"] + 1}, {"x": torch.zeros(2)}))
 
 
 def test_a_graph_of_other_things_than_operators_is_refused() -> None:
@@ -764,18 +735,4 @@ def test_a_graph_of_other_things_than_operators_is_refused() -> None:
     node = next(iter(capture.graph.graph.find_nodes(op="call_function", target=torch.ops.aten.sum.default)))
     node.target = torch.sum
     with pytest.raises(CapabilityError, match="sum"):
-        Program(capture, executor="python")
-
-
-def test_an_unknown_executor_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown executor 'fast'; did you mean auto"):
-        Program(record(spin, {"x": torch.zeros(1)}), executor="fast")
-
-
-def test_without_the_library_python_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "loop_module", lambda: None)
-    program = Program(record(spin, {"x": torch.zeros(1)}))
-    assert program.executor == "python"
-    assert program.bind({"x": torch.zeros(1)}).run(2) == Outcome([0, 1], "done")
-    with pytest.raises(CapabilityError, match="vleak doctor"):
-        Program(record(spin, {"x": torch.zeros(1)}), executor="native")
+        GraphProgram(capture)

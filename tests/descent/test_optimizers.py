@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import (
+from descents import (
     CLASSES,
     FRAMES,
     SIZE,
@@ -30,18 +30,29 @@ from tiny import build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.descent.loop import Descent, DescentSettings, Problem
+from vleak.descent import ENGINES, Descent, DescentSettings, Problem, optimizers
+from vleak.descent.levels import ResizedInput, levels_of, resize
 from vleak.descent.optimizers import first_state
-from vleak.descent.stages import Enlarged, divide, resize
-from vleak.descent.steps import Step, first_values, settings_table
+from vleak.descent.step import Step, first_values
+from vleak.descent.step_settings import settings_of, settings_table
 from vleak.errors import InputError
-from vleak.native import loader, operators, optimizers
+from vleak.native import loader, operators
 from vleak.seeds import generator
 
 rules = pytest.mark.parametrize("rule", optimizers.RULES)
 
-#: AOTInductor compiles for many seconds, and has tests of its own.
-ENGINES = ("native", "reference")
+
+def test_the_numbers_of_a_step_have_the_names_of_their_arguments() -> None:
+    row = operators.step_settings(
+        step=2, lr=0.1, prior_weight=0.2, spatial=0.3, temporal=0.4, betas=(0.5, 0.6), eps=0.7,
+        low=0.8, high=0.9,
+    )  # fmt: skip
+    step = settings_of({"settings": torch.tensor(row, dtype=torch.float64)})
+    assert step[:9] == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    assert step._fields[:9] == (
+        "lr", "prior_weight", "spatial", "temporal", "beta1", "beta2", "eps", "low", "high"
+    )  # fmt: skip
+    assert (step.bias1, step.bias2_root**2) == pytest.approx((0.75, 0.64))
 
 
 # ---- quadratic problems: the objective is a parabola, so the answer is known
@@ -355,23 +366,23 @@ def test_gauss_newton_is_ahead_of_adam_on_a_smooth_network_at_equal_work(seed: i
 def test_levels_halve_and_what_is_one_stays_one(shape: tuple[int, ...], sizes: list[tuple[int, ...]]) -> None:
     descent = DescentSettings(iterations=20, coarse=2, coarse_share=0.2)
     problem = Problem(nn.Identity(), F.cross_entropy, torch.tensor([0]), {})
-    stages = divide(problem, descent, torch.zeros(1, 3, *shape))
-    assert [stage.size for stage in stages] == sizes
-    assert [stage.descent.iterations for stage in stages] == [4, 4, 12]
-    assert stages[-1].problem is problem
+    levels = levels_of(problem, descent, torch.zeros(1, 3, *shape))
+    assert [level.size for level in levels] == sizes
+    assert [level.settings.iterations for level in levels] == [4, 4, 12]
+    assert levels[-1].problem is problem
 
 
 def test_a_descent_too_short_for_levels_has_none() -> None:
     problem = Problem(nn.Identity(), F.cross_entropy, torch.tensor([0]), {})
-    stages = divide(
+    levels = levels_of(
         problem, DescentSettings(iterations=4, coarse=2, coarse_share=0.2), torch.zeros(1, 3, 8, 8, 8)
     )
-    assert [(stage.size, stage.descent.iterations) for stage in stages] == [(None, 4)]
+    assert [(level.size, level.settings.iterations) for level in levels] == [(None, 4)]
 
 
 def test_a_model_behind_a_resize_sees_linear_interpolation() -> None:
     small = draw(2, "small")[..., :3, :5, :4].double()
-    enlarged = Enlarged(nn.Identity(), small, (6, 9, 4))
+    enlarged = ResizedInput(nn.Identity(), small, (6, 9, 4))
     expected = F.interpolate(small, (6, 9, 4), mode="trilinear")
     torch.testing.assert_close(enlarged(small), expected)
     torch.testing.assert_close(resize(small, (6, 9, 4)), expected)
@@ -397,11 +408,11 @@ def test_gradient_flows_through_the_resize(distance: str, size: tuple[int, ...])
     target = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     problem = Problem(model, F.cross_entropy, torch.tensor([1, 2]), target, None, distance)  # type: ignore[arg-type]
     problem = doubled(problem)
-    stage = divide(problem, DescentSettings(iterations=9, coarse=1), start)[0]
-    small = resize(start, stage.size)
-    values = first_values(stage.problem, stage.descent, small)
+    level = levels_of(problem, DescentSettings(iterations=9, coarse=1), start)[0]
+    small = resize(start, level.size)
+    values = first_values(level.problem, level.settings, small)
     with operators.use_reference():
-        value, gradient = stage.step.evaluate(values, small)
+        value, gradient = level.step.evaluate(values, small)
     leaf = small.clone().requires_grad_()
     large = F.interpolate(leaf, size, mode="trilinear")
     expected, by_large = oracle(problem, large)
@@ -440,7 +451,7 @@ def test_a_coarse_start_is_a_part_of_one_descent(rule: str, engine: str) -> None
 
 
 @engines
-def test_the_fine_stage_goes_on_from_the_best_of_the_coarse_one(engine: str) -> None:
+def test_the_fine_level_goes_on_from_the_best_of_the_coarse_one(engine: str) -> None:
     problem = make_problem(build(Smooth))
     descent = make_settings(problem, 20, coarse=1, coarse_share=0.2)
     loop = Descent(problem, descent, draw(1, "start"), engine=engine)
@@ -450,7 +461,7 @@ def test_the_fine_stage_goes_on_from_the_best_of_the_coarse_one(engine: str) -> 
 
 
 @engines
-def test_objective_of_a_coarse_stage_is_that_of_the_coarse_clip(engine: str) -> None:
+def test_objective_of_a_coarse_level_is_that_of_the_coarse_clip(engine: str) -> None:
     problem = make_problem(build(Smooth))
     descent, start = make_settings(problem, coarse=1), draw(1, "start")
     small = resize(start, (2, 4, 4))
@@ -470,7 +481,7 @@ def test_a_plateau_on_a_coarse_level_leads_to_the_next(engine: str) -> None:
     state = loop.run(300)
     assert state.settled
     assert len(state.history) < 300
-    assert [stage.descent.iterations for stage in loop._stages] == [90, 90, 120]
+    assert [level.settings.iterations for level in loop._levels] == [90, 90, 120]
     assert state.best_objective < 0.7 * state.history[0]
     assert len(loop.run(10).history) == len(state.history)
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.descent.inductor import InductorError
-from vleak.descent.loop import Descent, DescentSettings, Problem
-from vleak.descent.native import EngineWarning
+from vleak.descent import Descent, DescentSettings, Problem, memory, programs
+from vleak.descent.programs import EngineWarning
 from vleak.federated import Client
-from vleak.native import loader, native, operators, plan
+from vleak.native import loader, operators
 from vleak.seeds import generator
 
 SHAPE = (1, 3, 4, 8, 8)
@@ -54,8 +53,8 @@ class Dropping(Net):
 
 @pytest.fixture(autouse=True)
 def _no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_programs", type(native._programs)())
-    monkeypatch.setattr(native, "_told", set())
+    monkeypatch.setattr(programs, "_programs", type(programs._programs)())
+    monkeypatch.setattr(programs, "_warned", set())
 
 
 def build(make: Callable[[], nn.Module] = Net, seed: int = 0) -> nn.Module:
@@ -80,15 +79,15 @@ def loop(of: Problem, engine: str = "native", **settings: Any) -> Descent:
     )
 
 
-def programs() -> int:
-    return len(native._programs)
+def program_count() -> int:
+    return len(programs._programs)
 
 
 def test_copies_of_a_model_and_other_weights_share_one_program() -> None:
     model = build()
     for each in (model, copy.deepcopy(model), build(seed=1)):
         assert loop(problem(each)).engine == "native"
-    assert programs() == 1
+    assert program_count() == 1
 
 
 def test_a_shared_program_gives_each_its_own_numbers() -> None:
@@ -97,14 +96,14 @@ def test_a_shared_program_gives_each_its_own_numbers() -> None:
         made = problem(build(seed=seed))
         histories.append(loop(made).run(5).history)
         assert histories[-1] == pytest.approx(loop(made, "reference").run(5).history, rel=1e-4)
-    assert programs() == 1
+    assert program_count() == 1
     assert histories[0] != histories[1]
 
 
 def test_numbers_of_the_descent_are_no_part_of_the_program() -> None:
     made = problem(build())
     runs = [loop(made, **s).run(5).history for s in ({}, {"spatial": 0.3}, {"learning_rate": 0.01})]
-    assert programs() == 1
+    assert program_count() == 1
     assert runs[0][0] != runs[1][0]
     assert runs[0][0] == runs[2][0]
     assert runs[0][1] != runs[2][1]
@@ -129,7 +128,7 @@ def test_what_is_not_alike_shares_nothing(other: Callable[[], Problem]) -> None:
     loop(problem(build()))
     made = other()
     got, expected = (loop(made, engine).run(3).history for engine in ("native", "reference"))
-    assert programs() == 2
+    assert program_count() == 2
     assert got == pytest.approx(expected, rel=1e-4)
 
 
@@ -161,7 +160,7 @@ def test_what_a_model_uses_twice_is_part_of_its_kind() -> None:
         made = problem(build(lambda which=which: Tied(which)))
         got, expected = (loop(made, engine).run(3).history for engine in ("native", "reference"))
         assert got == pytest.approx(expected, rel=1e-4)
-    assert programs() == 2
+    assert program_count() == 2
 
 
 def test_what_has_changed_since_the_capture_is_captured_anew() -> None:
@@ -224,10 +223,10 @@ def test_loops_on_one_model_can_be_made_in_many_threads() -> None:
 
 
 def test_the_cache_does_not_grow_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_KEPT", 2)
+    monkeypatch.setattr(programs, "_KEPT", 2)
     for scale in (1.0, 2.0, 3.0):
         loop(problem(build(lambda scale=scale: Net(scale))))
-    assert programs() == 2
+    assert program_count() == 2
 
 
 @pytest.mark.parametrize(("make", "word"), [(Branching, "captured"), (Dropping, "random")])
@@ -246,7 +245,7 @@ def test_what_cannot_be_captured_runs_on_the_reference_and_says_so_once(make: An
 
 def test_a_graph_that_computes_something_else_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made = problem(build())
-    right = native.optimize
+    right = programs.optimize
 
     def wrong(capture: Any) -> Any:
         optimized = right(capture)
@@ -256,7 +255,7 @@ def test_a_graph_that_computes_something_else_is_never_run(monkeypatch: pytest.M
         optimized.graph.recompile()
         return optimized
 
-    monkeypatch.setattr(native, "optimize", wrong)
+    monkeypatch.setattr(programs, "optimize", wrong)
     with pytest.warns(EngineWarning, match="other numbers"):
         assert loop(made).engine == "reference"
 
@@ -273,9 +272,9 @@ class Gated(nn.Module):
 def test_a_graph_that_is_right_once_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made = problem(build(Gated))
     assert loop(made).engine == "native"
-    monkeypatch.setattr(native, "_programs", type(native._programs)())
+    monkeypatch.setattr(programs, "_programs", type(programs._programs)())
     # Nobody knows then that a GRU writes into what was made of its weights, once.
-    monkeypatch.setattr(plan, "SILENT_VIEWS", ())
+    monkeypatch.setattr(memory, "SILENT_VIEWS", ())
     with pytest.warns(EngineWarning, match="other numbers"):
         assert loop(made).engine == "reference"
 
@@ -289,38 +288,3 @@ def test_nothing_of_the_model_changes() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True]
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
-
-
-def test_inductor_that_cannot_be_had_leaves_the_native_engine_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fails(capture: Any) -> Any:
-        raise InductorError("no C++ compiler found")
-
-    monkeypatch.setattr(native, "compile_capture", fails)
-    with pytest.warns(EngineWarning, match="native engine runs: AOTInductor cannot be used: no C") as told:
-        assert loop(problem(build()), "inductor").engine == "native"
-    assert len(told) == 1
-
-
-def test_a_compiled_step_that_computes_something_else_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(capture: Any) -> Any:
-        changed = native.rewritten(capture, [])
-        for node in changed.graph.graph.nodes:
-            if node.target is torch.ops.aten.tanh.default:
-                node.target = torch.ops.aten.sin.default
-        changed.graph.recompile()
-        return native.replace(changed)
-
-    monkeypatch.setattr(native, "compile_capture", wrong)
-    with pytest.warns(EngineWarning, match="other numbers"):
-        assert loop(problem(build()), "inductor").engine == "native"
-
-
-@pytest.mark.slow
-def test_inductor_takes_the_path_of_the_native_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = problem(build())
-    compiled, plain = loop(made, "inductor"), loop(made)
-    assert (compiled.engine, plain.engine) == ("inductor", "native")
-    assert compiled.run(20).history == pytest.approx(plain.run(20).history, rel=1e-3)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from descents import (
     batch_of,
     built_in,
     descents_of,
+    draw,
     make_settings,
     models,
     problems,
@@ -28,10 +30,12 @@ from descents import (
 from tiny import build
 from torch import nn
 
-from vleak.descent import Descent, DescentSettings, Problem, run_descents
+from vleak.attacks import Knowledge, Matching, Observation
+from vleak.descent import Descent, DescentSettings, Group, Problem, run_descents, run_groups
 from vleak.descent.batch import TrialRunner
 from vleak.descent.problem import RULES
 from vleak.errors import InputError
+from vleak.federated import Client
 from vleak.seeds import generator
 
 batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "batched"])
@@ -279,3 +283,107 @@ def test_many_trials_become_several_batches(monkeypatch: Any) -> None:
     loops = companions()
     run_descents(loops, 2, batched=True)
     assert [isinstance(loop.runner, TrialRunner) for loop in loops] == [True, True, False]
+
+
+# ---- groups: the descents of several attacks
+
+
+def groups_of(descents: Sequence[Descent], iterations: int = 6, **second: Any) -> tuple[Group, Group, Group]:
+    """Return a group for each of three descents; the second one with further settings."""
+    one, two, three = descents
+    return Group([one], iterations), Group([two], iterations, **second), Group([three], iterations)
+
+
+def copies() -> list[Descent]:
+    """Return three descents, each on a copy of the model, as attacks on three clips have them."""
+    found = []
+    for problem, start in zip(problems(build(Smooth)), starts(), strict=True):
+        own = replace(problem, model=copy.deepcopy(problem.model))
+        found.append(Descent(own, make_settings(own, 6), start))
+    return found
+
+
+def test_groups_become_one_batch_with_the_numbers_of_their_runs_alone() -> None:
+    descents = copies()
+    run_groups(groups_of(descents), batched=True)
+    assert len({id(batch_of(descent)) for descent in descents}) == 1
+    for descent, alone in zip(descents, copies(), strict=True):
+        assert_alike(descent.state, alone.run(6))
+
+
+def test_on_a_cpu_groups_run_by_themselves() -> None:
+    descents = copies()
+    run_groups(groups_of(descents))
+    for descent, alone in zip(descents, copies(), strict=True):
+        assert not isinstance(descent.runner, TrialRunner)
+        assert torch.equal(descent.state.x, alone.run(6).x)
+
+
+@batched
+def test_what_fails_in_one_group_is_kept_there(batched: bool) -> None:
+    def fail(done: int) -> None:
+        raise RuntimeError(f"no room for {done}")
+
+    descents, alone = copies(), copies()
+    groups = groups_of(descents, progress=fail, every=2)
+    run_groups(groups, batched=batched)
+    assert [str(group.error) for group in groups] == ["None", "no room for 2", "None"]
+    assert len(descents[1].state.history) == 2
+    for index in (0, 2):
+        assert_alike(descents[index].state, alone[index].run(6))
+
+
+def test_an_operator_that_fails_in_one_group_ends_that_one(monkeypatch: Any) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    descents = copies()
+    descents[0].run(1)  # so that it goes on by itself
+    monkeypatch.setattr(descents[0].runner, "run", fail, raising=False)
+    groups = groups_of(descents, 5)
+    run_groups(groups, batched=True)
+    assert [str(group.error) for group in groups] == ["out of luck", "None", "None"]
+    for descent, alone in zip(descents[1:], copies()[1:], strict=True):
+        assert_alike(descent.state, alone.run(5))
+
+
+@batched
+def test_each_group_is_stopped_by_its_own(batched: bool) -> None:
+    descents, asked = copies(), []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    run_groups(groups_of(descents, stop=stop, every=1), batched=batched)
+    assert [len(descent.state.history) for descent in descents] == [6, 2, 6]
+    assert_alike(run_descents(descents[1:2], 4)[0], copies()[1].run(6))  # and taken up again
+
+
+@batched
+def test_ctrl_c_ends_all_groups_and_loses_no_iteration(batched: bool) -> None:
+    def press(done: int) -> None:
+        raise KeyboardInterrupt
+
+    descents = copies()
+    with pytest.raises(KeyboardInterrupt):
+        run_groups(groups_of(descents, progress=press, every=2), batched=batched, workers=1)
+    assert len(descents[1].state.history) == 2
+    run_groups(groups_of(descents, 4), batched=batched)
+    assert_alike(descents[1].state, copies()[1].run(6))
+
+
+@pytest.mark.slow
+def test_restarts_of_an_attack_run_batched_answer_as_alone(monkeypatch: Any) -> None:
+    model = build(Smooth)
+    clip, label = draw(1, "clip"), torch.tensor([1])
+    update = Client(model).update(clip, label, generator(1))
+    knowledge = Knowledge(clip_shape=(3, 4, 8, 8), batch_size=1, classes=6, labels=label)
+    observation = Observation(model, update, knowledge)
+    attack = Matching(iterations=8, restarts=2, coarse=1)
+    alone = attack.reconstruct(observation, generator(1, "attack"))
+    batched = partial(run_descents, batched=True)
+    monkeypatch.setattr("vleak.attacks.matching.run_descents", batched)
+    together = attack.reconstruct(observation, generator(1, "attack"))
+    torch.testing.assert_close(together.clips, alone.clips, rtol=1e-3, atol=1e-3)
+    assert together.iterations == alone.iterations == 16

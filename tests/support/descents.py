@@ -71,6 +71,46 @@ def make_settings(problem: Problem, iterations: int = 20, **changes: Any) -> Des
     return DescentSettings(iterations=iterations, **settings)
 
 
+def oracle(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distance and its derivative by x in float64, by double backward through plain PyTorch."""
+    model = copy.deepcopy(problem.model).double().requires_grad_(True)
+    x = x.detach().double().requires_grad_()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradient = torch.autograd.grad(
+        problem.loss(model(x), problem.labels), parameters, create_graph=True, materialize_grads=True
+    )
+    keep = torch.cat([mask_of(problem, name).flatten() for name in names])
+    got = torch.cat([g.flatten() for g in gradient])[keep]
+    wanted = torch.cat([problem.target[name].double().flatten() for name in names])[keep]
+    if problem.distance == "l2":
+        distance = (got - wanted).square().sum()
+    else:
+        distance = 1 - got @ wanted / got.norm() / wanted.norm()
+    return distance.detach(), torch.autograd.grad(distance, x)[0]
+
+
+def mask_of(problem: Problem, name: str) -> Tensor:
+    all_entries = torch.ones_like(problem.target[name], dtype=torch.bool)
+    return all_entries if problem.masks is None else problem.masks[name]
+
+
+def assert_near(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compare in units of the largest entry."""
+    gap = (got.double() - expected.double()).abs().max()
+    assert gap <= tolerance * expected.double().abs().max()
+
+
+def penalty(x: Tensor, settings: DescentSettings) -> Tensor:
+    """Return total variation and prior of one trial from their definitions."""
+    space = x.diff(dim=3).abs().mean() + x.diff(dim=4).abs().mean()
+    pull = 0.0 if settings.prior is None else (x - settings.prior).square().mean() / 2
+    return (
+        settings.spatial * space
+        + settings.temporal * x.diff(dim=2).abs().mean()
+        + settings.prior_weight * pull
+    )
+
+
 class Cliff(Smooth):
     """Has no answer for clips that are too dark."""
 

@@ -1,7 +1,7 @@
 """One iteration of an attack, recorded once as a flat graph of ATen and vleak operators.
 
 A step is a function of named tensors. It is run a single time on tensors without contents (PyTorch's meta
-device), derivatives included, and every operator that reaches the dispatcher below autograd is written down.
+device), derivatives included, and every operator that reaches the dispatcher below autograd is recorded.
 What depends on the contents of a tensor (a branch, a shape, a random draw) cannot be, and is refused.
 """
 
@@ -39,7 +39,7 @@ _tracing = threading.Lock()
 
 
 class CaptureError(CapabilityError):
-    """A step cannot be written down as a graph; the message is one line that names the operator and why."""
+    """A step cannot be recorded as a graph; the message is one line that names the operator and why."""
 
     def __init__(self, why: str) -> None:
         """Take the reason."""
@@ -123,7 +123,7 @@ def _check_output(name: str, node: object, before: Node | None, fixed: bool) -> 
         raise CaptureError(f"it returns no tensor as {name!r}")
     if fixed:
         raise CaptureError(f"it returns {name!r}, which is fixed")
-    after, expected = (each.meta["val"] for each in (node, node if before is None else before))
+    after, expected = (item.meta["val"] for item in (node, node if before is None else before))
     if (after.shape, after.dtype) != (expected.shape, expected.dtype):
         raise CaptureError(
             f"it takes {name!r} as {tuple(expected.shape)} {expected.dtype} and returns it as "
@@ -136,7 +136,7 @@ def _check_output(name: str, node: object, before: Node | None, fixed: bool) -> 
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs every operator on meta tensors, and writes it down."""
+    """Mode that runs every operator on meta tensors, and records it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -181,41 +181,41 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if node.kwargs.get("device") == _META:
                 node.kwargs = {**node.kwargs, "device": self.device}
             kwargs["device"] = _META
-        made = self._run(func, _without_contents(args), kwargs)
+        result = self._run(func, _without_contents(args), kwargs)
         self._running = None
-        made = self._track(node, made)
-        return self._copied(made) if func in OWN_LAYOUT and not _plain(args) else made
+        result = self._track(node, result)
+        return self._copied(result) if func in OWN_LAYOUT and not _plain(args) else result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator, or make what it made of arguments alike: recurrent layers repeat themselves."""
+        """Run an operator, or copy its result for like arguments: recurrent layers repeat themselves."""
         if any(argument.alias_info for argument in (*func._schema.arguments, *func._schema.returns)):
             return func(*args, **kwargs)
         key = func, _likeness(args), _likeness(tuple(kwargs.items()))
         if key in self._known:
             return empty_like(self._known[key])
-        made = func(*args, **kwargs)
-        if isinstance(made, Tensor):
-            self._known[key] = made.detach()
-        return made
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._known[key] = result.detach()
+        return result
 
-    def _copied(self, made: Any) -> Any:
+    def _copied(self, result: Any) -> Any:
         """Copy results whose strides are the device's choice, so that those in the graph are right."""
-        if isinstance(made, (list, tuple)):
-            return type(made)(self._copied(each) for each in made)
-        if made is None:
+        if isinstance(result, (list, tuple)):
+            return type(result)(self._copied(item) for item in result)
+        if result is None:
             return None
         contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
-        node = self.graph.call_function(torch.ops.aten.clone.default, (self._find(made),), contiguous)
-        return self._track(node, torch.empty(made.shape, dtype=made.dtype, device=_META))
+        node = self.graph.call_function(torch.ops.aten.clone.default, (self._find(result),), contiguous)
+        return self._track(node, torch.empty(result.shape, dtype=result.dtype, device=_META))
 
     def _input(self, name: str, value: Tensor) -> Tensor:
         node = self.graph.placeholder(re.sub(r"\W", "_", name))
         node.meta["name"] = name
-        made: Tensor = self._track(node, _without_contents(value.detach()))
-        return made
+        result: Tensor = self._track(node, _without_contents(value.detach()))
+        return result
 
     def _find(self, value: Any) -> Any:
-        """Return the node that made a tensor; a tensor that none made becomes a constant."""
+        """Return the node of a tensor; a tensor without one becomes a constant."""
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self._nodes:
@@ -230,23 +230,25 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive.append(value)
         return self._nodes[id(value)]
 
-    def _track(self, node: Node, made: Any) -> Any:
-        if isinstance(made, Tensor):
-            node.meta["val"] = made.detach()
-            self._nodes[id(made)] = node
-            self._alive.append(made)
-        elif isinstance(made, (list, tuple)):
-            items = [self.graph.call_function(operator.getitem, (node, place)) for place in range(len(made))]
-            for item, part in zip(items, made, strict=True):
+    def _track(self, node: Node, result: Any) -> Any:
+        if isinstance(result, Tensor):
+            node.meta["val"] = result.detach()
+            self._nodes[id(result)] = node
+            self._alive.append(result)
+        elif isinstance(result, (list, tuple)):
+            items = [
+                self.graph.call_function(operator.getitem, (node, place)) for place in range(len(result))
+            ]
+            for item, part in zip(items, result, strict=True):
                 self._track(item, part)
             node.meta["val"] = [item.meta["val"] for item in items]
         else:
-            node.meta["val"] = made
-        return made
+            node.meta["val"] = result
+        return result
 
 
 def _plain(args: tuple[Any, ...]) -> bool:
-    return all(each.is_contiguous() for each in args if isinstance(each, Tensor))
+    return all(item.is_contiguous() for item in args if isinstance(item, Tensor))
 
 
 def _laid_out(value: Any, taken: Tensor | None) -> Any:
@@ -271,18 +273,18 @@ def _likeness(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
-        return tuple(_likeness(each) for each in value)
+        return tuple(_likeness(item) for item in value)
     return type(value), value
 
 
 def _any_meta(args: tuple[Any, ...]) -> bool:
-    return any(isinstance(each, Tensor) and each.is_meta for each in args)
+    return any(isinstance(item, Tensor) and item.is_meta for item in args)
 
 
 def _without_contents(value: Any) -> Any:
     """Return a meta tensor of the same shape and strides; lists of tensors alike."""
     if isinstance(value, (list, tuple)):
-        return type(value)(_without_contents(each) for each in value)
+        return type(value)(_without_contents(item) for item in value)
     if not isinstance(value, Tensor) or value.is_meta:
         return value
     return empty_like(value)
@@ -302,7 +304,7 @@ def _at_places(func: Any, args: tuple[Any, ...]) -> bool:
     """Tell whether a call reads a tensor at numbered places, as opposed to what a mask selects."""
     if func is not torch.ops.aten.index.Tensor:
         return False
-    return not any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
+    return not any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in args[1])
 
 
 def _explain(error: Exception, running: Any) -> str:

@@ -124,7 +124,7 @@ class CudaRunner:
                 for row in block:
                     self.values["settings"].copy_(row)
                     self._replay()
-                blocks.append(self._history[BLOCK - len(block) :].cpu())
+                blocks.append(self._history[BLOCK - len(block) :].to("cpu", copy=True))
         return IterationBlock(torch.cat(blocks))
 
     def state(self) -> Values:

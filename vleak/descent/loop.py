@@ -21,7 +21,7 @@ from vleak.descent.graph import GraphProgram, GraphRunner
 from vleak.descent.levels import Level, Size, levels_of, resize
 from vleak.descent.problem import DescentSettings, Problem, State, Values, lock_of
 from vleak.descent.programs import program_for
-from vleak.descent.runner import BLOCK, EndRule, HeldInterrupt, IterationBlock, Runner, never
+from vleak.descent.runner import BLOCK, EndRule, HeldInterrupt, IterationBlock, Runner, undo_beyond_end
 from vleak.descent.step import STATE, Step, first_values
 from vleak.descent.step_settings import settings_table
 from vleak.descent.verification import reference_context
@@ -141,14 +141,8 @@ class Descent:
             rows: their settings.
             block: what came back.
         """
-        objectives: list[float] = block.objectives.tolist()
-        end = self._rule.observe(objectives)
-        if end is not None:
-            if end.kept < len(objectives):  # undo the iterations beyond the end
-                self.runner.restore(before)
-                self.runner.run(rows[: end.kept], never)
-            objectives = objectives[: end.counted]
-        self._update_state(objectives)
+        self._update_state(undo_beyond_end(self.runner, self._rule, before, rows, block))
+        end = self._rule.end
         if end is None:
             return
         if end.reason == "nan":

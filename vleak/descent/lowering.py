@@ -117,7 +117,7 @@ def lower(capture: Capture) -> Lowered:
     once = _hoisted(nodes, memory, {placeholders[name] for name in capture.fixed})
     outputs = tuple(_single(slots_of[node]) for node in returned)
     prologue, body = _instructions(nodes, slots_of, once, outputs)
-    made = {slot for instruction in body for slot in instruction.results}
+    results = {slot for instruction in body for slot in instruction.results}
     return Lowered(
         slots=1 + max(slot for tree in slots_of.values() for slot in _slots(tree)),
         inputs=inputs,
@@ -126,7 +126,7 @@ def lower(capture: Capture) -> Lowered:
         prologue=prologue,
         body=body,
         outputs=outputs,
-        leftover=tuple(sorted(made & set(outputs))),
+        leftover=tuple(sorted(results & set(outputs))),
         carries=tuple((index, _single(slots_of[node])) for index, node in carried.items()),
         settings=inputs.get("settings"),
         objective=_objective(capture),
@@ -206,12 +206,12 @@ def _hoisted(nodes: Sequence[Node], memory: Memory, fixed: set[Node]) -> set[Nod
         if memory.changed(node) or node.op == "output":
             continue
         if node.op != "call_function":
-            steady = node.op == "get_attr" or node in fixed
+            constant = node.op == "get_attr" or node in fixed
         else:
-            steady = (
+            constant = (
                 once.issuperset(node.all_input_nodes) and not changed_arguments(node) and not _draws(node)
             )
-        if steady:
+        if constant:
             once.add(node)
     return once
 

@@ -49,7 +49,7 @@ def _written_by_trial(single: Capture, shared: Sequence[str]) -> set[Node]:
         known = len(by_trial)
         for node in graph.nodes:
             if not by_trial.isdisjoint(node.all_input_nodes):
-                written.update(owner[each] for each in changed_arguments(node))
+                written.update(owner[changed] for changed in changed_arguments(node))
                 by_trial |= {node, *written}
     return {node for node in written if node.op == "call_function"}
 

@@ -59,7 +59,7 @@ class Memory:
 
     @cached_property
     def _changed(self) -> set[Node]:
-        return {self.owner[each] for node in self._graph.nodes for each in changed_arguments(node)}
+        return {self.owner[changed] for node in self._graph.nodes for changed in changed_arguments(node)}
 
     def changed(self, node: Node) -> bool:
         """Tell whether some operator changes a node's memory in place."""

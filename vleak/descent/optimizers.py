@@ -1,4 +1,4 @@
-"""Steps that look back or ahead, L-BFGS and Gauss-Newton, as functions from tensors to tensors.
+"""Optimizers L-BFGS and Gauss-Newton, as functions from tensors to tensors.
 
 Both try a point, and go on from it or back to where they were. Which of the two is chosen by
 ``torch.where``, never by Python, so that the step can be captured once. What they remember between two
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vleak.descent.problem import DescentSettings, Values
-from vleak.descent.step_settings import StepSettings
+from vleak.descent.step_settings import StepSettings, settings_of
 from vleak.native import operators
 
 Curvature = Callable[[Tensor], Tensor]
@@ -76,7 +76,7 @@ def add_priors(
     Returns:
         The objective, () float64, and its derivative by x.
     """
-    step = StepSettings.of(values)
+    step = settings_of(values)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         added = torch.zeros_like(distance, dtype=torch.float64)
@@ -135,11 +135,11 @@ def lbfgs(values: Values, x: Tensor, objective: Tensor, slope: Tensor) -> Values
     # Far shorter than the direction was meant to be: what is remembered misleads.
     lost = ~accepted & (length < 1e-3)
     pairs = _remember(values, move, change, accepted & (_dot(move, change) > 0))
-    moves, changes = (torch.where(lost, 0.0, each) for each in pairs)
+    moves, changes = (torch.where(lost, 0.0, tensor) for tensor in pairs)
     base = torch.where(accepted, x, values["base"])
     base_slope = torch.where(accepted, slope, values["base_slope"])
     renewed = accepted | lost
-    ahead = _direction(StepSettings.of(values), base, base_slope, moves, changes)
+    ahead = _direction(settings_of(values), base, base_slope, moves, changes)
     direction = torch.where(renewed, ahead, values["move"])
     length = torch.where(renewed, torch.where(lost, 0.1, 1.0), length)
     return {
@@ -175,12 +175,12 @@ def _direction(step: StepSettings, x: Tensor, slope: Tensor, moves: Tensor, chan
     product, known = _inverse_product(moves * kept, changes * kept, inside)
     ahead = -product * free.view(-1)
     downhill = _dot(ahead, inside) < -1e-6 * (_dot(ahead, ahead) * _dot(inside, inside)).sqrt()
-    along = inside * (-step.learning_rate / inside.abs().max().clamp(min=1e-30))
+    along = inside * (-step.lr / inside.abs().max().clamp(min=1e-30))
     return torch.where(known & downhill, ahead, along).view_as(x)
 
 
 def _inverse_product(moves: Tensor, changes: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply by the inverse Hessian that the pairs tell of, and say whether they tell of any.
+    """Multiply by the inverse Hessian that the pairs approximate, and return whether any pair is usable.
 
     The compact form of Byrd, Nocedal and Schnabel (Mathematical Programming 63, 1994), which needs a few
     products with all pairs at once instead of two loops over them.
@@ -239,7 +239,7 @@ def gauss_newton(values: Values, x: Tensor, objective: Tensor, slope: Tensor, cu
     ratio = (values["base_objective"] - objective) / values["promised"].clamp(min=1e-300)
     factor = torch.where(ratio > 0.75, 1 / 3, torch.where(ratio < 0.25, 2.0, 1.0))
     damping = (values["damping"] * torch.where(accepted, factor, 4.0)).clamp(1e-8, 1e8)
-    step, promised = _solve(curvature, slope, _free(StepSettings.of(values), x, slope), damping)
+    step, promised = _solve(curvature, slope, _free(settings_of(values), x, slope), damping)
     # A quarter of the way to the lowest point of a parabola brings 7/16 of the fall.
     move = torch.where(accepted, step, 0.25 * values["move"])
     base = torch.where(accepted, x, values["base"])
@@ -289,7 +289,7 @@ def prior_product(values: Values, x: Tensor, vector: Tensor, settings: DescentSe
         x, vector: as one trial.
         settings: of the descent, which name the kind of total variation.
     """
-    step = StepSettings.of(values)
+    step = settings_of(values)
     edge = max(settings.smoothing, _EDGE)
     product = step.prior_weight / x.numel() * vector if "prior" in values else torch.zeros_like(vector)
     differences = {axis: x.diff(dim=axis) for axis in (2, 3, 4) if x.shape[axis] > 1}
@@ -335,5 +335,5 @@ def _free(step: StepSettings, x: Tensor, slope: Tensor) -> Tensor:
 
 
 def _in_box(values: Values, x: Tensor) -> Tensor:
-    step = StepSettings.of(values)
+    step = settings_of(values)
     return x.clamp(step.low.to(x.dtype), step.high.to(x.dtype))

@@ -79,7 +79,7 @@ class DescentSettings:
             never.
         tolerance: what counts as progress: the best objective falls by more than this part of itself.
         coarse: levels of lower resolution to begin with, each half of the next in space and time; of clips
-            only (`vleak.descent.stages`). Each has its own schedule, and ends where it makes no progress.
+            only (`vleak.descent.levels`). Each has its own schedule, and ends where it makes no progress.
         coarse_share: part of the iterations that each of them takes at most, rounded down; a descent too
             short for that begins at full resolution.
     """

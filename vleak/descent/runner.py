@@ -17,7 +17,16 @@ from torch import Tensor
 
 from vleak.descent.problem import Values
 
-__all__ = ["BLOCK", "End", "EndRule", "HeldInterrupt", "IterationBlock", "Runner", "never"]
+__all__ = [
+    "BLOCK",
+    "End",
+    "EndRule",
+    "HeldInterrupt",
+    "IterationBlock",
+    "Runner",
+    "never",
+    "undo_beyond_end",
+]
 
 #: Iterations that are run at most before their objectives are looked at.
 BLOCK = 64
@@ -133,6 +142,31 @@ class EndRule:
         if 0 < self._patience <= self._since:
             return "plateau"
         return "schedule" if self.done == self._iterations else None
+
+
+def undo_beyond_end(
+    runner: Runner, rule: EndRule, before: Values, settings: Tensor, block: IterationBlock
+) -> list[float]:
+    """Apply the rule to the iterations of a block, and undo those beyond the end.
+
+    Args:
+        runner: of one descent, which ran the block.
+        rule: of the descent.
+        before: the runner's state before the block.
+        settings: of its iterations.
+        block: what came back.
+
+    Returns:
+        the objectives that belong to the history.
+    """
+    objectives: list[float] = block.objectives.tolist()
+    end = rule.observe(objectives)
+    if end is None:
+        return objectives
+    if end.kept < len(objectives):
+        runner.restore(before)
+        runner.run(settings[: end.kept], never)
+    return objectives[: end.counted]
 
 
 # ---------------------------------------------------------------------------------------------------------

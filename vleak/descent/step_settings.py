@@ -10,28 +10,28 @@ from torch import Tensor
 from vleak.descent.problem import DescentSettings, Values
 from vleak.native import operators
 
-__all__ = ["StepSettings", "settings_table"]
+__all__ = ["StepSettings", "settings_of", "settings_table"]
 
 
 class StepSettings(NamedTuple):
     """Numbers of one step by name, () each; in the order that `vleak.native.operators.descend_with` reads."""
 
-    learning_rate: Tensor
+    lr: Tensor
     prior_weight: Tensor
     spatial: Tensor
     temporal: Tensor
     beta1: Tensor
     beta2: Tensor
-    epsilon: Tensor
+    eps: Tensor
     low: Tensor
     high: Tensor
-    correction1: Tensor
-    correction2: Tensor
+    bias1: Tensor
+    bias2_root: Tensor
 
-    @classmethod
-    def of(cls, values: Values) -> StepSettings:
-        """Return the numbers of an iteration, whose values hold them as the row "settings"."""
-        return cls(*values["settings"].unbind())
+
+def settings_of(values: Values) -> StepSettings:
+    """Return the numbers of an iteration, whose values hold them as the row "settings"."""
+    return StepSettings(*values["settings"].unbind())
 
 
 def settings_table(settings: DescentSettings, first: int = 0, count: int | None = None) -> Tensor:

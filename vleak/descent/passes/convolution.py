@@ -1,4 +1,4 @@
-"""Convolutions and their derivatives as calls of vleak's own kernels, sums of them as one call."""
+"""Pass that calls vleak's own kernels for convolutions, their derivatives, and sums of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def convolution(capture: Capture) -> None:
-    """Call vleak.conv_output, conv_input and conv_weight where they apply, and merge what is added up.
+    """Call vleak.conv_output, conv_input and conv_weight where they apply, and merge those in one sum.
 
     They apply to two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. The numbers
     agree to rounding.
@@ -46,22 +46,22 @@ def convolution(capture: Capture) -> None:
 
 
 def _applies(node: Node, x: Any) -> bool:
-    given = value(x)
-    plain = argument(node, "groups") == 1 and all(each == 1 for each in argument(node, "dilation"))
+    tensor = value(x)
+    plain = argument(node, "groups") == 1 and all(length == 1 for length in argument(node, "dilation"))
     return (
         plain
-        and given.ndim in (4, 5)
-        and given.numel() > 0
-        and given.dtype in _DTYPES
-        and value(argument(node, "weight")).dtype == given.dtype
+        and tensor.ndim in (4, 5)
+        and tensor.numel() > 0
+        and tensor.dtype in _DTYPES
+        and value(argument(node, "weight")).dtype == tensor.dtype
     )
 
 
 def _per_axis(node: Node, name: str) -> list[int]:
     """Return the stride or padding of every axis; PyTorch lets one number stand for all."""
-    given = list(argument(node, name))
+    lengths = list(argument(node, name))
     axes = value(argument(node, "weight")).ndim - 2
-    return given * axes if len(given) == 1 else given
+    return lengths * axes if len(lengths) == 1 else lengths
 
 
 def _forward(node: Node) -> None:
@@ -73,10 +73,14 @@ def _forward(node: Node) -> None:
     with node.graph.inserting_before(node):
         if transposed:
             shape = list(value(node).shape)
-            made = emit(node.graph, torch.ops.vleak.conv_input.default, [x], [weight], shape, stride, padding)
+            result = emit(
+                node.graph, torch.ops.vleak.conv_input.default, [x], [weight], shape, stride, padding
+            )
         else:
-            made = emit(node.graph, torch.ops.vleak.conv_output.default, [x], [weight], bias, stride, padding)
-    substitute(node, made)
+            result = emit(
+                node.graph, torch.ops.vleak.conv_output.default, [x], [weight], bias, stride, padding
+            )
+    substitute(node, result)
 
 
 def _backward(node: Node) -> None:
@@ -143,7 +147,7 @@ def _geometry(term: Node) -> Hashable:
     if not (calls(term, operators.conv_output.default, operators.conv_input.default) and is_term(term)):
         return None
     first, weights, *rest = term.args
-    shapes = tuple(value(each[0]).shape for each in (first, weights))  # type: ignore[index,arg-type]
+    shapes = tuple(value(nodes[0]).shape for nodes in (first, weights))  # type: ignore[index,arg-type]
     rest = rest[1:] if term.target is operators.conv_output.default else rest
     return term.target, shapes, repr(rest)
 
@@ -159,7 +163,7 @@ def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
 
 
 def _with_bias(terms: list[Node], root: Node) -> list[Node]:
-    """Return the terms with a vector over channels given to a convolution that has no bias."""
+    """Return the terms with a vector over channels moved into a convolution that has no bias."""
     vectors = [(at, vector) for at, term in enumerate(terms) if (vector := _channel_vector(term, root))]
     for place, term in enumerate(terms):
         if not vectors or not calls(term, torch.ops.vleak.conv_output.default) or term.args[2] is not None:
@@ -168,9 +172,9 @@ def _with_bias(terms: list[Node], root: Node) -> list[Node]:
             continue
         absorbed, vector = vectors[-1]
         xs, ws, _, *geometry = term.args
-        made = emit(root.graph, term.target, xs, ws, vector, *geometry)
+        result = emit(root.graph, term.target, xs, ws, vector, *geometry)
         # By place: a sum may have a term twice.
-        fewer = [*terms[:place], made, *terms[place + 1 :]]
+        fewer = [*terms[:place], result, *terms[place + 1 :]]
         return [*fewer[:absorbed], *fewer[absorbed + 1 :]]
     return terms
 

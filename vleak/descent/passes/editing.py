@@ -121,17 +121,17 @@ def substitute(node: Node, by: Node) -> None:
 
 def parts(node: Node) -> dict[int, Node]:
     """Return the getitems of a call that returns several tensors, by index; repeated ones are merged."""
-    found: dict[int, Node] = {}
+    items: dict[int, Node] = {}
     for user in list(node.users):
         if user.target is not operator.getitem:
             continue
         index = user.args[1]
         assert isinstance(index, int)
-        if index in found:
-            substitute(user, found[index])
+        if index in items:
+            substitute(user, items[index])
         else:
-            found[index] = user
-    return found
+            items[index] = user
+    return items
 
 
 def argument(node: Node, name: str) -> Any:
@@ -150,13 +150,13 @@ def terms_of_sums(graph: Graph) -> list[tuple[Node, list[Node]]]:
 
     The terms may be computed anew where the sum is: neither they nor what they are of change in between.
     """
-    steady = unchanged(graph)
-    found = [(node, _terms(node, node)) for node in graph.nodes if _plain_sum(node) and not is_term(node)]
-    return [(node, terms) for node, terms in found if all(_may_move(term, steady) for term in terms)]
+    stable = unchanged(graph)
+    sums = [(node, _terms(node, node)) for node in graph.nodes if _plain_sum(node) and not is_term(node)]
+    return [(node, terms) for node, terms in sums if all(_may_move(term, stable) for term in terms)]
 
 
-def _may_move(term: Any, steady: set[Node]) -> bool:
-    return isinstance(term, Node) and steady.issuperset((term, *term.all_input_nodes))
+def _may_move(term: Any, stable: set[Node]) -> bool:
+    return isinstance(term, Node) and stable.issuperset((term, *term.all_input_nodes))
 
 
 def is_term(node: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Gradients of wide linear layers on few rows, matched without being made.
+"""Pass that matches gradients of wide linear layers on few rows by their factors, never computing them.
 
 Such a gradient is g = d^T x for n rows d (n, out) and x (n, in). What the match and its derivative need of it
 are products with d and x: <g, t> = sum(d * (x t^T)), |g|^2 = sum((d d^T) * (x x^T)), and for any rows z,
@@ -17,9 +17,9 @@ from vleak.descent.capture import Capture
 from vleak.descent.passes.editing import aten, calls, emit, parts, substitute, total, unchanged, value
 from vleak.descent.passes.simplify import sweep
 
-#: Entries from which a gradient is worth not making.
+#: Entries from which a gradient is not computed.
 _LARGE = 1 << 17
-#: Entries that are summed up at once on a CPU, where PyTorch makes float64 of all of them first.
+#: Entries that are summed at once on a CPU, where PyTorch converts all of them to float64 first.
 _AT_ONCE = 1 << 18
 
 
@@ -38,16 +38,16 @@ def low_rank(capture: Capture) -> None:
     graph = capture.graph.graph
     for match in graph.find_nodes(op="call_function", target=torch.ops.vleak.gradient_match.default):
         gradients, targets, masks = _lists(match)
-        found = {} if masks else _factors(match, gradients, targets)
-        if len(found) == len(gradients):  # the operator needs one that is there
-            found.pop(min(found, key=lambda index: value(gradients[index]).numel()))
-        if found:
-            _match_in_parts(match, found, whole=capture.device.type != "cpu")
+        factored_gradients = {} if masks else _factors(match, gradients, targets)
+        if len(factored_gradients) == len(gradients):  # the operator takes at least one gradient
+            factored_gradients.pop(min(factored_gradients, key=lambda index: value(gradients[index]).numel()))
+        if factored_gradients:
+            _match_in_parts(match, factored_gradients, at_once=capture.device.type != "cpu")
     sweep(graph)  # products with the target enter both the match and its derivative
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What applies
+# Conditions
 
 
 def _lists(match: Any) -> tuple[list[Node], list[Node], list[Node]]:
@@ -56,15 +56,15 @@ def _lists(match: Any) -> tuple[list[Node], list[Node], list[Node]]:
 
 
 def _factors(match: Node, gradients: list[Node], targets: list[Node]) -> dict[int, _Factored]:
-    residuals, steady = _residuals(match), unchanged(match.graph)
-    found = {}
+    residuals, stable = _residuals(match), unchanged(match.graph)
+    factored_gradients = {}
     for index, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
         factors = _few_rows(gradient)
         products = _products(residuals[index]) if index in residuals else []
         # They are read later than the gradient and its match were.
-        if factors is not None and products is not None and steady.issuperset((*factors, target)):
-            found[index] = _Factored(*factors, target, products)
-    return found
+        if factors is not None and products is not None and stable.issuperset((*factors, target)):
+            factored_gradients[index] = _Factored(*factors, target, products)
+    return factored_gradients
 
 
 def _residuals(match: Node) -> dict[int, Node]:
@@ -88,7 +88,7 @@ def _few_rows(gradient: Any) -> tuple[Node, Node] | None:
 
 def _products(residual: Node) -> list[Node] | None:
     """Return the matrix products of a residual; None if anything else reads it."""
-    found = []
+    products = []
     for user in residual.users:
         inner = (
             _products(user)
@@ -99,26 +99,26 @@ def _products(residual: Node) -> list[Node] | None:
         )
         if inner is None:
             return None
-        found += inner
-    return found
+        products += inner
+    return products
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Instead
+# Replacement
 
 
-def _match_in_parts(match: Any, found: dict[int, _Factored], *, whole: bool) -> None:
+def _match_in_parts(match: Any, factored_gradients: dict[int, _Factored], *, at_once: bool) -> None:
     gradients, targets, _, kind = match.args
     graph = match.graph
-    kept = [index for index in range(len(gradients)) if index not in found]
+    kept = [index for index in range(len(gradients)) if index not in factored_gradients]
     with graph.inserting_before(match):
-        sums = _sums(graph, list(found.values()), kind, whole)
+        sums = _sums(graph, list(factored_gradients.values()), kind, at_once)
         lists = [gradients[index] for index in kept], [targets[index] for index in kept]
         partial = torch.ops.vleak.gradient_match_partial.default
         distance, residuals, factors = emit(graph, partial, *lists, [], sums, kind)
         scales = [emit(graph, aten.select.int, factors, 0, place) for place in (0, 1)]
     old = _residuals(match)
-    for factored in found.values():
+    for factored in factored_gradients.values():
         for product in factored.products:
             _multiply(product, factored, scales, old)
     for index, residual in zip(kept, residuals, strict=True):
@@ -127,42 +127,42 @@ def _match_in_parts(match: Any, found: dict[int, _Factored], *, whole: bool) -> 
     substitute(parts(match)[0], distance)
 
 
-def _sums(graph: Graph, found: list[_Factored], kind: str, whole: bool) -> Node:
+def _sums(graph: Graph, factored_gradients: list[_Factored], kind: str, at_once: bool) -> Node:
     """Return <g, t> (of l2: |g - t|^2), |g|^2 and |t|^2 over all factored gradients, in float64."""
-    each = [_three_sums(graph, factored, whole) for factored in found]
-    dot, of_gradient, of_target = (total(graph, list(column)) for column in zip(*each, strict=True))
+    sums = [_three_sums(graph, factored, at_once) for factored in factored_gradients]
+    dot, of_gradient, of_target = (total(graph, list(column)) for column in zip(*sums, strict=True))
     if kind == "l2":
         twice = emit(graph, aten.mul.Tensor, dot, 2.0)
         squares = emit(graph, aten.add.Tensor, of_gradient, of_target)
         gap = emit(graph, aten.clamp_min.default, emit(graph, aten.sub.Tensor, squares, twice), 0.0)
         zero = emit(graph, aten.zeros_like.default, gap)
         dot, of_gradient, of_target = gap, zero, zero
-    made: Node = emit(graph, aten.stack.default, [dot, of_gradient, of_target])
-    return made
+    result: Node = emit(graph, aten.stack.default, [dot, of_gradient, of_target])
+    return result
 
 
-def _three_sums(graph: Graph, factored: _Factored, whole: bool) -> tuple[Node, Node, Node]:
+def _three_sums(graph: Graph, factored: _Factored, at_once: bool) -> tuple[Node, Node, Node]:
     rows, columns, target = factored.rows, factored.columns, factored.target
     against = _transposed_product(graph, columns, target)
     squares = _transposed_product(graph, rows, rows), _transposed_product(graph, columns, columns)
-    return _dot(graph, rows, against), _dot(graph, *squares), _square(graph, target, whole)
+    return _dot(graph, rows, against), _dot(graph, *squares), _square(graph, target, at_once)
 
 
 def _transposed_product(graph: Graph, left: Node, right: Node) -> Node:
-    made: Node = emit(graph, aten.mm.default, left, emit(graph, aten.t.default, right))
-    return made
+    result: Node = emit(graph, aten.mm.default, left, emit(graph, aten.t.default, right))
+    return result
 
 
 def _dot(graph: Graph, left: Node, right: Node) -> Node:
     multiplied = emit(graph, aten.mul.Tensor, left, right)
-    made: Node = emit(graph, aten.sum.default, multiplied, dtype=torch.float64)
-    return made
+    result: Node = emit(graph, aten.sum.default, multiplied, dtype=torch.float64)
+    return result
 
 
-def _square(graph: Graph, target: Node, whole: bool) -> Node:
+def _square(graph: Graph, target: Node, at_once: bool) -> Node:
     """Return |t|^2, at once or in pieces."""
     count = value(target).numel()
-    if whole or count <= _AT_ONCE:
+    if at_once or count <= _AT_ONCE:
         return _dot(graph, target, target)
     flat = emit(graph, aten.reshape.default, target, [-1])
     pieces = [
@@ -180,12 +180,12 @@ def _multiply(product: Any, factored: _Factored, scales: list[Node], residuals: 
     turned = _untransposed(right if on_the_right else left)[1]
     with graph.inserting_before(product):
         if on_the_right:
-            made = _rows_by_residual(graph, left, factored, turned, scales)
+            result = _rows_by_residual(graph, left, factored, turned, scales)
         else:  # r y = (y^T r^T)^T
             rows = emit(graph, aten.t.default, right)
-            made = _rows_by_residual(graph, rows, factored, not turned, scales)
-            made = emit(graph, aten.t.default, made)
-    substitute(product, made)
+            result = _rows_by_residual(graph, rows, factored, not turned, scales)
+            result = emit(graph, aten.t.default, result)
+    substitute(product, result)
 
 
 def _untransposed(node: Any) -> tuple[Any, bool]:
@@ -205,5 +205,5 @@ def _rows_by_residual(graph: Graph, z: Node, factored: _Factored, turned: bool, 
     else:
         target = emit(graph, aten.t.default, factored.target) if turned else factored.target
         of_target = emit(graph, aten.mm.default, emit(graph, aten.mul.Tensor, z, scales[1]), target)
-    made: Node = emit(graph, aten.add.Tensor, of_target, of_gradient)
-    return made
+    result: Node = emit(graph, aten.add.Tensor, of_target, of_gradient)
+    return result

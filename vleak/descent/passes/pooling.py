@@ -1,4 +1,4 @@
-"""ReLU before max pooling, moved behind it, where the tensors are smaller.
+"""Pass that moves a ReLU from before a max pooling to behind it, where the tensors are smaller.
 
 A maximum is at the same place before and after ReLU, or it is 0 and no derivative passes it. So with p the
 pooled values and i their places, on a tensor as large as the pooled one:
@@ -44,23 +44,23 @@ def pooling(capture: Capture) -> None:
     for node in list(graph.nodes):
         if node.target in _BACKWARD and calls(node.args[0], aten.relu.default):
             _swap(graph, node)
-    steady = unchanged(graph)
+    stable = unchanged(graph)
     for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
-        _sum_pooled(node, steady)
+        _sum_pooled(node, stable)
 
 
 def _swap(graph: Graph, pool: Node) -> None:
-    found = parts(pool)
-    if set(found) != {0, 1}:
+    results = parts(pool)
+    if set(results) != {0, 1}:
         return
-    relu, pooled, places = pool.args[0], found[0], found[1]
+    relu, pooled, places = pool.args[0], results[0], results[1]
     assert isinstance(relu, Node)
-    steady = unchanged(graph)
-    if not steady.issuperset((relu, relu.args[0], pooled, places)):  # all are read later than before
+    stable = unchanged(graph)
+    if not stable.issuperset((relu, relu.args[0], pooled, places)):  # all are read later than before
         return
     for user in list(relu.users):
         masks = calls(user, aten.threshold_backward.default) and user.args[1:] == (relu, 0)
-        if masks and user.args[0] in steady:
+        if masks and user.args[0] in stable:
             _mask_pooled(graph, user, pool, pooled, places)
     drop_dead(graph)
     if not _only_where_positive(places, pooled, _BACKWARD[pool.target]):
@@ -107,7 +107,7 @@ def _only_where_positive(places: Node, pooled: Node, backward: Any) -> bool:
         _masked(user.args[0], pooled)
         if calls(user, backward) and user.args[-1] is places
         else calls(user, aten.view.default)
-        and all(_reads_masked(each, places, pooled) for each in user.users)
+        and all(_reads_masked(gather, places, pooled) for gather in user.users)
         for user in places.users
     )
 
@@ -147,10 +147,10 @@ def _pool_first(graph: Graph, relu: Node, pool: Node, pooled: Node) -> None:
     graph.erase_node(relu)
 
 
-def _sum_pooled(node: Any, steady: set[Node]) -> None:
+def _sum_pooled(node: Any, stable: set[Node]) -> None:
     """Sum what is scattered within its channel before it is."""
     scatter = node.args[0]
-    if scatter.target not in _AXES or not steady.issuperset((scatter, scatter.args[0])):
+    if scatter.target not in _AXES or not stable.issuperset((scatter, scatter.args[0])):
         return
     rank = value(scatter).ndim
     axes = argument(node, "dim") or range(rank)  # none are all

@@ -1,4 +1,4 @@
-"""Products of few rows with large matrices, which our own kernel reads once and where they lie."""
+"""Pass that calls vleak's own kernel for products of few rows with large matrices, which it reads once."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _FAR = 1 << 18
 def products(capture: Capture) -> None:
     """Call vleak.product, on a CPU in float32, for all matrix products that are not small.
 
-    x m + y n is one call; what else is added up is so as it is made. Large matrices that stay the same are
-    copied once, into panels. Numbers agree to rounding.
+    x m + y n is one call; remaining addends are accumulated in place. Large matrices that stay the same
+    are copied once, into panels. Numbers agree to rounding.
     """
     graph = capture.graph.graph
     if capture.device.type != "cpu":
@@ -53,26 +53,26 @@ def _worthwhile(terms: list[Node]) -> bool:
     """Tell whether products of one shape are large enough together."""
     if not all(calls(term, aten.mm.default) for term in terms):
         return False
-    made = value(terms[0])
-    work = sum(value(term.args[0]).shape[1] for term in terms) * made.numel()
-    enough = made.shape[0] >= _ROWS and made.shape[1] >= _COLUMNS and work >= _WORK
-    return made.dtype == torch.float32 and enough
+    result = value(terms[0])
+    work = sum(value(term.args[0]).shape[1] for term in terms) * result.numel()
+    enough = result.shape[0] >= _ROWS and result.shape[1] >= _COLUMNS and work >= _WORK
+    return result.dtype == torch.float32 and enough
 
 
 def _product(graph: Graph, terms: list[Node]) -> Node:
     """Add the sum of products, as one."""
     xs, ms = ([term.args[place] for term in terms] for place in (0, 1))
-    made: Node = emit(graph, torch.ops.vleak.product.default, xs, ms)
-    return made
+    result: Node = emit(graph, torch.ops.vleak.product.default, xs, ms)
+    return result
 
 
 def _split_bias(node: Node) -> None:
     graph = node.graph
     bias, rows, matrix = node.args
     with graph.inserting_before(node):
-        made = emit(graph, aten.mm.default, rows, matrix)
-        if _worthwhile([made]):
-            substitute(node, emit(graph, aten.add.Tensor, _product(graph, [made]), bias))
+        result = emit(graph, aten.mm.default, rows, matrix)
+        if _worthwhile([result]):
+            substitute(node, emit(graph, aten.add.Tensor, _product(graph, [result]), bias))
 
 
 def _add_up(root: Node, terms: list[Node]) -> None:
@@ -85,10 +85,10 @@ def _add_up(root: Node, terms: list[Node]) -> None:
         if _worthwhile(products):
             others.append(_product(graph, products))
             products = []
-        made = total(graph, others or [products.pop()])
+        result = total(graph, others or [products.pop()])
         for term in products:
-            made = emit(graph, aten.addmm.default, made, *term.args)
-    substitute(root, made)
+            result = emit(graph, aten.addmm.default, result, *term.args)
+    substitute(root, result)
 
 
 def _cut_fixed(capture: Capture) -> None:
@@ -101,18 +101,20 @@ def _cut_fixed(capture: Capture) -> None:
     graph = capture.graph.graph
     placeholders = graph.find_nodes(op="placeholder")
     fixed = {node for name, node in zip(capture.inputs, placeholders, strict=True) if name in capture.fixed}
-    steady = (fixed | set(graph.find_nodes(op="get_attr"))) & unchanged(graph)
-    cut: dict[Node, Node] = {}
+    stable = (fixed | set(graph.find_nodes(op="get_attr"))) & unchanged(graph)
+    panels_of: dict[Node, Node] = {}
     for node in graph.find_nodes(op="call_function", target=torch.ops.vleak.product.default):
-        plain, turned, others = _sorted_by_matrix(node, steady)
+        plain, turned, others = _sorted_by_matrix(node, stable)
         if not plain and not turned:
             continue
         with graph.inserting_before(node):
             both = ((plain, False), (turned, True))
-            made = [_panel_product(graph, pairs, way, cut) for pairs, way in both if pairs]
+            results = [
+                _panel_product(graph, pairs, transposed, panels_of) for pairs, transposed in both if pairs
+            ]
             if others:
-                made.append(emit(graph, torch.ops.vleak.product.default, *_lists(others)))
-            substitute(node, total(graph, made))
+                results.append(emit(graph, torch.ops.vleak.product.default, *_lists(others)))
+            substitute(node, total(graph, results))
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class _Pair:
     matrix: Node
 
 
-def _sorted_by_matrix(product: Any, steady: set[Node]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
+def _sorted_by_matrix(product: Any, stable: set[Node]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
     """Return the pairs of a product with large fixed matrices, with transposes of such, and with others."""
     plain: list[_Pair] = []
     turned: list[_Pair] = []
@@ -131,7 +133,7 @@ def _sorted_by_matrix(product: Any, steady: set[Node]) -> tuple[list[_Pair], lis
     for rows, m in zip(*product.args, strict=True):
         transposed = calls(m, aten.t.default)
         matrix = m.args[0] if transposed else m
-        if matrix in steady and value(matrix).numel() >= _FAR:
+        if matrix in stable and value(matrix).numel() >= _FAR:
             (turned if transposed else plain).append(_Pair(rows, matrix))
         else:
             others.append(_Pair(rows, m))
@@ -142,14 +144,14 @@ def _lists(pairs: list[_Pair]) -> tuple[list[Node], list[Node]]:
     return [pair.rows for pair in pairs], [pair.matrix for pair in pairs]
 
 
-def _panel_product(graph: Graph, pairs: list[_Pair], turned: bool, cut: dict[Node, Node]) -> Node:
+def _panel_product(graph: Graph, pairs: list[_Pair], turned: bool, panels_of: dict[Node, Node]) -> Node:
     for pair in pairs:
-        if pair.matrix not in cut:
-            cut[pair.matrix] = _panels(graph, pair.matrix)
+        if pair.matrix not in panels_of:
+            panels_of[pair.matrix] = _panels(graph, pair.matrix)
     rows, matrices = _lists(pairs)
-    arguments = (rows, [cut[m] for m in matrices], value(matrices[0]).shape[1], turned)
-    made: Node = emit(graph, torch.ops.vleak.panel_product.default, *arguments)
-    return made
+    arguments = (rows, [panels_of[m] for m in matrices], value(matrices[0]).shape[1], turned)
+    result: Node = emit(graph, torch.ops.vleak.panel_product.default, *arguments)
+    return result
 
 
 def _panels(graph: Graph, matrix: Node) -> Node:
@@ -160,5 +162,5 @@ def _panels(graph: Graph, matrix: Node) -> Node:
     filled = emit(graph, aten.constant_pad_nd.default, matrix, [0, missing]) if missing else matrix
     split = emit(graph, aten.reshape.default, filled, [depth, count, PANEL])
     turned = emit(graph, aten.permute.default, split, [1, 0, 2])
-    made: Node = emit(graph, aten.clone.default, turned, memory_format=torch.contiguous_format)
-    return made
+    result: Node = emit(graph, aten.clone.default, turned, memory_format=torch.contiguous_format)
+    return result

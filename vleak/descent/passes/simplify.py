@@ -1,4 +1,4 @@
-"""Work that need not be done: dead code, repeated code, and operators that change nothing."""
+"""Pass that removes needless work: dead code, repeated code, and operators without effect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _purify(graph: Graph) -> None:
         if not changes:
             continue
         owner = Memory(graph).owner
-        if all(_private(each, node, owner, order) for each in changes):
+        if all(_private(changed, node, owner, order) for changed in changes):
             _make_pure(node, order)
 
 
@@ -99,13 +99,13 @@ def _make_pure(node: Node, order: dict[Node, int]) -> None:
 
 def _makes_the_same(pure: Any, node: Node) -> bool:
     """Tell whether a pure operator's result is of the type and layout of the memory that a call changes."""
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda item: item.meta["val"])
     with torch.no_grad():
-        made = pure(*args, **kwargs)
+        result = pure(*args, **kwargs)
     before = node.meta["val"]
-    if not (isinstance(made, Tensor) and isinstance(before, Tensor)):
+    if not (isinstance(result, Tensor) and isinstance(before, Tensor)):
         return False
-    return (made.shape, made.stride(), made.dtype) == (before.shape, before.stride(), before.dtype)
+    return (result.shape, result.stride(), result.dtype) == (before.shape, before.stride(), before.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -137,31 +137,31 @@ def _forget_argument(node: Node, place: int, device: torch.device) -> None:
 
 def sweep(graph: Graph) -> None:
     """Go once over pure operators, in order: drop those without effect, and share those that are repeated."""
-    steady = unchanged(graph)
+    stable = unchanged(graph)
     seen: dict[Hashable, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or changed_arguments(node):
             continue
-        touched = not steady.issuperset((node, *_results(node), *node.all_input_nodes))
-        found = _already(node, steady) if not touched or node.target in _ALIASES else None
-        if found is None and not touched:
-            found = seen.setdefault(_key(node), node)
-        if found is not None and found is not node:
+        touched = not stable.issuperset((node, *_results(node), *node.all_input_nodes))
+        other = _already(node, stable) if not touched or node.target in _ALIASES else None
+        if other is None and not touched:
+            other = seen.setdefault(_key(node), node)
+        if other is not None and other is not node:
             if not touched:
-                steady.add(found)  # it may be new
-            substitute(node, found)
+                stable.add(other)  # it may be new
+            substitute(node, other)
 
 
 def _results(node: Node) -> list[Node]:
     """Return the tensors of a call that returns several."""
     items = [user for user in node.users if user.target is operator.getitem]
-    return [*items, *(each for item in items for each in _results(item))]
+    return [*items, *(result for item in items for result in _results(item))]
 
 
-def _already(node: Node, steady: set[Node]) -> Any:
-    """Return the node whose value a node has already, or None; `steady` is from `unchanged`."""
+def _already(node: Node, stable: set[Node]) -> Any:
+    """Return the node whose value a node has already, or None; `stable` is from `unchanged`."""
     if node.target in _NEUTRAL:
-        return _with_neutral(node, _NEUTRAL[node.target], steady)
+        return _with_neutral(node, _NEUTRAL[node.target], stable)
     rule = _RULES.get(node.target)
     return None if rule is None else rule(node)
 
@@ -172,9 +172,9 @@ def _key(node: Node) -> Hashable:
 
 def _frozen(value: Any) -> Hashable:
     if isinstance(value, (list, tuple)):
-        return tuple(_frozen(each) for each in value)
+        return tuple(_frozen(item) for item in value)
     if isinstance(value, dict):
-        return tuple((name, _frozen(each)) for name, each in sorted(value.items()))
+        return tuple((name, _frozen(item)) for name, item in sorted(value.items()))
     return value if isinstance(value, Node) else (type(value), repr(value))
 
 
@@ -214,12 +214,12 @@ def _transpose(node: Node) -> Any:
     return inner.args[0] if calls(inner, *_TRANSPOSES) and _same_layout(node, inner.args[0]) else None
 
 
-def _with_neutral(node: Node, rule: tuple[float, bool], steady: set[Node]) -> Any:
+def _with_neutral(node: Node, rule: tuple[float, bool], stable: set[Node]) -> Any:
     """Skip zeros that are added, and ones that are multiplied with."""
     (number, commutes), (left, right, *scale) = rule, node.args
     for kept, other in ((left, right), (right, left))[: 1 + commutes]:
         scaled = other is left and (scale or node.kwargs)  # left + alpha right
-        if _same_layout(node, kept) and not scaled and _constant(other, number, steady):
+        if _same_layout(node, kept) and not scaled and _constant(other, number, stable):
             return kept
     return None
 
@@ -231,19 +231,19 @@ def _threshold(node: Node) -> Any:
     return inner if masked and _same_layout(node, inner) else None
 
 
-def _constant(node: Any, number: float, steady: set[Node]) -> bool:
+def _constant(node: Any, number: float, stable: set[Node]) -> bool:
     """Tell whether an argument is this number, or a tensor filled with it, and nothing else since."""
     if isinstance(node, (int, float)):
         return node == number
-    if not isinstance(node, Node) or node.op != "call_function" or node not in steady:
+    if not isinstance(node, Node) or node.op != "call_function" or node not in stable:
         return False
     if node.target in _FILLED:
         return bool(_FILLED[node.target](node) == number)
     if node.target in _LOOKS:
-        return _constant(node.args[0], number, steady)
+        return _constant(node.args[0], number, stable)
     if node.target in (aten.mm.default, aten.threshold_backward.default, aten.neg.default) and number == 0:
         factors = node.args[: 2 if node.target is aten.mm.default else 1]
-        return any(_constant(each, 0, steady) for each in factors)
+        return any(_constant(factor, 0, stable) for factor in factors)
     return False
 
 
@@ -296,7 +296,7 @@ def _narrow_masks(graph: Graph) -> None:
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        names = [each.name for each in node.target._schema.arguments]
+        names = [parameter.name for parameter in node.target._schema.arguments]
         if "output_mask" not in names:
             continue
         used = {index for index, part in parts(node).items() if part.users}

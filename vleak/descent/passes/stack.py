@@ -1,4 +1,4 @@
-"""Products over time as one: sums of outer products, and rows that meet the same matrix one by one."""
+"""Pass that joins products over time: sums of outer products, and rows times the same matrix."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def _columns(parts: list[Any], graph: Graph) -> Any:
 def _batch_rows(graph: Graph) -> None:
     """Multiply all rows by a matrix at once where the matrix comes after all of them."""
     order = {node: place for place, node in enumerate(graph.nodes)}
-    steady = unchanged(graph)
+    stable = unchanged(graph)
     groups: dict[Node, list[Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
         rows, matrix = node.args
-        if order[rows] < order[matrix] and matrix.op == "call_function" and steady >= {rows, matrix, node}:
+        if order[rows] < order[matrix] and matrix.op == "call_function" and stable >= {rows, matrix, node}:
             groups[matrix].append(node)
     for matrix, products in groups.items():
         if len(products) >= _MANY:
