@@ -10,12 +10,16 @@ __all__ = ["main", "run"]
 
 
 def main() -> None:
-    """Run `vleak`: exit code 0, or 2 with one line on stderr that says what is wrong and what to do."""
+    """Run `vleak`.
+
+    Exit code 0, or after one line on stderr 1 (a check that was asked for failed), 2 (it could not be done:
+    what is wrong and what to do), or 130 (interrupted).
+    """
     try:
         stopping.listen()
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # just before or just after the run
-        code = _stopped()
+        code = _interrupted()
     stopping.finish()
     sys.exit(code)
 
@@ -29,7 +33,7 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return _stopped()
+        return _interrupted()
     except OSError as error:
         # The reader of our output went away, or its disk is full; the exit must not complain once more.
         from vleak.cli import output
@@ -40,6 +44,6 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
-def _stopped() -> int:
+def _interrupted() -> int:
     print("vleak: stopped", file=sys.stderr)
-    return 2
+    return stopping.INTERRUPTED

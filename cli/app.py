@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import traceback
 import warnings
 from typing import Annotated
@@ -19,7 +21,14 @@ from vleak.cli.study import study
 from vleak.cli.train import train
 from vleak.errors import VleakError
 
-_INTERRUPTED = 130  # what Typer returns after Ctrl-C
+_COMMANDS = (evaluate, study, report, train, bench)
+_OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for command in _COMMANDS
+    for name in inspect.signature(command).parameters
+} | {"defenses": "--defense", "attacks": "--attack", "metrics": "--metric"}
+"""Option of every argument of the library that errors may name."""
+_ARGUMENT = re.compile(rf"(?<![\w.:,=/'\"-])({'|'.join(_OPTIONS)})=|`({'|'.join(_OPTIONS)})`")
 app = typer.Typer(
     name="vleak",
     help="Rebuild private clips from federated model updates, and report what each defense still leaks.",
@@ -55,7 +64,7 @@ def _root(
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run the application; return 0, or 2 after one line on stderr.
+    """Run the application and return its exit code, after one line on stderr where it is not 0.
 
     Raises:
         KeyboardInterrupt: the user stopped it.
@@ -64,8 +73,10 @@ def invoke(arguments: list[str]) -> int:
     warnings.showwarning = output.warning
     try:
         code = app(arguments, prog_name="vleak", standalone_mode=False)
+    except stopping.StoppedError as error:
+        return output.fail(str(error), stopping.INTERRUPTED)
     except VleakError as error:
-        return output.fail(str(error))
+        return output.fail(with_options(str(error)))
     except SystemExit as error:  # Typer leaves this way, and with 1, when nobody reads stdout
         raise BrokenPipeError from error
     except OSError as error:
@@ -74,9 +85,14 @@ def invoke(arguments: list[str]) -> int:
         return output.fail(f"{error.filename}: {error.strerror}")
     except Exception as error:  # noqa: BLE001  the last line before a traceback; nothing is swallowed
         return _usage_or_bug(error)
-    if code == _INTERRUPTED:
+    if code == stopping.INTERRUPTED:  # what Typer returns after Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
+
+
+def with_options(message: str) -> str:
+    """Message of the library in terms of the command line: ``clips=0`` and `` `clips` `` as ``--clips``."""
+    return _ARGUMENT.sub(lambda match: f"{_OPTIONS[match[1]]} " if match[1] else _OPTIONS[match[2]], message)
 
 
 def _usage_or_bug(error: Exception) -> int:

@@ -13,7 +13,8 @@ from vleak.cli.table import leak_table
 from vleak.errors import InputError, VleakError
 
 if TYPE_CHECKING:
-    from vleak.results import Row, RunRecord
+    from vleak.api import Run
+    from vleak.results import Row
 
 
 def _option(text: str, panel: str, *names: str) -> Any:
@@ -88,6 +89,13 @@ ReferenceFrames = Annotated[
     str,
     _option("Frames of the scene, not in the clip, that the attacker holds: 0,1,4 runs all three.", _ATTACK),
 ]
+Metrics = Annotated[
+    list[str] | None,
+    _option(
+        "Further score of what was rebuilt: a plug-in's name, or package.module:Class; repeat for more.",
+        _ATTACK,
+    ),
+]
 Enhance = Annotated[
     str,
     _option("What rebuilt clips are enhanced by: classical, network, spandrel:FILE, or none.", _ATTACK),
@@ -124,6 +132,7 @@ def evaluate(
     segments: Segments = 32,
     attack: Attacks = None,
     reference_frames: ReferenceFrames = "0",
+    metric: Metrics = None,
     enhance: Enhance = "classical",
     restarts: Restarts = 1,
     iterations: Iterations = 150,
@@ -138,25 +147,23 @@ def evaluate(
     """Attack every clip behind every defense strength, and report what still leaks."""
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
-        from vleak.evaluation import Settings
-
-        stopping.check()
-        settings = Settings(
+        run = _run(
+            folder, workers,
             data=data, pipeline=pipeline, model=model, extractor=extractor, head=head, loss=loss,
             training_state=training_state, defenses=tuple(defense), attacks=tuple(attack) if attack else None,
+            metrics=tuple(metric or ()),
             clips=clips, frames=frames, size=size, stride=stride, segments=segments,
             reference_frames=_counts(reference_frames), enhance=enhance, restarts=restarts,
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
         )  # fmt: skip
-        record = _run(settings, folder, workers)
-        rows = _show(record, folder)
+        _show(run)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
             raise
-        raise VleakError(_how_to_resume(folder)) from error
+        raise stopping.StoppedError(_how_to_resume(folder)) from error
     if json:
-        output.write_json(record.content(), f"they are in {folder / 'results.json'}")
-    _refuse_empty(rows, named=attack is not None)
+        output.write_json(run.record.content(), f"they are in {folder / 'results.json'}")
+    _refuse_empty(run.rows, named=attack is not None)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -164,37 +171,34 @@ def _counts(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"--reference-frames {text!r}: expected whole numbers with commas, such as 0,1,4"
+            f"reference_frames={text!r}: expected whole numbers with commas, such as 0,1,4"
         ) from None
 
 
-def _run(settings: Any, folder: Path, workers: int | None) -> RunRecord:
-    from vleak.evaluation import evaluate as run
+def _run(folder: Path, workers: int | None, **settings: Any) -> Run:
+    from vleak import api
 
+    stopping.check()
     with output.progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 
-        def tell(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             stopping.check()
             bar.update(task, description=what, completed=done, total=total or None)
 
-        return run(settings, folder, workers=workers, progress=tell)
+        return api.evaluate(out=folder, workers=workers, progress=show, **settings)
 
 
-def _show(record: RunRecord, folder: Path) -> list[Row]:
-    from vleak.report import write_report
+def _show(run: Run) -> None:
     from vleak.report.words import headline
-    from vleak.results import summarise
 
-    rows = summarise(record)
-    page = write_report(folder)
-    for note in record.data.notes:
+    page = run.report()
+    for note in run.record.data.notes:
         output.say(f"data: {note}")
-    output.console.print(leak_table(record, rows, output.console.width))
-    for line in headline(rows, record):
+    output.console.print(leak_table(run.record, run.rows, output.console.width))
+    for line in headline(run.rows, run.record):
         output.say(line)
     output.say(f"report: {page}")
-    return rows
 
 
 def _refuse_empty(rows: list[Row], *, named: bool) -> None:

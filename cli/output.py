@@ -26,10 +26,10 @@ from vleak.errors import VleakError
 console = Console(stderr=True, highlight=False)
 
 
-def fail(message: str) -> int:
-    """Print one line on stderr and return the exit code of a failure, 2."""
+def fail(message: str, code: int = 2) -> int:
+    """Print one line on stderr and return the exit code: 2 is that of what could not be done."""
     print(f"vleak: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 def say(message: str) -> None:

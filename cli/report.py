@@ -12,12 +12,11 @@ from vleak.cli import output
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or stopped.")]) -> None:
     """Write report.html of a run again and say where it is."""
-    from vleak.report import write_report
-    from vleak.report.words import headline
-    from vleak.results import read_run, summarise
+    from vleak import api
+    from vleak.report import headline
 
-    record = read_run(run)
-    page = write_report(run)
-    for line in headline(summarise(record), record):
+    loaded = api.load_run(run)
+    page = loaded.report()
+    for line in headline(loaded.rows, loaded.record):
         output.say(line)
     output.say(f"report: {page}")

@@ -11,9 +11,17 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from vleak.errors import VleakError
+
+INTERRUPTED = 130
+"""Exit code of a command that was stopped, as shells have it for Ctrl-C."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 2.0  # seconds in which a second signal is an echo of the first
 _asked_at: float | None = None
+
+
+class StoppedError(VleakError):
+    """The user stopped the command; says what was kept."""
 
 
 def listen() -> None:
@@ -61,4 +69,4 @@ def _hear(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     if now - _asked_at > _PATIENCE:
         os.write(2, b"vleak: stopped at once\n")
-        os._exit(2)
+        os._exit(INTERRUPTED)

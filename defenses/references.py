@@ -20,21 +20,21 @@ DEFENSES: Registry[Defense] = Registry(
 """Every defense by the name that the command line takes."""
 
 
-def parse_defenses(given: str | Defense) -> list[Defense]:
-    """Return the strengths that a text asks for, weakest first, or the defense that is given.
+def parse_defenses(defense: str | Defense) -> list[Defense]:
+    """Return the strengths that a text asks for, weakest first, or the defense itself.
 
     Args:
-        given: ``NAME`` alone for the sweep of that defense, ``NAME:key=value,...`` for one strength, where
-            what is not given has its default; NAME may be ``package.module:Class``. Or a defense.
+        defense: ``NAME`` alone for the sweep of that defense, ``NAME:key=value,...`` for one strength, where
+            settings left out have their defaults; NAME may be ``package.module:Class``. or an object.
 
     Raises:
         InputError: unknown name or setting (the nearest are named), a value that does not fit, or a plug-in
             that cannot be used.
     """
-    if isinstance(given, Defense):
-        return [given]
-    reference = DEFENSES.parse(given)
-    if given != split_reference(given)[0] or not inspect.isclass(reference.entry.factory):
+    if isinstance(defense, Defense):
+        return [defense]
+    reference = DEFENSES.parse(defense)
+    if defense != split_reference(defense)[0] or not inspect.isclass(reference.entry.factory):
         return [reference.build()]
     return _sweep(reference.entry)
 

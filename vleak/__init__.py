@@ -11,13 +11,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vleak.api import Run, evaluate, load_run
     from vleak.attacks import ATTACKS, Attack, FeatureInversion, Knowledge, Observation, Reconstruction
-    from vleak.data import ClipSet, FeatureSet, load_clips, load_data
+    from vleak.data import ClipSet, FeatureSet, clip_set, load_clips, load_data
     from vleak.defenses import DEFENSES
     from vleak.enhance import enhance
-    from vleak.evaluation import Settings, evaluate
+    from vleak.evaluation import Settings
     from vleak.federated import Client, Defense, Update
     from vleak.models import EXTRACTORS, HEADS, MODELS, build_extractor, build_head, build_model
+    from vleak.objects import named
     from vleak.report import write_report, write_study
     from vleak.study import Study, run_study
 
@@ -32,13 +34,17 @@ _HOMES = {
     "Reconstruction": "attacks",
     "ClipSet": "data",
     "FeatureSet": "data",
+    "clip_set": "data",
     "load_clips": "data",
     "load_data": "data",
     "DEFENSES": "defenses",
     "enhance": "enhance",
     "Settings": "evaluation",
     "Study": "study",
-    "evaluate": "evaluation",
+    "Run": "api",
+    "evaluate": "api",
+    "load_run": "api",
+    "named": "objects",
     "run_study": "study",
     "Client": "federated",
     "Defense": "federated",
@@ -68,16 +74,20 @@ __all__ = [
     "Knowledge",
     "Observation",
     "Reconstruction",
+    "Run",
     "Settings",
     "Study",
     "Update",
     "build_extractor",
     "build_head",
     "build_model",
+    "clip_set",
     "enhance",
     "evaluate",
     "load_clips",
     "load_data",
+    "load_run",
+    "named",
     "run_study",
     "write_report",
     "write_study",

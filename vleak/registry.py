@@ -1,4 +1,4 @@
-"""One registry for every kind of thing that a name, a plug-in or an object can stand for.
+"""Registry: finds a class or function by name, whatever kind it is of.
 
 A thing is found by a built-in name, by ``package.module:Class``, by an entry point in the group
 ``vleak.<kind>``, or is given as an object. Settings follow the name: ``name:key=value,key=value``.
@@ -71,11 +71,11 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True)
 class Reference(Generic[T]):
-    """A thing with the settings that were given for it.
+    """An entry with the settings of a text.
 
     Attributes:
         entry: the thing.
-        settings: given settings, each with the type of its default.
+        settings: settings in the text, each with the type of its default.
     """
 
     entry: Entry[T]

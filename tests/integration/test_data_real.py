@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.videos import REAL_DATA, real_path
+from videos import REAL_DATA, real_path
 
 from vleak.data import load_clips
 from vleak.errors import InputError

@@ -1,4 +1,4 @@
-"""What an evaluation writes down, that its settings alone decide it, that no attack sees the truth."""
+"""Evaluation: what it records, that its settings alone decide it, that no attack sees the truth."""
 
 from __future__ import annotations
 
@@ -12,381 +12,275 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from support.videos import noise, write_video
-from torch import Tensor, nn
+from evaluations import cells_of, scores_of, timeless
+from observers import Onlooker, Spy, holds, tensors
+from torch import Tensor
 
-from runs import DP, TINY, journal_length, tiny, without_time
-from vleak.attacks import ATTACKS, NULL_ATTACKS, Attack, Observation, Reconstruction
-from vleak.certificates.gaussian import identification_bound
+from runs import DP, journal_length, tiny
+from vleak.attacks import BASELINES, Observation, Reconstruction
+from vleak.certificates import identification_bound
 from vleak.data import ClipSet, load_clips
+from vleak.defenses import Compress, DpSgd, NoDefense, Prune
 from vleak.errors import InputError
-from vleak.evaluation import StoppedError, bench, evaluate
-from vleak.evaluation import cell as one_cell
-from vleak.federated import Client, Update
+from vleak.evaluation import Settings, StoppedError, evaluate
+from vleak.federated import Defense, Message
+from vleak.metrics import Metric
 from vleak.native import operators
-from vleak.results import read_results, summarise
-from vleak.results.flags import BEATS_UNDEFENDED, FAILS_UNDEFENDED, NO_BETTER, WEAKER_BEATS, mark
+from vleak.results import read_run, summarise
+from vleak.results.flags import FAILS_UNDEFENDED, NO_BETTER
+from vleak.results.records import RunRecord
 
-NOTHING = type(None)
-NUMBER = (float, NOTHING)
 DEFENSES = (DP, "prune:fraction=0.9", "compress:codec=qsgd,bits=4")
 
-FIDELITY = {"psnr_db": float, "ssim": float}
-SCORES = FIDELITY | {
-    "psnr_gain_db": float,
-    "ssim_gain": float,
-    "motion_psnr_db": NUMBER,
-    "motion_psnr_gain_db": NUMBER,
-    "motion_ssim": NUMBER,
-    "residual_correlation": float,
-    "identified": bool,
-    "rank": int,
-    "candidates": int,
-    "label_correct": bool,
-    "linked": (bool, NOTHING),
-    "link_rank": (int, NOTHING),
-    "null": {"grey": FIDELITY, "public_mean": FIDELITY},
-    "best_null": str,
-    "order": {"psnr_db": float, "matched_psnr_db": float, "frames_in_place": float},
-    "segments": NOTHING,
-    "null_identified": NOTHING,
-}
-SHARPER = {
-    **dict.fromkeys(["psnr_db", "psnr_gain_db", "ssim", "detail_rms"], float),
-    **dict.fromkeys(["motion_psnr_db", "invented"], NUMBER),
-    "identified": bool,
-    "rank": int,
-}
-CELL = {
-    "id": str,
-    "media": str,
-    "media_enhanced": str,
-    "order_identifiable": bool,
-    "enhanced": {
-        "method": str,
-        "noise": float,
-        "steps": [str],
-        "before": SHARPER,
-        "after": SHARPER,
-        "psnr_change_db": float,
-        "psnr_gain_change_db": float,
-        "identification_moved": str,
-    },
-    "pipeline": str,
-    "model": str,
-    "training_state": str,
-    "defense": {
-        "name": str,
-        "label": str,
-        "settings": dict,
-        "epsilon": NUMBER,
-        "delta": NUMBER,
-        "unit": (str, NOTHING),
-        "adjacency": (str, NOTHING),
-        "training_epsilon": NUMBER,
-    },
-    "attack": {
-        "name": str,
-        "adaptive": bool,
-        "iterations": int,
-        "restarts": int,
-        "seconds": float,
-        "engine": str,
-        "objective": NUMBER,
-        "nan_at": (int, NOTHING),
-    },
-    "knowledge": {
-        "labels": str,
-        "reference_frames": int,
-        "batch_size": int,
-        "defense": bool,
-        "public_clips": int,
-    },
-    "clip": str,
-    "clip_index": int,
-    "seed": int,
-    "scores": SCORES,
-    "certificate": ({"kind": str, "bound": float}, NOTHING),
-    "update": {"bytes": int, "cosine_to_undefended": float, "changed_fraction": float},
-    "flags": [str],
-    "status": str,
-}
-RESULTS = {
-    "schema_version": int,
-    "environment": dict.fromkeys(["vleak", "torch", "python", "platform", "extension", "device"], str),
-    "versions": {"vleak": str, "torch": str},
-    "settings": {
-        **dict.fromkeys(["data", "pipeline", "model", "training_state", "labels", "device", "engine"], str),
-        **dict.fromkeys(["extractor", "head", "loss", "enhance"], str),
-        **dict.fromkeys(["frames", "size", "stride", "segments", "restarts", "iterations", "seed"], int),
-        "reference_frames": [int],
-        "clips": (int, NOTHING),
-        "defenses": [str],
-        "attacks": [str],
-    },
-    "data": {
-        **dict.fromkeys(["name", "public_source", "sha256"], str),
-        **dict.fromkeys(["clips", "public_clips"], int),
-        **{key: [str] for key in ("classes", "names", "notes")},
-        "labels": [int],
-    },
-    "models": [
-        {
-            **dict.fromkeys(["name", "pipeline", "training_state", "weights_sha256"], str),
-            **dict.fromkeys(["parameters", "training_steps"], int),
-            **dict.fromkeys(["train_accuracy", "held_out_accuracy"], NUMBER),
-            "chance": float,
-        }
-    ],
-    "planned_cells": int,
-    "cells": [CELL],
-}
 
-
-def check(value: Any, schema: Any, where: str) -> None:
-    """Check keys and types exactly: a bool is no int, an int no float."""
-    if isinstance(schema, dict):
-        assert type(value) is dict, where
-        assert value.keys() == schema.keys(), where
-        for key in schema:
-            check(value[key], schema[key], f"{where}.{key}")
-    elif isinstance(schema, list):
-        assert type(value) is list, where
-        for place, item in enumerate(value):
-            check(item, schema[0], f"{where}[{place}]")
-    elif isinstance(schema, tuple):
-        if type(value) not in schema:
-            check(value, schema[0], where)
-    else:
-        assert type(value) is schema, f"{where} is {value!r}"
+def small(**changes: Any) -> Settings:
+    """Settings of a tiny run without enhancement, which few tests are about."""
+    return tiny(**({"enhance": "none"} | changes))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def clips() -> ClipSet:
+    """The clips of `tiny`."""
+    return load_clips("synthetic", clips=3, frames=4, size=16)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
+    """Run with enhancement, three defenses and two attacks, one worker."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, evaluate(tiny(defenses=DEFENSES), folder, workers=1)
+    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"))
+    return folder, evaluate(settings, folder, workers=1)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run what several tests compare with: nothing but DP-SGD, one worker, from start to end."""
-    return evaluate(tiny(), tmp_path_factory.mktemp("alone") / "run", workers=1)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
+    """Run that several tests compare with: DP-SGD alone, one worker, from start to end."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return folder, evaluate(small(), folder, workers=1)
 
 
-def of(results: dict[str, Any], attack: str = "matching", defense: str | None = None) -> list[dict[str, Any]]:
-    return [
-        cell
-        for cell in results["cells"]
-        if cell["attack"]["name"] == attack and defense in (None, cell["defense"]["name"])
-    ]
+# --- what is recorded -------------------------------------------------------------------------------------
 
 
-# --- what is written --------------------------------------------------------------------------------------
-
-
-def test_results_follow_the_schema(finished: tuple[Path, dict[str, Any]]) -> None:
-    check(finished[1], RESULTS, "results")
-    assert finished[1]["schema_version"] == 1
-    assert {cell["status"] for cell in finished[1]["cells"]} == {"ok"}
-
-
-def test_results_on_the_disk_are_those_returned(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_results_on_the_disk_are_those_returned(finished: tuple[Path, RunRecord]) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    folder, results = finished
+    folder, record = finished
     text = (folder / "results.json").read_text(encoding="utf-8")
-    assert json.loads(text, parse_constant=refuse) == results == read_results(folder)
-    assert len(summarise(results)) == 2 + 1 + len(DEFENSES)
+    assert json.loads(text, parse_constant=refuse) == record.content()
+    assert read_run(folder) == record
+    assert {cell.status for cell in record.cells} == {"ok"}
+    assert len(summarise(record)) == 2 + 2 * (1 + len(DEFENSES))
 
 
-def test_every_cell_that_was_asked_for_is_there_once(finished: tuple[Path, dict[str, Any]]) -> None:
-    results = finished[1]
-    spelled = ["none", *DEFENSES]
-    wanted = [("none", "grey"), ("none", "public_mean"), *((defense, "matching") for defense in spelled)]
-    names = results["data"]["names"]
-    assert [cell["id"] for cell in results["cells"]] == [
+def test_a_run_in_memory_is_that_of_the_folder(alone: tuple[Path, RunRecord]) -> None:
+    assert timeless(evaluate(small())) == timeless(alone[1])
+
+
+def test_every_cell_that_was_asked_for_is_there_once(finished: tuple[Path, RunRecord]) -> None:
+    record = finished[1]
+    texts = ("none", *DEFENSES)
+    attacks = [(text, attack) for text in texts for attack in ("matching", "matching_blind")]
+    wanted = [("none", "grey"), ("none", "public_mean"), *attacks]
+    names = record.data.names
+    assert [cell.id for cell in record.cells] == [
         f"c3d_tiny.untrained/{defense}/{attack}/{name}" for defense, attack in wanted for name in names
     ]
-    assert results["planned_cells"] == len(results["cells"]) == 3 * len(wanted)
-    assert [cell["clip_index"] for cell in results["cells"]] == [0, 1, 2] * len(wanted)
-    assert [cell["clip"] for cell in results["cells"]] == names * len(wanted)
+    assert record.planned_cells == len(record.cells) == 3 * len(wanted)
+    assert [cell.clip_index for cell in record.cells] == [0, 1, 2] * len(wanted)
+    assert [cell.clip for cell in record.cells] == list(names) * len(wanted)
     # The seed is that of the message: one a clip and defense, the same for every attack.
-    messages = {(cell["defense"]["label"], cell["clip"]): cell["seed"] for cell in results["cells"]}
+    messages = {(cell.defense.label, cell.clip): cell.seed for cell in record.cells}
     assert len(set(messages.values())) == len(messages)
-    assert all(cell["seed"] == messages[cell["defense"]["label"], cell["clip"]] for cell in results["cells"])
-    assert results["settings"]["defenses"] == spelled
+    assert all(cell.seed == messages[cell.defense.label, cell.clip] for cell in record.cells)
+    assert record.settings.defenses == texts
 
 
-def test_pictures_are_the_scored_ones(finished: tuple[Path, dict[str, Any]]) -> None:
-    folder, results = finished
+def test_pictures_are_the_scored_ones(finished: tuple[Path, RunRecord]) -> None:
+    folder, record = finished
     truth = np.load(folder / "clips.npy", allow_pickle=False)
     assert (truth.dtype, truth.shape) == (np.uint8, (3, 3, 4, 16, 16))
-    assert len({cell["media"] for cell in results["cells"]}) == len(results["cells"])
-    for cell in results["cells"]:
-        picture = np.load(folder / cell["media"], allow_pickle=False)
+    assert len({cell.media for cell in record.cells}) == len(record.cells)
+    for cell in record.cells:
+        assert cell.media is not None
+        assert cell.media_enhanced is not None
+        picture = np.load(folder / cell.media, allow_pickle=False)
         assert (picture.dtype, picture.shape) == (np.uint8, truth.shape[1:])
-        error = (picture / 255.0 - truth[cell["clip_index"]] / 255.0) ** 2
+        assert np.load(folder / cell.media_enhanced, allow_pickle=False).shape == (3, 4, 32, 32)
+        error = (picture / 255.0 - truth[cell.clip_index] / 255.0) ** 2
         psnr = float(np.mean([-10 * math.log10(error[:, t].mean()) for t in range(4)]))
-        assert psnr == pytest.approx(cell["scores"]["psnr_db"], abs=0.05)  # 8 bits of what was scored
-    assert sorted(path.name for path in folder.iterdir()) == [
-        ".lock",
-        "cells.jsonl",
-        "clips.npy",
-        "reconstructions",
-        "results.json",
-        "run.json",
-    ]
+        assert psnr == pytest.approx(scores_of(cell).psnr_db, abs=0.05)  # 8 bits of what was scored
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock", "cells.jsonl", "clips.npy", "reconstructions", "results.json", "run.json"
+    }  # fmt: skip
 
 
-def test_updates_are_measured(finished: tuple[Path, dict[str, Any]]) -> None:
-    results = finished[1]
-    for cell in of(results, defense="none"):
-        assert cell["update"]["cosine_to_undefended"] == pytest.approx(1, abs=1e-12)
-        assert cell["update"]["changed_fraction"] == 0
-        assert cell["update"]["bytes"] == 4 * results["models"][0]["parameters"]
-    for cell in of(results, defense="dp"):
-        assert cell["update"]["changed_fraction"] > 0.99
-        assert cell["update"]["cosine_to_undefended"] < 0.5
-    for cell in of(results, defense="prune"):
-        assert 0.1 < cell["update"]["changed_fraction"] <= 0.9  # what was 0 before is 0 after
-        assert cell["update"]["bytes"] < 0.2 * 4 * results["models"][0]["parameters"]
+def test_updates_are_measured(finished: tuple[Path, RunRecord]) -> None:
+    parameters = finished[1].models[0].parameters
+    updates = {
+        name: [cell.update for cell in cells_of(finished[1], defense=name) if cell.update is not None]
+        for name in ("none", "dp", "prune")
+    }
+    assert {name: len(found) for name, found in updates.items()} == dict.fromkeys(updates, 3)
+    for update in updates["none"]:
+        assert update.cosine_to_undefended == pytest.approx(1, abs=1e-12)
+        assert update.changed_fraction == 0
+        assert update.bytes == 4 * parameters
+    for update in updates["dp"]:
+        assert update.changed_fraction > 0.99
+        assert update.cosine_to_undefended < 0.5
+    for update in updates["prune"]:
+        assert 0.1 < update.changed_fraction <= 0.9  # what was 0 before is 0 after
+        assert update.bytes < 0.2 * 4 * parameters
 
 
-def test_only_dp_has_a_certificate(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    for cell in finished[1]["cells"]:
-        proven = cell["defense"]["name"] == "dp"
-        assert (cell["certificate"] is not None) == proven
-        assert all((cell["defense"][key] is not None) == proven for key in ("epsilon", "delta", "unit"))
-    clipped = evaluate(tiny(defenses=("dp:noise_multiplier=0",), clips=1), tmp_path / "run")
-    assert [(cell["certificate"], cell["defense"]["epsilon"]) for cell in of(clipped)] == [(None, None)] * 2
+def test_only_dp_has_a_certificate(finished: tuple[Path, RunRecord]) -> None:
+    for cell in finished[1].cells:
+        proven = cell.defense.name == "dp"
+        assert (cell.certificate is not None) == proven
+        facts = (cell.defense.epsilon, cell.defense.delta, cell.defense.unit)
+        assert all((fact is not None) == proven for fact in facts)
+    normal = NormalDist()
+    bounds = [cell.certificate.bound for cell in cells_of(finished[1], defense="dp") if cell.certificate]
+    assert bounds == [pytest.approx(normal.cdf(normal.inv_cdf(1 / 3) + 1 / 0.1))] * 3
+    clipped = evaluate(small(defenses=("dp:noise_multiplier=0",), clips=1))
+    assert [(cell.certificate, cell.defense.epsilon) for cell in cells_of(clipped)] == [(None, None)] * 2
 
 
-def test_the_bound_is_the_stated_one(finished: tuple[Path, dict[str, Any]]) -> None:
-    from statistics import NormalDist
-
-    expected = NormalDist().cdf(NormalDist().inv_cdf(1 / 3) + 1 / 0.1)
-    assert [cell["certificate"]["bound"] for cell in of(finished[1], defense="dp")] == [
-        pytest.approx(expected)
-    ] * 3
-
-
-def test_every_attack_meets_the_same_message(tmp_path: Path) -> None:
-    results = evaluate(tiny(attacks=("matching", "matching_blind")), tmp_path / "run")
-    told, untold = of(results, "matching"), of(results, "matching_blind")
-    assert len(told) == len(untold) == 6
-    for one, other in zip(told, untold, strict=True):
-        assert one["seed"] == other["seed"]
-        assert one["update"] == other["update"]
-        assert one["scores"]["link_rank"] == other["scores"]["link_rank"]
+def test_every_attack_meets_the_same_message(finished: tuple[Path, RunRecord]) -> None:
+    adaptive, other = (cells_of(finished[1], name) for name in ("matching", "matching_blind"))
+    assert len(adaptive) == len(other) == 12
+    for one, two in zip(adaptive, other, strict=True):
+        assert (one.seed, one.update) == (two.seed, two.update)
+        assert scores_of(one).link_rank == scores_of(two).link_rank
+        assert (one.attack.defense_knowledge, two.attack.defense_knowledge) == ("channel", "none")
+        assert (one.knowledge.defense, two.knowledge.defense) == (True, False)
+        assert (one.attack.counterpart, two.attack.counterpart) == (None, "matching")
 
 
-def test_a_granted_label_narrows_the_certificate(tmp_path: Path) -> None:
-    results = evaluate(tiny(clips=8, iterations=1, labels="granted"), tmp_path / "run")
-    labels = results["data"]["labels"]
-    for cell in of(results, defense="dp"):
-        alike = labels.count(labels[cell["clip_index"]])
-        assert cell["certificate"]["bound"] == pytest.approx(identification_bound(alike, 0.1))
-
-
-def test_linkage_does_not_know_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_granted_labels_narrow_certificate_and_linkage(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def spy(update: Update, candidates: Any, knowledge: Any) -> Tensor:
-        asked.extend(len(each) for each in candidates)
+    def spy(observation: Observation, candidates: Any) -> Tensor:
+        asked.extend(len(hypotheses) for hypotheses in candidates)
         return torch.zeros(len(candidates))
 
-    monkeypatch.setattr(one_cell, "link_scores", spy)
-    evaluate(tiny(iterations=1), tmp_path / "inferred")
+    monkeypatch.setattr("vleak.pipelines.base.link_scores", spy)
+    evaluate(small(iterations=1, defenses=("none",)))
     assert set(asked) == {6}  # every candidate under each of the six labels
     asked.clear()
-    evaluate(tiny(iterations=1, labels="granted"), tmp_path / "granted")
+    record = evaluate(small(clips=8, iterations=1, labels="granted"))
     assert set(asked) == {1}
+    labels = record.data.labels
+    for cell in cells_of(record, defense="dp"):
+        alike = labels.count(labels[cell.clip_index])
+        assert cell.certificate is not None
+        assert cell.certificate.bound == pytest.approx(identification_bound(alike, 0.1))
+    assert {cell.knowledge.labels for cell in record.cells} == {"granted"}
+    assert all(scores_of(cell).label_correct for name in BASELINES for cell in cells_of(record, name))
 
 
-def test_a_guarantee_beyond_json_is_none(tmp_path: Path) -> None:
-    results = evaluate(tiny(defenses=("dp:noise_multiplier=1e-200",), clips=2), tmp_path / "run")
-    assert [cell["defense"]["epsilon"] for cell in of(results, defense="dp")] == [None, None]
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+def test_numbers_beyond_json_are_none(tmp_path: Path) -> None:
+    class Endless(Onlooker):
+        name: ClassVar[str] = "endless"
+        objective: ClassVar[float] = math.inf
+
+        def look(self, observation: Observation) -> Reconstruction:
+            return dataclasses.replace(super().look(observation), objective=self.objective)
+
+    for objective in (math.inf, -math.inf, math.nan):
+        Endless.objective = objective
+        settings = small(defenses=("dp:noise_multiplier=1e-200",), clips=1, attacks=(Endless(),))
+        record = evaluate(settings, tmp_path / str(objective))
+        cells = cells_of(record, "endless")
+        assert [cell.attack.objective for cell in cells] == [None, None]
+        assert [cell.defense.epsilon for cell in cells] == [None, None]
+        assert read_run(tmp_path / str(objective)) == record
 
 
 # --- the baselines ----------------------------------------------------------------------------------------
 
 
 def test_none_always_runs_and_on_the_same_weights(
-    finished: tuple[Path, dict[str, Any]], alone: dict[str, Any], tmp_path: Path
+    finished: tuple[Path, RunRecord], alone: tuple[Path, RunRecord]
 ) -> None:
-    plain = evaluate(tiny(defenses=("none",)), tmp_path / "run", workers=1)
-    assert plain["models"] == finished[1]["models"] == alone["models"]
-    cells = without_time({"cells": of(plain)})
-    assert len(cells) == 3
-    assert cells == without_time({"cells": of(finished[1], defense="none")})
-    assert cells == without_time({"cells": of(alone, defense="none")})
+    assert finished[1].models == alone[1].models
+    undefended, other = (timeless(cells_of(run[1], defense="none")) for run in (alone, finished))
+    assert len(undefended) == 3
+    for name, cell in undefended.items():
+        changes = {"enhanced": other[name].enhanced, "media_enhanced": other[name].media_enhanced}
+        assert cell.model_copy(update=changes) == other[name]
 
 
-def test_null_attackers_are_in_every_run(tmp_path: Path) -> None:
-    write_video(tmp_path / "a.mkv", noise(8, side=24))
-    for settings, expected in (
-        (tiny(defenses=("none",)), {"grey", "public_mean"}),
-        (tiny(defenses=("none",), data=str(tmp_path / "a.mkv"), clips=2, stride=1), {"grey"}),
+def test_baselines_are_in_every_run(alone: tuple[Path, RunRecord], clips: ClipSet) -> None:
+    without = dataclasses.replace(
+        clips, public_clips=clips.public_clips[:0], public_labels=clips.public_labels[:0]
+    )
+    for record, expected in (
+        (alone[1], {"grey", "public_mean"}),
+        (evaluate(small(defenses=("none",), data=without, clips=None)), {"grey"}),
     ):
-        results = evaluate(settings, tmp_path / f"run{len(expected)}")
-        null = {name for name in NULL_ATTACKS if of(results, name)}
-        assert null == expected
-        for name in null:
-            cells = of(results, name)
-            assert len(cells) == results["data"]["clips"]
-            assert {cell["defense"]["name"] for cell in cells} == {"none"}
-            assert {cell["knowledge"]["defense"] for cell in cells} == {False}
-            assert all(cell["scores"]["psnr_gain_db"] <= 0 for cell in cells)
-        assert all(set(cell["scores"]["null"]) == expected for cell in results["cells"])
+        names = {cell.attack.name for cell in record.cells if cell.attack.baseline}
+        assert names == expected
+        for name in names:
+            cells = cells_of(record, name)
+            assert len(cells) == record.data.clips
+            assert {cell.defense.name for cell in cells} == {"none"}
+            assert {cell.knowledge.defense for cell in cells} == {False}
+            assert all((scores_of(cell).psnr_gain_db or 0) <= 0 for cell in cells)
+        assert all(set(scores_of(cell).baselines) == expected for cell in record.cells)
 
 
-def test_who_knows_nothing_identifies_at_most_one_clip(tmp_path: Path) -> None:
-    results = evaluate(tiny(clips=8, defenses=("none",), iterations=1), tmp_path / "run")
+def test_who_knows_nothing_identifies_at_most_one_clip() -> None:
+    record = evaluate(small(clips=8, defenses=("none",), iterations=1))
     for name in ("grey", "public_mean"):
-        scores = [cell["scores"] for cell in of(results, name)]
-        assert sum(score["identified"] for score in scores) <= 1
-        assert sorted(score["rank"] for score in scores) == sorted({score["rank"] for score in scores})
-        assert {score["linked"] for score in scores} == {None}
+        scores = [scores_of(cell) for cell in cells_of(record, name)]
+        assert sum(score.identified for score in scores) <= 1
+        ranks = [score.rank for score in scores if score.rank is not None]
+        assert sorted(ranks) == sorted(set(ranks))
+        assert len(ranks) == 8
+        assert {score.linked for score in scores} == {None}
 
 
 # --- nothing but the settings decides ---------------------------------------------------------------------
 
 
-def test_same_settings_same_scores_whatever_the_workers(alone: dict[str, Any], tmp_path: Path) -> None:
-    again = evaluate(tiny(), tmp_path / "again", workers=1)
-    parallel = evaluate(tiny(), tmp_path / "parallel", workers=3)
-    assert without_time(again) == without_time(parallel) == without_time(alone)
+@pytest.mark.parametrize("how", [{"workers": 3}, {"workers": 5, "batched": True}])
+def test_same_scores_whatever_the_workers(
+    how: dict[str, Any], alone: tuple[Path, RunRecord], tmp_path: Path
+) -> None:
+    folder, expected = alone
+    record = evaluate(small(), tmp_path / "run", **how)
+    assert timeless(record) == timeless(expected)
     for part in ("settings", "data", "models", "planned_cells"):
-        assert again[part] == parallel[part] == alone[part]
-    media = [cell["media"] for cell in alone["cells"]]
-    assert [(tmp_path / "again" / name).read_bytes() for name in media] == [
-        (tmp_path / "parallel" / name).read_bytes() for name in media
-    ]
+        assert getattr(record, part) == getattr(expected, part)
+    for cell in expected.cells:
+        assert cell.media is not None
+        assert (tmp_path / "run" / cell.media).read_bytes() == (folder / cell.media).read_bytes()
 
 
-def test_another_seed_is_another_run(alone: dict[str, Any], tmp_path: Path) -> None:
-    other = without_time(evaluate(tiny(seed=1), tmp_path / "run"))
-    same = [name for name, cell in without_time(alone).items() if other[name]["scores"] == cell["scores"]]
-    assert same == []
+def test_another_seed_is_another_run(alone: tuple[Path, RunRecord]) -> None:
+    other = timeless(evaluate(small(seed=1)))
+    assert [name for name, cell in timeless(alone[1]).items() if other[name].scores == cell.scores] == []
 
 
-def test_a_cell_does_not_depend_on_the_other_clips(alone: dict[str, Any], tmp_path: Path) -> None:
-    few = without_time(evaluate(tiny(clips=2), tmp_path / "run"))
-    many = without_time(alone)
-    for name, cell in few.items():
-        for key in ("psnr_db", "ssim", "motion_psnr_db", "null", "label_correct"):
-            assert cell["scores"][key] == many[name]["scores"][key]
-        assert cell["update"] == many[name]["update"]
+def test_a_cell_does_not_depend_on_the_other_clips(alone: tuple[Path, RunRecord]) -> None:
+    many = timeless(alone[1])
+    for name, cell in timeless(evaluate(small(clips=2))).items():
+        few, all_three = scores_of(cell), scores_of(many[name])
+        for key in ("psnr_db", "ssim", "motion_psnr_db", "baselines", "label_correct"):
+            assert getattr(few, key) == getattr(all_three, key)
+        assert cell.update == many[name].update
 
 
-def test_stopped_and_resumed_is_the_same(alone: dict[str, Any], tmp_path: Path) -> None:
+def test_stopped_and_resumed_is_the_same(alone: tuple[Path, RunRecord], tmp_path: Path) -> None:
     stop, seen = threading.Event(), list[int]()
 
     def halt(what: str, done: int, total: int) -> None:
@@ -395,41 +289,37 @@ def test_stopped_and_resumed_is_the_same(alone: dict[str, Any], tmp_path: Path) 
             stop.set()
 
     with pytest.raises(StoppedError, match=r"^stopped with [89] of 12 cells finished$"):
-        evaluate(tiny(), tmp_path, progress=halt, stop=stop, workers=2)
-    part = without_time(read_results(tmp_path))
+        evaluate(small(), tmp_path, progress=halt, stop=stop, workers=2)
+    part = timeless(read_run(tmp_path))
     assert 8 <= len(part) < 12
-    assert part == {name: cell for name, cell in without_time(alone).items() if name in part}
+    assert part == {name: cell for name, cell in timeless(alone[1]).items() if name in part}
     assert (tmp_path / "results.json").exists()
 
     resumed = list[int]()
-    results = evaluate(tiny(), tmp_path, progress=lambda what, done, total: resumed.append(done))
-    assert without_time(results) == without_time(alone)
+    record = evaluate(small(), tmp_path, progress=lambda what, done, total: resumed.append(done))
+    assert timeless(record) == timeless(alone[1])
     assert [done for done in resumed if done] == list(range(len(part), 13))  # nothing ran twice
 
 
-def test_the_callers_event_is_left_alone(tmp_path: Path) -> None:
-    stop = threading.Event()
-    evaluate(tiny(clips=1, defenses=("none",)), tmp_path / "run", stop=stop)
-    assert not stop.is_set()
-
-
-def test_a_finished_run_is_not_run_again(finished: tuple[Path, dict[str, Any]]) -> None:
-    folder, results = finished
+def test_a_finished_run_is_not_run_again(finished: tuple[Path, RunRecord]) -> None:
+    folder, record = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "reconstructions").iterdir()}
-    again = evaluate(tiny(defenses=DEFENSES), folder, workers=1)
-    assert again == results  # times of the attacks included
+    stop = threading.Event()
+    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"))
+    assert evaluate(settings, folder, workers=1, stop=stop) == record  # times of the attacks included
     assert {path: path.stat().st_mtime_ns for path in (folder / "reconstructions").iterdir()} == before
+    assert not stop.is_set()  # the event is the caller's
 
 
 def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
-    settings = {"iterations": 80, "defenses": (DP,)}
+    changes = {"iterations": 80, "enhance": "none"}
     script = (
         "import pathlib, runs, vleak.evaluation as e\n"
-        f"e.evaluate(runs.tiny(**{settings!r}), pathlib.Path({str(tmp_path / 'killed')!r}), workers=1)"
+        f"e.evaluate(runs.tiny(**{changes!r}), pathlib.Path({str(tmp_path / 'killed')!r}), workers=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1] / "support")
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while journal_length(tmp_path / "killed") < 7 and time.monotonic() < deadline:
             time.sleep(0.002)
     finally:
@@ -439,350 +329,288 @@ def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "results.json").exists()
     with open(tmp_path / "killed" / "cells.jsonl", "ab") as journal:
         journal.write(b'{"id": "c3d_tiny.untrained/dp:')  # as a kill within a write leaves it
-    assert 7 <= len(read_results(tmp_path / "killed")["cells"]) < 12
-    resumed = evaluate(tiny(**settings), tmp_path / "killed", workers=1)
-    whole = evaluate(tiny(**settings), tmp_path / "whole", workers=2)
-    assert without_time(resumed) == without_time(whole)
+    assert 7 <= len(read_run(tmp_path / "killed").cells) < 12
+    resumed = evaluate(tiny(**changes), tmp_path / "killed", workers=1)
+    assert timeless(resumed) == timeless(evaluate(tiny(**changes), tmp_path / "other", workers=2))
 
 
 def test_another_run_in_the_folder_is_refused_before_anything_slow(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(*given: object, **named: object) -> ClipSet:
+    def slow(*arguments: object, **named: object) -> ClipSet:
         raise AssertionError("clips were loaded")
 
-    monkeypatch.setattr(bench, "load_data", slow)
+    monkeypatch.setattr("vleak.evaluation.setup.load_data", slow)
     with pytest.raises(InputError, match=r"holds another run: settings defenses is \['none', 'dp:noise_mult"):
-        evaluate(tiny(), finished[0])
+        evaluate(tiny(attacks=("matching", "matching_blind")), finished[0])
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         evaluate(tiny(), tmp_path / "file")
 
 
-def test_other_videos_under_the_same_name_are_another_run(tmp_path: Path) -> None:
-    settings = tiny(data=str(tmp_path / "a.mkv"), clips=2, stride=1, defenses=("none",))
-    write_video(tmp_path / "a.mkv", noise(16, side=24))
-    evaluate(settings, tmp_path / "run")
-    write_video(tmp_path / "a.mkv", noise(16, side=28))
+def test_other_clips_under_the_same_name_are_another_run(clips: ClipSet, tmp_path: Path) -> None:
+    settings = {"defenses": ("none",), "clips": None, "iterations": 1}
+    evaluate(small(data=clips, **settings), tmp_path)
+    changed = dataclasses.replace(clips, clips=clips.clips.flip(4))
     with pytest.raises(InputError, match="holds another run: data sha256 is"):
-        evaluate(settings, tmp_path / "run")
+        evaluate(small(data=changed, **settings), tmp_path)
 
 
 # --- cells that fail --------------------------------------------------------------------------------------
 
 
 def test_a_failed_defense_is_recorded_beside_the_others(tmp_path: Path) -> None:
-    settings = tiny(model="odd_models:batch_norm", defenses=(DP, "prune:fraction=0.9"))
-    results = evaluate(settings, tmp_path / "run")
-    for cell in results["cells"]:
-        if cell["defense"]["name"] == "dp":
-            assert cell["status"].startswith(
-                "failed: dp: layer 'norm' is BatchNorm3d, which mixes clips; use"
-            )
-            check(
-                cell,
-                CELL
-                | dict.fromkeys(["media", "media_enhanced", "scores", "enhanced", "update"], NOTHING)
-                | {"attack": dict},
-                "cell",
-            )
+    settings = small(model="odd_models:batch_norm", defenses=(DP, "prune:fraction=0.9"))
+    record = evaluate(settings, tmp_path / "run")
+    for cell in record.cells:
+        if cell.defense.name == "dp":
+            assert cell.status.startswith("failed: dp: layer 'norm' is BatchNorm3d, which mixes clips; use")
+            assert not cell.ok
+            assert (cell.media, cell.scores, cell.enhanced, cell.update) == (None,) * 4
         else:
-            assert cell["status"] == "ok"
-    rows = {row.defense: row for row in summarise(results) if not row.null}
+            assert cell.status == "ok"
+    rows = {row.defense: row for row in summarise(record) if not row.baseline}
     assert [(row.n, row.failed) for row in rows.values()] == [(3, 0), (0, 3), (3, 0)]
-    assert journal_length(tmp_path / "run") == results["planned_cells"] == 15
+    assert journal_length(tmp_path / "run") == record.planned_cells == 15
 
 
-class Fragile(Attack):
+class Fragile(Onlooker):
     """Fails on the second clip, with an error that nobody expected, until it is mended."""
 
-    name: ClassVar[str] = "matching"
+    name: ClassVar[str] = "fragile"
+    asked: ClassVar[int] = 0
     mended: ClassVar[bool] = False
-    objective: ClassVar[float] = 1.0
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    def _reconstruct(self, observation: Observation, *_: Any) -> Reconstruction:
-        shape = observation.knowledge.batch_shape
-        if not self.mended and float(observation.update.tensors["head.bias"].sum()) == 1:
+    def look(self, observation: Observation) -> Reconstruction:
+        Fragile.asked += 1
+        if self.asked == 2 and not self.mended:
             raise ZeroDivisionError("first line\nsecond line")
-        labels = torch.zeros(1, dtype=torch.long)
-        return Reconstruction(clips=torch.full(shape, 0.25), labels=labels, objective=self.objective)
-
-
-class Marked(Client):
-    """Writes into the update of every defense which clip it is of."""
-
-    clips: ClassVar[list[Tensor]] = []
-
-    def update(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Update:
-        made = super().update(clips, labels, generator)
-        second = torch.equal(clips, self.clips[0])
-        return Update(made.tensors | {"head.bias": torch.eye(6)[0] * second}, made.wire_bytes, made.facts)
+        return super().look(observation)
 
 
 def test_an_unexpected_error_costs_one_cell_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ATTACKS.builtin, "matching", Fragile)
-    monkeypatch.setattr(one_cell, "Client", Marked)
-    monkeypatch.setattr(Marked, "clips", [load_clips("synthetic", clips=3, frames=4, size=16).clips[1:2]])
-    settings = tiny(defenses=("none",))
-    first = evaluate(settings, tmp_path / "run")
-    assert [c["status"] for c in of(first)] == ["ok", "failed: ZeroDivisionError: first line", "ok"]
+    monkeypatch.setattr(Fragile, "asked", 0)
+    settings = small(defenses=("none",), attacks=(Fragile(),))
+    first = evaluate(settings, tmp_path, workers=1)
+    name = "fragile"
+    failed = f"failed: attack {name!r} raised ZeroDivisionError: first line"
+    assert [cell.status for cell in cells_of(first, name)] == ["ok", failed, "ok"]
     monkeypatch.setattr(Fragile, "mended", True)
-    second = evaluate(settings, tmp_path / "run")
-    assert [cell["status"] for cell in second["cells"]] == ["ok"] * 9
-    assert len(read_results(tmp_path / "run")["cells"]) == 9
+    second = evaluate(settings, tmp_path, workers=1)
+    assert [cell.status for cell in second.cells] == ["ok"] * 9
+    assert Fragile.asked == 4
+    assert len(read_run(tmp_path).cells) == 9
 
 
-@pytest.mark.parametrize("objective", [math.inf, -math.inf, math.nan])
-def test_an_objective_that_json_cannot_say_is_none(
-    objective: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ATTACKS.builtin, "matching", Fragile)
-    monkeypatch.setattr(Fragile, "mended", True)
-    monkeypatch.setattr(Fragile, "objective", objective)
-    results = evaluate(tiny(defenses=("none",), clips=1), tmp_path / "run")
-    assert [cell["attack"]["objective"] for cell in of(results)] == [None]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Broken(Defense):
+    """Raises when it sends."""
+
+    def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
+        raise ZeroDivisionError("no message")
+
+
+class OtherShape(Onlooker):
+    """Returns clips of another shape."""
+
+    name: ClassVar[str] = "other_shape"
+
+    def look(self, observation: Observation) -> Reconstruction:
+        answer = super().look(observation)
+        return dataclasses.replace(answer, clips=answer.clips[..., :8])
+
+
+class NotANumber(Metric):
+    """Returns NaN."""
+
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float:
+        return math.nan
+
+
+def test_a_plug_in_that_breaks_its_contract_costs_its_own_cells(clips: ClipSet) -> None:
+    common = {"data": clips, "clips": None, "iterations": 1}
+    spoiled = evaluate(small(defenses=(Broken(),), attacks=("matching", OtherShape()), **common), workers=1)
+    for cell in spoiled.cells:
+        if cell.attack.baseline:
+            assert cell.ok
+        elif cell.defense.name == "Broken":
+            assert "Broken" in (cell.failure or "")
+            assert "ZeroDivisionError: no message" in (cell.failure or "")
+        elif cell.attack.name == "matching":
+            assert cell.ok
+        else:
+            assert "returned shape (1, 3, 4, 16, 8), expected (1, 3, 4, 16, 16)" in (cell.failure or "")
+    unscored = evaluate(small(defenses=("none",), metrics=(NotANumber(),), **common))
+    assert all("metric 'NotANumber'" in (cell.failure or "") for cell in unscored.cells)
+
+
+# --- names and objects ------------------------------------------------------------------------------------
+
+
+class Brightest(Metric):
+    """Brightest pixel of the answer."""
+
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float:
+        return float(reconstruction.max())
+
+
+def test_objects_give_the_numbers_of_their_names(alone: tuple[Path, RunRecord], clips: ClipSet) -> None:
+    from vleak.attacks import Matching
+    from vleak.models import build_model
+
+    by_name = timeless(alone[1])
+    model = build_model("c3d_tiny", frames=4, size=16, classes=6, seed=0)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    record = evaluate(
+        small(data=clips, clips=None, model=model, defenses=(NoDefense(),), attacks=(Matching(iterations=3),),
+              metrics=("ssim", Brightest()))
+    )  # fmt: skip
+    assert record.models[0].weights_sha256 == alone[1].models[0].weights_sha256
+    assert record.settings.model == "C3DTiny"
+    assert record.settings.attacks == ("matching:iterations=3",)
+    for cell in cells_of(record, "matching"):
+        assert cell.attack.settings == {"iterations": 3}
+        scores, metrics = scores_of(cell), scores_of(cell).metrics
+        named = by_name[f"c3d_tiny.untrained/none/matching/{cell.clip}"]
+        # The seeds of an attack are those of its model's name.
+        assert cell.update == named.update
+        assert scores.baselines == scores_of(named).baselines
+        assert metrics["ssim"] == scores.ssim
+        assert set(metrics) == {"ssim", "Brightest"}
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_settings_of_an_attack_come_with_its_name() -> None:
+    settings = small(attacks=("matching:iterations=2,restarts=2", "matching"), defenses=("none",), clips=1)
+    record = evaluate(settings)
+    found = {cell.attack.text: cell.attack for cell in cells_of(record)}
+    assert set(found) == {"matching", "matching:iterations=2,restarts=2"}
+    assert [(a.restarts, a.iterations) for a in found.values()] == [(2, 4), (1, 3)]
+    assert [cell.id.split("/")[2] for cell in cells_of(record)] == list(found)
+
+
+class Thief(Onlooker):
+    """Has the name of another attack."""
+
+    name: ClassVar[str] = "matching"
+
+
+def test_what_has_no_name_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model: .* is no name that a record could tell it by; give one"):
+        small(model=lambda: torch.nn.Identity())
+    with pytest.raises(InputError, match="Thief has the name 'matching' of another attack"):
+        small(attacks=(Thief(),))
 
 
 # --- the truth is not in it -------------------------------------------------------------------------------
 
 
-class Spy(Attack):
-    """Keeps every observation and answers grey."""
-
-    name: ClassVar[str] = "matching"
-    seen: ClassVar[list[Observation]] = []
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    def _reconstruct(self, observation: Observation, *_: Any) -> Reconstruction:
-        self.seen.append(observation)
-        shape = observation.knowledge.batch_shape
-        return Reconstruction(clips=torch.full(shape, 0.5), labels=torch.zeros(1, dtype=torch.long))
-
-
-@pytest.fixture
-def spied(monkeypatch: pytest.MonkeyPatch) -> list[Observation]:
-    monkeypatch.setitem(ATTACKS.builtin, "matching", Spy)
-    monkeypatch.setattr(Spy, "seen", [])
-    return Spy.seen
-
-
-def tensors(thing: object, visited: set[int] | None = None) -> Iterator[Tensor]:
-    """Yield every tensor that can be reached from an object through its attributes and items."""
-    visited = set() if visited is None else visited
-    if id(thing) in visited or isinstance(thing, type):
-        return
-    visited.add(id(thing))
-    if isinstance(thing, Tensor):
-        yield thing
-        yield from tensors(thing.grad, visited)
-    inner = list(vars(thing).values()) if hasattr(thing, "__dict__") else []
-    inner += [getattr(thing, "__self__", None), getattr(thing, "__func__", None)]
-    inner += [held.cell_contents for held in getattr(thing, "__closure__", None) or ()]
-    inner += list(thing.values()) if isinstance(thing, dict) else []
-    inner += list(thing) if isinstance(thing, list | tuple | set) else []
-    for each in inner:
-        yield from tensors(each, visited)
-
-
-def holds(tensor: Tensor, clip: Tensor) -> bool:
-    """Tell whether one of the clips in a tensor is this clip (C, T, H, W), in whatever axes."""
-    rows = (
-        tensor.detach().cpu().float().reshape(-1, clip.numel()) if tensor.numel() % clip.numel() == 0 else []
-    )
-    return any(torch.equal(row, clip.flatten()) for row in rows)
-
-
-def videos(folder: Path) -> str:
-    folder.mkdir()
-    for place in range(3):
-        write_video(folder / f"{place}.mkv", np.roll(noise(16, side=24), 40 * place, axis=2))
-    return str(folder)
-
-
-@pytest.mark.parametrize("source", ["synthetic", "videos"])
-def test_the_truth_is_not_in_the_observation(source: str, tmp_path: Path, spied: list[Observation]) -> None:
-    data = source if source == "synthetic" else videos(tmp_path / "videos")
-    evaluate(tiny(data=data, defenses=DEFENSES, stride=1, clips=3), tmp_path / "run", workers=1)
-    truth = load_clips(data, clips=3, frames=4, size=16, stride=1)
-    assert len(spied) == 12
-    assert len(truth.public_clips) > 0
-    for observation in spied:
+def test_the_truth_is_not_in_the_observation(clips: ClipSet) -> None:
+    spy = Spy()
+    evaluate(small(data=clips, clips=None, defenses=DEFENSES, attacks=(spy,)), workers=1)
+    assert len(spy.seen) == 12
+    for observation in spy.seen:
         reached = list(tensors(observation))
         assert len(reached) > 2 * len(observation.update.tensors)  # weights and update at least
-        assert any(holds(tensor, truth.public_clips[0]) for tensor in reached)  # the search does find clips
-        for clip in truth.clips:
+        assert any(holds(tensor, clips.public_clips[0]) for tensor in reached)  # the search does find clips
+        for clip in clips.clips:
             assert not any(holds(tensor, clip) for tensor in reached)
-        assert observation.knowledge.labels is None
 
 
-def test_public_clips_do_not_depend_on_the_clip_under_attack(
-    tmp_path: Path, spied: list[Observation]
-) -> None:
-    for count in (2, 3):
-        evaluate(tiny(clips=count, defenses=("none",)), tmp_path / f"run{count}", workers=1)
-    first = spied[0].knowledge.public_clips
-    assert first is not None
-    assert len(spied) == 5
-    for observation in spied:
+def test_an_attacker_has_a_model_of_his_own_and_the_same_public_clips() -> None:
+    spies = {count: Spy() for count in (2, 3)}
+    for count, spy in spies.items():
+        evaluate(small(clips=count, attacks=(spy,)), workers=1)
+    seen = [observation for spy in spies.values() for observation in spy.seen]
+    assert len(seen) == 10
+    assert len({id(observation.model) for observation in seen}) == len(seen)
+    first = seen[0]
+    assert first.knowledge.public_clips is not None
+    for observation in seen:
         assert observation.knowledge.public_clips is not None
-        assert torch.equal(observation.knowledge.public_clips, first)
-        others = {"public_clips": None, "simulate": None}
-        assert dataclasses.replace(observation.knowledge, **others) == dataclasses.replace(
-            spied[0].knowledge, **others
-        )
+        assert torch.equal(observation.knowledge.public_clips, first.knowledge.public_clips)
+        ours, theirs = observation.model.state_dict(), first.model.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert not any(parameter.grad is not None for parameter in observation.model.parameters())
 
 
-def test_a_client_trains_on_a_model_of_its_own(tmp_path: Path, spied: list[Observation]) -> None:
-    evaluate(tiny(), tmp_path / "run", workers=1)
-    assert len({id(observation.model) for observation in spied}) == len(spied)
-    states = [observation.model.state_dict() for observation in spied]
-    for state in states[1:]:
-        assert all(torch.equal(state[name], states[0][name]) for name in state)
-    assert not any(p.grad is not None for observation in spied for p in observation.model.parameters())
+def test_labels_are_granted_when_asked_for() -> None:
+    spy = Spy()
+    record = evaluate(small(labels="granted", defenses=("none",), attacks=(spy,)), workers=1)
+    labels = [observation.labels for observation in spy.seen]
+    assert [label.tolist() for label in labels] == [[label] for label in record.data.labels]
+    # A view would reach the labels of other clips.
+    assert all(label.untyped_storage().nbytes() == 8 for label in labels)
 
 
-def test_labels_are_granted_when_asked_for(tmp_path: Path, spied: list[Observation]) -> None:
-    results = evaluate(tiny(labels="granted", defenses=("none",)), tmp_path / "run", workers=1)
-    given = [observation.knowledge.labels for observation in spied]
-    assert [label.tolist() for label in given if label is not None] == [
-        [label] for label in results["data"]["labels"]
-    ]
-    assert {cell["knowledge"]["labels"] for cell in results["cells"]} == {"granted"}
-    assert all(
-        cell["scores"]["label_correct"] for name in ("grey", "public_mean") for cell in of(results, name)
+class Elsewhere:
+    """Part of a defense that trains on another clip, whatever clip there is."""
+
+    def prepare_clips(
+        self, clips: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        return torch.linspace(0.1, 0.9, clips.numel()).view_as(clips), torch.zeros_like(labels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElsewhereDp(Elsewhere, DpSgd):
+    """DP-SGD of another clip."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElsewherePrune(Elsewhere, Prune):
+    """Pruning of another clip."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElsewhereCompress(Elsewhere, Compress):
+    """Compression of another clip."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElsewhereNone(Elsewhere, NoDefense):
+    """Nothing else than another clip."""
+
+
+def test_a_planted_truth_changes_no_answer(tmp_path: Path) -> None:
+    defenses = (
+        ElsewhereNone(), ElsewhereDp(noise_multiplier=0.1), ElsewherePrune(fraction=0.9),
+        ElsewhereCompress(codec="qsgd", bits=4),
+    )  # fmt: skip
+    here, there = (
+        load_clips("synthetic", seed=seed, fine=True, clips=3, frames=4, size=16) for seed in (0, 1)
     )
-
-
-class Elsewhere(Client):
-    """Sends the update of another clip, whatever clip it is given."""
-
-    def update(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Update:
-        ramp = torch.linspace(0.1, 0.9, clips.numel()).view_as(clips)
-        return super().update(ramp, torch.zeros_like(labels), generator)
-
-
-def test_a_planted_truth_changes_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tiny(restarts=2, iterations=6, training_state="early", defenses=DEFENSES)
-    asked = {"clips": 3, "frames": 4, "size": 16}
-    here, there = (load_clips("synthetic", seed=seed, fine=True, **asked) for seed in (0, 1))
     planted = dataclasses.replace(here, clips=there.clips, fine=there.fine, labels=here.labels.flip(0))
-    monkeypatch.setattr(one_cell, "Client", Elsewhere)
-    monkeypatch.setattr(bench, "Client", Elsewhere)
-    found = []
-    for name, data in (("here", here), ("planted", planted)):
-        monkeypatch.setattr(bench, "load_data", lambda *given, data=data, **named: data)
-        found.append(evaluate(settings, tmp_path / name, workers=1))
-    ours, theirs = (without_time(results) for results in found)
-    assert found[0]["models"][0]["weights_sha256"] == found[1]["models"][0]["weights_sha256"]
-    for name, cell in ours.items():
-        assert (tmp_path / "here" / cell["media"]).read_bytes() == (
-            tmp_path / "planted" / cell["media"]
+    runs = [
+        evaluate(
+            tiny(data=data, clips=None, restarts=2, iterations=6, training_state="early", defenses=defenses),
+            tmp_path / name, workers=1,
+        )
+        for name, data in (("here", here), ("planted", planted))
+    ]  # fmt: skip
+    ours, theirs = (timeless(run) for run in runs)
+    assert runs[0].models[0].weights_sha256 == runs[1].models[0].weights_sha256
+    compared = [name for name in ours if "Elsewhere" in name]
+    assert len(compared) == 12
+    for name in compared:
+        cell, other = ours[name], theirs[name]
+        assert cell.media is not None
+        assert (tmp_path / "here" / cell.media).read_bytes() == (
+            tmp_path / "planted" / cell.media
         ).read_bytes()
-        assert cell["attack"] == theirs[name]["attack"]
-        assert cell["scores"]["psnr_db"] != theirs[name]["scores"]["psnr_db"]  # the scorer does see it
+        assert cell.attack == other.attack
+        assert scores_of(cell).psnr_db != scores_of(other).psnr_db  # the scorer does see it
 
 
-# --- flags ------------------------------------------------------------------------------------------------
-
-
-def scored(defense: str, gain: float, identified: bool = False, **changes: Any) -> dict[str, Any]:
-    return {
-        "defense": {"name": defense},
-        "attack": {"name": "matching"},
-        "clip": "a@0",
-        "scores": {"psnr_gain_db": gain, "identified": identified},
-        "flags": [],
-        "status": "ok",
-    } | changes
-
-
-@pytest.mark.parametrize(
-    ("undefended", "defended", "expected"),
-    [
-        ((-0.1, False), (-2.0, False), ([NO_BETTER], [FAILS_UNDEFENDED])),
-        ((0.0, False), (5.0, True), ([NO_BETTER], [FAILS_UNDEFENDED])),
-        ((-0.1, True), (-2.0, False), ([], [])),
-        ((0.1, False), (1.0, False), ([], [])),
-        ((6.0, True), (7.1, True), ([], [BEATS_UNDEFENDED])),
-        ((6.0, True), (7.0, True), ([], [])),
-    ],
-)
-def test_flags_of_a_pair(
-    undefended: tuple[float, bool], defended: tuple[float, bool], expected: tuple[list[str], list[str]]
-) -> None:
-    cells = [scored("none", *undefended), scored("dp", *defended)]
-    for _ in range(2):  # marking twice adds nothing
-        mark(cells)
-        assert (cells[0]["flags"], cells[1]["flags"]) == expected
-
-
-@pytest.mark.parametrize(
-    ("matching", "blind", "raised"),
-    [
-        ((1.0, False), (2.1, False), True),
-        ((1.0, False), (2.0, False), False),
-        ((5.0, False), (1.0, True), True),  # less gain, yet recognised
-        ((5.0, True), (1.0, True), False),
-        ((1.0, True), (2.1, False), True),
-        ((5.0, True), (-1.0, False), False),
-    ],
-)
-@pytest.mark.parametrize("defense", ["none", "dp"])
-def test_a_weaker_attack_that_wins_is_flagged(
-    defense: str, matching: tuple[float, bool], blind: tuple[float, bool], raised: bool
-) -> None:
-    cells = [scored(defense, *matching), scored(defense, *blind, attack={"name": "matching_blind"})]
-    for _ in range(2):
-        mark(cells)
-        assert cells[0]["flags"] == ([WEAKER_BEATS] if raised else [])
-        assert WEAKER_BEATS not in cells[1]["flags"]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"clip": "b@0"},
-        {"defense": {"name": "dp", "settings": {"noise_multiplier": 2.0}}},
-        {"defense": {"name": "prune", "settings": {"noise_multiplier": 1.0}}},
-        {"status": "failed: why", "scores": None},
-        {"attack": {"name": "other"}},
-    ],
-)
-def test_a_weaker_attack_is_compared_on_the_same_message_alone(changes: dict[str, Any]) -> None:
-    defense = {"defense": {"name": "dp", "settings": {"noise_multiplier": 1.0}}}
-    blind = {**scored("dp", 9.0, True), **defense, "attack": {"name": "matching_blind"}}
-    same = [scored("dp", 0.0) | defense, blind]
-    mark(same)
-    assert same[0]["flags"] == [WEAKER_BEATS]
-    cells = [scored("dp", 0.0) | defense, blind | changes]
-    mark(cells)
-    assert cells[0]["flags"] == []
-
-
-def test_flags_compare_like_with_like() -> None:
-    cells = [
-        scored("none", -1.0, flags=["objective did not fall"]),
-        scored("dp", -1.0, clip="b@0"),
-        scored("dp", -1.0, attack={"name": "other"}),
-        scored("dp", 9.0, status="failed: why", scores=None),
-        scored("none", -1.0, attack={"name": "grey"}),
-    ]
-    mark(cells)
-    assert [cell["flags"] for cell in cells] == [["objective did not fall", NO_BETTER], [], [], [], []]
-
-
-def test_flags_are_in_the_results(tmp_path: Path, spied: list[Observation]) -> None:
-    results = evaluate(tiny(), tmp_path / "run")
-    for cell in of(results, defense="none"):
-        assert cell["flags"] == ([] if cell["scores"]["identified"] else [NO_BETTER])
-    assert FAILS_UNDEFENDED in {flag for cell in of(results, defense="dp") for flag in cell["flags"]}
+def test_flags_are_in_the_results() -> None:
+    spy = Spy()
+    record = evaluate(small(attacks=(spy,)))
+    name = "spy"
+    for cell in cells_of(record, name, defense="none"):
+        assert cell.flags == (() if scores_of(cell).identified else (NO_BETTER,))
+    assert FAILS_UNDEFENDED in {flag for cell in cells_of(record, name, "dp") for flag in cell.flags}
 
 
 # --- the process around it --------------------------------------------------------------------------------
@@ -815,35 +643,30 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("model", ["c3d_tiny", "odd_models:plain"])
-def test_the_process_is_left_as_it_was(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_is_left_as_it_was(
+    model: str, alone: tuple[Path, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(Path(__file__).parents[1] / "support")
-    evaluate(tiny(model=model, defenses=(DP,)), tmp_path / "warm")  # imports have their own effects, once
+    evaluate(small(model=model, clips=1), tmp_path / "warm")  # imports have their own effects, once
     before = process_state()
     assert torch.get_num_threads() == 2
-    evaluate(tiny(model=model, defenses=(DP,), training_state="early"), tmp_path / "run", workers=2)
+    torch.rand(3), random.random(), np.random.default_rng(0)
+    before = process_state()
+    record = evaluate(small(model=model), tmp_path / "run", workers=2)
     assert process_state() == before
+    if model == "c3d_tiny":
+        assert timeless(record) == timeless(alone[1])
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_threads_come_back_after_an_error(tmp_path: Path) -> None:
     before = process_state()
     with pytest.raises(InputError, match="holds NaN"):
-        evaluate(tiny(model="odd_models:nan_weights"), tmp_path / "run")
+        evaluate(small(model="odd_models:nan_weights"), tmp_path / "run")
     with pytest.raises(InputError, match="does not exist"):
-        evaluate(tiny(data="nowhere"), tmp_path / "run")
+        evaluate(small(data="nowhere"), tmp_path / "run")
     assert process_state() == before
     assert not (tmp_path / "run").exists()
-
-
-def test_scores_do_not_depend_on_the_state_of_the_process(alone: dict[str, Any], tmp_path: Path) -> None:
-    torch.rand(3), random.random(), np.random.default_rng(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        results = evaluate(tiny(), tmp_path / "run", workers=2)
-    finally:
-        torch.set_num_threads(threads)
-    assert without_time(results) == without_time(alone)
 
 
 # --- settings ---------------------------------------------------------------------------------------------
@@ -856,18 +679,20 @@ def test_scores_do_not_depend_on_the_state_of_the_process(alone: dict[str, Any],
         ({"pipeline": "feature", "head": "mpl"}, r"unknown head 'mpl'; did you mean mlp"),
         ({"pipeline": "feature", "extractor": "c3d"}, "unknown extractor 'c3d'"),
         ({"loss": "bec"}, r"unknown loss 'bec'; did you mean bce\?"),
-        ({"enhance": "classic"}, r"unknown enhancer 'classic'; did you mean classical\?"),
-        ({"reference_frames": (0, -1)}, "--reference-frames '0,-1': expected numbers from 0"),
-        ({"reference_frames": ()}, "--reference-frames '': expected numbers from 0"),
-        ({"attacks": ("low_rank",)}, "--attack low_rank: takes features, which the raw pipeline has none of"),
+        ({"enhance": "classic"}, r"unknown enhancer 'classic'; did you mean classical"),
+        ({"reference_frames": (0, -1)}, "reference_frames=0,-1: expected numbers from 0"),
+        ({"reference_frames": ()}, "reference_frames=: expected numbers from 0"),
+        ({"attacks": ("low_rank",)}, "attacks=low_rank: takes features, which the raw pipeline has none of"),
         ({"training_state": "lat"}, r"unknown training state 'lat'; did you mean late\?"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"engine": "nativ"}, r"unknown engine 'nativ'; did you mean native\?"),
         ({"labels": "given"}, "unknown labels 'given'"),
         ({"attacks": ("matchin",)}, "unknown attack 'matchin'; did you mean matching"),
-        ({"defenses": ("prun",)}, r"unknown defense 'prun'; did you mean prune\?"),
-        ({"restarts": 0}, "--restarts 0: expected at least 1"),
-        ({"iterations": -1}, "--iterations -1: expected at least 1"),
+        ({"attacks": ("matching:rul=lbfgs",)}, "unknown setting of attack matching 'rul'"),
+        ({"defenses": ("prun",)}, r"unknown defense 'prun'; did you mean prune"),
+        ({"metrics": ("snr",)}, "unknown metric 'snr'; did you mean psnr"),
+        ({"restarts": 0}, "restarts=0: expected at least 1"),
+        ({"iterations": -1}, "iterations=-1: expected at least 1"),
     ],
 )
 def test_wrong_settings_are_known_at_once(changes: dict[str, Any], message: str) -> None:
@@ -877,47 +702,32 @@ def test_wrong_settings_are_known_at_once(changes: dict[str, Any], message: str)
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_workers_are_at_least_one(workers: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"--workers {workers}: expected at least 1"):
+    with pytest.raises(InputError, match=f"workers={workers}: expected at least 1"):
         evaluate(tiny(), tmp_path / "run", workers=workers)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_attack_named_twice_runs_once(tmp_path: Path, spied: list[Observation]) -> None:
-    settings = tiny(attacks=("matching", "matching"), defenses=("none", "none"))
-    assert settings == tiny(attacks=("matching",), defenses=("none", "none"))
-    assert settings.resolved()["attacks"] == ["matching"]
-    evaluate(settings, tmp_path / "run")
-    assert len(spied) == 3
+def test_an_attack_named_twice_runs_once() -> None:
+    spy = Spy()
+    settings = small(attacks=(spy, spy), defenses=("none", "none"))
+    assert settings.resolved().attacks == ("spy",)
+    evaluate(settings)
+    assert len(spy.seen) == 3
 
 
-def test_the_engine_that_runs_is_the_one_written_down(
-    alone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_the_engine_that_runs_is_the_one_recorded(
+    alone: tuple[Path, RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = operators.backend(torch.device("cpu")) == "native"
-    assert alone["settings"]["engine"] == ("native" if native else "reference")
-    assert {cell["attack"]["engine"] for cell in of(alone)} == {alone["settings"]["engine"]}
-    assert tiny(engine="reference").resolved()["engine"] == "reference"
+    assert alone[1].settings.engine == ("native" if native else "reference")
+    assert {cell.attack.engine for cell in cells_of(alone[1])} == {alone[1].settings.engine}
+    assert tiny(engine="reference").resolved().engine == "reference"
     monkeypatch.setattr(operators, "backend", lambda device: "reference")
-    assert tiny(engine="native").resolved()["engine"] == "reference"
+    assert tiny(engine="native").resolved().engine == "reference"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_is_not_pretended() -> None:
-    with pytest.raises(InputError, match="--device cuda: no CUDA device is visible to PyTorch; use --device"):
+    with pytest.raises(InputError, match="device=cuda: no CUDA device is visible to PyTorch; use device=cpu"):
         tiny(device="cuda").resolved()
-    assert tiny(device="auto").resolved()["device"] == "cpu"
-
-
-def test_training_sees_public_clips_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained: list[tuple[Tensor, Tensor]] = []
-    original = bench.train
-
-    def train(model: nn.Module, clips: Tensor, labels: Tensor, *rest: Any) -> None:
-        trained.append((clips, labels))
-        original(model, clips, labels, *rest)
-
-    monkeypatch.setattr(bench, "train", train)
-    evaluate(tiny(clips=1, defenses=("none",), training_state="early"), tmp_path / "run")
-    data = load_clips("synthetic", **{key: TINY[key] for key in ("frames", "size")}, clips=1)
-    assert torch.equal(trained[0][0], data.public_clips)
-    assert torch.equal(trained[0][1], data.public_labels)
+    assert tiny(device="auto").resolved().device == "cpu"

@@ -116,6 +116,7 @@ def test_the_command_line_runs_what_came_from_outside(python: Path, tmp_path: Pa
 
 
 LIBRARY = """
+from dataclasses import replace
 import torch, vleak
 from vleak.attacks import ATTACKS
 from vleak.defenses import DEFENSES, parse_defenses
@@ -136,8 +137,12 @@ assert 0 < sum(int(mask.sum()) for mask in masks.values()) < sum(mask.numel() fo
 assert [defense.part for defense in parse_defenses("zero_small")] == [0.1, 0.5]
 attack = ATTACKS.build("short:iterations=2,smooth=0.5")
 knowledge = vleak.Knowledge(clip_shape=(3, 4, 8, 8), batch_size=1, classes=3)
-answer = attack.reconstruct(vleak.Observation(model, update, knowledge), generator(1))
-assert answer.clips.shape == clips.shape
+observation = vleak.Observation(model, update, knowledge, client.channel(update))
+answer = attack.reconstruct(observation, generator(1))
+assert (answer.clips.shape, answer.defense_knowledge) == (clips.shape, "channel")
+told = replace(knowledge, simulate=client.update)
+answer = attack.reconstruct(vleak.Observation(model, update, told), generator(1))
+assert (answer.clips.shape, answer.defense_knowledge) == (clips.shape, "simulated")
 metric = METRICS.build("brightness_error:scale=0.5")
 assert measure(metric, clips[0], clips[0]) == 0.0
 assert abs(measure(metric, clips[0] * 0, clips[0]) - 2 * clips.mean()) < 1e-6

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support.videos import REAL_DATA, numbered, real_path, write_frames, write_list, write_video
+from videos import REAL_DATA, numbered, real_path, write_frames, write_list, write_video
 
 from vleak.data import FeatureSet, load_clips, load_data, load_features, recognise
 from vleak.data.features import resampled
@@ -156,7 +156,7 @@ def test_videos_alternate_and_do_not_depend_on_the_count(tmp_path: Path) -> None
     assert not set(places(data.features)) & set(places(data.public_features))
     orders = [load(tmp_path, seed=seed).names for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
-    with pytest.raises(InputError, match="--clips 27 asked, but it has 26 videos; ask for at most 26"):
+    with pytest.raises(InputError, match="clips=27 asked, but it has 26 videos; ask for at most 26"):
         load(tmp_path, clips=27)
 
 
@@ -460,7 +460,7 @@ def test_any_damage_to_an_array_is_one_line_or_a_matrix(tmp_path: Path) -> None:
     [
         (
             {"references": 2},
-            r"--reference-frames 2 asked of feature files, which hold no frames; leave it out or give",
+            r"reference_frames=2 asked of feature files, which hold no frames; leave it out or give",
         ),
         ({"fine": True}, r"fine clips asked of feature files, which hold no frames"),
     ],

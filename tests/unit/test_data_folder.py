@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.videos import frame_numbers, noise, numbered, write_video
+from videos import frame_numbers, noise, numbered, write_video
 
 from vleak.data import ClipSet, folder, load_clips, tree
 from vleak.errors import InputError
@@ -98,7 +98,7 @@ def test_default_count_leaves_public_clips(
 def test_explicit_count_is_kept_and_checked(flat: Path) -> None:
     data = load_clips(str(flat), clips=15, **SMALL)
     assert (len(data.clips), len(data.public_clips)) == (15, 1 + 0)
-    with pytest.raises(InputError, match=r"--clips 17 asked, but it gives 16; ask for at most 16"):
+    with pytest.raises(InputError, match=r"clips=17 asked, but it gives 16; ask for at most 16"):
         load_clips(str(flat), clips=17, **SMALL)
 
 
@@ -164,7 +164,7 @@ def test_short_files_are_skipped_and_named(tmp_path: Path) -> None:
     assert "5 videos shorter than 4 frames were skipped: s0.mkv, s1.mkv, s2.mkv, ..." in data.notes
     with pytest.raises(
         InputError,
-        match=r"too short: a\.mkv has 9 frames, 8 frames at stride 2 need 15; lower --frames or --stride$",
+        match=r"too short: a\.mkv has 9 frames, 8 frames at stride 2 need 15; lower `frames` or `stride`$",
     ):
         load_clips(str(tmp_path))
 
@@ -274,15 +274,15 @@ def test_references_keep_the_stride_and_skip_what_lies_between(tmp_path: Path) -
     assert [frame_numbers(one) for one in data.references] == [[24, 27, 30]] * 2
     with pytest.raises(
         InputError,
-        match=r"a\.mkv has 6 frames at stride 3 outside its attacked clips, --reference-frames 7 asked; "
-        r"lower --reference-frames, --clips or --stride$",
+        match=r"a\.mkv has 6 frames at stride 3 outside its attacked clips, reference_frames=7 asked; "
+        r"lower `reference_frames`, `clips` or `stride`$",
     ):
         load_clips(str(tmp_path), clips=2, frames=4, stride=3, size=8, references=7)
 
 
 def test_all_frames_attacked_leaves_no_reference(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", numbered(8))
-    with pytest.raises(InputError, match=r"has 0 frames at stride 1 outside .* --reference-frames 1 asked"):
+    with pytest.raises(InputError, match=r"has 0 frames at stride 1 outside .* reference_frames=1 asked"):
         load_clips(str(tmp_path), clips=2, references=1, **SMALL)
 
 

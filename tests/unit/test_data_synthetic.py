@@ -181,7 +181,7 @@ def test_larger_memory_for_references_and_fine_clips_is_counted() -> None:
 @pytest.mark.parametrize("references", [-1, 257])
 def test_count_of_references_out_of_range(references: int) -> None:
     with pytest.raises(
-        InputError, match=rf"^--reference-frames {references}: expected a whole number from 0 to 256"
+        InputError, match=rf"^reference_frames={references}: expected a whole number from 0 to 256"
     ):
         load_clips("synthetic", references=references)
 

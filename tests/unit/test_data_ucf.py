@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.videos import frame_numbers, numbered, write_frames, write_list, write_video
+from videos import frame_numbers, numbered, write_frames, write_list, write_video
 
 from vleak.data import load_clips
 from vleak.data.images import group_images
@@ -99,7 +99,7 @@ def test_images_are_grouped_by_video_and_sorted_by_number(tmp_path: Path) -> Non
     assert torch.allclose(data.clips[0, 1, 3], torch.tensor(6 / 255), atol=1e-6)
     assert [frame_numbers(clip)[0] for clip in data.public_clips] == [4, 4, 8, 8]
     assert data.notes[0] == "4 videos found as 34 images"
-    assert "the images' numbers are 10 apart; --stride counts images, not these numbers" in data.notes
+    assert "the images' numbers are 10 apart; `stride` counts images, not these numbers" in data.notes
     assert any(
         note == "1 videos lack images, which counts as a jump: Test/NormalVideos/Normal_Videos_003_x264"
         for note in data.notes
@@ -113,7 +113,7 @@ def test_images_give_references_and_fine_clips(tmp_path: Path) -> None:
     assert data.fine is not None
     assert [frame_numbers(one) for one in data.references] == [[4, 5]]
     assert data.fine.shape == (1, 3, 4, 16, 16)
-    with pytest.raises(InputError, match=r"Abuse001_x264 has 6 frames .* --reference-frames 7 asked"):
+    with pytest.raises(InputError, match=r"Abuse001_x264 has 6 frames .* reference_frames=7 asked"):
         load_clips(str(tmp_path), clips=1, references=7, **SMALL)
 
 

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from support.videos import Pixels, frame_numbers, noise, numbered, write_video
+from videos import Pixels, frame_numbers, noise, numbered, write_video
 
 from vleak.data import load_clips, video
 from vleak.errors import InputError

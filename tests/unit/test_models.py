@@ -336,8 +336,8 @@ def test_more_logits_than_classes_pass() -> None:
         (lambda: nn.Flatten(), ["no parameters"]),
         (lambda: with_weight(Answers(), math.nan), ["'head.weight'", "NaN"]),
         (lambda: with_weight(Answers(), math.inf), ["'head.weight'", "infinity"]),
-        (lambda: build("c3d_tiny", size=16), ["(1, 3, 4, 8, 8)", "--size"]),
-        (lambda: nn.Conv2d(3, 6, 3), ["(1, 3, 4, 8, 8)", "--frames"]),
+        (lambda: build("c3d_tiny", size=16), ["(1, 3, 4, 8, 8)", "`size`"]),
+        (lambda: nn.Conv2d(3, 6, 3), ["(1, 3, 4, 8, 8)", "`frames`"]),
         (lambda: Answers(lambda logits: (logits, logits)), ["tuple", "(1, 6)"]),
         (lambda: Answers(lambda logits: {"logits": logits}), ["dict", "(1, 6)"]),
         (lambda: Answers(lambda logits: logits[0]), ["(6,)", "(1, 6)"]),
@@ -713,21 +713,18 @@ def test_training_without_clips_or_with_nan_is_refused() -> None:
     refusal(InputError, lambda: train(broken, *easy(12), 20, generator(0)), "NaN")
 
 
-def test_training_never_sees_the_attacked_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(run: str, attacked: str, public: str) -> str:
+def test_training_never_sees_the_attacked_clips() -> None:
+    def weights(attacked: str, public: str) -> str:
         clips, labels = easy(2, attacked)
         public_clips, public_labels = easy(12, public)
         data = ClipSet("easy", clips, labels, ("a@0", "b@0"), public_clips, public_labels,
                        ("dark", "grey", "light"), "other seeds", ())  # fmt: skip
-        monkeypatch.setattr("vleak.evaluation.bench.load_data", lambda *_, **__: data)
-        settings = Settings(
-            defenses=("none",), training_state="early", clips=2, frames=4, size=8, iterations=1
-        )
-        return evaluate(settings, tmp_path / run)["models"][0]["weights_sha256"]
+        settings = Settings(data=data, defenses=("none",), training_state="early", iterations=1)
+        return evaluate(settings).models[0].weights_sha256
 
-    first = weights("first", "these", "public")
-    assert weights("second", "those", "public") == first
-    assert weights("third", "these", "other public") != first
+    first = weights("these", "public")
+    assert weights("those", "public") == first
+    assert weights("these", "other public") != first
 
 
 def test_accuracy_of_known_answers() -> None:

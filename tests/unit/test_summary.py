@@ -1,67 +1,44 @@
 from typing import Any
 
 import pytest
+from records import make_cell as cell
+from records import make_run
 
-from vleak.errors import InputError
-from vleak.results.statistics import binomial_interval
-from vleak.results.summary import (
-    Row,
-    describe_knowledge,
-    epsilon_text,
-    headline,
-    number,
-    ratio,
-    row_key,
-    summarise,
-)
+from vleak.report.numbers import epsilon_text, number, ratio
+from vleak.report.words import caveat_text, headline, interval_note, knowledge_text, verdict_text
+from vleak.results.records import Cell, KnowledgeRecord
+from vleak.results.rows import Row, row_key
+from vleak.results.statistics import binomial_interval, mean_interval
+from vleak.results.summary import summarise
 
 GAINS = [8.0, 9.0, 10.0, 11.0, 12.0, 9.0, 10.0, 9.5, 10.5, 10.0, 9.0, 10.0]
+GREY = {"name": "grey", "baseline": True}
 
 
-def cell(clip: int, gain: float, identified: bool, **changes: Any) -> dict[str, Any]:
-    defense = {"name": "none", "label": "none", "epsilon": None, "delta": None} | changes.pop("defense", {})
-    return {
-        "pipeline": "raw",
-        "model": "c3d",
-        "training_state": "untrained",
-        "defense": defense,
-        "attack": {
-            "name": changes.pop("attack", "matching"),
-            "adaptive": changes.pop("adaptive", True),
-            "seconds": 2.0,
-        },
-        "knowledge": {"labels": "inferred", "reference_frames": 0, "batch_size": 1},
-        "clip": f"clip@{clip}",
-        "clip_index": clip,
-        "scores": {
-            "psnr_db": 15.0 + gain,
-            "psnr_gain_db": gain,
-            "ssim": 0.5,
-            "ssim_gain": 0.1,
-            "motion_psnr_db": 12.0,
-            "identified": identified,
-            "candidates": 12,
-            "label_correct": identified,
-            "null": {"grey": {"psnr_db": 11.0, "ssim": 0.1}},
-            "best_null": "grey",
-        },
-        "certificate": None,
-        "update": {"bytes": 1000, "cosine_to_undefended": 1.0, "changed_fraction": 0.0},
-        "flags": [],
-        "status": "ok",
-        **changes,
-    }
-
-
-def group(gains: list[float], hits: int, **changes: Any) -> list[dict[str, Any]]:
+def group(gains: list[float], hits: int, **changes: Any) -> list[Cell]:
     return [cell(n, gain, n < hits, **changes) for n, gain in enumerate(gains)]
 
 
-def rows(*groups: list[dict[str, Any]]) -> list[Row]:
-    return summarise({"schema_version": 1, "cells": [record for one in groups for record in one]})
+def rows(*groups: list[Cell]) -> list[Row]:
+    return summarise([record for one in groups for record in one])
 
 
-def only(*groups: list[dict[str, Any]]) -> Row:
+def changed(cells: list[Cell], place: int, **changes: Any) -> list[Cell]:
+    """Cells of which one has other fields."""
+    return [c.model_copy(update=changes) if n == place else c for n, c in enumerate(cells)]
+
+
+def scored(cell: Cell, **changes: Any) -> Cell:
+    """A cell with other scores."""
+    assert cell.scores is not None
+    return cell.model_copy(update={"scores": cell.scores.model_copy(update=changes)})
+
+
+def words(row: Row) -> tuple[str, ...]:
+    return tuple(caveat_text(row, caveat) for caveat in row.caveats)
+
+
+def only(*groups: list[Cell]) -> Row:
     (row,) = rows(*groups)
     return row
 
@@ -91,12 +68,12 @@ def test_failed_cells_are_counted_and_not_averaged():
     row = only(group(GAINS, 12), [broken, lying])
     assert (row.n, row.failed, row.failures) == (12, 2, ("NaN", "out of memory"))
     assert row.psnr_gain_db.mean == pytest.approx(sum(GAINS) / 12)
-    assert "2 failed" in row.caveats
+    assert "2 failed" in words(row)
 
 
 def test_a_cell_that_failed_before_its_attack_ran_joins_the_row():
-    blank = {"name": "matching", "adaptive": False, "iterations": 0, "seconds": 0.0}
-    row = only(group(GAINS, 12), [cell(12, 0.0, False, status="failed: x", scores=None) | {"attack": blank}])
+    blank = {"adaptive": False, "seconds": 0.0}
+    row = only(group(GAINS, 12), [cell(12, 0.0, False, status="failed: x", scores=None, attack=blank)])
     assert (row.n, row.failed, row.adaptive) == (12, 1, True)
 
 
@@ -106,23 +83,25 @@ def test_a_clip_that_occurs_twice_counts_once_with_its_last_record():
 
 
 def test_flagged_cells_stay_in_the_average_and_are_named():
-    cells = group(GAINS, 12)
-    cells[0]["flags"] = ["still improving at the end"]
-    cells[1]["flags"] = ["still improving at the end", "objective did not fall"]
+    cells = changed(group(GAINS, 12), 0, flags=("still improving at the end",))
+    cells = changed(cells, 1, flags=("still improving at the end", "objective did not fall"))
     row = only(cells)
     assert (row.n, row.flagged) == (12, 2)
     assert row.flags == ("still improving at the end", "objective did not fall")
-    assert "2 of 12 flagged" in row.caveats
+    assert "2 of 12 flagged" in words(row)
 
 
-def test_nan_and_null_scores_do_not_poison_the_means():
-    cells = group(GAINS, 12)
-    cells[0]["scores"]["motion_psnr_db"] = None
-    cells[1]["scores"]["motion_psnr_db"] = float("nan")
-    cells[2]["update"] = None
-    row = only(cells)
+def test_scores_that_are_missing_are_in_no_mean():
+    cells = changed(group(GAINS, 12), 2, update=None)
+    row = only([scored(cells[0], motion_psnr_db=None), *cells[1:]])
     assert row.motion_psnr_db == 12.0
     assert row.bytes == 1000
+
+
+def test_further_metrics_are_averaged_by_name():
+    cells = group(GAINS, 12)
+    values = [{"lpips": 0.25}, {"lpips": 0.75, "other": None}]
+    assert only([scored(c, metrics=values[n % 2]) for n, c in enumerate(cells)]).metrics == {"lpips": 0.5}
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------
@@ -138,14 +117,14 @@ def test_nan_and_null_scores_do_not_poison_the_means():
             6,
             "leaks",
         ),  # identification alone: pictures can be ugly and tell all
-        ([-5.0 + 0.1 * n for n in range(12)], 1, "nothing found"),
-        ([0.0] * 12, 0, "nothing found"),
+        ([-5.0 + 0.1 * n for n in range(12)], 1, "nothing_found"),
+        ([0.0] * 12, 0, "nothing_found"),
         ([-3.0, 4.0] * 6, 1, "unclear"),
-        ([-5.0] * 12, 3, "nothing found"),  # 3 of 12 has its lower end at 5 %, below chance
+        ([-5.0] * 12, 3, "nothing_found"),  # 3 of 12 has its lower end at 5 %, below chance
         ([-5.0] * 12, 4, "leaks"),  # 4 of 12: 10 %, above
-        ([9.0] * 3, 0, "too few clips to say"),
+        ([9.0] * 3, 0, "too_few_clips"),
         ([9.0] * 3, 3, "leaks"),  # three of three among twelve is beyond chance without any mean
-        ([-9.0] * 7, 0, "too few clips to say"),
+        ([-9.0] * 7, 0, "too_few_clips"),
     ],
 )
 def test_verdicts(gains: list[float], hits: int, verdict: str):
@@ -154,28 +133,27 @@ def test_verdicts(gains: list[float], hits: int, verdict: str):
 
 def test_a_row_without_a_scored_cell_has_no_result():
     row = only([cell(0, 0.0, False, status="failed: x", scores=None)])
-    assert (row.verdict, row.n, row.psnr_db, row.chance) == ("no result", 0, None, None)
+    assert (row.verdict, row.n, row.psnr_db, row.chance) == ("no_result", 0, None, None)
 
 
 def test_a_single_candidate_never_counts_as_recognition():
-    cells = group([-5.0] * 12, 12)
-    for record in cells:
-        record["scores"]["candidates"] = 1
-    assert only(cells).verdict == "nothing found"
+    cells = [scored(record, candidates=1) for record in group([-5.0] * 12, 12)]
+    assert only(cells).verdict == "nothing_found"
 
 
-def test_null_attackers_are_baselines():
-    found = rows(group([0.0] * 12, 1, attack="grey"), group(GAINS, 12))
-    assert [(row.attack, row.null, row.verdict) for row in found] == [
+def test_attackers_without_the_update_are_baselines():
+    found = rows(group([0.0] * 12, 1, attack=GREY), group(GAINS, 12))
+    assert [(row.attack, row.baseline, row.verdict) for row in found] == [
         ("grey", True, "baseline"),
         ("matching", False, "leaks"),
     ]
 
 
-def test_a_null_attacker_that_only_the_scores_name_is_one():
-    cells = group([0.0] * 12, 1, attack="held_still")
-    cells[0]["scores"]["null"] = {"held_still": {"psnr_db": 20.0, "ssim": 0.5}}
-    assert only(cells).null
+def test_a_baseline_is_known_by_its_field_alone():
+    found = rows(
+        group(GAINS, 12, attack="grey"), group([0.0] * 12, 1, attack={"name": "x", "baseline": True})
+    )
+    assert [(row.attack, row.baseline) for row in found] == [("x", True), ("grey", False)]
 
 
 # --- certificates -----------------------------------------------------------------------------------------
@@ -196,50 +174,53 @@ def test_a_lucky_count_within_the_interval_does_not_break_a_bound():
     assert not row.bound_broken
 
 
-def with_links(cells: list[dict[str, Any]], linked: int) -> list[dict[str, Any]]:
-    for place, record in enumerate(cells):
-        record["scores"] |= {"linked": place < linked, "link_rank": 1 if place < linked else 2}
-    return cells
+def with_links(cells: list[dict[str, Any]], linked: int) -> list[Cell]:
+    return [
+        scored(record, linked=place < linked, link_rank=1 if place < linked else 2)
+        for place, record in enumerate(cells)
+    ]
 
 
 def test_bounds_that_differ_by_clip_are_averaged_over_the_scored_clips():
-    cells = group(GAINS, 6, defense=DP)
-    for place, record in enumerate(cells):
-        record["certificate"] = {"kind": "identification", "bound": 0.2 if place < 6 else 0.6}
-    lost = cell(12, 0.0, False, defense=DP, status="failed: x", scores=None)
-    lost["certificate"] = {"kind": "identification", "bound": 1.0}
+    def bound(share: float) -> dict[str, Any]:
+        return {"kind": "identification", "bound": share}
+
+    cells = [
+        cell(n, gain, defense=DP, certificate=bound(0.2 if n < 6 else 0.6)) for n, gain in enumerate(GAINS)
+    ]
+    lost = cell(12, defense=DP, status="failed: x", scores=None, certificate=bound(1.0))
     assert only(cells, [lost]).bound == pytest.approx(0.4)
     assert only([lost]).bound == 1.0
 
 
 def test_what_is_not_rebuilt_may_still_be_linked():
     row = only(with_links(group([-5.0] * 12, 1, defense=DP), 12))
-    assert (row.linked, row.linkage.n, row.verdict) == (12, 12, "linkable, no picture")
-    assert only(with_links(group([-5.0] * 12, 1, defense=DP), 1)).verdict == "nothing found"
+    assert (row.linked, row.linkage.n, row.verdict) == (12, 12, "linkable_no_picture")
+    assert only(with_links(group([-5.0] * 12, 1, defense=DP), 1)).verdict == "nothing_found"
     assert only(with_links(group(GAINS, 12), 12)).verdict == "leaks"
 
 
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [
-        ([0.4] * 6 + [-0.4] * 6, "linkable, no picture"),  # the interval ends at 0.27 dB
-        ([1.0] * 6 + [-1.0] * 6, "linkable, picture unclear"),  # at 0.66 dB
-        ([-5.0] * 7, "linkable, picture unclear"),  # too few clips for an interval
+        ([0.4] * 6 + [-0.4] * 6, "linkable_no_picture"),  # the interval ends at 0.27 dB
+        ([1.0] * 6 + [-1.0] * 6, "linkable_picture_unclear"),  # at 0.66 dB
+        ([-5.0] * 7, "linkable_picture_unclear"),  # too few clips for an interval
     ],
 )
 def test_no_picture_is_said_only_where_nothing_found_would_be(gains: list[float], verdict: str):
     linked = only(with_links(group(gains, 0, defense=DP), len(gains)))
     assert linked.verdict == verdict
     hidden = only(with_links(group(gains, 0, defense=DP), 0))
-    assert (hidden.verdict == "nothing found") == (verdict == "linkable, no picture")
+    assert (hidden.verdict == "nothing_found") == (verdict == "linkable_no_picture")
 
 
 @pytest.mark.parametrize("gains", [[-5.0] * 12, [1.0] * 6 + [-1.0] * 6])
 def test_what_weakens_a_linkable_verdict_reaches_the_headline(gains: list[float]):
-    blind = with_links(group(gains, 0, defense=DP, adaptive=False), 12)
+    blind = with_links(group(gains, 0, defense=DP, attack={"adaptive": False}), 12)
     compared = rows(with_links(group([-5.0] * 12, 0), 12), blind)
     expected = ("this attack fails even undefended", "the attack does not know the defense")
-    assert compared[1].caveats == expected
+    assert words(compared[1]) == expected
     assert "; ".join(expected) in headline(compared)[1]
     alone = "not run without defense, so its failure may be the attack's"
     assert alone in headline(rows(blind))[0]
@@ -252,20 +233,16 @@ def test_a_link_above_the_certificate_is_loud():
     assert headline(found)[0].startswith("BOUND BROKEN: matching linked 12 of 12 clips under dp σ=1")
 
 
-def test_other_kinds_of_certificate_are_no_bound_on_identification():
-    assert only(group(GAINS, 12, certificate={"kind": "bits", "bound": 0.01})).bound is None
-
-
 # --- grouping, order, caveats -----------------------------------------------------------------------------
 
 
-def test_order_is_nulls_then_undefended_then_as_run():
+def test_order_is_baselines_then_undefended_then_as_run():
     prune = {"name": "prune", "label": "prune 90 %"}
     found = rows(
         group(GAINS, 12, defense=DP),
         group(GAINS, 12, defense=prune),
         group(GAINS, 12),
-        group([0.0] * 12, 1, attack="public_mean"),
+        group([0.0] * 12, 1, attack={"name": "public_mean", "baseline": True}),
         group(GAINS, 12, model="second", defense=prune),
         group(GAINS, 12, model="second"),
     )
@@ -293,7 +270,7 @@ def test_defenses_that_share_a_label_stay_apart():
     assert [(row.defense, row.verdict) for row in found] == [
         ("none", "leaks"),
         ("qsgd 4 bit, bucket=64", "leaks"),
-        ("qsgd 4 bit, bucket=4096", "nothing found"),
+        ("qsgd 4 bit, bucket=4096", "nothing_found"),
     ]
     text = " ".join(headline(found))
     assert "Still leaking: qsgd 4 bit, bucket=64 (" in text
@@ -322,11 +299,11 @@ def test_defenses_of_one_label_in_different_models_stay_apart():
 def test_different_knowledge_is_never_averaged_together():
     granted = {"labels": "granted", "reference_frames": 1, "batch_size": 4}
     found = rows(group(GAINS, 12), group([0.0] * 12, 0, knowledge=granted))
-    assert [row.knowledge for row in found] == [
+    assert [knowledge_text(row.knowledge) for row in found] == [
         "labels inferred",
         "labels granted, 1 reference frame, batch of 4",
     ]
-    assert describe_knowledge({"reference_frames": 4}) == "labels inferred, 4 reference frames"
+    assert knowledge_text(KnowledgeRecord(reference_frames=4)) == "labels inferred, 4 reference frames"
 
 
 def test_bytes_are_compared_with_the_undefended_update_of_the_same_model():
@@ -341,15 +318,15 @@ def test_bytes_are_compared_with_the_undefended_update_of_the_same_model():
 
 def test_an_attack_that_fails_undefended_proves_nothing_about_a_defense():
     found = rows(group([-5.0] * 12, 0), group([-5.0] * 12, 0, defense=DP))
-    assert found[1].caveats == ("this attack fails even undefended",)
+    assert words(found[1]) == ("this attack fails even undefended",)
     text = " ".join(headline(found))
     assert "would prove nothing" in text
     assert "this attack fails even undefended" in text
 
 
 def test_a_defense_that_was_not_compared_or_not_attacked_knowingly_says_so():
-    row = only(group([-5.0] * 12, 0, defense=DP, adaptive=False))
-    assert row.caveats == (
+    row = only(group([-5.0] * 12, 0, defense=DP, attack={"adaptive": False}))
+    assert words(row) == (
         "not run without defense, so its failure may be the attack's",
         "the attack does not know the defense",
     )
@@ -395,20 +372,18 @@ def test_a_negative_gain_is_said_to_be_below_the_prior():
 @pytest.mark.parametrize(
     ("planned", "first"),
     [
-        ({"planned_cells": 56}, "12 of 56 cells finished; rows may be missing."),
-        ({"planned_cells": None}, "12 cells finished, the run did not; rows may be missing."),
-        ({"planned_cells": 12}, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
-        ({}, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
+        (56, "12 of 56 cells finished; rows may be missing."),
+        (None, "12 cells finished, the run did not; rows may be missing."),
+        (12, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
     ],
 )
-def test_a_run_that_is_not_finished_says_so_first(planned: dict[str, Any], first: str):
-    results = {"schema_version": 1, "cells": group(GAINS, 12), **planned}
-    assert headline(summarise(results), results)[0] == first
+def test_a_run_that_is_not_finished_says_so_first(planned: int | None, first: str):
+    record = make_run(*group(GAINS, 12), planned=planned)
+    assert headline(summarise(record), record)[0] == first
 
 
 def test_an_unfinished_run_without_a_cell_says_both():
-    results = {"schema_version": 1, "cells": [], "planned_cells": 3}
-    assert headline([], results) == [
+    assert headline([], make_run(planned=3)) == [
         "0 of 3 cells finished; rows may be missing.",
         "No attack was scored, so this run says nothing about leakage.",
     ]
@@ -441,24 +416,19 @@ def test_headline_of_nothing():
     assert "1 of 1 clip is recognised" in headline(rows(group([9.0], 1)))[0]
 
 
-# --- refusals and numbers ---------------------------------------------------------------------------------
+# --- words and numbers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "results",
-    [{}, {"schema_version": 2, "cells": []}, {"schema_version": 1}, {"schema_version": 1, "cells": {}}],
-)
-def test_other_schemas_are_refused(results: dict[str, Any]):
-    with pytest.raises(InputError, match="reads version 1"):
-        summarise(results)
+def test_an_attack_with_other_settings_has_a_row_of_its_own():
+    found = rows(group(GAINS, 12), group(GAINS, 12, attack={"settings": {"rule": "lbfgs"}}))
+    assert [row.attack for row in found] == ["matching", "matching:rule=lbfgs"]
 
 
-@pytest.mark.parametrize("missing", ["defense", "attack", "clip", "model"])
-def test_a_cell_without_its_place_is_refused_by_name(missing: str):
-    record = cell(0, 1.0, True, id="the cell")
-    del record[missing]
-    with pytest.raises(InputError, match=f"'the cell' lacks '{missing}'"):
-        summarise({"schema_version": 1, "cells": [record]})
+def test_verdicts_and_intervals_in_words():
+    row = only(group([-5.0] * 12, 1))
+    assert (row.verdict, verdict_text(row)) == ("nothing_found", "nothing found")
+    assert interval_note(mean_interval([1.0])) == "1 clip; an interval needs at least 8"
+    assert [interval_note(mean_interval([1.0] * n)) for n in (0, 8)] == ["no clip was scored", ""]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from support import walls
+import walls
 
 from vleak.attacks import Observation
 

@@ -38,7 +38,7 @@ __all__ = ["Attack", "Hooks", "Knowledge", "Observation", "Reconstruction", "Tas
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller wants to hear, and to say, while an attack runs.
+    """Callbacks of the caller while an attack runs.
 
     Attributes:
         progress: called now and then with the number of iterations done; or None.
@@ -234,7 +234,7 @@ def _granted_knowledge(observation: Observation) -> DefenseKnowledge:
 
 @dataclass(frozen=True)
 class Task:
-    """One reconstruction to run: the arguments of `Attack.reconstruct`."""
+    """One reconstruction to run, with the arguments of `Attack.reconstruct`."""
 
     attack: Attack
     observation: Observation

@@ -5,6 +5,7 @@ from vleak.data.features import FeatureSet, load_features
 from vleak.data.load import load_clips, load_data, recognise
 from vleak.data.plugins import SOURCES
 from vleak.data.synthetic import MOTIONS, synthetic_clip
+from vleak.data.tensors import clip_set, first_of
 
 __all__ = [
     "DEFAULT_CLIPS",
@@ -12,6 +13,8 @@ __all__ = [
     "SOURCES",
     "ClipSet",
     "FeatureSet",
+    "clip_set",
+    "first_of",
     "load_clips",
     "load_data",
     "load_features",

@@ -113,7 +113,7 @@ def features_of(
         ("seed", seed, 0, 2**63 - 1),
     ):
         if not low <= value <= high:
-            raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
+            raise InputError(f"{option}={value}: expected a whole number from {low} to {high}")
     files, crops = _one_a_video(found.names)
     labels, told = _labels(files, found, seed)
     order = _order(labels, seed)[: (DEFAULT_CLIPS if clips is None else clips) + public]
@@ -197,8 +197,7 @@ def _attacked(available: int, clips: int | None, public: int, name: str) -> int:
         return min(DEFAULT_CLIPS, max((available + 1) // 2, available - public))
     if clips > available:
         raise InputError(
-            f"data {name!r}: --clips {clips} asked, but it has {available} videos; ask for at most "
-            f"{available}"
+            f"data {name!r}: clips={clips} asked, but it has {available} videos; ask for at most {available}"
         )
     return clips
 
@@ -238,7 +237,7 @@ def _room(count: int, segments: int, columns: int) -> Tensor:
     if total > MAX_SET_BYTES:
         raise InputError(
             f"{count} videos of {segments} segments of {columns} features take {total / 2**30:.1f} GiB, the "
-            f"limit is {MAX_SET_BYTES / 2**30:.0f} GiB; lower --clips or --segments"
+            f"limit is {MAX_SET_BYTES / 2**30:.0f} GiB; lower `clips` or `segments`"
         )
     return torch.empty(count, segments, columns)
 

@@ -132,7 +132,7 @@ def _windows(files: Sequence[VideoFile], request: ClipRequest, source: str) -> t
         length, longest = max(short)
         raise InputError(
             f"data {source!r}: too short: {longest} has {length} frames, {request.frames} frames at stride "
-            f"{stride} need {needed}; lower --frames or --stride"
+            f"{stride} need {needed}; lower `frames` or `stride`"
         )
     deepest = max(count for _, count in counts)
     windows = [Window(file, k * request.span) for k in range(deepest) for file, count in counts if k < count]
@@ -145,8 +145,8 @@ def _split(available: int, request: ClipRequest, source: str) -> int:
         return min(DEFAULT_CLIPS, max((available + 1) // 2, available - request.public))
     if request.clips > available:
         raise InputError(
-            f"data {source!r}: --clips {request.clips} asked, but it gives {available}; ask for at most "
-            f"{available}, or lower --frames or --stride"
+            f"data {source!r}: clips={request.clips} asked, but it gives {available}; ask for at most "
+            f"{available}, or lower `frames` or `stride`"
         )
     return request.clips
 
@@ -221,8 +221,8 @@ def _reference_frames(
         if available < count:
             raise InputError(
                 f"data {source!r}: {file.shown} has {available} frames at stride {stride} outside its "
-                f"attacked clips, --reference-frames {count} asked; lower --reference-frames, --clips or "
-                "--stride"
+                f"attacked clips, reference_frames={count} asked; lower `reference_frames`, `clips` or "
+                "`stride`"
             )
         frames[file] = list(numbers)
     return frames

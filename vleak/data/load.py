@@ -120,7 +120,7 @@ def load_data(
     """
     if find_source(source) is None and (files := search_source(source)).kind == "features":
         if references or fine:
-            asked = f"--reference-frames {references}" if references else "fine clips"
+            asked = f"reference_frames={references}" if references else "fine clips"
             raise InputError(
                 f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
                 f"give videos"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vleak.data.clipset import DEFAULT_CLIPS
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
 
 FINE = 2
 """How many times as wide and high the fine copies of clips are."""
@@ -20,7 +20,7 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
     "references": (0, 256),
 }
-_OPTIONS = {"references": "reference-frames"}
+_ARGUMENTS = {"references": "reference_frames"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class ClipRequest:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                option = _OPTIONS.get(name, name)
-                raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
+                text = argument(_ARGUMENTS.get(name, name), value)
+                raise InputError(f"{text}: expected a whole number from {low} to {high}")
         self._check_memory()
 
     @property
@@ -68,6 +68,6 @@ class ClipRequest:
             more += ", with fine copies" if self.fine else ""
             raise InputError(
                 f"{loaded} clips of {self.frames} frames of {self.size}x{self.size}{more} take "
-                f"{total / 2**30:.1f} GiB, the limit is {MAX_BATCH_BYTES / 2**30:.0f} GiB; lower --clips, "
-                "--frames or --size"
+                f"{total / 2**30:.1f} GiB, the limit is {MAX_BATCH_BYTES / 2**30:.0f} GiB; lower `clips`, "
+                "`frames` or `size`"
             )

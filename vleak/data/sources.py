@@ -198,7 +198,7 @@ def _gaps(images: Sequence[ImageVideo]) -> list[str]:
     steps = sorted({one.step for one in images if len(one.names) > 1})
     if steps and steps != [1]:
         told = " or ".join(map(str, steps[:3]))
-        notes.append(f"the images' numbers are {told} apart; --stride counts images, not these numbers")
+        notes.append(f"the images' numbers are {told} apart; `stride` counts images, not these numbers")
     holes = [one.video for one in images if one.gaps]
     if holes:
         notes.append(f"{len(holes)} videos lack images, which counts as a jump: {first(holes)}")

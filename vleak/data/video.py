@@ -174,7 +174,7 @@ def _check_decoding(shown: str, width: int, height: int, frames: int) -> None:
     if width * height * frames > MAX_DECODED_PIXELS:
         raise InputError(
             f"{shown}: {frames} frames of {width}x{height} would have to be decoded, the limit is "
-            f"{MAX_DECODED_PIXELS:.0e} pixels a file; lower --clips, --frames or --stride"
+            f"{MAX_DECODED_PIXELS:.0e} pixels a file; lower `clips`, `frames` or `stride`"
         )
 
 

@@ -1,7 +1,8 @@
-"""Running an evaluation: settings, plan, run."""
+"""Evaluation: settings, plan and run."""
 
-from vleak.evaluation.run import StoppedError, evaluate
+from vleak.evaluation.groups import StoppedError
+from vleak.evaluation.run import Progress, evaluate
 from vleak.evaluation.settings import Settings
-from vleak.evaluation.weights import TRAINABLE, train_weights
+from vleak.pipelines import TRAINABLE, train_weights
 
-__all__ = ["TRAINABLE", "Settings", "StoppedError", "evaluate", "train_weights"]
+__all__ = ["TRAINABLE", "Progress", "Settings", "StoppedError", "evaluate", "train_weights"]

@@ -1,26 +1,30 @@
-"""Run an evaluation: every clip through every defense, attacked, scored, stored."""
+"""Run of an evaluation: every clip through every defense, attacked, scored, stored."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from vleak.data import ClipSet
-from vleak.defenses import Defense, NoDefense, defense_text
 from vleak.errors import InputError, VleakError, argument
-from vleak.evaluation.bench import Bench, Progress, null_names, prepare
-from vleak.evaluation.cell import Job, Result, StoppedError, run_cell
+from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
+from vleak.evaluation.plan import PlannedCell, plan
 from vleak.evaluation.settings import Settings
+from vleak.evaluation.setup import prepare
+from vleak.pipelines import Progress, private_clips
 from vleak.results.records import RunRecord
 from vleak.results.store import FolderStore, MemoryStore, RunStore
 from vleak.switches import exact_arithmetic, math_attention
 
 __all__ = ["Progress", "StoppedError", "evaluate"]
+
+_BATCH = 8
+"""Cells of a group on a CUDA device, where nobody says how many run side by side: at least so many."""
 
 
 def evaluate(
@@ -30,125 +34,142 @@ def evaluate(
     workers: int | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
+    batched: bool | None = None,
 ) -> RunRecord:
     """Attack every clip behind every defense strength and store what comes out.
 
     Args:
         settings: what to run.
-        store: store or folder of the run; a stopped run with the same settings is taken up where it was.
-            None keeps it in memory.
-        workers: cells that run side by side, a thread each with one thread inside; None is one for every
-            core that this process may use. No score depends on it.
-        progress: told about every finished cell.
+        store: where the cells are kept, or the folder; a stopped run with the same settings is taken up
+            where it was. None keeps everything in memory.
+        workers: cells that run side by side: on a CPU a thread each with one thread inside, batched in one
+            group. None is one for every core that this process may use. No score depends on it.
+        progress: called after every finished cell.
         stop: when set, the run ends after storing the finished cells.
+        batched: whether descents of several cells share a batch; None on a CUDA device only.
 
     Returns:
-        the record of the run, the content of results.json.
+        the record of the run.
 
     Raises:
         InputError: settings, data or model cannot be used, or the folder holds another run.
         StoppedError: ``stop`` was set before the end.
         VleakError: the folder cannot be written.
     """
+    target = _store(store)
+    if batched is None:
+        batched = settings.torch_device().type == "cuda"
+    workers = _workers(workers, _BATCH if batched else 1)
+    stop, progress = stop or threading.Event(), progress or _silent
+    target.check(settings.resolved())
+    with _one_thread(), exact_arithmetic(), math_attention():
+        run = prepare(settings, progress)
+        cells = plan(settings, run.pipelines)
+        with target.open(run.header) as opened:
+            clips = private_clips(run.data)
+            if clips is not None:
+                opened.add_clips(clips)
+            runner = _Runner(cells, opened, progress, stop)
+            with _finished(opened, cells):
+                runner.run(workers, batched=batched)
+            return opened.finish([cell.case.id for cell in cells])
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody is told."""
+
+
+def _store(store: RunStore | Path | None) -> RunStore:
+    if store is None:
+        return MemoryStore()
+    return FolderStore(Path(store)) if isinstance(store, str | Path) else store
+
+
+def _workers(workers: int | None, least: int) -> int:
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        return max(len(os.sched_getaffinity(0)), least)
     if workers < 1:
         raise InputError(f"{argument('workers', workers)}: expected at least 1")
-    stop = stop or threading.Event()
-    tell = progress or (lambda what, done, total: None)
-    if store is None:
-        store = MemoryStore()
-    elif isinstance(store, str | Path):
-        store = FolderStore(Path(store))
-    store.check(settings.resolved())
+    return workers
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread inside every operation, so that no sum depends on the number of cores."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that no sum depends on the number of cores
+    torch.set_num_threads(1)
     try:
-        with exact_arithmetic(), math_attention():
-            benches, header = prepare(settings, tell)
-            jobs = [job for index, bench in enumerate(benches) for job in _plan(settings, bench, index)]
-            with store.open(header):
-                if isinstance(benches[0].data, ClipSet):
-                    store.add_clips(benches[0].data.clips)
-                _run_and_write(jobs, benches, store, workers, tell, stop)
-                return store.finish([job.id for job in jobs])
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _run_and_write(
-    jobs: list[Job],
-    benches: list[Bench],
-    store: RunStore,
-    workers: int,
-    tell: Progress,
-    stop: threading.Event,
-) -> None:
-    """Run the cells; where that ends early, leave results of those that are finished."""
+@contextmanager
+def _finished(store: RunStore, cells: Sequence[PlannedCell]) -> Iterator[None]:
+    """Leave the results of the finished cells where the block ends early."""
     try:
-        _run_jobs(jobs, benches, store, workers, tell, stop)
+        yield
     except BaseException:
-        with suppress(VleakError):  # why it ended is the news; the journal holds every cell
-            store.finish([job.id for job in jobs])
+        with suppress(VleakError):  # why it ended is the news; the store holds every cell
+            store.finish([cell.case.id for cell in cells])
         raise
 
 
-def _plan(settings: Settings, bench: Bench, index: int) -> list[Job]:
-    """List the cells: null attackers, then every defense and attack; a clip after the other within each."""
-    nothing, known = NoDefense(), set[str]()
-    rows: list[tuple[Defense, str, int, bool]] = []
-    for count in settings.reference_frames:
-        names = [name for name in null_names(bench, count) if name not in known]
-        rows += [(nothing, name, count, True) for name in names]
-        known |= {name for name in names if not name.startswith("reference")}
-    rows += [
-        (defense, name, count, False)
-        for defense in settings.strengths()
-        for name in settings.attacks_on(bench.pipeline)
-        for count in settings.reference_frames
-    ]
-    return [
-        Job(_id(bench, defense, attack, count, clip), index, place, defense, attack, count, null)
-        for defense, attack, count, null in rows
-        for place, clip in enumerate(bench.data.names)
-    ]
+class _Runner:
+    """Cells on their way into a store."""
+
+    def __init__(
+        self, cells: Sequence[PlannedCell], store: RunStore, progress: Progress, stop: threading.Event
+    ) -> None:
+        self._store, self._progress, self._stop = store, progress, stop
+        self._total = len(cells)
+        # A cell that failed in an earlier run is tried again: what it lacked, memory say, may be there now.
+        self._waiting = [c for c in cells if c.case.id not in store.cells or not store.cells[c.case.id].ok]
+        self._done = self._total - len(self._waiting)
+        self._ended = threading.Event()  # not the caller's event, which may be used again
+
+    def run(self, workers: int, *, batched: bool) -> None:
+        """Run the waiting cells: a cell a thread, or, batched, groups of cells one after the other.
+
+        Raises:
+            StoppedError: the caller's event was set.
+        """
+        self._progress("attacking", self._done, self._total)
+        with ExitStack() as stack:
+            spread: Spread = map
+            lanes, size = workers, 1
+            if batched:
+                lanes, size = 1, workers
+                spread = stack.enter_context(_pool(workers)).map
+            pool = stack.enter_context(_pool(lanes))
+            stack.callback(self._ended.set)  # before the pools are waited for
+            running: set[Future[list[Result]]] = set()
+            while self._waiting or running:
+                while self._waiting and len(running) < lanes:
+                    group, self._waiting = self._waiting[:size], self._waiting[size:]
+                    running.add(pool.submit(run_group, group, self._stopped, batched=batched, spread=spread))
+                # The short wait lets Ctrl-C through.
+                finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    self._keep(future.result())
+                if self._stop.is_set():
+                    raise StoppedError(f"stopped with {self._done} of {self._total} cells finished")
+
+    def _stopped(self) -> bool:
+        return self._stop.is_set() or self._ended.is_set()
+
+    def _keep(self, results: Sequence[Result]) -> None:
+        for result in results:
+            self._store.add(result.cell, result.picture, result.enhanced)
+            self._done += 1
+            self._progress("attacking", self._done, self._total)
 
 
-def _id(bench: Bench, defense: Defense, attack: str, references: int, clip: str) -> str:
-    granted = f"+{references}ref" if references else ""
-    return f"{bench.place}/{defense_text(defense)}/{attack}{granted}/{clip}"
-
-
-def _run_jobs(
-    jobs: list[Job],
-    benches: list[Bench],
-    store: RunStore,
-    workers: int,
-    tell: Progress,
-    stop: threading.Event,
-) -> None:
-    # A cell that failed in an earlier run is tried again: what it lacked, memory say, may be there now.
-    waiting = [job for job in jobs if job.id not in store.cells or not store.cells[job.id].ok]
-    done = len(jobs) - len(waiting)
-    tell("attacking", done, len(jobs))
-    ended = threading.Event()  # not `stop`, which is the caller's and may be used again
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    running: set[Future[Result]] = set()
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads with one thread inside each."""
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                halt = lambda: stop.is_set() or ended.is_set()  # noqa: E731
-                running.add(pool.submit(run_cell, job, benches[job.bench], halt))
-            # The short wait lets Ctrl-C through.
-            finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in finished:
-                result = future.result()
-                store.add(result.cell, result.picture, result.enhanced)
-                done += 1
-                tell("attacking", done, len(jobs))
-            if stop.is_set():
-                raise StoppedError(f"stopped with {done} of {len(jobs)} cells finished")
+        yield pool
     finally:
-        ended.set()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, cast
 
 import torch
 
-from vleak.attacks import ATTACKS
+from vleak.data import ClipSet
 from vleak.defenses import Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
-from vleak.errors import InputError, unknown_name
+from vleak.errors import InputError, argument, unknown_name
+from vleak.evaluation.chosen import ChosenAttack, choose_attack
+from vleak.evaluation.objects import (
+    AttackLike,
+    DataLike,
+    DefenseLike,
+    MetricLike,
+    ModuleLike,
+    data_name,
+    data_set,
+    metric_of,
+    module_name,
+)
 from vleak.federated import LOSSES
+from vleak.metrics import Metric
 from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES
 from vleak.native import operators
+from vleak.registry import Setting
 from vleak.results.records import SettingsRecord
+
+__all__ = ["DEFAULT_ATTACKS", "DEVICES", "LABELS", "PIPELINES", "Settings"]
 
 PIPELINES = ("raw", "feature", "all")
 DEVICES = ("auto", "cpu", "cuda")
 LABELS = ("inferred", "granted")
-#: what runs where nobody names an attack: on features also the exact method.
 DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
+"""What runs where nobody names an attack: on features also the exact method."""
+
+Engine = Literal["native", "inductor", "reference"]
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -28,44 +49,53 @@ _TAKES = {"raw": "frames", "feature": "features"}
 class Settings:
     """Settings of one run. Two runs with equal settings give equal scores.
 
+    Everything is given by name, or as an object that `vleak.named` gives a name where it has none.
+
     Attributes:
-        data: "synthetic", or a path that `vleak.data.load_data` takes.
+        data: "synthetic", a path that `vleak.data.load_data` takes, a `ClipSet` or `FeatureSet`, clips
+            (N, 3, T, H, H) in [0, 1], or (clips, labels). ``frames`` and ``size`` of an object are its own,
+            and where it has no clips at twice the resolution, nothing is enhanced.
         pipeline: "raw", "feature", or "all" for both.
-        model: of the raw pipeline, as `vleak.models.build_model` takes it.
+        model: of the raw pipeline, as `vleak.models.build_model` takes it; a module, or a factory.
         extractor, head, loss: of the feature pipeline, as `vleak.models.build_extractor` and `build_head`
-            take them, and a key of `vleak.federated.LOSSES`.
+            take them, modules or factories; and a key of `vleak.federated.LOSSES`.
         training_state: a key of `vleak.models.TRAINING_STATES`.
-        defenses: as on the command line: a name alone is a sweep, "name:setting=value" one strength.
-            "none" always runs beside them.
-        attacks: names in `vleak.attacks.ATTACKS`, or with settings, "name:setting=value"; one that is named
-            twice runs once, one that is of another pipeline not at all. None for ``DEFAULT_ATTACKS``.
+        defenses: instances, or as on the command line: a name alone is a sweep, "name:setting=value" one
+            strength. "none" always runs beside them.
+        attacks: instances, or as `vleak.attacks.ATTACKS` takes them, "name:setting=value" included; one that
+            is named twice runs once, one that is of another pipeline not at all. None for those of
+            ``DEFAULT_ATTACKS``.
+        metrics: further scores of reconstructed clips: a name, an object with ``name`` and ``score``, or a
+            function (reconstruction, truth) -> score.
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
         segments: S, to which feature files of another length are brought.
         reference_frames: how many frames of the scene the attacker holds, each count a row of its own.
-        enhance: what brings rebuilt clips to twice the resolution, as `vleak.enhance.build_enhancer` takes
-            it, or "none".
-        restarts: of every attack, iterations: of every restart.
+        enhance: what brings reconstructed clips to twice the resolution, as `vleak.enhance.build_enhancer`
+            takes it, or "none".
+        restarts: of every attack whose text does not set them, iterations: of every restart; an instance has
+            its own.
         labels: "inferred" by the attack, or "granted" to it.
         seed: of everything random.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
 
-    data: str = "synthetic"
+    data: DataLike = "synthetic"
     pipeline: str = "raw"
-    model: str = "c3d_tiny"
-    extractor: str = "c3d_small"
-    head: str = "mlp"
+    model: ModuleLike = "c3d_tiny"
+    extractor: ModuleLike = "c3d_small"
+    head: ModuleLike = "mlp"
     loss: str = "bce"
     training_state: str = "untrained"
-    defenses: tuple[str, ...] = ("dp",)
-    attacks: tuple[str, ...] | None = None
+    defenses: Sequence[DefenseLike] = ("dp",)
+    attacks: Sequence[AttackLike] | None = None
+    metrics: Sequence[MetricLike] = ()
     clips: int | None = None
     frames: int = 8
     size: int = 32
     stride: int = 2
     segments: int = 32
-    reference_frames: tuple[int, ...] = (0,)
+    reference_frames: Sequence[int] = (0,)
     enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
@@ -76,6 +106,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check names and sizes, so that a wrong one costs no time."""
+        self._take_shape()
         choices = (
             ("pipeline", self.pipeline, PIPELINES),
             ("training state", self.training_state, TRAINING_STATES),
@@ -84,98 +115,151 @@ class Settings:
             ("labels", self.labels, LABELS),
             ("loss", self.loss, LOSSES),
         )
-        for kind, given, known in choices:
-            if given not in known:
-                raise unknown_name(kind, given, known)
-        for name in self.attacks or ():
-            ATTACKS.parse(name)
-        for name, value in (("restarts", self.restarts), ("iterations", self.iterations)):
-            if value < 1:
-                raise InputError(f"--{name} {value}: expected at least 1")
-        if self.attacks is not None:
-            object.__setattr__(self, "attacks", tuple(dict.fromkeys(self.attacks)))
+        for kind, value, known in choices:
+            if value not in known:
+                raise unknown_name(kind, value, known)
+        for name, count in (("restarts", self.restarts), ("iterations", self.iterations)):
+            if count < 1:
+                raise InputError(f"{argument(name, count)}: expected at least 1")
         self._check_references()
         self._check_names()
-        self.strengths()
+
+    def _take_shape(self) -> None:
+        """Take frames and size from clips that were handed over, and enhance nothing that has no truth."""
+        data = data_set(self.data)
+        if isinstance(data, ClipSet):
+            object.__setattr__(self, "frames", data.clips.shape[2])
+            object.__setattr__(self, "size", data.clips.shape[3])
+        if data is not None and getattr(data, "fine", None) is None:
+            object.__setattr__(self, "enhance", "none")
 
     def _check_references(self) -> None:
         counts = tuple(dict.fromkeys(self.reference_frames))
         if not counts or min(counts) < 0:
-            given = ",".join(map(str, self.reference_frames))
-            raise InputError(f"--reference-frames {given!r}: expected numbers from 0, such as 0,1,4")
+            text = ",".join(map(str, self.reference_frames))
+            raise InputError(f"{argument('reference_frames', text)}: expected numbers from 0, such as 0,1,4")
         object.__setattr__(self, "reference_frames", counts)
 
     def _check_names(self) -> None:
-        """Refuse what the models' own parsers would, and attacks that are of no pipeline of this run."""
+        """Refuse what the parsers of names would, and attacks that are of no pipeline of this run."""
+        if "raw" in self.pipelines():
+            module_name("model", self.model)
         if "feature" in self.pipelines():
-            EXTRACTORS.parse(self.extractor)
-            HEADS.parse(self.head)
+            for kind, module, registry in (
+                ("extractor", self.extractor, EXTRACTORS), ("head", self.head, HEADS)
+            ):  # fmt: skip
+                if isinstance(module, str):
+                    registry.parse(module)
+                module_name(kind, module)
         if self.enhance != "none" and not self.enhance.startswith("spandrel:"):
             ENHANCERS.parse(self.enhance)
-        running = {name for pipeline in self.pipelines() for name in self.attacks_on(pipeline)}
-        for name in self.attacks or ():
-            if name not in running:
+        running = {chosen.text for pipeline in self.pipelines() for chosen in self.attacks_on(pipeline)}
+        for chosen in self._chosen:
+            if chosen.text not in running and self.attacks is not None:
                 raise InputError(
-                    f"--attack {name}: takes {' or '.join(sorted(_takes(name)))}, which the "
-                    f"{self.pipeline} pipeline has none of; give another --pipeline or attack"
+                    f"{argument('attacks', chosen.text)}: takes {' or '.join(sorted(chosen.attack.takes))}, "
+                    f"which the {self.pipeline} pipeline has none of; give another pipeline or attack"
                 )
+        self.strengths()
+        self.metric_objects()
 
     def pipelines(self) -> tuple[str, ...]:
-        """Return the pipelines that run."""
+        """Kinds of the pipelines that run."""
         return ("raw", "feature") if self.pipeline == "all" else (self.pipeline,)
 
-    def attacks_on(self, pipeline: str) -> tuple[str, ...]:
-        """Return the attacks that run on a pipeline."""
+    @cached_property
+    def _chosen(self) -> tuple[ChosenAttack, ...]:
+        """All attacks, each once."""
+        names: tuple[AttackLike, ...] = tuple(self.attacks or ())
         if self.attacks is None:
-            return DEFAULT_ATTACKS[pipeline]
-        return tuple(name for name in self.attacks if _TAKES[pipeline] in _takes(name))
+            names = tuple(name for kind in self.pipelines() for name in DEFAULT_ATTACKS[kind])
+        shared: dict[str, Setting] = {
+            "iterations": self.iterations, "restarts": self.restarts, "engine": self.engine_that_runs()
+        }  # fmt: skip
+        chosen = [choose_attack(name, shared) for name in names]
+        distinct: dict[str, ChosenAttack] = {}
+        for attack in chosen:
+            other = distinct.setdefault(attack.text, attack)
+            if type(other.attack) is not type(attack.attack):
+                raise InputError(f"attacks: two are called {attack.text!r}; give one of them another name")
+        return tuple(distinct.values())
+
+    def attacks_on(self, pipeline: str) -> tuple[ChosenAttack, ...]:
+        """Attacks that run on a kind of pipeline."""
+        on_it = [chosen for chosen in self._chosen if _TAKES[pipeline] in chosen.attack.takes]
+        if self.attacks is None:
+            on_it = [chosen for chosen in on_it if chosen.text in DEFAULT_ATTACKS[pipeline]]
+        return tuple(on_it)
 
     def strengths(self) -> list[Defense]:
-        """Return every defense strength to run, "none" first, each once.
+        """Every defense strength to run, "none" first, each once.
 
         Raises:
             InputError: a defense or a setting of it is unknown, or a value does not fit.
         """
         strengths: list[Defense] = [NoDefense()]
-        for text in self.defenses:
-            strengths += parse_defenses(text)
+        for defense in self.defenses:
+            if not isinstance(defense, str | Defense):
+                raise InputError(
+                    f"defenses: expected names or instances of vleak.Defense, got {type(defense).__name__}"
+                )
+            strengths += parse_defenses(defense)
         return list({defense_text(defense): defense for defense in strengths}.values())
 
+    def metric_objects(self) -> dict[str, Metric]:
+        """Further metrics by their names in records.
+
+        Raises:
+            InputError: a metric or a setting of it is unknown, or two have one name.
+        """
+        metrics = [metric_of(metric) for metric in self.metrics]
+        if len(dict(metrics)) < len(metrics):
+            raise InputError(
+                f"metrics: expected a name for each, got {', '.join(name for name, _ in metrics)}"
+            )
+        return dict(metrics)
+
     def resolved(self) -> SettingsRecord:
-        """Return the settings as records have them, with device and engine as they will run.
+        """Settings as records have them, with device and engine as they will run.
 
         Raises:
             InputError: a CUDA device was asked for and there is none.
         """
-        values = asdict(self) | {
-            "defenses": [defense_text(d) for d in self.strengths()],
-            "attacks": list(dict.fromkeys(n for p in self.pipelines() for n in self.attacks_on(p))),
-            "device": self.torch_device().type,
-            "engine": self.engine_that_runs(),
-        }
-        return SettingsRecord.model_validate(values)
+        attacks = [chosen.text for kind in self.pipelines() for chosen in self.attacks_on(kind)]
+        same = ("pipeline", "loss", "training_state", "clips", "frames", "size",
+                "stride", "segments", "reference_frames", "enhance", "restarts", "iterations", "labels",
+                "seed")  # fmt: skip
+        return SettingsRecord.model_validate(
+            {name: getattr(self, name) for name in same}
+            | {
+                "data": data_name(self.data),
+                "model": module_name("model", self.model),
+                "extractor": module_name("extractor", self.extractor),
+                "head": module_name("head", self.head),
+                "defenses": [defense_text(defense) for defense in self.strengths()],
+                "attacks": list(dict.fromkeys(attacks)),
+                "metrics": list(self.metric_objects()),
+                "device": self.torch_device().type,
+                "engine": self.engine_that_runs(),
+            }
+        )
 
     def torch_device(self) -> torch.device:
-        """Return the device to run on; "auto" takes CUDA where there is any.
+        """Device to run on; "auto" takes CUDA where there is any.
 
         Raises:
             InputError: a CUDA device was asked for and there is none.
         """
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError(
-                "--device cuda: no CUDA device is visible to PyTorch; use --device cpu, or see `vleak doctor`"
+                f"{argument('device', 'cuda')}: no CUDA device is visible to PyTorch; use "
+                f"{argument('device', 'cpu')}, or see `vleak doctor`"
             )
         cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if cuda else "cpu")
 
-    def engine_that_runs(self) -> str:
-        """Return the engine asked for where native kernels are there; otherwise "reference"."""
+    def engine_that_runs(self) -> Engine:
+        """Engine asked for where native kernels are there; otherwise "reference"."""
         if self.engine == "reference" or operators.backend(self.torch_device()) != "native":
             return "reference"
-        return self.engine
-
-
-def _takes(attack: str) -> frozenset[str]:
-    """Return what an attack can rebuild, of "frames" and "features"."""
-    takes: frozenset[str] = ATTACKS.parse(attack).entry.factory.takes  # type: ignore[attr-defined]
-    return takes
+        return cast("Engine", self.engine)  # checked above

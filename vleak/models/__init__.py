@@ -1,7 +1,14 @@
 """Classifiers of raw frames, frozen extractors and heads on features, and any factory of the user."""
 
-from vleak.models.build import MODELS, build_model
-from vleak.models.extractors import EXTRACTORS, Extractor, build_extractor, pretrained, train_extractor
+from vleak.models.build import MODELS, build_model, call_factory
+from vleak.models.extractors import (
+    EXTRACTORS,
+    Extractor,
+    build_extractor,
+    pretrained,
+    train_extractor,
+    wrap_extractor,
+)
 from vleak.models.heads import HEADS, BagPair, build_head
 from vleak.models.preflight import check_classifier, check_head, check_second_derivative
 from vleak.models.training import TRAINING_STATES, accuracy, train
@@ -18,6 +25,7 @@ __all__ = [
     "build_extractor",
     "build_head",
     "build_model",
+    "call_factory",
     "check_classifier",
     "check_head",
     "check_second_derivative",
@@ -25,4 +33,5 @@ __all__ = [
     "pretrained",
     "train",
     "train_extractor",
+    "wrap_extractor",
 ]

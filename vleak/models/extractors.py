@@ -160,7 +160,7 @@ class Extractor(nn.Module):
         if clips.ndim != 5 or clips.shape[2] % self.segment_frames:
             raise InputError(
                 f"extractor: expected clips (clip, channel, frame, height, width) with a multiple of "
-                f"{self.segment_frames} frames, got {tuple(clips.shape)}; choose --frames that fit it"
+                f"{self.segment_frames} frames, got {tuple(clips.shape)}; choose `frames` that fit it"
             )
         batch, channels, _, *size = clips.shape
         cut = clips.reshape(batch, channels, -1, self.segment_frames, *size)
@@ -207,6 +207,22 @@ def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extracto
         net = build_module(reference, (size,), arguments, seed, "extractor weights")
     if not reference.entry.built_in:
         _check_net(name, net)
+    return _wrapped(name, net, frames, size)
+
+
+def wrap_extractor(name: str, net: nn.Module, *, size: int, frames: int) -> Extractor:
+    """Return the extractor of a module of the user.
+
+    Args:
+        name: for messages.
+        net: frozen, from segments (M, 3, segment_frames, size, size) to features (M, F), with the attribute
+            ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is true.
+        size, frames: of the clips.
+
+    Raises:
+        InputError: it is not frozen, does not take the segments, or frames is no multiple of them.
+    """
+    _check_net(name, net)
     return _wrapped(name, net, frames, size)
 
 
@@ -347,7 +363,7 @@ def _wrapped(name: str, net: nn.Module, frames: int, size: int) -> Extractor:
     if frames % length or frames < 1:
         raise InputError(
             f"extractor {name!r}: {frames} frames are no multiple of its segments of {length}; choose "
-            f"--frames {max(1, frames // length) * length}"
+            f"frames={max(1, frames // length) * length}"
         )
     net.eval()
     try:
@@ -357,7 +373,7 @@ def _wrapped(name: str, net: nn.Module, frames: int, size: int) -> Extractor:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
             f"extractor {name!r} does not take segments of shape (1, 3, {length}, {size}, {size}) (segment, "
-            f"channel, frame, height, width): {first}; choose --size that fits it"
+            f"channel, frame, height, width): {first}; choose a `size` that fits it"
         ) from error
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1 or not found.shape[1]:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

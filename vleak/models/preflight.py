@@ -37,7 +37,7 @@ def check_classifier(model: nn.Module, clip: Tensor, classes: int) -> int:
     _check_weights(model)
     logits = _answer(
         model, clip, f"a clip of shape {tuple(clip.shape)} (clip, channel, frame, height, width)",
-        "choose --frames and --size that fit it",
+        "choose `frames` and `size` that fit it",
     )  # fmt: skip
     return _check_logits(logits, classes, "clip")
 

@@ -20,7 +20,7 @@ from vleak.results.folder import HEADER, JOURNAL, RESULTS, read_header, read_jou
 from vleak.results.pictures import CLIPS, Bytes, as_bytes, as_clip, picture_names, read_array, write_array
 from vleak.results.records import SCHEMA_VERSION, Cell, Record, RunHeader, RunRecord, SettingsRecord
 
-__all__ = ["FolderStore", "MemoryStore", "RunStore", "read_pictures"]
+__all__ = ["FolderStore", "MemoryStore", "RunStore"]
 
 
 class RunStore(Protocol):
@@ -59,6 +59,9 @@ class RunStore(Protocol):
 
     def pictures(self, cell: Cell) -> dict[str, Tensor]:
         """Pictures of a cell by role: "truth", "reconstruction", "enhanced", those that there are."""
+
+    def clips(self) -> Tensor | None:
+        """Private clips (N, C, T, H, W); None where there are none."""
 
 
 class MemoryStore:
@@ -105,6 +108,10 @@ class MemoryStore:
     def pictures(self, cell: Cell) -> dict[str, Tensor]:
         """Pictures of a cell by role: "truth", "reconstruction", "enhanced", those that there are."""
         return _pictures(self._arrays.get, cell)
+
+    def clips(self) -> Tensor | None:
+        """Private clips (N, C, T, H, W); None where there are none."""
+        return as_clip(self._arrays[CLIPS]) if CLIPS in self._arrays else None
 
 
 class FolderStore:
@@ -222,7 +229,12 @@ class FolderStore:
         Raises:
             InputError: a file is missing or damaged.
         """
-        return read_pictures(self.folder, cell)
+        there = (self.folder / CLIPS).exists()
+        return _pictures(lambda name: read_array(self.folder, name) if name != CLIPS or there else None, cell)
+
+    def clips(self) -> Tensor | None:
+        """Private clips (N, C, T, H, W); None where there are none."""
+        return as_clip(read_array(self.folder, CLIPS)) if (self.folder / CLIPS).exists() else None
 
     def _check_content(self) -> None:
         given = argument("out", self.folder)
@@ -305,20 +317,6 @@ class FolderStore:
             if handle is not None:
                 handle.close()
         self._journal = self._lock = None
-
-
-def read_pictures(folder: Path, cell: Cell) -> dict[str, Tensor]:
-    """Pictures of a cell in the folder of its run, float32 in [0, 1], by role.
-
-    Returns:
-        "truth" (C, T, H, W), "reconstruction" (C, T, H, W) and "enhanced" (C, T, 2H, 2W), those that there
-        are.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
-    there = (folder / CLIPS).exists()
-    return _pictures(lambda name: read_array(folder, name) if name != CLIPS or there else None, cell)
 
 
 class _Arrays(Protocol):

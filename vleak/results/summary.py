@@ -36,7 +36,7 @@ def summarise(record: RunRecord | Sequence[Cell]) -> list[Row]:
     for cell in cells:
         groups.setdefault(row_key(cell), {})[cell.clip] = cell
     labels = _labels(cells)
-    rows = [_row(key, list(groups[key].values()), labels[key.defense]) for key in _ordered(groups)]
+    rows = [_row(key, list(groups[key].values()), labels[key.label, key.defense]) for key in _ordered(groups)]
     return _with_caveats(_with_ratios(rows))
 
 
@@ -60,8 +60,8 @@ def strongest(rows: Iterable[Row]) -> dict[str, Row]:
     return strongest
 
 
-def _labels(cells: Sequence[Cell]) -> dict[str, str]:
-    """By name and settings of a defense, a label that is its alone."""
+def _labels(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    """By label, and name and settings of a defense, a label that is its alone."""
     variants: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         variants.setdefault(cell.defense.label, {})[cell.defense.text] = cell
@@ -74,18 +74,18 @@ def _labels(cells: Sequence[Cell]) -> dict[str, str]:
         apart = [n for n in names if len({repr(settings.get(n)) for settings in facts.values()}) > 1]
         for text, settings in facts.items():
             parts = [f"{n}={str(settings[n]).replace('e-0', 'e-')}" for n in apart if n in settings]
-            labels[text] = ", ".join([label, *parts])
+            labels[label, text] = ", ".join([label, *parts])
     return labels
 
 
 def _ordered(groups: Mapping[RowKey, Mapping[str, Cell]]) -> list[RowKey]:
     """Keys by first appearance of their model, baselines and the undefended first within it."""
     models = {key[:3]: place for place, key in reversed(list(enumerate(groups)))}
-    defenses = {key.defense: place for place, key in reversed(list(enumerate(groups)))}
+    defenses = {key[3:5]: place for place, key in reversed(list(enumerate(groups)))}
 
     def place(key: RowKey) -> tuple[int, bool, int]:
         cell = next(iter(groups[key].values()))
-        first = -1 if cell.defense.undefended else defenses[key.defense]
+        first = -1 if cell.defense.undefended else defenses[key[3:5]]
         return models[key[:3]], not cell.attack.baseline, first
 
     return sorted(groups, key=place)

@@ -310,7 +310,7 @@ class Matching(Attack):
 
 
 class NonAdaptiveMatching(Matching):
-    """The same attack by an attacker who does not know the defense: what a weak attack would report."""
+    """Gradient matching without knowledge of the defense: what a weak attack would report."""
 
     name: ClassVar[str] = "matching_blind"
     adaptive: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Pictures of a run as film strips that fit into a page."""
+"""Film strips: the frames of a clip side by side, embedded into a page."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import numpy as np
 from PIL import Image
 
 from vleak.errors import InputError
-from vleak.results.pictures import Bytes, read_array
-
-__all__ = ["SHOWN_FRAMES", "SHOWN_SIDE", "Strip", "film_strip", "read_array"]
+from vleak.results.pictures import Bytes
 
 SHOWN_SIDE = 96
-"""Frames are shown at about 128 pixels; what is larger is embedded at this size."""
+"""Longer side of an embedded frame in pixels; larger frames are shrunk to it."""
 SHOWN_FRAMES = 16
-"""Most frames of a strip; of a longer clip every k-th is shown."""
+"""Largest number of frames in a strip; of a longer clip every k-th frame is taken."""
 
 
 @dataclass(frozen=True)
-class Strip:
+class FilmStrip:
     """All frames of a clip side by side, as a PNG in a data URI.
 
     Attributes:
@@ -38,7 +36,7 @@ class Strip:
     height: int
 
 
-def film_strip(clip: Bytes) -> Strip:
+def film_strip(clip: Bytes) -> FilmStrip:
     """Return the frames of a clip side by side.
 
     Args:
@@ -53,12 +51,12 @@ def film_strip(clip: Bytes) -> Strip:
     frames = [_image(clip[:, t]) for t in range(0, clip.shape[1], step)]
     width, height = frames[0].size
     strip = Image.new(frames[0].mode, (width * len(frames), height))
-    for place, frame in enumerate(frames):
-        strip.paste(frame, (place * width, 0))
+    for position, frame in enumerate(frames):
+        strip.paste(frame, (position * width, 0))
     buffer = io.BytesIO()
     strip.save(buffer, "PNG", optimize=True)
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Strip(uri, len(frames), width, height)
+    return FilmStrip(uri, len(frames), width, height)
 
 
 def _image(frame: Bytes) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,26 +14,27 @@ from tiny import Conv, Recurrent, build
 from torch import Tensor, nn
 
 from vleak.attacks import (
-    NULL_ATTACKS,
+    BASELINES,
     Knowledge,
     Matching,
-    MatchingBlind,
+    NonAdaptiveMatching,
     Observation,
     Reconstruction,
     ReferenceMean,
     ReferenceStill,
+    Work,
     answerable,
-    matching,
     order_identifiable,
 )
-from vleak.attacks.adaptive import Channel, observe_channel
-from vleak.attacks.matching import REFERENCE_USES
-from vleak.attacks.scene import Before, background, empty_stage, expected_variance, moving_mask, still_scenes
+from vleak.attacks.expectation import background, expected_variance
+from vleak.attacks.matching import AdaptiveWeights, BackgroundModel, adaptive_weights, matching
+from vleak.attacks.matching.background import moving_mask, still_backgrounds, without_covered_texture
+from vleak.attacks.matching.matching import REFERENCE_USES
 from vleak.data import ClipSet, load_clips
-from vleak.defenses import DpSgd, Prune
+from vleak.defenses import Defense, DpSgd, NoDefense, Prune
 from vleak.descent.loop import Descent, State
 from vleak.errors import InputError
-from vleak.federated import Client, Defense
+from vleak.federated import Client
 from vleak.models import build_model
 from vleak.seeds import generator
 
@@ -51,19 +53,14 @@ def network() -> nn.Module:
     return build_model("c3d_tiny", frames=FRAMES, size=SIZE, classes=CLASSES, seed=0)
 
 
-def observe(index: int, frames: int, defense: Defense = Defense()) -> Observation:
+def observe(index: int, frames: int, defense: Defense = NoDefense(), *, adaptive: bool = True) -> Observation:
     """Return what a server has that holds so many reference frames of the clip's scene."""
     data, one = scene(), slice(index, index + 1)
     update = Client(network(), defense=defense).update(data.clips[one], data.labels[one], generator("send"))
     assert data.references is not None
     references = data.references[one, :, :frames] if frames else None
-    known = knowledge(
-        references,
-        public_clips=data.public_clips,
-        defense=defense.name,
-        defense_settings=defense.settings(),
-    )
-    return Observation(network(), update, known)
+    known = knowledge(references, public_clips=data.public_clips)
+    return Observation(network(), update, known, defense.channel(update) if adaptive else None)
 
 
 def knowledge(references: Tensor | None, **known: Any) -> Knowledge:
@@ -101,13 +98,15 @@ def test_background_of_many_frames_is_rid_of_what_moves_and_of_few_is_the_neares
 def test_scene_is_the_one_whose_gradient_the_update_is_nearest_to(monkeypatch: pytest.MonkeyPatch) -> None:
     data = scene()
     assert data.references is not None
-    scenes = still_scenes(data.references[:1])
-    assert [each.shape for each in scenes] == [(1, 3, 1, SIZE, SIZE)] * 3
-    assert len(still_scenes(data.references[:1, :, :2])) == 2
-    assert torch.equal(still_scenes(data.references[:1, :, :1])[0], data.references[:1, :, :1])
+    scenes = still_backgrounds(data.references[:1])
+    assert [still.shape for still in scenes] == [(1, 3, 1, SIZE, SIZE)] * 3
+    assert len(still_backgrounds(data.references[:1, :, :2])) == 2
+    assert torch.equal(still_backgrounds(data.references[:1, :, :1])[0], data.references[:1, :, :1])
     made: list[Tensor] = []
     monkeypatch.setattr(
-        matching, "Before", lambda model, still, unit: made.append(still) or Before(model, still, unit)
+        matching,
+        "BackgroundModel",
+        lambda model, still, unit: made.append(still) or BackgroundModel(model, still, unit),
     )
     for place, held in enumerate(scenes):  # the private clip is that scene, held still
         made.clear()
@@ -143,20 +142,20 @@ def test_mask_is_where_something_moves() -> None:
     assert not mask[0, 0, 0, 13:, 13:].any()
 
 
-def test_stage_is_emptied_where_something_covers_the_background_and_only_there() -> None:
+def test_texture_is_taken_out_where_something_covers_the_background_and_only_there() -> None:
     texture = torch.rand(1, 3, 1, SIZE, SIZE, generator=generator("texture"))
     everywhere = torch.ones(1, 1, *SHAPE[1:])
     covered, faint = texture.repeat(1, 1, FRAMES, 1, 1), texture.repeat(1, 1, FRAMES, 1, 1)
     covered[..., :8] = 0.9  # flat, and far from the texture
     faint[..., :8] += 0.1  # the texture still shows
-    stage = empty_stage(covered, texture, everywhere)
-    assert (stage[..., :4] > 0.8).all()
-    assert torch.equal(stage[..., 12:], covered[..., 12:])
-    assert torch.equal(empty_stage(faint, texture, everywhere), texture.expand_as(faint))
-    assert torch.equal(empty_stage(covered, texture, 0 * everywhere), texture.expand_as(covered))
+    altered = without_covered_texture(covered, texture, everywhere)
+    assert (altered[..., :4] > 0.8).all()
+    assert torch.equal(altered[..., 12:], covered[..., 12:])
+    assert torch.equal(without_covered_texture(faint, texture, everywhere), texture.expand_as(faint))
+    assert torch.equal(without_covered_texture(covered, texture, 0 * everywhere), texture.expand_as(covered))
 
 
-def test_null_attackers_hold_reference_frames_still() -> None:
+def test_baselines_hold_reference_frames_still() -> None:
     observation = observe(0, 4)
     references = observation.knowledge.references
     assert references is not None
@@ -166,17 +165,17 @@ def test_null_attackers_hold_reference_frames_still() -> None:
     assert psnr(mean, scene().clips[:1]) != psnr(still, scene().clips[:1])
 
 
-def test_null_attackers_answer_where_they_can() -> None:
+def test_baselines_answer_where_they_can() -> None:
     without = observe(0, 0)
     for frames in (2, 4):
-        assert answerable(observe(0, frames).knowledge) == tuple(NULL_ATTACKS)
+        assert answerable(observe(0, frames).knowledge) == tuple(BASELINES)
     # Of one frame the mean is that frame: the same answer is not counted twice.
     assert answerable(observe(0, 1).knowledge) == ("grey", "public_mean", "reference_still")
     assert answerable(without.knowledge) == ("grey", "public_mean")
     assert answerable(knowledge(None)) == ("grey",)
     for name in ("reference_still", "reference_mean"):
         with pytest.raises(InputError, match="no reference frames"):
-            run(NULL_ATTACKS[name](), without)
+            run(BASELINES.build(name), without)
 
 
 # ---- what matching makes of them
@@ -195,17 +194,17 @@ def test_without_reference_frames_no_use_makes_a_difference(use: Any) -> None:
 
 
 @every_use
-def test_every_use_beats_the_null_attackers_with_the_same_frames(use: Any) -> None:
+def test_every_use_beats_the_baselines_with_the_same_frames(use: Any) -> None:
     observation, truth = observe(0, 4), scene().clips[:1]
     first, last = (run(Matching(iterations=i, reference=use), observation) for i in (2, 80))
-    best = max(psnr(run(NULL_ATTACKS[name](), observation).clips, truth) for name in NULL_ATTACKS)
+    best = max(psnr(run(BASELINES.build(name), observation).clips, truth) for name in BASELINES)
     assert psnr(last.clips, truth) > best + 1
     assert (first.clips - last.clips).abs().mean() > 0.01
     assert last.engine == "native"
     assert (last.iterations, len(last.history)) == (80, 80)
 
 
-@pytest.mark.parametrize("defense", [Defense(), Prune(fraction=0.9)], ids=repr)
+@pytest.mark.parametrize("defense", [NoDefense(), Prune(fraction=0.9)], ids=repr)
 def test_one_reference_frame_helps(defense: Defense) -> None:
     gains = []
     for index in range(3):
@@ -244,27 +243,28 @@ def test_behind_noise_the_answer_falls_back_on_the_background(
 ) -> None:
     data = calm()
     monkeypatch.setitem(globals(), "scene", lambda: data)
-    told, held, untold = [], [], []
+    adaptive, held, other = [], [], []
     for index in range(3):
         truth, observation = data.clips[index : index + 1], observe(index, 1, defense)
-        told.append(psnr(run(Matching(iterations=80), observation).clips, truth))
-        untold.append(psnr(run(MatchingBlind(iterations=80), observation).clips, truth))
+        adaptive.append(psnr(run(Matching(iterations=80), observation).clips, truth))
+        unaware = observe(index, 1, defense, adaptive=False)
+        other.append(psnr(run(NonAdaptiveMatching(iterations=80), unaware).clips, truth))
         held.append(psnr(run(ReferenceStill(), observation).clips, truth))
-    assert sum(told) > sum(held) - 0.5 * 3
-    assert sum(told) > sum(untold) + 2 * 3
+    assert sum(adaptive) > sum(held) - 0.5 * 3
+    assert sum(adaptive) > sum(other) + 2 * 3
 
 
 def test_what_pruning_leaves_open_is_the_backgrounds_and_not_the_public_means() -> None:
     few, many = (
-        observe_channel(seen.update, seen.knowledge)
+        adaptive_weights(seen.channel, seen.update, seen.knowledge)
         for seen in (observe(0, 1, Prune(fraction=f)) for f in (0.999, 0.5))
     )
     assert few.pixels == math.prod(SHAPE)
-    assert few.scene_smoothness == pytest.approx(math.sqrt(few.pixels / few.entries))
-    assert few.scene_weight > many.scene_weight == many.prior_weight == few.prior_weight == 0
-    assert many.scene_smoothness == many.smoothness == few.smoothness == 1
-    noisy = Channel(adaptive=True, noise_ratio=3.0, pixels=1000, entries=4000)
-    assert (noisy.scene_smoothness, noisy.scene_weight) == (noisy.smoothness, noisy.prior_weight)
+    assert few.background_smoothness == pytest.approx(math.sqrt(few.pixels / few.entries))
+    assert few.background_weight > many.background_weight == many.prior_weight == few.prior_weight == 0
+    assert many.background_smoothness == many.smoothness == few.smoothness == 1
+    noisy = AdaptiveWeights(noise_ratio=3.0, pixels=1000, entries=4000)
+    assert (noisy.background_smoothness, noisy.background_weight) == (noisy.smoothness, noisy.prior_weight)
 
 
 def test_a_batch_has_reference_frames_of_its_own() -> None:
@@ -324,15 +324,21 @@ def test_difference_from_the_background_is_what_descends(use: Any, monkeypatch: 
         assert set(unit.unique().tolist()) == {matching.STILL_UNIT, 1.0}
 
 
-def test_a_second_part_that_found_nothing_leaves_the_first() -> None:
+def after_two_rounds(first: State, second: State) -> State:
+    """Return where a restart stands whose two rounds ended so."""
+    ended: Any = SimpleNamespace(state=second)
+    return Work(descents=[ended], iterations=1, labels=torch.zeros(1), earlier=[first]).states()[0]
+
+
+def test_a_second_round_that_found_nothing_leaves_the_first() -> None:
     first = State(torch.zeros(1), torch.ones(1), best_objective=0.3, history=[1.0, 0.3])
     nothing = State(torch.zeros(1), torch.zeros(1))
-    assert matching._joined(first, nothing) is first
+    assert after_two_rounds(first, nothing) is first
     better = State(torch.zeros(1), torch.full((1,), 2.0), best_objective=0.2, history=[0.4, 0.2])
-    joined = matching._joined(first, better)
+    joined = after_two_rounds(first, better)
     assert (joined.history, joined.begun, float(joined.best)) == ([1.0, 0.3, 0.4, 0.2], 2, 2.0)
     broken = State(torch.zeros(1), torch.ones(1), best_objective=0.3, history=[1.0], nan_at=1)
-    assert matching._joined(broken, better) is broken
+    assert after_two_rounds(broken, better) is broken
 
 
 # ---- order

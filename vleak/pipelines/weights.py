@@ -67,7 +67,7 @@ def network_for(data: ClipSet, *, again: bool = False) -> dict[str, Tensor]:
     if fine is None or not len(fine):
         raise InputError(
             "enhancement by 'network' is trained on public clips and the data has none left; give more "
-            "files, or --enhance classical"
+            "files, or enhance=classical"
         )
     return cached_network({"clips": tensor_digest(fine)}, lambda: fine, again=again)
 

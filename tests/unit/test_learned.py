@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_attacks import (
+from attacking import (
     SHAPE,
-    best_null,
+    best_baseline,
     built_in,
     observe,
     observe_clip,
@@ -20,109 +20,47 @@ from test_attacks import (
     same_answer,
     scene,
     send,
+    short,
 )
 from tiny import Residual, build
 from torch import Tensor, nn
 
-from vleak.attacks import ATTACKS, Decoder, DeepPrior, Inverter, Knowledge, Observation, PublicMean, inverter
-from vleak.attacks.adaptive import Channel
-from vleak.attacks.augment import augment
-from vleak.attacks.matching import NEAR_ZERO
-from vleak.attacks.memo import Memo, digest_of, digest_of_model
-from vleak.attacks.priors import Interpolate, Weights, decoded_problem
-from vleak.defenses import Compress, Defense, DpSgd, Prune
+from vleak.attacks import Decoder, DeepPrior, Inverter, Knowledge, Observation, PublicMean
+from vleak.attacks.cache import Cache, digest_of, digest_of_model
+from vleak.attacks.learned import forget_maps, rehearsal, ridge
+from vleak.attacks.learned.augment import augment
+from vleak.attacks.learned.decoded import DecodedSetup, Interpolate, Regularisers, decoded_problem
+from vleak.attacks.learned.rehearsal import Rehearsal, Sender
+from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
 from vleak.descent.loop import Descent, DescentSettings
 from vleak.errors import InputError
-from vleak.federated import Client, Update
+from vleak.federated import Channel, Client, Update
 from vleak.seeds import generator
 
 PRIORS = ["deep_prior", "decoder", "inverter"]
 every_prior = pytest.mark.parametrize("attack", PRIORS)
-every_descent = pytest.mark.parametrize("attack", PRIORS[:2])
-
-
-def rehearsing(index: int, defense: Defense, **known: Any) -> Observation:
-    """Return what a server has that may run the client's code."""
-    model = built_in("c3d_tiny")
-
-    def simulate(clips: Tensor, labels: Tensor, source: torch.Generator) -> Update:
-        return Client(model, defense=defense).update(clips, labels, source)
-
-    return observe_clip(index, defense=defense, simulate=simulate, **known)
 
 
 # ---- they attack
 
 
 @every_prior
-def test_prior_moves_and_beats_every_null_attacker(attack: str) -> None:
+def test_prior_moves_and_beats_every_baseline(attack: str) -> None:
     for seed in range(2):
         observation, truth = observe_clip(seed, "c3d_tiny", seed), scene().clips[seed : seed + 1]
-        first, last = (run(ATTACKS[attack](iterations=i), observation, seed) for i in (1, 60))
+        first, last = (run(short(attack, i), observation, seed) for i in (1, 60))
         if last.iterations:
             assert (first.clips - last.clips).abs().mean() > 0.02
             assert last.objective < 0.5 * first.objective
-        assert psnr(last.clips, truth) > best_null(observation, truth) + 1
+        assert psnr(last.clips, truth) > best_baseline(observation, truth) + 1
         assert last.labels.tolist() == scene().labels[seed : seed + 1].tolist()
 
 
 @pytest.mark.slow
 @every_prior
-def test_prior_beats_every_null_attacker_on_a_recurrent_model(attack: str) -> None:
+def test_prior_beats_every_baseline_on_a_recurrent_model(attack: str) -> None:
     observation, truth = observe_clip(0, "lrcn"), scene().clips[:1]
-    assert psnr(run(ATTACKS[attack](iterations=60), observation).clips, truth) > best_null(observation, truth)
-
-
-@every_descent
-@pytest.mark.parametrize("engine", ["native", "reference"])
-def test_answer_of_a_descent_is_complete(attack: str, engine: str) -> None:
-    answer = run(ATTACKS[attack](iterations=7, restarts=2, engine=engine), observe_clip())
-    assert answer.clips.shape == (1, *SHAPE)
-    assert ((answer.clips >= 0) & (answer.clips <= 1)).all()
-    assert (answer.engine, answer.iterations, answer.restarts) == (engine, 14, 2)
-    assert len(answer.history) == 7
-    assert answer.objective in answer.history
-
-
-@every_descent
-def test_progress_counts_and_stop_ends(attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    made, seen = ATTACKS[attack](iterations=24, restarts=2), []
-    run(made, observe_clip(), progress=seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] == 48
-    seen.clear()
-    answer = run(made, observe_clip(), progress=seen.append, stop=lambda: len(seen) == 1)
-    assert answer.iterations == seen[-1] < 48
-    assert torch.isfinite(answer.clips).all()
-
-
-@every_prior
-def test_inferred_labels_are_those_granted(attack: str) -> None:
-    made, right = ATTACKS[attack](iterations=4), scene().labels[:1]
-    wrong = run(made, observe_clip(labels=(right + 1) % 6))
-    assert same_answer(run(made, observe_clip()), run(made, observe_clip(labels=right)))
-    assert not torch.equal(wrong.clips, run(made, observe_clip()).clips)
-    assert wrong.labels.tolist() == ((right + 1) % 6).tolist()
-
-
-@every_prior
-def test_batch_is_rebuilt_clip_by_clip(attack: str) -> None:
-    clips, labels = scene().clips[:2], torch.tensor([1, 4])
-    answer = run(ATTACKS[attack](iterations=60), observe(built_in("c3d_tiny"), clips, labels, labels=labels))
-    assert answer.clips.shape == clips.shape
-    gaps = torch.stack([(answer.clips - clip).square().mean((1, 2, 3, 4)) for clip in clips])
-    assert gaps[0, 0] < gaps[1, 0]
-    assert gaps[1, 1] < gaps[0, 1]
-
-
-@every_prior
-def test_vanished_gradient_is_answered_with_the_mean(attack: str) -> None:
-    seen = observe_clip()
-    nothing = {name: torch.zeros_like(tensor) for name, tensor in seen.update.tensors.items()}
-    answer = run(ATTACKS[attack](), dataclasses.replace(seen, update=Update(nothing, 0)))
-    assert answer.flags == (NEAR_ZERO,)
-    torch.testing.assert_close(answer.clips, scene().public_clips.mean(0, keepdim=True))
+    assert psnr(run(short(attack, 60), observation).clips, truth) > best_baseline(observation, truth)
 
 
 # ---- refusals
@@ -134,7 +72,7 @@ def test_features_are_refused(attack: str) -> None:
     update = Update({n: torch.ones_like(p) for n, p in model.named_parameters()}, 0)
     knowledge = Knowledge(clip_shape=(4, 5), batch_size=1, classes=2, labels=torch.tensor([0]))
     with pytest.raises(InputError, match="takes frames, not features; choose another") as caught:
-        run(ATTACKS[attack](), Observation(model, update, knowledge))
+        run(short(attack, 1), Observation(model, update, knowledge))
     assert "\n" not in str(caught.value)
 
 
@@ -142,7 +80,7 @@ def test_features_are_refused(attack: str) -> None:
 @pytest.mark.parametrize("public", [None, torch.zeros(1, *SHAPE)])
 def test_who_learns_from_public_clips_needs_some(attack: str, public: Tensor | None) -> None:
     with pytest.raises(InputError, match="public clips"):
-        run(ATTACKS[attack](), observe_clip(public_clips=public))
+        run(short(attack, 1), observe_clip(public_clips=public))
 
 
 def test_deep_prior_needs_none() -> None:
@@ -160,7 +98,7 @@ def test_deep_prior_needs_none() -> None:
         (Decoder, {"restarts": 0}),
         (Decoder, {"share": 0.0}),
         (Inverter, {"copies": 0}),
-        (Inverter, {"iterations": 0}),
+        (Inverter, {"rehearsals": 0}),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(made: Any, settings: dict[str, Any]) -> None:
@@ -174,13 +112,13 @@ def test_hyper_parameters_out_of_range_are_refused(made: Any, settings: dict[str
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 def test_price_adds_the_roughness_of_the_decoded_clip(distance: Any) -> None:
     """With "l2" exactly; with "cosine" so long as the price is small."""
-    seen, x = observe_clip(), torch.rand(1, *SHAPE, generator=generator("x"))
+    seen, x = observe_clip(labels=scene().labels[:1]), torch.rand(1, *SHAPE, generator=generator("x"))
     mean = scene().public_clips.mean(0)
     scale = 1e-3
     values = []
     for factor in (0.0, scale):
-        weights = Weights(spatial=3 * factor, temporal=5 * factor, prior=7 * factor)
-        problem = decoded_problem(seen, scene().labels[:1], Channel(), nn.Identity(), weights)
+        weights = Regularisers(spatial=3 * factor, temporal=5 * factor, prior=7 * factor)
+        problem = decoded_problem(DecodedSetup.of(seen), nn.Identity(), weights)
         problem = dataclasses.replace(problem, distance=distance)
         loop = Descent(problem, DescentSettings(iterations=1), x, engine="reference")
         values.append(float(loop.distance_and_gradient(x)[0]))
@@ -210,10 +148,13 @@ def test_interpolation_is_that_of_torch() -> None:
 def test_inverter_is_ahead_of_matching_where_much_is_lost(defense: Defense) -> None:
     gains = {"matching": 0.0, "inverter": 0.0}
     for index in range(3):
-        observation, truth = rehearsing(index, defense), scene().clips[index : index + 1]
-        null = best_null(observation, truth)
+        observation, truth = (
+            observe_clip(index, rehearse=True, defense=defense),
+            scene().clips[index : index + 1],
+        )
+        null = best_baseline(observation, truth)
         for attack in gains:
-            answer = run(ATTACKS[attack](iterations=60), observation, index)
+            answer = run(short(attack, 60), observation, index)
             gains[attack] += (psnr(answer.clips, truth) - null) / 3
             assert answer.adaptive
     assert gains["inverter"] > max(0.0, gains["matching"])
@@ -223,37 +164,35 @@ def test_inverter_learns_from_pruned_messages() -> None:
     gains = {True: 0.0, False: 0.0}
     for index in range(3):
         truth = scene().clips[index : index + 1]
-        for told in gains:
-            observation = rehearsing(index, Prune(fraction=0.99), told=told)
-            if not told:
-                knowledge = dataclasses.replace(observation.knowledge, simulate=None)
-                observation = dataclasses.replace(observation, knowledge=knowledge)
-            gains[told] += psnr(run(Inverter(), observation).clips, truth) / 3
+        for adaptive in gains:
+            observation = observe_clip(index, rehearse=True, defense=Prune(fraction=0.99), adaptive=adaptive)
+            gains[adaptive] += psnr(run(Inverter(), observation).clips, truth) / 3
     assert gains[True] > gains[False]
 
 
 def test_hopeless_noise_leaves_about_the_public_mean() -> None:
     """The ridge is chosen on clips sent through the same noise: it says that there is nothing to say."""
     for index in range(3):
-        observation, truth = rehearsing(index, DpSgd(noise_multiplier=3.0)), scene().clips[index : index + 1]
+        observation, truth = (
+            observe_clip(index, rehearse=True, defense=DpSgd(noise_multiplier=3.0)),
+            scene().clips[index : index + 1],
+        )
         prior = psnr(run(PublicMean(), observation).clips, truth)
         assert psnr(run(Inverter(), observation).clips, truth) > prior - 1
 
 
 def test_answer_does_not_depend_on_what_was_kept() -> None:
-    observation = rehearsing(0, DpSgd(noise_multiplier=0.01))
+    observation = observe_clip(0, rehearse=True, defense=DpSgd(noise_multiplier=0.01))
     answers = [run(Inverter(), observation)]
-    run(Inverter(), rehearsing(1, Prune(fraction=0.9)))
+    run(Inverter(), observe_clip(1, rehearse=True, defense=Prune(fraction=0.9)))
     answers.append(run(Inverter(), observation, "another seed"))
-    inverter._rehearsed.clear()
-    inverter._maps.clear()
+    forget_maps()
     answers.append(run(Inverter(), observation))
     assert all(same_answer(answers[0], answer) for answer in answers[1:])
 
 
 def test_inverter_that_is_stopped_keeps_nothing() -> None:
-    inverter._rehearsed.clear()
-    inverter._maps.clear()
+    forget_maps()
     stopped = run(Inverter(), observe_clip(), stop=lambda: True)
     torch.testing.assert_close(stopped.clips, scene().public_clips.mean(0, keepdim=True))
     seen: list[int] = []
@@ -270,22 +209,22 @@ def test_left_out_error_is_that_of_a_fit_without_the_clip(batch: int) -> None:
     slots = torch.arange(len(clips)).view(-1, 1).repeat(1, batch)
     slots[:, 1:] = torch.arange(1, len(clips) + 1).view(-1, 1) % len(clips)
     sources = slots % public
-    rehearsal = inverter._Rehearsal(clips, slots, sources, [], 0)
+    batches = Rehearsal(clips, slots, sources, [], 0)
     features = torch.randn(len(clips), 6, generator=numbers, dtype=torch.float64)
     query, flat = torch.randn(6, generator=numbers, dtype=torch.float64), clips.flatten(1).double()
     ridges = torch.tensor([0.03, 0.3, 3.0], dtype=torch.float64)
-    got = inverter._left_out(rehearsal, 1, features @ features.T, features @ query, flat @ flat.T, ridges)
+    got = ridge.errors_left_out(batches, 1, features @ features.T, features @ query, flat @ flat.T, ridges)
     rest = [i for i in range(len(clips)) if not set(sources[i].tolist()) & set(sources[1].tolist())]
     unaltered = [i for i in rest if i < public]
     assert len(unaltered) == public - 2 * batch + 1
     middle = features[unaltered].mean(0)
     x = features[rest] - middle
-    for ridge, error in zip(ridges, got, strict=True):
+    for strength, error in zip(ridges, got, strict=True):
         expected = 0.0
         for slot in slots.T:
             mean = flat[slot[unaltered]].mean(0)
             fitted = torch.linalg.solve(
-                x.T @ x + ridge * torch.eye(6, dtype=x.dtype), x.T @ (flat[slot[rest]] - mean)
+                x.T @ x + strength * torch.eye(6, dtype=x.dtype), x.T @ (flat[slot[rest]] - mean)
             )
             expected += float((flat[slot[1]] - mean - (query - middle) @ fitted).square().sum())
         assert float(error) == pytest.approx(expected, rel=1e-6)
@@ -316,21 +255,20 @@ def test_ridge_follows_what_the_messages_say(lost: float) -> None:
     clips = torch.rand(40, 1, 1, 2, 3, generator=numbers)
     rows = torch.arange(40)[:, None]
     messages = clips.flatten(1) if not lost else torch.randn(40, 6, generator=numbers)
-    rehearsal = inverter._Rehearsal(clips, rows, rows % 20, [messages.bfloat16()], 6)
+    batches = Rehearsal(clips, rows, rows % 20, [messages.bfloat16()], 6)
     gram = (messages @ messages.T).double()
-    got = inverter._best_ridge(rehearsal, torch.arange(20), gram, gram[:, :20])
+    got = ridge.best_ridge(batches, torch.arange(20), gram, gram[:, :20])
     centred = messages - messages[:20].mean(0)
     unit = float(centred.square().sum(1).mean())
-    assert got == pytest.approx(unit * inverter._RIDGES[0]) if not lost else got > unit
+    assert got == pytest.approx(unit * ridge.RIDGES[0]) if not lost else got > unit
 
 
 def test_expected_message_is_what_the_defense_sends_without_noise() -> None:
     model, labels = built_in("c3d_tiny"), torch.tensor([2, 5])
     clips = scene().clips[:4].view(2, 2, *SHAPE)
-    for defense in (Defense(), Prune(fraction=0.9), DpSgd(noise_multiplier=0.0, max_grad_norm=0.5)):
-        sender = inverter._Sender(
-            model, "cross_entropy", "eval", labels, defense.name, defense.settings(), None
-        )
+    for defense in (NoDefense(), Prune(fraction=0.9), DpSgd(noise_multiplier=0.0, max_grad_norm=0.5)):
+        channel = defense.channel(send(model, clips[0], labels, defense))
+        sender = Sender(model, "cross_entropy", "eval", labels, channel, None)
         got = sender.expected(clips)
         for index, batch in enumerate(clips):
             for name, tensor in send(model, batch, labels, defense).tensors.items():
@@ -340,7 +278,7 @@ def test_expected_message_is_what_the_defense_sends_without_noise() -> None:
 def test_batch_norm_of_a_training_client_is_rehearsed_as_a_batch() -> None:
     model = build(lambda: Residual(nn.BatchNorm3d)).train()
     labels, clips = torch.tensor([2, 4]), torch.rand(2, 2, 3, 4, 8, 8, generator=generator("clips"))
-    got = inverter._Sender(model, "cross_entropy", "train", labels, "none", {}, None).expected(clips)
+    got = Sender(model, "cross_entropy", "train", labels, Channel(), None).expected(clips)
     update = Client(model, mode="train").update(clips[1], labels, generator(0))
     for name, tensor in update.tensors.items():
         torch.testing.assert_close(got[name][1], tensor)
@@ -349,10 +287,10 @@ def test_batch_norm_of_a_training_client_is_rehearsed_as_a_batch() -> None:
 def test_folding_keeps_inner_products(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(2, 40_000, generator=generator("rows"))
     rows[1] = 0.8 * rows[0] + 0.6 * rows[1]
-    (whole,) = inverter._folded({"w": rows}, 40_000)
+    (whole,) = rehearsal.folded({"w": rows}, 40_000)
     assert torch.equal(whole, rows)
-    monkeypatch.setattr(inverter, "_WIDTH", 4000)
-    (short,) = inverter._folded({"w": rows}, 40_000)
+    monkeypatch.setattr(rehearsal, "WIDTH", 4000)
+    (short,) = rehearsal.folded({"w": rows}, 40_000)
     assert short.shape == (2, 4000)
     torch.testing.assert_close(short @ short.T, rows @ rows.T, rtol=0.1, atol=0.0)
 
@@ -374,13 +312,13 @@ def test_versions_of_a_clip_are_clips_and_come_in_order() -> None:
     assert (order.diff(dim=1) > 0).all()
 
 
-def test_memo_makes_once_and_forgets_the_oldest() -> None:
-    memo, made = Memo[int](2), []
+def test_cache_makes_once_and_forgets_the_oldest() -> None:
+    cache, made = Cache[int](2), []
     gate = threading.Barrier(4)
 
     def ask() -> None:
         gate.wait()
-        memo.get("a", lambda: made.append("a") or 1)
+        cache.get("a", lambda: made.append("a") or 1)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
@@ -389,11 +327,11 @@ def test_memo_makes_once_and_forgets_the_oldest() -> None:
         thread.join()
     assert made == ["a"]
     for key in ("b", "a", "c", "a", "b"):
-        memo.get(key, lambda key=key: made.append(key) or 2)
+        cache.get(key, lambda key=key: made.append(key) or 2)
     assert made == ["a", "b", "c", "b"]
     with pytest.raises(ZeroDivisionError):
-        memo.get("d", lambda: 1 // 0)
-    assert memo.get("d", lambda: 3) == 3
+        cache.get("d", lambda: 1 // 0)
+    assert cache.get("d", lambda: 3) == 3
 
 
 def test_digest_tells_models_apart() -> None:
@@ -401,3 +339,18 @@ def test_digest_tells_models_apart() -> None:
     assert same[0] == same[1] != same[2]
     assert digest_of(torch.zeros(2, 3)) != digest_of(torch.zeros(3, 2))
     assert math.isfinite(int(same[0], 16))
+
+
+def test_maps_of_two_defenses_without_keys_are_not_mixed_up() -> None:
+    """A channel without a key must not stand for another one; what the defenses send tells them apart."""
+    answers = []
+    for scale in (0.0, 1.0):
+
+        def simulate(clips: Tensor, labels: Tensor, source: torch.Generator, scale: float = scale) -> Update:
+            update = Client(built_in("c3d_tiny")).update(clips, labels, source)
+            noise = {n: scale * torch.randn(t.shape, generator=source) for n, t in update.tensors.items()}
+            return dataclasses.replace(update, tensors={n: t + noise[n] for n, t in update.tensors.items()})
+
+        seen = observe_clip(simulate=simulate)
+        answers.append(run(Inverter(copies=2), dataclasses.replace(seen, channel=Channel())))
+    assert not torch.equal(answers[0].clips, answers[1].clips)

@@ -1,0 +1,256 @@
+"""The library's front door: `evaluate` and `load_run` return a `Run`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vleak.attacks import Attack
+from vleak.errors import CapabilityError, InputError
+from vleak.evaluation import Settings
+from vleak.evaluation import evaluate as run_evaluation
+from vleak.evaluation.objects import AttackLike, DataLike, DefenseLike, MetricLike, ModuleLike
+from vleak.evaluation.run import Progress
+from vleak.federated import Defense
+from vleak.files import write_atomic
+from vleak.results import Cell, FolderStore, MemoryStore, Row, RunHeader, RunRecord, read_run, summarise
+from vleak.results.records import SettingsRecord
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["Run", "evaluate", "load_run"]
+
+
+def evaluate(
+    *,
+    data: DataLike = "synthetic",
+    pipeline: str = "raw",
+    model: ModuleLike = "c3d_tiny",
+    extractor: ModuleLike = "c3d_small",
+    head: ModuleLike = "mlp",
+    loss: str = "bce",
+    training_state: str = "untrained",
+    defenses: DefenseLike | Sequence[DefenseLike] = ("dp",),
+    attacks: AttackLike | Sequence[AttackLike] | None = None,
+    metrics: MetricLike | Sequence[MetricLike] = (),
+    clips: int | None = None,
+    frames: int = 8,
+    size: int = 32,
+    stride: int = 2,
+    segments: int = 32,
+    reference_frames: int | Sequence[int] = (0,),
+    enhance: str = "classical",
+    restarts: int = 1,
+    iterations: int = 150,
+    labels: str = "inferred",
+    seed: int = 0,
+    device: str = "auto",
+    engine: str = "native",
+    out: Path | str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Run:
+    """Attack every clip behind every defense strength, and score what comes out.
+
+    Args:
+        data: "synthetic", a path, a `ClipSet` or `FeatureSet`, clips (N, 3, T, H, H) in [0, 1], or
+            (clips, labels).
+        pipeline: "raw", "feature", or "all".
+        model, extractor, head: a name, a module, or a factory; `vleak.named` gives one a name for the record.
+        loss: of the head.
+        training_state: "untrained", "early" or "late".
+        defenses: names, where "dp" is a sweep and "dp:noise_multiplier=0.5" one strength, or instances.
+        attacks: names or instances; None for "matching", on features also "low_rank".
+        metrics: further scores: names, objects with ``name`` and ``score``, or functions
+            (reconstruction, truth) -> score.
+        clips, frames, size, stride, segments: of the data.
+        reference_frames: frames of the scene that the attacker holds; each count is a row.
+        enhance: "classical", "network", "spandrel:FILE" or "none".
+        restarts, iterations: of every attack by name.
+        labels: "inferred" or "granted".
+        seed: equal seeds give equal scores.
+        device: "auto", "cpu" or "cuda". engine: "native", "inductor" or "reference".
+        out: folder of the run, where a stopped one is taken up; None keeps everything in memory.
+        workers: cells that run side by side; None is one for every core.
+        progress: called as (what, cells finished, cells in all).
+        stop: when set, the run ends after storing the finished cells.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: an argument cannot be used, or the folder holds another run.
+        CapabilityError: the model has no second derivative.
+        StoppedError: ``stop`` was set before the end.
+        VleakError: the folder cannot be written.
+    """
+    settings = Settings(
+        data=data, pipeline=pipeline, model=model, extractor=extractor, head=head, loss=loss,
+        training_state=training_state, defenses=_several(defenses, Defense),
+        attacks=None if attacks is None else _several(attacks, Attack), metrics=_metrics(metrics),
+        clips=clips, frames=frames, size=size, stride=stride, segments=segments,
+        reference_frames=(reference_frames,) if isinstance(reference_frames, int) else reference_frames,
+        enhance=enhance, restarts=restarts, iterations=iterations, labels=labels, seed=seed, device=device,
+        engine=engine,
+    )  # fmt: skip
+    store = MemoryStore() if out is None else FolderStore(Path(out))
+    record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop)
+    return Run(record, store)
+
+
+def load_run(path: Path | str) -> Run:
+    """Load a run, finished or stopped.
+
+    Args:
+        path: its folder, or its results.json.
+
+    Raises:
+        InputError: there is no run, or its files are damaged or of a newer schema; names file and field.
+    """
+    path = Path(path)
+    return Run(read_run(path), FolderStore(path if path.is_dir() else path.parent))
+
+
+class Run:
+    """A run: its typed record, the rows of its table, and its pictures.
+
+    Attributes:
+        record: everything that results.json holds.
+    """
+
+    def __init__(self, record: RunRecord, store: MemoryStore | FolderStore) -> None:
+        """Take a record and the store that holds its pictures."""
+        self.record = record
+        self._store = store
+
+    @property
+    def settings(self) -> SettingsRecord:
+        """Settings, as they ran."""
+        return self.record.settings
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Cells: one for each clip, defense and attack."""
+        return self.record.cells
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows: one for each defense and attack, over all clips, with a verdict."""
+        return summarise(self.record)
+
+    def pictures(self, cell: Cell | str) -> dict[str, Tensor]:
+        """Pictures of a cell, float32 in [0, 1], by role.
+
+        Args:
+            cell: a cell of this run, or its id.
+
+        Returns:
+            "truth" (C, T, H, W), "reconstruction" (C, T, H, W) and "enhanced" (C, T, 2H, 2W), those that
+            there are.
+
+        Raises:
+            InputError: the run has no such cell, or a file is missing or damaged.
+        """
+        name = cell if isinstance(cell, str) else cell.id
+        found = next((own for own in self.cells if own.id == name), None)
+        if found is None:
+            raise InputError(f"cell={name}: this run has no such cell; take one of run.cells")
+        return self._store.pictures(found)
+
+    def to_json(self) -> str:
+        """Content of results.json."""
+        return json.dumps(self.record.content(), indent=1, ensure_ascii=False, allow_nan=False)
+
+    def to_pandas(self) -> DataFrame:
+        """Cells as a table, a column for each field, such as "scores.psnr_gain_db".
+
+        Raises:
+            CapabilityError: pandas is not installed.
+        """
+        try:
+            from pandas import json_normalize
+        except ImportError as error:
+            raise CapabilityError(
+                "to_pandas needs pandas, which is not installed; pip install pandas, or use run.cells"
+            ) from error
+        return json_normalize([cell.model_dump(mode="json") for cell in self.cells])
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the run with its pictures into a folder, as `evaluate` with ``out`` does; return the folder.
+
+        Raises:
+            InputError: the folder holds something else.
+            VleakError: it cannot be written.
+        """
+        target = FolderStore(Path(folder))
+        if isinstance(self._store, FolderStore) and target.folder.resolve() == self._store.folder.resolve():
+            return target.folder
+        header = RunHeader(**{name: getattr(self.record, name) for name in RunHeader.model_fields})
+        with target.open(header):
+            clips = self._store.clips()
+            if clips is not None:
+                target.add_clips(clips)
+            for cell in self.cells:
+                pictures = self._store.pictures(cell) if cell.media is not None else {}
+                target.add(cell, pictures.get("reconstruction"), pictures.get("enhanced"))
+            kept = tuple(target.cells[cell.id] for cell in self.cells)
+            target.write(self.record.model_copy(update={"cells": kept}))
+        return target.folder
+
+    def report(self, path: Path | str | None = None) -> Path:
+        """Write the report, one HTML file, and return its path.
+
+        Args:
+            path: the file; None for report.html in the folder of the run.
+
+        Raises:
+            InputError: no path for a run that is in memory alone.
+            VleakError: the file cannot be written.
+        """
+        from vleak.report.page import render
+
+        if isinstance(self._store, FolderStore):
+            path = Path(path) if path is not None else self._store.folder / "report.html"
+            write_atomic(path, render(self._store.folder, self.record))
+            return path
+        if path is None:
+            raise InputError("path=None: this run is in memory alone; give the file of the report")
+        with tempfile.TemporaryDirectory() as folder:
+            write_atomic(Path(path), render(self.save(folder), self.record))
+        return Path(path)
+
+    def __repr__(self) -> str:
+        """Short description."""
+        data, count = self.record.data, len(self.cells)
+        return f"<Run of {data.name}: {data.clips} clips, {count} cells, {len(self.rows)} rows>"
+
+    def _repr_html_(self) -> str:
+        """Headline and rows, for notebooks."""
+        from vleak.report.words import headline, row_cells
+
+        sentences = "".join(f"<li>{escape(line)}</li>" for line in headline(self.rows, self.record))
+        table = [row_cells(row) for row in self.rows]
+        titles = "".join(f"<th>{escape(name)}</th>" for name in (table[0] if table else ()))
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row.values()) + "</tr>" for row in table
+        )
+        return f"<ul>{sentences}</ul><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _several(things: Any, kind: type) -> tuple[Any, ...]:
+    """Tuple of what may be given alone."""
+    return (things,) if isinstance(things, str | kind) else tuple(things)
+
+
+def _metrics(metrics: Any) -> tuple[Any, ...]:
+    return tuple(metrics) if isinstance(metrics, list | tuple) else (metrics,)

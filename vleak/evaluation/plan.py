@@ -1,0 +1,75 @@
+"""Plan of a run: its cells in order, each with its id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vleak.attacks import BASELINES
+from vleak.defenses import Defense, NoDefense, defense_text
+from vleak.evaluation.chosen import ChosenAttack
+from vleak.evaluation.settings import Settings
+from vleak.pipelines import Case, Pipeline
+
+__all__ = ["PlannedCell", "plan"]
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One cell and the pipeline that it is of."""
+
+    pipeline: Pipeline
+    case: Case
+
+
+def plan(settings: Settings, pipelines: Sequence[Pipeline]) -> list[PlannedCell]:
+    """Cells of a run: of every pipeline the baselines, then every defense and attack, clip by clip.
+
+    Args:
+        settings: of the run.
+        pipelines: in the order in which they run.
+    """
+    return [cell for pipeline in pipelines for cell in _cells(settings, pipeline)]
+
+
+def _cells(settings: Settings, pipeline: Pipeline) -> list[PlannedCell]:
+    rows: list[tuple[Defense, ChosenAttack, int]] = [
+        (NoDefense(), attack, count) for attack, count in _baselines(settings, pipeline)
+    ]
+    rows += [
+        (defense, attack, count)
+        for defense in settings.strengths()
+        for attack in settings.attacks_on(pipeline.kind)
+        for count in settings.reference_frames
+    ]
+    return [
+        PlannedCell(pipeline, _case(pipeline, clip, *row))
+        for row in rows
+        for clip in range(len(pipeline.clip_names))
+    ]
+
+
+def _baselines(settings: Settings, pipeline: Pipeline) -> list[tuple[ChosenAttack, int]]:
+    """Baselines and numbers of reference frames; what does not depend on these frames runs once."""
+    rows: list[tuple[ChosenAttack, int]] = []
+    known: set[str] = set()
+    for count in settings.reference_frames:
+        names = [name for name in pipeline.baselines(count) if name not in known]
+        rows += [(ChosenAttack(name, name, BASELINES.build(name), {}), count) for name in names]
+        known |= {name for name in names if not name.startswith("reference")}
+    return rows
+
+
+def _case(pipeline: Pipeline, clip: int, defense: Defense, attack: ChosenAttack, references: int) -> Case:
+    granted = f"+{references}ref" if references else ""
+    name = pipeline.clip_names[clip]
+    return Case(
+        id=f"{pipeline.place}/{defense_text(defense)}/{attack.text}{granted}/{name}",
+        clip=clip,
+        defense=defense,
+        attack=attack.attack,
+        attack_name=attack.name,
+        attack_settings=attack.settings,
+        counterpart=attack.counterpart,
+        reference_frames=references,
+    )

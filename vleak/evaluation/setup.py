@@ -1,0 +1,225 @@
+"""Set-up of a run: its data, its pipelines, and the header of its record."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import nn
+
+import vleak
+from vleak.attacks import FeatureInversion
+from vleak.data import ClipSet, FeatureSet, first_of, load_data, recognise
+from vleak.enhance import Enhancer, build_enhancer
+from vleak.errors import InputError, argument
+from vleak.evaluation.models import classifier_of, extractor_of, head_of
+from vleak.evaluation.objects import data_name, data_set, module_name
+from vleak.evaluation.settings import Settings
+from vleak.native import loader
+from vleak.pipelines import (
+    ClipPictures,
+    Conditions,
+    Data,
+    ExtractedFeatures,
+    FeatureFiles,
+    FeaturePipeline,
+    FeatureSource,
+    Pipeline,
+    Progress,
+    RawPipeline,
+    data_record,
+    network_for,
+)
+from vleak.results.records import EnvironmentRecord, RunHeader
+
+__all__ = ["PreparedRun", "prepare"]
+
+_INVERSION = 2
+"""Iterations of feature inversion for one of the attack: features are fewer than pixels, and cheaper."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """What the cells of a run share.
+
+    Attributes:
+        data: private and public clips or features.
+        pipelines: in the order in which they run.
+        header: of the record.
+    """
+
+    data: Data
+    pipelines: tuple[Pipeline, ...]
+    header: RunHeader
+
+
+def prepare(settings: Settings, progress: Progress) -> PreparedRun:
+    """Load the data and make the pipelines.
+
+    Raises:
+        InputError: data or models cannot be used, or do not fit together.
+        CapabilityError: a model has no second derivative.
+    """
+    progress("loading clips", 0, 0)
+    data = _load(settings)
+    pipelines = _pipelines(data, settings, progress)
+    binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
+    resolved = settings.resolved()
+    header = RunHeader(
+        environment=_environment(resolved.device),
+        settings=resolved,
+        data=data_record(data, binary=binary),
+        models=tuple(pipeline.model_record for pipeline in pipelines),
+    )
+    return PreparedRun(data, tuple(pipelines), header)
+
+
+def _load(settings: Settings) -> Data:
+    asked = max(settings.reference_frames)
+    data = data_set(settings.data)
+    if data is not None:
+        _check_data(data, settings)
+        return first_of(data, settings.clips)
+    source = data_name(settings.data)
+    features = recognise(source) == "features"
+    if features:
+        _refuse_frames(settings)
+    return load_data(
+        source, clips=settings.clips, frames=settings.frames, size=settings.size,
+        stride=settings.stride, seed=settings.seed, references=asked,
+        fine=settings.enhance != "none" and not features, segments=settings.segments,
+    )  # fmt: skip
+
+
+@singledispatch
+def _check_data(data: Data, settings: Settings) -> None:
+    """Refuse data without what the settings ask of it."""
+    _refuse_frames(settings)
+
+
+@_check_data.register
+def _check_clips(data: ClipSet, settings: Settings) -> None:
+    asked = max(settings.reference_frames)
+    held = 0 if data.references is None else data.references.shape[2]
+    if asked > held:
+        raise InputError(
+            f"{argument('reference_frames', asked)}: the data holds {held}; give a ClipSet with more "
+            "`references`"
+        )
+
+
+def _refuse_frames(settings: Settings) -> None:
+    """Refuse what needs frames of data that has none."""
+    without = f"{data_name(settings.data)} holds features, which have no frames"
+    if "raw" in settings.pipelines():
+        raise InputError(f"{argument('data', without)}; give {argument('pipeline', 'feature')}")
+    if max(settings.reference_frames):
+        asked = ",".join(map(str, settings.reference_frames))
+        raise InputError(f"{argument('reference_frames', asked)}: {without}; leave it out")
+
+
+@singledispatch
+def _pipelines(data: Data, settings: Settings, progress: Progress) -> list[Pipeline]:
+    """Pipelines of a run on its data."""
+    raise InputError(f"data: expected a ClipSet or a FeatureSet, got {type(data).__name__}")
+
+
+@_pipelines.register
+def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+    progress("preparing the pictures", 0, 0)
+    pictures = ClipPictures(
+        data,
+        reference_frames=settings.reference_frames,
+        seed=settings.seed,
+        method=settings.enhance,
+        enhancer=_enhancer(settings.enhance, data),
+        metrics=settings.metric_objects(),
+    )
+    progress("preparing the model", 0, 0)
+    pipelines: list[Pipeline] = []
+    if "raw" in settings.pipelines():
+        frames, size = data.clips.shape[2:4]
+        model = classifier_of(
+            settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed
+        )
+        raw = RawPipeline(
+            data, model=model, name=module_name("model", settings.model), pictures=pictures,
+            conditions=_conditions(settings), progress=progress,
+        )  # fmt: skip
+        pipelines.append(raw)
+    if "feature" in settings.pipelines():
+        progress("preparing the extractor", 0, 0)
+        source = _extracted(data, settings, pictures)
+        pipelines.append(
+            _feature_pipeline(source, module_name("extractor", settings.extractor), settings, progress)
+        )
+    return pipelines
+
+
+@_pipelines.register
+def _of_features(data: FeatureSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+    return [_feature_pipeline(FeatureFiles(data), "files", settings, progress)]
+
+
+def _extracted(data: ClipSet, settings: Settings, pictures: ClipPictures) -> ExtractedFeatures:
+    frames, size = data.clips.shape[2:4]
+    extractor, accuracy = extractor_of(settings.extractor, frames=frames, size=size, seed=settings.seed)
+    return ExtractedFeatures(
+        data,
+        extractor=extractor.to(settings.torch_device()),
+        accuracy=accuracy,
+        loss=settings.loss,
+        pictures=pictures,
+        inversion=FeatureInversion(
+            iterations=_INVERSION * settings.iterations, engine=settings.engine_that_runs()
+        ),
+    )
+
+
+def _feature_pipeline(
+    source: FeatureSource, extractor: str, settings: Settings, progress: Progress
+) -> FeaturePipeline:
+
+    def head(segments: int, features: int, outputs: int | None) -> nn.Module:
+        return head_of(
+            settings.head, segments=segments, features=features, outputs=outputs, seed=settings.seed
+        )
+
+    without_folders = re.sub(r"=[^,]*/", "=", extractor)
+    return FeaturePipeline(
+        source,
+        head=head,
+        loss=settings.loss,
+        name=f"{without_folders}>{module_name('head', settings.head)}>{settings.loss}",
+        conditions=_conditions(settings),
+        progress=progress,
+    )
+
+
+def _conditions(settings: Settings) -> Conditions:
+    return Conditions(
+        training_state=settings.training_state,
+        labels_granted=settings.labels == "granted",
+        seed=settings.seed,
+        device=settings.torch_device(),
+    )
+
+
+def _enhancer(method: str, data: ClipSet) -> Enhancer | None:
+    if method == "none":
+        return None
+    return build_enhancer(method, network=network_for(data) if method == "network" else None)
+
+
+def _environment(device: str) -> EnvironmentRecord:
+    return EnvironmentRecord(
+        vleak=vleak.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        extension=loader.status().state,
+        device=device,
+    )
