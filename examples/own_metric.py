@@ -1,4 +1,4 @@
-"""A metric of your own: how much of the picture's brightness over time comes back."""
+"""A metric of your own: how many of the edges come back."""
 
 # --8<-- [start:metric]
 from __future__ import annotations
@@ -10,13 +10,13 @@ import vleak
 from vleak.metrics import Metric
 
 
-class Brightness(Metric):
-    """Correlation of the mean brightness of the frames, None where it is constant."""
+class Edges(Metric):
+    """Correlation of the differences between neighbouring pixels; None where one clip has none."""
 
-    name = "brightness"
+    name = "edges"
 
-    def score(self, reconstruction: Tensor, truth: Tensor) -> float | None:  # both (C, T, H, W)
-        pair = torch.stack([clip.mean((0, 2, 3)) for clip in (reconstruction, truth)])
+    def score(self, reconstruction: Tensor, truth: Tensor) -> float | None:  # both (C, T, H, W) in [0, 1]
+        pair = torch.stack([clip.diff(dim=-1).flatten() for clip in (reconstruction, truth)])
         return float(torch.corrcoef(pair)[0, 1]) if bool((pair.var(1) > 0).all()) else None
 
 
@@ -24,14 +24,14 @@ class Brightness(Metric):
 
 # --8<-- [start:run]
 run = vleak.evaluate(
-    defenses=["dp:noise_multiplier=0.1"],
-    metrics=[Brightness()],
+    defenses=["dp:noise_multiplier=0.01"],
+    metrics=[Edges()],
     clips=3,
     frames=4,
     size=16,
     iterations=40,
 )
 for cell in run.cells:
-    value = cell.scores.metrics["brightness"]
-    print(cell.defense.label, cell.attack.name, cell.clip, "constant" if value is None else f"{value:+.2f}")
+    value = cell.scores.metrics["edges"]
+    print(cell.defense.label, cell.attack.name, cell.clip, "flat" if value is None else f"{value:+.2f}")
 # --8<-- [end:run]

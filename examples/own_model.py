@@ -25,20 +25,25 @@ raw = vleak.evaluate(
 
 
 # --8<-- [start:extractor]
-class Patches(nn.Module):
-    """Mean colour of 4 x 4 patches of two frames: segments (M, 3, 2, H, W) to features (M, 48)."""
+class RandomFilters(nn.Module):
+    """Frozen random filters and ReLU: segments (M, 3, 2, 16, 16) to features (M, 144), all at least 0."""
 
     segment_frames = 2
     nonnegative = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Conv3d(3, 16, (2, 5, 5), stride=4)
+        self.requires_grad_(False)
+
     def forward(self, segments: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool3d(segments, (1, 4, 4)).flatten(1)
+        return self.filters(segments).relu().flatten(1)
 
 
 features = vleak.evaluate(
     pipeline="feature",
-    extractor=Patches,
-    head="mlp:hidden=16",
+    extractor=RandomFilters,
+    head="mlp:width=16",
     defenses=["dp:noise_multiplier=0.1"],
     clips=3,
     frames=8,

@@ -22,7 +22,7 @@ PRINTED = {
     "evaluate_defenses": r"none, matching: \+\d.* of 8 recognised.*leaks",
     "own_attack": r"none, cosine_matching.* \(non-adaptive\): .*dB",
     "own_defense": r"random_mask, matching: .*known by: channel(.|\n)*_blind: .*known by: none",
-    "own_metric": r"none matching \S+ [+-]?[\dc]",
+    "own_metric": r"none grey \S+ flat(.|\n)*none matching \S+ \+0\.[5-9]",
     "own_model": r"raw \S+ none matching \+\d(.|\n)*feature \S+ none",
     "saved_run": r"schema \d(.|\n)*mean error 0\.\d",
 }
