@@ -262,7 +262,7 @@ def reconstruct_all(
         run.attempt(run.begin)
     while waiting := [run for run in runs if run.work is not None]:
         _run_round(waiting, batched)
-    return [run.error or run.answer() for run in runs]
+    return [run.outcome() for run in runs]
 
 
 def _run_round(runs: Sequence[_Run], batched: bool | None) -> None:
@@ -329,6 +329,15 @@ class _Run:
             )
         checked = self.result.checked(attack.name, self.task.observation.knowledge)
         return replace(checked, seconds=self.seconds)
+
+    def outcome(self) -> Reconstruction | Exception:
+        """Return the answer, checked, or what the attack raised; an answer that is none raises too."""
+        if self.error is None:
+            try:
+                return self.answer()
+            except InputError as error:
+                self.error = error
+        return self.error
 
     def progress(self) -> Callable[[int], None] | None:
         """Return the caller's progress, counted from before the present round."""
