@@ -190,7 +190,7 @@ def _run(folder: Path, workers: int | None, **settings: Any) -> Run:
 
 
 def _show(run: Run) -> None:
-    from vleak.report.words import headline
+    from vleak.report import headline
 
     page = run.report()
     for note in run.record.data.notes:

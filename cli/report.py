@@ -13,7 +13,7 @@ from vleak.cli import output
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or stopped.")]) -> None:
     """Write report.html of a run again and say where it is."""
     from vleak import api
-    from vleak.report.words import headline
+    from vleak.report import headline
 
     loaded = api.load_run(run)
     page = loaded.report()

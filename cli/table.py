@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` has no need of
-    from vleak.results import Interval, Row, RunRecord
-    from vleak.results.records import ModelRecord
+    from vleak.results import Interval, ModelRecord, Row, RunRecord
 
 _STYLES = {
     "leaks": "bold red",
@@ -31,8 +30,7 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         rows: what `vleak.results.summarise` gives for it.
         width: columns of the terminal; below 120 only what the verdict rests on is shown.
     """
-    from vleak.report.numbers import plural
-    from vleak.report.words import unfinished
+    from vleak.report import plural, unfinished
 
     models, data = record.models, record.data
     clips = f"{data.clips} clip{plural(data.clips)}"
@@ -103,13 +101,13 @@ def _enhanced(row: Row) -> str:
 
 
 def _epsilon(row: Row) -> str:
-    from vleak.report.numbers import epsilon_text
+    from vleak.report import epsilon_text
 
     return "" if row.epsilon is None else epsilon_text(row.epsilon)
 
 
 def _verdict(row: Row) -> Text:
-    from vleak.report.words import verdict_text
+    from vleak.report import verdict_text
 
     text = Text(verdict_text(row), style=_STYLES.get(row.verdict, ""))
     marks = [f"{row.flagged} flagged"] if row.flagged else []

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
-    {"errors", "seeds", "files", "switches", "cache", "registry"},
+    {"errors", "seeds", "files", "switches", "cache", "objects", "registry"},
     {"native", "descent", "data", "models", "federated"},
     {"defenses", "attacks", "metrics", "certificates", "enhance"},
     {"results"},
@@ -21,6 +21,7 @@ FLOORS = (
     {"evaluation"},
     {"study"},
     {"report"},
+    {"api"},
     {"cli"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -37,6 +38,7 @@ FORBIDDEN = {
     "certificates": {"attacks", "defenses", "data", "metrics"},
 }
 CLI_MAY_USE = {
+    "api",
     "attacks",
     "data",
     "defenses",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from vleak.evaluation import Settings
+from vleak.results import Cell, RunRecord
 
 TINY: dict[str, Any] = {"clips": 3, "frames": 4, "size": 16, "iterations": 3}
 DP = "dp:noise_multiplier=0.1"
@@ -25,13 +25,14 @@ def options(**changes: Any) -> list[str]:
     return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def without_time(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the cells by id without the one number that differs from run to run."""
-    cells = json.loads(json.dumps(results["cells"]))
-    for cell in cells:
-        del cell["attack"]["seconds"]
-    assert len({cell["id"] for cell in cells}) == len(cells)
-    return {cell["id"]: cell for cell in cells}
+def without_time(record: RunRecord) -> dict[str, Cell]:
+    """Cells by id without the one number that differs from run to run."""
+    still = {
+        cell.id: cell.model_copy(update={"attack": cell.attack.model_copy(update={"seconds": 0.0})})
+        for cell in record.cells
+    }
+    assert len(still) == len(record.cells)
+    return still
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:

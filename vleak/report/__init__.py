@@ -1,7 +1,18 @@
-"""The report of a run: one HTML file that answers what still leaks and shows the pictures."""
+"""Pages: the report of a run, which says what still leaks, and the page of a study."""
 
 from vleak.report.media import read_array
+from vleak.report.numbers import epsilon_text, plural
 from vleak.report.page import write_report
 from vleak.report.study_page import write_study
+from vleak.report.words import headline, unfinished, verdict_text
 
-__all__ = ["read_array", "write_report", "write_study"]
+__all__ = [
+    "epsilon_text",
+    "headline",
+    "plural",
+    "read_array",
+    "unfinished",
+    "verdict_text",
+    "write_report",
+    "write_study",
+]

@@ -1,7 +1,7 @@
 """Results of a run: typed records, their stores, statistics over clips, and the rows of the table."""
 
 from vleak.results.folder import read_run
-from vleak.results.records import Cell, RunHeader, RunRecord
+from vleak.results.records import Cell, ModelRecord, RunHeader, RunRecord
 from vleak.results.rows import Row, RowKey, row_key
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
 from vleak.results.store import FolderStore, MemoryStore, RunStore
@@ -12,6 +12,7 @@ __all__ = [
     "FolderStore",
     "Interval",
     "MemoryStore",
+    "ModelRecord",
     "Row",
     "RowKey",
     "RunHeader",
