@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help evaluate test test-all check format clean
+.PHONY: help evaluate test test-core test-all check docs layout format clean
+
+# The tests that hold the parts by themselves and the walls between them: no run from end to end.
+CORE := tests/unit tests/descent
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -17,7 +20,13 @@ $(BIN)/python:
 # Torch first, so that setup.py finds its headers and builds the extension against it.
 $(VENV)/installed: $(BIN)/python requirements.txt pyproject.toml setup.py $(wildcard csrc/*/*)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,pandas]'
+	touch $@
+
+# The site's tools, in the versions of the `docs` extra. Installing the extra itself would build the extension again.
+DOCS_TOOLS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $$($(BIN)/python -c '$(DOCS_TOOLS)')
 	touch $@
 
 evaluate: $(VENV)/installed  ## set up, then attack the embedded data behind DP-SGD
@@ -26,17 +35,25 @@ evaluate: $(VENV)/installed  ## set up, then attack the embedded data behind DP-
 test: $(VENV)/installed  ## set up, then run the tests, at most ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
 
+test-core: $(VENV)/installed  ## set up, then run the tests that need no whole run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(CORE)
+
 test-all: $(VENV)/installed  ## the same with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-check: $(VENV)/installed  ## format, lint, types, C++ format: all must be clean
+# The package as it is installed, with defenses/ and cli/ inside: what reads sources does not follow package-dir.
+layout:
+	rm -rf build/package/vleak && mkdir -p build/package/vleak
+	ln -s $(CURDIR)/vleak/* $(CURDIR)/defenses $(CURDIR)/cli build/package/vleak/
+
+check: $(VENV)/installed layout  ## format, lint, types, C++ format: all must be clean
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	# A type checker does not follow package-dir: show it the package as it is installed.
-	rm -rf build/types && mkdir -p build/types/vleak
-	ln -s $(CURDIR)/vleak/* $(CURDIR)/defenses $(CURDIR)/cli build/types/vleak/
-	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
+	cd build/package && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu')
+
+docs: $(VENV)/docs-installed layout  ## build the documentation site into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/installed  ## rewrite everything in the project's format
 	$(BIN)/ruff check --fix .

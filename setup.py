@@ -1,7 +1,8 @@
-"""Installing vleak: the native library where torch's headers and a compiler are, its sources everywhere.
+"""Installation of vleak, with its native libraries where torch's headers and a compiler are present.
 
-torch is not a build requirement: pip would fetch gigabytes of the newest one, and the library would then not
-match the torch that is installed. What cannot be compiled now is compiled at first use.
+torch is not a build requirement: pip would download gigabytes of the newest torch, and the libraries would
+not match the one that is installed. The C++ sources are always installed: a library that cannot be compiled
+now is compiled at first use.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def load_build() -> Any:
 
 
 def packages() -> list[str]:
-    found = find_namespace_packages(str(ROOT), include=["vleak", "vleak.*"], exclude=["*.__pycache__"])
-    for name in INSIDE:
-        found.append(f"vleak.{name}")
-        found += [f"vleak.{name}.{inner}" for inner in find_namespace_packages(str(ROOT / name))]
-    return [name for name in found if "__pycache__" not in name]
+    names = find_namespace_packages(str(ROOT), include=["vleak", "vleak.*"], exclude=["*.__pycache__"])
+    for folder in INSIDE:
+        names.append(f"vleak.{folder}")
+        names += [f"vleak.{folder}.{inner}" for inner in find_namespace_packages(str(ROOT / folder))]
+    return [name for name in names if "__pycache__" not in name]
 
 
 class NativeDistribution(Distribution):
@@ -50,14 +51,14 @@ class NativeDistribution(Distribution):
 
 
 class BuildWithLibrary(build_py):
-    """Compile the native libraries next to vleak/descent, or say why not and go on."""
+    """Compile the native libraries into vleak/native; where that fails, warn and go on."""
 
     def run(self) -> None:
         super().run()
         build = load_build()
         folder = ROOT if self.editable_mode else Path(self.build_lib)
         if not self.editable_mode:
-            # One from an earlier build would turn a pure wheel into a wrong one.
+            # A library from an earlier build does not belong into this wheel.
             for stale in (folder / "vleak" / "native").glob("libvleak_*.so"):
                 stale.unlink()
         torch = build.find_torch()
@@ -85,10 +86,10 @@ class BuildWithLibrary(build_py):
 
 
 class TaggedWheel(bdist_wheel):
-    """Tag a wheel by what is in it.
+    """Tag a wheel by its contents.
 
-    The kernels use no Python API, so any Python will do. The runner does, but its file is named for one
-    Python: any other does not see it, and compiles its own at first use.
+    The kernels use no Python API, so the wheel fits every Python. The runner does use it, but its file is
+    named for one Python: any other ignores it, and compiles its own at first use.
     """
 
     def run(self) -> None:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from vleak.attacks import ATTACKS, Knowledge, Observation, Reconstruction
 from vleak.data import ClipSet, load_clips
 from vleak.errors import VleakError
-from vleak.federated import Client, Update
+from vleak.federated import Channel, Client, Update
 from vleak.metrics import psnr
 from vleak.models import TRAINING_STATES, build_model, train
 from vleak.seeds import generator
@@ -145,9 +145,8 @@ def attack(
         classes=len(data.classes),
         labels=target.label,
         public_clips=data.public_clips if public else None,
-        defense="none",
     )
-    observation = Observation(target.model, target.update, knowledge)
+    observation = Observation(target.model, target.update, knowledge, Channel())
     matching = ATTACKS["matching"](**({} if whole is None else {"iterations": whole}))
     done = 0
 

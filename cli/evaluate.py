@@ -107,7 +107,7 @@ Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
 Engine = Annotated[
     str,
-    _option("native, inductor (compiled first, which takes a while), or reference (plain PyTorch).", _RUN),
+    _option("native, or reference (plain PyTorch).", _RUN),
 ]
 Workers = Annotated[
     int | None, _number("Cells that run side by side; one a core. No score depends on it.", _RUN)

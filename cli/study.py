@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vleak.cli import output, stopping
+
+if TYPE_CHECKING:
+    from vleak.study import ComparisonRecord, Study, StudyRecord
 
 _ROWS = 8  # of a claim
 _STYLES = {"holds": "bold green", "does not hold": "bold red", "mixed": "yellow"}
@@ -25,13 +28,14 @@ Iterations = Annotated[int, typer.Option(help="Iterations of each attack.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal scores.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Shorter clips, and fewer runs of each question.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Engine = Annotated[str, typer.Option(help="native, inductor or reference.")]
+Engine = Annotated[str, typer.Option(help="native or reference.")]
 Workers = Annotated[int | None, typer.Option(help="Cells that run side by side; one a core.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; that of a stopped one resumes it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the claims, and nothing else, to stdout.")]
 
 
 def study(
+    *,
     data: Data = "synthetic",
     clips: Clips = 8,
     frames: Frames = 8,
@@ -46,15 +50,15 @@ def study(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Ask the paper's questions and say of each claim whether it holds: effect, interval, verdict."""
+    """Test the claims of the paper; print effect, interval and verdict of each."""
     folder = out or Path("runs") / f"study-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     try:
         from vleak.study import Study
 
         stopping.check()
-        asked = Study(data=data, clips=clips, frames=frames, size=size, stride=stride, iterations=iterations,
-                      seed=seed, quick=quick, device=device, engine=engine)  # fmt: skip
-        results = _run(asked, folder, workers)
+        settings = Study(data=data, clips=clips, frames=frames, size=size, stride=stride, seed=seed,
+                         iterations=iterations, quick=quick, device=device, engine=engine)  # fmt: skip
+        record = _run(settings, folder, workers)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
             raise
@@ -63,28 +67,29 @@ def study(
     from vleak.report import write_study
 
     page = write_study(folder)
-    output.console.print(_table(results))
+    output.console.print(_table(record))
     output.say(f"page: {page}")
     if json:
-        output.write_json(results, f"they are in {folder / 'study.json'}")
+        output.write_json(record.model_dump(mode="json"), f"they are in {folder / 'study.json'}")
 
 
-def _run(asked: Any, folder: Path, workers: int | None) -> dict[str, Any]:
+def _run(settings: Study, folder: Path, workers: int | None) -> StudyRecord:
     from vleak.study import run_study
 
     with output.progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 
-        def tell(what: str, done: int, total: int) -> None:
+        def report(what: str, done: int, total: int) -> None:
             stopping.check()
             bar.update(task, description=what, completed=done, total=total or None)
 
-        return run_study(asked, folder, workers=workers, progress=tell)
+        return run_study(settings, folder, workers=workers, progress=report)
 
 
-def _table(results: dict[str, Any]) -> Table:
-    data = results["data"]
-    table = Table(title=f"Which claims hold? {data['name']}, {data['clips']} clips", box=box.SIMPLE_HEAD)
+def _table(study: StudyRecord) -> Table:
+    table = Table(
+        title=f"Which claims hold? {study.data.name}, {study.data.clips} clips", box=box.SIMPLE_HEAD
+    )
     table.caption = (
         "effects are differences, clip by clip, with 95 % intervals; above zero is what the claim says.\n"
         "holds: every comparison's interval lies above zero. does not hold: none does. mixed: some do."
@@ -93,21 +98,22 @@ def _table(results: dict[str, Any]) -> Table:
     table.add_column("claim, and what was compared")
     table.add_column("effect [95 %]", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for claim in results["claims"]:
+    for claim in study.claims:
         table.add_section()
-        verdict = Text(claim["verdict"], style=_STYLES[claim["verdict"]])
-        table.add_row(Text(claim["name"], style="bold"), "", verdict)
-        for row in claim["comparisons"][:_ROWS]:
-            table.add_row(f"  {row['name']}", _effect(row), "" if row["supports"] else Text("no", "dim"))
-        if (more := len(claim["comparisons"]) - _ROWS) > 0:
+        verdict = Text(claim.verdict, style=_STYLES[claim.verdict])
+        table.add_row(Text(claim.name, style="bold"), "", verdict)
+        for row in claim.comparisons[:_ROWS]:
+            table.add_row(Text(f"  {row.name}"), _effect(row), "" if row.supports else Text("no", "dim"))
+        if (more := len(claim.comparisons) - _ROWS) > 0:
             table.add_row(Text(f"  and {more} more, which the page shows", "dim"), "", "")
     return table
 
 
-def _effect(row: dict[str, Any]) -> str:
-    if row["effect"] is None:
+def _effect(row: ComparisonRecord) -> str:
+    if row.effect is None:
         return "–"
-    unit = f" {row['unit']}" if len(row["unit"]) < 8 else ""
-    digits = 1 if row["unit"] == "dB" else 2
-    numbers = [f"{each:+.{digits}f}" for each in (row["effect"], *row["interval"]) if each is not None]
-    return f"{numbers[0]}{unit}" if len(numbers) < 3 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{unit}"
+    unit = f" {row.unit}" if len(row.unit) < 8 else ""
+    digits = 1 if row.unit == "dB" else 2
+    low, high = row.interval
+    interval = "" if low is None or high is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{row.effect:+.{digits}f}{interval}{unit}"

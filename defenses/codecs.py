@@ -103,8 +103,8 @@ def encode_qsgd(tensors: Mapping[str, Tensor], bits: int, bucket: int, generator
     if exact.max(initial=0.0) > np.finfo(np.float32).max:
         raise InputError("qsgd codec: the norm of a bucket exceeds float32; scale the update down")
     norms = exact.astype("<f4")
-    each = np.repeat(norms.astype(np.float64), bucket)[: flat.size]
-    ratio = np.divide(np.abs(flat), each, out=np.zeros(flat.size), where=each > 0)
+    entry_norms = np.repeat(norms.astype(np.float64), bucket)[: flat.size]
+    ratio = np.divide(np.abs(flat), entry_norms, out=np.zeros(flat.size), where=entry_norms > 0)
     draws = torch.rand(flat.size, generator=generator, dtype=torch.float64).numpy()
     # Rounding the norm to float32 can leave a ratio a hair above 1.
     level = np.minimum(np.floor(ratio * levels + draws), levels)

@@ -1,4 +1,4 @@
-"""Checks that per-clip gradients are what differential privacy needs: one a clip, of that clip alone.
+"""Checks of per-clip gradients for differential privacy: one a clip, of that clip alone.
 
 Each check catches a way in which the guarantee becomes void without anything failing.
 """
@@ -97,7 +97,7 @@ def check_independence(per_clip: Callable[[Tensor], Gradients], samples: Gradien
         for side in (0, 1):
             kept = (index >> bit) & 1 == side
             mask = kept.reshape(-1, *[1] * (clips.dim() - 1))
-            altered = torch.where(mask, clips, _other(clips))
+            altered = torch.where(mask, clips, _changed(clips))
             again = per_clip(altered)
             moved = per_clip_norms({name: again[name] - samples[name] for name in samples})
             coupled = kept & ~(moved <= allowed)
@@ -109,8 +109,8 @@ def check_independence(per_clip: Callable[[Tensor], Gradients], samples: Gradien
                 )
 
 
-def _other(clips: Tensor) -> Tensor:
-    """Return what a clip may be as well, and equals the old one in no entry."""
+def _changed(clips: Tensor) -> Tensor:
+    """Return clips of the same kind that differ from these in every entry."""
     if clips.dim() == 5:
         return (clips + 0.5) % 1  # half a cycle of grey away, in [0, 1)
     largest = clips.abs().max()

@@ -20,21 +20,21 @@ DEFENSES: Registry[Defense] = Registry(
 """Every defense by the name that the command line takes."""
 
 
-def parse_defenses(given: str | Defense) -> list[Defense]:
-    """Return the strengths that a text asks for, weakest first, or the defense that is given.
+def parse_defenses(defense: str | Defense) -> list[Defense]:
+    """Return the strengths that a text asks for, weakest first, or the defense itself.
 
     Args:
-        given: ``NAME`` alone for the sweep of that defense, ``NAME:key=value,...`` for one strength, where
-            what is not given has its default; NAME may be ``package.module:Class``. Or a defense.
+        defense: ``NAME`` alone for the sweep of that defense, ``NAME:key=value,...`` for one strength, where
+            settings left out have their defaults; NAME may be ``package.module:Class``. or an object.
 
     Raises:
         InputError: unknown name or setting (the nearest are named), a value that does not fit, or a plug-in
             that cannot be used.
     """
-    if isinstance(given, Defense):
-        return [given]
-    reference = DEFENSES.parse(given)
-    if given != split_reference(given)[0] or not inspect.isclass(reference.entry.factory):
+    if isinstance(defense, Defense):
+        return [defense]
+    reference = DEFENSES.parse(defense)
+    if defense != split_reference(defense)[0] or not inspect.isclass(reference.entry.factory):
         return [reference.build()]
     return _sweep(reference.entry)
 
@@ -60,10 +60,19 @@ def defense_text(defense: Defense) -> str:
 
 
 def reference_name(kind: type[Defense]) -> str:
-    """Return the name that finds a class of defenses: that of `DEFENSES`, else ``module:Class``."""
-    if kind.name in DEFENSES and DEFENSES.find(kind.name).factory is kind:
-        return kind.name
-    return f"{kind.__module__}:{kind.__qualname__}"
+    """Return the name that finds a class of defenses: that of `DEFENSES`, else ``module:Class``.
+
+    Raises:
+        InputError: the class has the name of another defense.
+    """
+    if kind.name not in DEFENSES:
+        return f"{kind.__module__}:{kind.__qualname__}"
+    if DEFENSES.find(kind.name).factory is not kind:
+        raise InputError(
+            f"defense {kind.__name__} ({kind.__module__}:{kind.__qualname__}) has the name {kind.name!r} of "
+            'another defense; set name = "..." in the class to one of its own'
+        )
+    return kind.name
 
 
 def _sweep(entry: Entry[Defense]) -> list[Defense]:

@@ -1,4 +1,4 @@
-"""One registry for every kind of thing that a name, a plug-in or an object can stand for.
+"""Registry: finds a class or function by name, whatever kind it is of.
 
 A thing is found by a built-in name, by ``package.module:Class``, by an entry point in the group
 ``vleak.<kind>``, or is given as an object. Settings follow the name: ``name:key=value,key=value``.
@@ -71,11 +71,11 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True)
 class Reference(Generic[T]):
-    """A thing with the settings that were given for it.
+    """An entry with the settings of a text.
 
     Attributes:
         entry: the thing.
-        settings: given settings, each with the type of its default.
+        settings: settings in the text, each with the type of its default.
     """
 
     entry: Entry[T]
@@ -177,7 +177,8 @@ class Registry(Generic[T]):
             return self._checked(name, _load_point(self.kind, points[0]), _origin(points[0]))
         if ":" in name:
             return self._checked(name, load_object(self.kind, name), name)
-        raise unknown_name(self.kind, name, self.names(), also="package.module:Class")
+        also = "package.module:" + ("factory" if self.base is None else "Class")
+        raise unknown_name(self.kind, name, self.names(), also=also)
 
     def parse(self, text: str) -> Reference[T]:
         """Return what ``NAME`` or ``NAME:key=value,...`` stands for; NAME may be ``package.module:Class``.
@@ -186,8 +187,11 @@ class Registry(Generic[T]):
             InputError: as `find`; an unknown setting, one given twice, or a value of another type.
         """
         name, settings = split_reference(text)
+        first, _, rest = text.partition(":")
+        if first in self:  # "dp:0.5" is a setting without a name, not a module
+            name, settings = first, rest
         entry = self.find(name)
-        return Reference(entry, read_settings(self.kind, text, settings, entry.settings))
+        return Reference(entry, read_settings(self.kind, name, settings, entry.settings))
 
     def build(self, text: str, *arguments: object, **more: object) -> T:
         """Make the thing that a text stands for.
@@ -240,19 +244,19 @@ def write_reference(name: str, settings: Mapping[str, Setting]) -> str:
     return f"{name}:{written}" if written else name
 
 
-def read_settings(kind: str, text: str, settings: str, defaults: Mapping[str, Setting]) -> dict[str, Setting]:
+def read_settings(kind: str, name: str, settings: str, defaults: Mapping[str, Setting]) -> dict[str, Setting]:
     """Return the settings of ``key=value,...``, each with the type of its default.
 
     Args:
-        kind: what the text stands for, such as "defense".
-        text: the whole text, for messages.
+        kind: what the name stands for, such as "defense".
+        name: name of the thing.
         settings: the part after the name.
         defaults: settings of the thing with their defaults.
 
     Raises:
         InputError: an unknown setting (the nearest are named), one given twice, or a value of another type.
     """
-    name = split_reference(text)[0]
+    text = f"{name}:{settings}"
     values: dict[str, Setting] = {}
     for part in filter(None, settings.split(",")):
         key, equals, value = part.partition("=")

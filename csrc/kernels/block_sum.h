@@ -1,4 +1,4 @@
-// Sums over a block of threads, in the same order every time.
+// Sums over a thread block in a fixed order.
 #pragma once
 
 #include "kernels/cuda.h"

@@ -1,88 +1,39 @@
 #include "kernels/descend.h"
 
-#include "kernels/dispatch.h"
-#include "kernels/tv_rows.h"
+#include <cstring>
 
-namespace vleak::VLEAK_VARIANT {
+#include "kernels/planes.h"
+
+namespace vleak {
 namespace {
 
-// total += weight * (x - prior), value += weight / 2 * (x - prior)^2
+// NaN compares false, so it never becomes the best.
 template <typename T>
-void add_prior(const T* __restrict x, const T* __restrict prior, int64_t count, double weight,
-               T* __restrict total, double* __restrict value) {
-  const T narrow = static_cast<T>(weight);
-  for (int64_t i = 0; i < count; ++i) {
-    const T gap = x[i] - prior[i];
-    total[i] += narrow * gap;
-    value[i] += 0.5 * weight * static_cast<double>(gap * gap);
-  }
-}
-
-template <Rule kRule, typename T>
-void move_row(const T* __restrict x, const T* __restrict data_gradient, const T* __restrict penalties,
-              T* __restrict m, T* __restrict v, T* __restrict moved, int64_t count,
-              const StepNumbers<T>& step) {
-  for (int64_t i = 0; i < count; ++i) {
-    moved[i] = moved_entry<kRule>(x[i], data_gradient[i] + penalties[i], m[i], v[i], step);
-  }
-}
-
-// As tv_plane where total variation has no weight.
-template <typename T, typename FinishRow>
-double flat_plane(int64_t plane, const ClipSize& size, double* scratch, FinishRow finish_row) {
-  const Rows<T> rows = cut_rows<T>(scratch, size.width);
-  for (int64_t h = 0; h < size.height; ++h) {
-    std::memset(rows.gradient, 0, sizeof(T) * size.width);
-    finish_row(plane * frame_size(size) + h * size.width, rows.gradient, rows.value);
-  }
-  double sum = 0.0;
-  for (int64_t w = 0; w < size.width; ++w) sum += rows.value[w];
-  return sum;
-}
-
-template <Rule kRule, typename T>
-void descend_range(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
-                   double* scratch, double* value) {
-  const ClipSize& size = trials.size;
-  const TvNumbers<T> tv = tv_numbers<T>(size, step.tv);
-  const bool varies = tv.scale.across != 0.0 || tv.scale.down != 0.0 || tv.scale.time != 0.0;
-  const StepNumbers<T> numbers = StepNumbers<T>::from(step);
-  const int64_t entries = trial_size(size);
-  const double prior_weight = trials.prior ? per_pair(step.prior_weight, entries) : 0.0;
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t trial = plane / planes_per_trial(size);
-    const auto finish_row = [&](int64_t at, T* penalties, double* row_value) {
-      if (prior_weight != 0.0) {
-        const T* prior = trials.prior + trial * trials.prior_stride + (at - trial * entries);
-        add_prior(trials.x + at, prior, size.width, prior_weight, penalties, row_value);
-      }
-      move_row<kRule>(trials.x + at, trials.data_gradient + at, penalties, trials.m + at, trials.v + at,
-                      trials.moved + at, size.width, numbers);
-    };
-    value[plane] = varies ? tv_plane(trials.x, plane, size, step.tv, tv, scratch, finish_row)
-                          : flat_plane<T>(plane, size, scratch, finish_row);
+void keep_best(const Trials<T>& trials, const T* objective, T* best, T* best_objective) {
+  const int64_t entries = trial_size(trials.size);
+  for (int64_t trial = 0; trial < trials.size.trials; ++trial) {
+    if (!(objective[trial] < best_objective[trial])) continue;
+    best_objective[trial] = objective[trial];
+    std::memcpy(best + trial * entries, trials.x + trial * entries, sizeof(T) * entries);
   }
 }
 
 }  // namespace
 
-// begin, end: planes of [N * C * T]; value: [N * C * T], the sum of all penalties of a plane
 template <typename T>
-void descend_planes(const Trials<T>& trials, const StepSettings& step, int64_t begin, int64_t end,
-                    double* scratch, double* value) {
-  switch (step.rule) {
-    case Rule::kAdam:
-      return descend_range<Rule::kAdam>(trials, step, begin, end, scratch, value);
-    case Rule::kSign:
-      return descend_range<Rule::kSign>(trials, step, begin, end, scratch, value);
-    case Rule::kSignAdam:
-      return descend_range<Rule::kSignAdam>(trials, step, begin, end, scratch, value);
-  }
+void descend(const Trials<T>& trials, const StepSettings& step, const T* distance, T* objective, T* best,
+             T* best_objective) {
+  const auto values =
+      sum_planes(trials.size, [&](int64_t begin, int64_t end, double* scratch, double* partial) {
+        cpu_kernels<T>().descend_planes(trials, step, begin, end, scratch, partial);
+      });
+  for (size_t i = 0; i < values.size(); ++i)
+    objective[i] = static_cast<T>(static_cast<double>(distance[i]) + values[i]);
+  keep_best(trials, objective, best, best_objective);
 }
 
-template void descend_planes<float>(const Trials<float>&, const StepSettings&, int64_t, int64_t, double*,
-                                    double*);
-template void descend_planes<double>(const Trials<double>&, const StepSettings&, int64_t, int64_t, double*,
-                                     double*);
+template void descend<float>(const Trials<float>&, const StepSettings&, const float*, float*, float*, float*);
+template void descend<double>(const Trials<double>&, const StepSettings&, const double*, double*, double*,
+                              double*);
 
-}  // namespace vleak::VLEAK_VARIANT
+}  // namespace vleak

@@ -1,5 +1,5 @@
 #include "kernels/block_sum.h"
-#include "kernels/tv_entry.h"
+#include "kernels/total_variation_entry.h"
 
 namespace vleak::cuda {
 namespace {
@@ -14,20 +14,20 @@ struct Penalties {
 
 template <typename T>
 __device__ Penalties<T> penalties_of(const Trials<T>& trials, const StepSettings& step) {
-  const double weight = trials.prior ? per_pair(step.prior_weight, trial_size(trials.size)) : 0.0;
-  return {tv_scale(trials.size, step.tv), step.tv.isotropic, T(step.tv.smoothing), weight};
+  const double weight = trials.prior ? per_pair(step.numbers.prior_weight, trial_size(trials.size)) : 0.0;
+  return {tv_scale(trials.size, tv_settings(step)), step.isotropic, T(step.smoothing), weight};
 }
 
 template <Rule kRule, bool kSmooth, typename T>
 __global__ void step_kernel(const __grid_constant__ Trials<T> trials, StepRow row, double* partial) {
   __shared__ double shared[kThreads];
   __shared__ Penalties<T> penalties;
-  __shared__ StepNumbers<T> step;
+  __shared__ StepFactors<T> step;
   const ClipSize& size = trials.size;
   if (threadIdx.x == 0) {
-    const StepSettings settings = step_settings(row.numbers, row.isotropic, row.smoothing, row.rule);
+    const StepSettings settings = {*row.numbers, row.isotropic, row.smoothing, row.rule};
     penalties = penalties_of(trials, settings);
-    step = StepNumbers<T>::from(settings);
+    step = StepFactors<T>::from(settings.numbers);
   }
   __syncthreads();
   const BlockPlace place = block_place(size);
@@ -57,7 +57,7 @@ __global__ void step_kernel(const __grid_constant__ Trials<T> trials, StepRow ro
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// One block a trial. A NaN compares false, so it never becomes the best.
+// One block per trial. NaN compares false, so it never becomes the best.
 template <typename T>
 __global__ void objective_kernel(const double* partial, int64_t blocks, const T* distance, T* objective,
                                  T* best_objective, bool* better) {

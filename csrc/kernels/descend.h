@@ -1,7 +1,7 @@
-// One step of the attack's optimiser on independent trials.
+// One step of an attack's optimiser on independent trials, with total variation and the prior included.
 #pragma once
 
-#include "kernels/common.h"
+#include "kernels/total_variation.h"
 
 namespace vleak {
 
@@ -19,14 +19,14 @@ struct Trials {
   T* moved;                // [N, C, T, H, W], the new x
 };
 
-// How many numbers a row of settings holds: see step_settings.
-constexpr int kStepNumbers = 11;
-
-struct StepSettings {
-  TvSettings tv;
-  double prior_weight;
-  Rule rule;
+// The numbers that change from step to step, in the order in which vleak.native.descend.StepSettings has
+// them. They come from a float64 tensor on the device, so that a captured graph finds other ones at every
+// step.
+struct StepNumbers {
   double lr;
+  double prior_weight;
+  double spatial;
+  double temporal;
   double beta1;
   double beta2;
   double eps;
@@ -36,30 +36,28 @@ struct StepSettings {
   double bias2_root;  // sqrt(1 - beta2^step)
 };
 
-// row: [kStepNumbers], as vleak.ops.step_settings writes it; in memory of the device, so that a captured
-// graph finds other numbers there at every step.
-VLEAK_INLINE StepSettings step_settings(const double* row, bool isotropic, double smoothing, Rule rule) {
-  return {{row[2], row[3], smoothing, isotropic},
-          row[1],
-          rule,
-          row[0],
-          row[4],
-          row[5],
-          row[6],
-          row[7],
-          row[8],
-          row[9],
-          row[10]};
+constexpr int kStepNumbers = 11;
+static_assert(sizeof(StepNumbers) == kStepNumbers * sizeof(double));
+
+struct StepSettings {
+  StepNumbers numbers;
+  bool isotropic;
+  double smoothing;
+  Rule rule;
+};
+
+VLEAK_INLINE TvSettings tv_settings(const StepSettings& step) {
+  return {step.numbers.spatial, step.numbers.temporal, step.smoothing, step.isotropic};
 }
 
-// The settings in the precision of the clip, made once a kernel.
+// The numbers in the precision of the clip, computed once per kernel.
 template <typename T>
-struct StepNumbers {
+struct StepFactors {
   T lr, beta1, rest1, beta2, rest2, low, high;
-  // m / bias1 / (root(v) / bias2_root + eps) is gain * m / (root(v) + floor), which divides once an entry.
+  // m / bias1 / (root(v) / bias2_root + eps) equals gain * m / (root(v) + floor), which divides only once.
   T gain, floor;
 
-  VLEAK_INLINE StepNumbers from(const StepSettings& step) {
+  VLEAK_INLINE StepFactors from(const StepNumbers& step) {
     return {T(step.lr),
             T(step.beta1),
             T(1.0 - step.beta1),
@@ -72,9 +70,9 @@ struct StepNumbers {
   }
 };
 
-// Moves one entry; m and v are that entry's moments.
+// The new value of one entry; m and v are the moments of that entry, changed in place.
 template <Rule kRule, typename T>
-VLEAK_INLINE T moved_entry(T x, T total, T& m, T& v, const StepNumbers<T>& step) {
+VLEAK_INLINE T moved_entry(T x, T total, T& m, T& v, const StepFactors<T>& step) {
   T direction = kRule == Rule::kAdam ? total : sign(total);
   if (kRule != Rule::kSign) {
     m = step.beta1 * m + step.rest1 * direction;
@@ -85,5 +83,11 @@ VLEAK_INLINE T moved_entry(T x, T total, T& m, T& v, const StepNumbers<T>& step)
   const T raised = moved < step.low ? step.low : moved;
   return raised > step.high ? step.high : raised;
 }
+
+// On the CPU. The result does not depend on the number of threads.
+template <typename T>
+void descend(const Trials<T>& trials, const StepSettings& step, const T* distance /* [N] */,
+             T* objective /* [N], written */, T* best /* [N, C, T, H, W], in place */,
+             T* best_objective /* [N], in place */);
 
 }  // namespace vleak

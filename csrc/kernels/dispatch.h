@@ -1,16 +1,18 @@
-// The CPU kernels of the best instruction set this machine has.
+// The parts of the CPU kernels that are compiled once per instruction set (*_simd.cpp), and the choice among
+// them: the best set that this machine has.
 #pragma once
 
 #include "kernels/descend.h"
 #include "kernels/gradient_match.h"
-#include "kernels/product.h"
+#include "kernels/tile.h"
 
 #define VLEAK_DECLARE_CPU_KERNELS(variant)                                                                   \
   namespace variant {                                                                                        \
   template <typename T>                                                                                      \
-  void match_sums(const MatchPiece<T>* pieces, int64_t begin, int64_t end, MatchKind kind, MatchSums* sums); \
+  void match_sums(const MatchTensor<T>* pieces, int64_t begin, int64_t end, MatchKind kind,                  \
+                  MatchSums* sums);                                                                          \
   template <typename T>                                                                                      \
-  void match_residuals(const MatchPiece<T>* pieces, int64_t begin, int64_t end, const MatchResult& result);  \
+  void match_residuals(const MatchTensor<T>* pieces, int64_t begin, int64_t end, const MatchResult& result); \
   template <typename T>                                                                                      \
   void tv_planes(const T* x, const ClipSize& size, const TvSettings& tv, int64_t begin, int64_t end,         \
                  double* scratch, T* gradient, double* value);                                               \
@@ -45,7 +47,7 @@ struct CpuKernels {
   decltype(&baseline::tile_limits<T>) tile_limits;
 };
 
-// Doubles of scratch space that tv_planes and descend_planes need for rows of this width.
+// Doubles of scratch memory that tv_planes and descend_planes need for rows of this width.
 VLEAK_INLINE int64_t scratch_doubles(int64_t width) { return 7 * width + 2; }
 
 template <typename T>
@@ -53,6 +55,7 @@ const CpuKernels<T>& cpu_kernels();
 
 }  // namespace vleak
 
-// The name of the set in use, and, for tests, the choice of a lesser one (false: not on this machine).
+// The name of the instruction set in use; and, for tests, the choice of another one. Returns false if this
+// machine has no such set.
 extern "C" const char* vleak_instruction_set();
 extern "C" bool vleak_use_instruction_set(const char* name);

@@ -1,122 +1,54 @@
 #include "kernels/gradient_match.h"
 
-#include "kernels/dispatch.h"
+#include <algorithm>
+#include <vector>
 
-namespace vleak::VLEAK_VARIANT {
+#include "kernels/dispatch.h"
+#include "kernels/parallel.h"
+
+namespace vleak {
 namespace {
 
-// Sixteen lanes of partial sums, whatever the machine's registers hold: every instruction set adds in the
-// same order and gives the same bits.
-typedef double Lanes __attribute__((vector_size(64)));
-constexpr int kLanes = 8;
-constexpr int kBlock = 2 * kLanes;
-
-struct Sums {
-  Lanes dot[2] = {};
-  Lanes gradient[2] = {};
-  Lanes target[2] = {};
-};
+// Sums run over pieces of this many entries, never across tensors, and the sums of the pieces are added in
+// order: the result does not depend on which thread computed which piece.
+constexpr int64_t kPieceEntries = 16384;
 
 template <typename T>
-VLEAK_INLINE Lanes load(const T* from /* [8] */) {
-  typedef T Narrow __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Narrow*>(from), Lanes);
-}
-
-template <MatchKind kKind, typename T>
-VLEAK_INLINE void add_block(const T* gradient /* [16] */, const T* target /* [16] */, Sums& sums) {
-  for (int half = 0; half < 2; ++half) {
-    const Lanes g = load(gradient + half * kLanes);
-    const Lanes t = load(target + half * kLanes);
-    if (kKind == MatchKind::kL2) {
-      sums.dot[half] += (g - t) * (g - t);
-    } else {
-      sums.dot[half] += g * t;
-      sums.gradient[half] += g * g;
-      sums.target[half] += t * t;
-    }
-  }
-}
-
-double total(const Lanes* lanes /* [2] */) {
-  double sum = 0.0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += lanes[0][lane] + lanes[1][lane];
-  return sum;
-}
-
-// Loops over bytes become vector code, loops over bool do not.
-VLEAK_INLINE const uint8_t* bytes(const bool* mask) { return reinterpret_cast<const uint8_t*>(mask); }
-
-// `count` of a block's entries, 0 where they do not count.
-template <bool kMasked, typename T>
-VLEAK_INLINE void copy_block(const T* __restrict from, const uint8_t* __restrict mask, int64_t count,
-                             T* __restrict block /* [16] */) {
+std::vector<MatchTensor<T>> cut_pieces(const MatchTensor<T>* tensors, int64_t count) {
+  std::vector<MatchTensor<T>> pieces;
   for (int64_t i = 0; i < count; ++i) {
-    const T entry = from[i];
-    block[i] = !kMasked || mask[i] != 0 ? entry : T(0);
-  }
-}
-
-template <MatchKind kKind, bool kMasked, typename T>
-MatchSums piece_sums(const MatchPiece<T>& piece) {
-  Sums sums;
-  const int64_t whole = piece.count / kBlock * kBlock;
-  T gradient[kBlock] = {}, target[kBlock] = {};
-  for (int64_t start = 0; start < whole; start += kBlock) {
-    if (kMasked) {
-      copy_block<true>(piece.gradient + start, bytes(piece.mask) + start, kBlock, gradient);
-      copy_block<true>(piece.target + start, bytes(piece.mask) + start, kBlock, target);
-      add_block<kKind>(gradient, target, sums);
-    } else {
-      add_block<kKind>(piece.gradient + start, piece.target + start, sums);
+    const MatchTensor<T>& t = tensors[i];
+    for (int64_t at = 0; at < t.count; at += kPieceEntries) {
+      pieces.push_back({t.gradient + at, t.target + at, t.mask ? t.mask + at : nullptr, t.residual + at,
+                        std::min(kPieceEntries, t.count - at)});
     }
   }
-  if (whole < piece.count) {
-    T last_gradient[kBlock] = {}, last_target[kBlock] = {};
-    const uint8_t* mask = kMasked ? bytes(piece.mask) + whole : nullptr;
-    copy_block<kMasked>(piece.gradient + whole, mask, piece.count - whole, last_gradient);
-    copy_block<kMasked>(piece.target + whole, mask, piece.count - whole, last_target);
-    add_block<kKind>(last_gradient, last_target, sums);
-  }
-  return {total(sums.dot), total(sums.gradient), total(sums.target)};
-}
-
-template <MatchKind kKind, typename T>
-MatchSums sums_of(const MatchPiece<T>& piece) {
-  return piece.mask ? piece_sums<kKind, true>(piece) : piece_sums<kKind, false>(piece);
-}
-
-template <typename T>
-void piece_residual(const MatchPiece<T>& piece, double of_gradient, double of_target) {
-  const T* __restrict gradient = piece.gradient;
-  const T* __restrict target = piece.target;
-  T* __restrict residual = piece.residual;
-  for (int64_t i = 0; i < piece.count; ++i) {
-    residual[i] = static_cast<T>(of_gradient * gradient[i] + of_target * target[i]);
-  }
-  if (!piece.mask) return;
-  const uint8_t* __restrict mask = bytes(piece.mask);
-  for (int64_t i = 0; i < piece.count; ++i) residual[i] = mask[i] != 0 ? residual[i] : T(0);
+  return pieces;
 }
 
 }  // namespace
 
 template <typename T>
-void match_sums(const MatchPiece<T>* pieces, int64_t begin, int64_t end, MatchKind kind, MatchSums* sums) {
-  for (int64_t i = begin; i < end; ++i) {
-    sums[i] =
-        kind == MatchKind::kL2 ? sums_of<MatchKind::kL2>(pieces[i]) : sums_of<MatchKind::kCosine>(pieces[i]);
+MatchResult gradient_match(const MatchTensor<T>* tensors, int64_t count, MatchKind kind,
+                           const MatchSums& other) {
+  const std::vector<MatchTensor<T>> pieces = cut_pieces(tensors, count);
+  const int64_t grain = grain_of(kCopyGrain, kPieceEntries);
+  std::vector<MatchSums> sums(pieces.size());
+  parallel_for(pieces.size(), grain, [&](int64_t begin, int64_t end) {
+    cpu_kernels<T>().match_sums(pieces.data(), begin, end, kind, sums.data());
+  });
+  MatchSums all = other;
+  for (const MatchSums& piece : sums) {
+    all = {all.dot + piece.dot, all.gradient + piece.gradient, all.target + piece.target};
   }
+  const MatchResult result = match_result(all, kind);
+  parallel_for(pieces.size(), grain, [&](int64_t begin, int64_t end) {
+    cpu_kernels<T>().match_residuals(pieces.data(), begin, end, result);
+  });
+  return result;
 }
 
-template <typename T>
-void match_residuals(const MatchPiece<T>* pieces, int64_t begin, int64_t end, const MatchResult& result) {
-  for (int64_t i = begin; i < end; ++i) piece_residual(pieces[i], result.of_gradient, result.of_target);
-}
+template MatchResult gradient_match<float>(const MatchTensor<float>*, int64_t, MatchKind, const MatchSums&);
+template MatchResult gradient_match<double>(const MatchTensor<double>*, int64_t, MatchKind, const MatchSums&);
 
-template void match_sums<float>(const MatchPiece<float>*, int64_t, int64_t, MatchKind, MatchSums*);
-template void match_sums<double>(const MatchPiece<double>*, int64_t, int64_t, MatchKind, MatchSums*);
-template void match_residuals<float>(const MatchPiece<float>*, int64_t, int64_t, const MatchResult&);
-template void match_residuals<double>(const MatchPiece<double>*, int64_t, int64_t, const MatchResult&);
-
-}  // namespace vleak::VLEAK_VARIANT
+}  // namespace vleak

@@ -1,7 +1,33 @@
+#include <vector>
+
 #include "kernels/block_sum.h"
 
 namespace vleak::cuda {
 namespace {
+
+// Tensors per launch: they are kernel arguments, which may hold 4 KiB.
+constexpr int64_t kGroup = 64;
+
+template <typename T>
+struct MatchGroup {
+  MatchTensor<T> tensors[kGroup];
+  int64_t first_block[kGroup + 1];  // of each tensor within this launch, then the number of blocks
+  int64_t count;
+
+  int64_t blocks() const { return first_block[count]; }
+};
+
+template <typename T>
+std::vector<MatchGroup<T>> cut_groups(const MatchTensor<T>* tensors, int64_t count) {
+  std::vector<MatchGroup<T>> groups(divide_up(count, kGroup));
+  for (int64_t i = 0; i < count; ++i) {
+    MatchGroup<T>& group = groups[i / kGroup];
+    group.tensors[group.count] = tensors[i];
+    group.first_block[group.count + 1] = group.blocks() + blocks_for(tensors[i].count);
+    ++group.count;
+  }
+  return groups;
+}
 
 struct Piece {
   int tensor;
@@ -19,7 +45,7 @@ template <typename T>
 __global__ void sums_kernel(const __grid_constant__ MatchGroup<T> group, MatchKind kind, MatchSums* sums) {
   __shared__ double shared[kThreads];
   const Piece piece = piece_of(group);
-  const MatchPiece<T>& tensor = group.tensors[piece.tensor];
+  const MatchTensor<T>& tensor = group.tensors[piece.tensor];
   MatchSums mine = {0.0, 0.0, 0.0};
   for (int k = 0; k < kPerThread; ++k) {
     const int64_t i = piece.first + k * kThreads + threadIdx.x;
@@ -54,7 +80,7 @@ __global__ void finish_kernel(const MatchSums* sums, int64_t blocks, MatchKind k
 template <typename T>
 __global__ void residuals_kernel(const __grid_constant__ MatchGroup<T> group, const MatchResult* result) {
   const Piece piece = piece_of(group);
-  const MatchPiece<T>& tensor = group.tensors[piece.tensor];
+  const MatchTensor<T>& tensor = group.tensors[piece.tensor];
   const double of_gradient = result->of_gradient, of_target = result->of_target;
   for (int k = 0; k < kPerThread; ++k) {
     const int64_t i = piece.first + k * kThreads + threadIdx.x;
@@ -68,28 +94,34 @@ __global__ void residuals_kernel(const __grid_constant__ MatchGroup<T> group, co
 }  // namespace
 
 template <typename T>
-void match_sums(const MatchGroup<T>& group, MatchKind kind, MatchSums* sums, Stream stream) {
-  const int64_t blocks = group.first_block[group.count];
-  if (blocks) sums_kernel<T><<<blocks, kThreads, 0, stream>>>(group, kind, sums);
+int64_t match_scratch_bytes(const MatchTensor<T>* tensors, int64_t count) {
+  int64_t blocks = 0;
+  for (int64_t i = 0; i < count; ++i) blocks += blocks_for(tensors[i].count);
+  return sizeof(MatchResult) + blocks * sizeof(MatchSums);
 }
 
 template <typename T>
-void match_finish(const MatchSums* sums, int64_t blocks, MatchKind kind, MatchResult* result, T* distance,
-                  Stream stream) {
-  finish_kernel<T><<<1, kThreads, 0, stream>>>(sums, blocks, kind, result, distance);
+void gradient_match(const MatchTensor<T>* tensors, int64_t count, MatchKind kind, void* scratch, T* distance,
+                    Stream stream) {
+  auto* result = static_cast<MatchResult*>(scratch);
+  auto* sums = reinterpret_cast<MatchSums*>(result + 1);
+  const std::vector<MatchGroup<T>> groups = cut_groups(tensors, count);
+  int64_t first = 0;
+  for (const MatchGroup<T>& group : groups) {
+    if (group.blocks()) {
+      sums_kernel<T><<<group.blocks(), kThreads, 0, stream>>>(group, kind, sums + first);
+    }
+    first += group.blocks();
+  }
+  finish_kernel<T><<<1, kThreads, 0, stream>>>(sums, first, kind, result, distance);
+  for (const MatchGroup<T>& group : groups) {
+    if (group.blocks()) residuals_kernel<T><<<group.blocks(), kThreads, 0, stream>>>(group, result);
+  }
 }
 
-template <typename T>
-void match_residuals(const MatchGroup<T>& group, const MatchResult* result, Stream stream) {
-  const int64_t blocks = group.first_block[group.count];
-  if (blocks) residuals_kernel<T><<<blocks, kThreads, 0, stream>>>(group, result);
-}
-
-template void match_sums<float>(const MatchGroup<float>&, MatchKind, MatchSums*, Stream);
-template void match_sums<double>(const MatchGroup<double>&, MatchKind, MatchSums*, Stream);
-template void match_finish<float>(const MatchSums*, int64_t, MatchKind, MatchResult*, float*, Stream);
-template void match_finish<double>(const MatchSums*, int64_t, MatchKind, MatchResult*, double*, Stream);
-template void match_residuals<float>(const MatchGroup<float>&, const MatchResult*, Stream);
-template void match_residuals<double>(const MatchGroup<double>&, const MatchResult*, Stream);
+template int64_t match_scratch_bytes<float>(const MatchTensor<float>*, int64_t);
+template int64_t match_scratch_bytes<double>(const MatchTensor<double>*, int64_t);
+template void gradient_match<float>(const MatchTensor<float>*, int64_t, MatchKind, void*, float*, Stream);
+template void gradient_match<double>(const MatchTensor<double>*, int64_t, MatchKind, void*, double*, Stream);
 
 }  // namespace vleak::cuda

@@ -1,4 +1,4 @@
-// Distance between two gradients over a list of tensors, and its derivative.
+// Distance between two lists of gradients, and its derivative with respect to the first list.
 #pragma once
 
 #include "kernels/common.h"
@@ -7,16 +7,13 @@ namespace vleak {
 
 enum class MatchKind { kCosine, kL2 };
 
-// Sums run over pieces of this many entries, never across tensors, and the pieces are added in order: the
-// result does not depend on who computed which piece.
-constexpr int64_t kMatchPiece = 16384;
-
+// One parameter tensor, or a piece of one.
 template <typename T>
-struct MatchPiece {
+struct MatchTensor {
   const T* gradient;  // [count]
   const T* target;    // [count]
   const bool* mask;   // [count], or null: every entry counts
-  T* residual;        // [count]
+  T* residual;        // [count], written
   int64_t count;
 };
 
@@ -40,8 +37,14 @@ VLEAK_INLINE MatchResult match_result(const MatchSums& sums, MatchKind kind) {
   if (product == 0.0) return {1.0, 0.0, 0.0};
   const double cosine = sums.dot / product;
   const double distance = 1.0 - cosine;
-  // Rounding can put the distance of parallel vectors a hair below zero; NaN must stay NaN.
+  // Rounding can put the distance of parallel vectors slightly below zero. NaN must stay NaN.
   return {distance < 0.0 ? 0.0 : distance, cosine / norm / norm, -1.0 / product};
 }
+
+// On the CPU: writes the residuals and returns the distance and the factors of the residuals.
+// other: sums over tensors that are not in the list. The result does not depend on the number of threads.
+template <typename T>
+MatchResult gradient_match(const MatchTensor<T>* tensors /* [count] */, int64_t count, MatchKind kind,
+                           const MatchSums& other);
 
 }  // namespace vleak

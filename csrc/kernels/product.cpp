@@ -1,280 +1,94 @@
 #include "kernels/product.h"
 
-#include "kernels/dispatch.h"
+#include <algorithm>
 
-namespace vleak::VLEAK_VARIANT {
+#include "kernels/product_blocks.h"
+
+namespace vleak {
 namespace {
 
-// How many vectors of sums fit into the registers beside the operands, and their width in bytes.
-#if defined(__AVX512F__)
-constexpr int kBytes = 64, kSums = 24, kMostRows = 12;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32, kSums = 12, kMostRows = 6;
-#else
-constexpr int kBytes = 16, kSums = 12, kMostRows = 6;
-#endif
-static_assert(kSums * kBytes <= kMaxTileBytes && kMostRows <= kMaxTileRows);
+// The parts of both operands that are in use should fit into the second-level cache.
+constexpr int64_t kCacheBytes = 1 << 18;
+constexpr int64_t kLeastDepth = 128;
 
-template <typename T>
-struct Wide {
-  typedef T Vector __attribute__((vector_size(kBytes)));
-  typedef T Loose __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
-  static constexpr int kLanes = kBytes / sizeof(T);
-};
+}  // namespace
 
-template <typename T>
-VLEAK_INLINE typename Wide<T>::Vector load(const T* from /* [lanes] */) {
-  return *reinterpret_cast<const typename Wide<T>::Loose*>(from);
+ProductPlan plan_product(int64_t rows, int64_t depth, int64_t vectors, bool left_is_large,
+                         const TileLimits& limits) {
+  const int64_t block_vectors = std::min(best_vectors(rows, vectors, limits), kMaxBlockVectors);
+  const int64_t block = most_rows(block_vectors, limits), width = block_vectors * limits.lanes;
+  const int64_t entries = left_is_large ? vectors * limits.lanes + 2 * block : rows + 2 * width;
+  const int64_t most = std::max(kLeastDepth, kCacheBytes / limits.entry_bytes / entries);
+  const int64_t even = divide_up(depth, divide_up(depth, most));
+  return {limits.lanes,         vectors, block_vectors, depth, divide_up(even, 16) * 16, left_is_large,
+          cut_rows(rows, block)};
 }
 
-template <typename T>
-VLEAK_INLINE void store(typename Wide<T>::Vector vector, T* to /* [lanes] */) {
-  *reinterpret_cast<typename Wide<T>::Loose*>(to) = vector;
-}
+namespace {
 
-// The side of the block with fewer entries stays in registers, or one sum would not find room.
-template <typename T, int kRows, int kVectors>
-VLEAK_INLINE void add_products(const T* left, const T* const* from, int64_t offset,
-                               typename Wide<T>::Vector (&sum)[kRows][kVectors]) {
-  using Vector = typename Wide<T>::Vector;
-  if constexpr (kRows < kVectors) {
-    Vector factors[kRows];
-#pragma GCC unroll 12
-    for (int row = 0; row < kRows; ++row) factors[row] = left[row] - Vector{};
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      Vector entries = load(from[v] + offset);
-#if defined(__x86_64__)
-      // Otherwise every product loads them anew.
-      asm("" : "+v"(entries));
-#endif
-#pragma GCC unroll 12
-      for (int row = 0; row < kRows; ++row) sum[row][v] += factors[row] * entries;
-    }
-  } else {
-    Vector entries[kVectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) entries[v] = load(from[v] + offset);
-#pragma GCC unroll 12
-    for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sum[row][v] += left[row] * entries[v];
-    }
+// y += x m, where the rows of m are read as vectors. Where fresh is set, y is not read.
+template <typename T>
+void add_product(const ProductPair<T>& pair, int64_t rows, int64_t columns, bool fresh, T* y) {
+  const TileLimits limits = cpu_kernels<T>().tile_limits();
+  const int64_t vectors = columns / limits.lanes, full = vectors * limits.lanes, rest = columns - full;
+  if (vectors > 0) {
+    const ProductPlan plan = plan_product(rows, pair.depth, vectors, false, limits);
+    multiply_parallel<T>(plan, pair.x, pair.m, fresh, {y, columns});
   }
+  if (rest == 0) return;
+  // The last columns do not fill a vector: they and their sums are copied to padded memory.
+  const auto last = scratch<T>(pair.depth * limits.lanes), sums = scratch<T>(rows * limits.lanes);
+  std::fill_n(last.get(), pair.depth * limits.lanes, T(0));
+  std::fill_n(sums.get(), rows * limits.lanes, T(0));
+  for (int64_t k = 0; k < pair.depth; ++k)
+    std::copy_n(pair.m.data + k * pair.m.stride + full, rest, last.get() + k * limits.lanes);
+  for (int64_t row = 0; row < rows && !fresh; ++row)
+    std::copy_n(y + row * columns + full, rest, sums.get() + row * limits.lanes);
+  const ProductPlan plan = plan_product(rows, pair.depth, 1, true, limits);
+  multiply_parallel<T>(plan, pair.x, {last.get(), limits.lanes}, false, {sums.get(), limits.lanes});
+  for (int64_t row = 0; row < rows; ++row)
+    std::copy_n(sums.get() + row * limits.lanes, rest, y + row * columns + full);
 }
 
-template <typename T, int kRows, int kVectors>
-void run_tile(const T* left, const T* right, const int64_t* offsets, int64_t count, const int64_t* bases,
-              const T* start, T* sums, int64_t row_stride, const int64_t* at) {
-  using Vector = typename Wide<T>::Vector;
-  const T* from[kVectors];
-  Vector sum[kRows][kVectors];
-  for (int v = 0; v < kVectors; ++v) from[v] = right + bases[v];
-#pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sum[row][v] = start ? start[row] - Vector{} : load(sums + row * row_stride + at[v]);
+// y = sum over pairs of x m^T, computed as (m x^T)^T: the rows of m are read entry by entry, nothing is
+// packed.
+template <typename T>
+void transposed_products(const std::vector<ProductPair<T>>& pairs, int64_t rows, int64_t columns, T* y) {
+  const TileLimits limits = cpu_kernels<T>().tile_limits();
+  const int64_t vectors = divide_up(rows, limits.lanes), padded = vectors * limits.lanes;
+  const auto sums = scratch<T>(columns * padded);
+  bool fresh = true;
+  for (const ProductPair<T>& pair : pairs) {
+    const int64_t piece = plan_product(columns, pair.depth, vectors, true, limits).piece;
+    const auto turned = scratch<T>(piece * padded);
+    if (padded > rows) std::fill_n(turned.get(), piece * padded, T(0));
+    for (int64_t start = 0; start < pair.depth; start += piece, fresh = false) {
+      const int64_t count = std::min(piece, pair.depth - start);
+      transpose_parallel<T>({pair.x.data + start, pair.x.stride}, rows, count, 16, turned.get(), padded);
+      const ProductPlan plan = plan_product(columns, count, vectors, true, limits);
+      multiply_parallel<T>(plan, {pair.m.data + start, pair.m.stride}, {turned.get(), padded}, fresh,
+                           {sums.get(), padded});
     }
   }
-  for (int64_t k = 0; k < count; ++k, left += kRows) {
-    add_products<T, kRows, kVectors>(left, from, offsets[k], sum);
-  }
-#pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) store(sum[row][v], sums + row * row_stride + at[v]);
-  }
-}
-
-template <typename T, int kRows, int kVectors>
-VLEAK_INLINE void add_row(const T* left, int64_t stride, const T* right,
-                          typename Wide<T>::Vector (&sum)[kRows][kVectors]) {
-  using Vector = typename Wide<T>::Vector;
-  Vector entries[kVectors];
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) entries[v] = load(right + v * Wide<T>::kLanes);
-#pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row) {
-    Vector factor = left[row * stride] - Vector{};
-#if defined(__x86_64__)
-    // Otherwise every product loads it anew.
-    if constexpr (kVectors > 1) asm("" : "+v"(factor));
-#endif
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) sum[row][v] += factor * entries[v];
-  }
-}
-
-template <typename T>
-constexpr int64_t kLine = kLineBytes / sizeof(T);
-
-// Walks over the rows, line after line.
-template <typename T>
-class Fetch {
- public:
-  explicit Fetch(const Ahead<T>& ahead) : ahead_(ahead) {}
-
-  void step() {
-    for (int64_t i = 0; i < ahead_.lines_a_step && ahead_.rows > 0; ++i) {
-      __builtin_prefetch(ahead_.first + at_);
-      at_ += kLine<T>;
-      if (at_ < ahead_.entries) continue;
-      at_ = 0;
-      ahead_.first += ahead_.stride;
-      --ahead_.rows;
-    }
-  }
-
- private:
-  Ahead<T> ahead_;
-  int64_t at_ = 0;
-};
-
-template <typename T, int kRows, int kVectors>
-void run_block(const Block<T>& block) {
-  using Vector = typename Wide<T>::Vector;
-  Vector sum[kRows][kVectors];
-#pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      sum[row][v] = block.fresh ? Vector{} : load(block.sums + row * block.sums_stride + v * Wide<T>::kLanes);
-    }
-  }
-  const T *left = block.left, *right = block.right;
-  const int64_t left_stride = block.left_stride, right_stride = block.right_stride;
-  Fetch<T> next(block.next);
-  for (int64_t start = 0; start < block.depth; start += kLine<T>) {
-    next.step();
-    const int64_t end = start + kLine<T> < block.depth ? start + kLine<T> : block.depth;
-    for (int64_t k = start; k < end; ++k, ++left, right += right_stride) {
-      add_row<T, kRows, kVectors>(left, left_stride, right, sum);
-    }
-  }
-#pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      store(sum[row][v], block.sums + row * block.sums_stride + v * Wide<T>::kLanes);
-    }
-  }
-}
-
-// Where a panel is too narrow for kRowVectors sums, every other term has sums of its own.
-template <typename T>
-void run_row(const Row<T>& row) {
-  using Vector = typename Wide<T>::Vector;
-  constexpr int kLanes = Wide<T>::kLanes, kFit = kPanel / kLanes;
-  constexpr int kVectors = kFit < kRowVectors ? kFit : kRowVectors, kSets = kRowVectors / kVectors;
-  static_assert(kPanel % (kVectors * kLanes) == 0);
-  for (int64_t i = 0; i < row.next_entries; i += kLine<T>) __builtin_prefetch(row.next + i);
-  Vector sum[kSets][kVectors] = {};
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    if (!row.fresh) sum[0][v] = load(row.sums + v * kLanes);
-  }
-  const auto add = [&](const Term<T>& term, Vector(&to)[kVectors]) __attribute__((always_inline)) {
-    const Vector factor = term.factor - Vector{};
-    const T* right = row.right + term.at;
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) to[v] += factor * load(right + v * kLanes);
-  };
-  const Term<T>*term = row.terms, *end = term + row.count;
-  for (; end - term >= kSets; term += kSets) {
-#pragma GCC unroll 8
-    for (int set = 0; set < kSets; ++set) add(term[set], sum[set]);
-  }
-  for (; term < end; ++term) add(*term, sum[0]);
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 8
-    for (int set = 1; set < kSets; ++set) sum[0][v] += sum[set][v];
-    store(sum[0][v], row.sums + v * kLanes);
-  }
-}
-
-constexpr int most_vectors(int rows, int64_t most) {
-  return kSums / rows < most ? kSums / rows : static_cast<int>(most);
-}
-
-// Every block that fits, by rows and vectors, each counted from 1.
-template <typename Function, int64_t kMostVectors>
-struct Shapes {
-  Function of[kMostRows][kMostVectors] = {};
-};
-
-template <typename T>
-using Tiles = Shapes<Tile<T>, kMaxTileVectors>;
-template <typename T>
-using Blocks = Shapes<BlockProduct<T>, kMaxBlockVectors>;
-
-template <typename T, int kRows, int kVectors>
-constexpr void add_tiles(Tiles<T>& tiles) {
-  tiles.of[kRows - 1][kVectors - 1] = &run_tile<T, kRows, kVectors>;
-  if constexpr (kVectors > 1) {
-    add_tiles<T, kRows, kVectors - 1>(tiles);
-  } else if constexpr (kRows > 1) {
-    add_tiles<T, kRows - 1, most_vectors(kRows - 1, kMaxTileVectors)>(tiles);
-  }
-}
-
-template <typename T, int kRows, int kVectors>
-constexpr void add_blocks(Blocks<T>& blocks) {
-  blocks.of[kRows - 1][kVectors - 1] = &run_block<T, kRows, kVectors>;
-  if constexpr (kVectors > 1) {
-    add_blocks<T, kRows, kVectors - 1>(blocks);
-  } else if constexpr (kRows > 1) {
-    add_blocks<T, kRows - 1, most_vectors(kRows - 1, kMaxBlockVectors)>(blocks);
-  }
-}
-
-template <typename T>
-constexpr Tiles<T> all_tiles() {
-  Tiles<T> tiles;
-  add_tiles<T, kMostRows, most_vectors(kMostRows, kMaxTileVectors)>(tiles);
-  return tiles;
-}
-
-template <typename T>
-constexpr Blocks<T> all_blocks() {
-  Blocks<T> blocks;
-  add_blocks<T, kMostRows, most_vectors(kMostRows, kMaxBlockVectors)>(blocks);
-  return blocks;
+  transpose_parallel<T>({sums.get(), padded}, columns, rows, 4, y, columns);
 }
 
 }  // namespace
 
-// The loop for a block of this shape, which must fit.
 template <typename T>
-Tile<T> tile(int64_t rows, int64_t vectors) {
-  static constexpr Tiles<T> kTiles = all_tiles<T>();
-  return kTiles.of[rows - 1][vectors - 1];
+void product(const std::vector<ProductPair<T>>& pairs, int64_t rows, int64_t columns, T* y) {
+  std::vector<ProductPair<T>> plain, transposed;
+  for (const ProductPair<T>& pair : pairs) (pair.transposed ? transposed : plain).push_back(pair);
+  if (!transposed.empty()) transposed_products(transposed, rows, columns, y);
+  bool fresh = transposed.empty();
+  if (pairs.empty()) std::fill_n(y, rows * columns, T(0));
+  for (const ProductPair<T>& pair : plain) {
+    add_product(pair, rows, columns, fresh, y);
+    fresh = false;
+  }
 }
 
-template <typename T>
-BlockProduct<T> block_product(int64_t rows, int64_t vectors) {
-  static constexpr Blocks<T> kBlocks = all_blocks<T>();
-  return kBlocks.of[rows - 1][vectors - 1];
-}
+template void product<float>(const std::vector<ProductPair<float>>&, int64_t, int64_t, float*);
+template void product<double>(const std::vector<ProductPair<double>>&, int64_t, int64_t, double*);
 
-template <typename T>
-RowProduct<T> row_product() {
-  return &run_row<T>;
-}
-
-template <typename T>
-TileLimits tile_limits() {
-  return {Wide<T>::kLanes, kSums, kMostRows, sizeof(T)};
-}
-
-template Tile<float> tile<float>(int64_t, int64_t);
-template Tile<double> tile<double>(int64_t, int64_t);
-template BlockProduct<float> block_product<float>(int64_t, int64_t);
-template BlockProduct<double> block_product<double>(int64_t, int64_t);
-template RowProduct<float> row_product<float>();
-template RowProduct<double> row_product<double>();
-template TileLimits tile_limits<float>();
-template TileLimits tile_limits<double>();
-
-}  // namespace vleak::VLEAK_VARIANT
+}  // namespace vleak

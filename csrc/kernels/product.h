@@ -1,103 +1,31 @@
-// The inner loops of all convolutions and products: a block of sums held in registers.
+// Sums of matrix products.
 #pragma once
+
+#include <vector>
 
 #include "kernels/common.h"
 
 namespace vleak {
 
-// sums[row * row_stride + at[vector] + lane] +=
-//     sum over k of left[k][row] * right[offsets[k] + bases[vector] + lane]
-//
-// Where start is given, sums are written only and begin at start[row].
-// left is packed, right is read wherever its entries lie, so no operand is ever unfolded. Every sum is added
-// up in the order of k, whatever the shape of the block.
+// A matrix whose rows are contiguous; stride: entries from one row to the next.
 template <typename T>
-using Tile = void (*)(const T* left /* [count, rows] */, const T* right, const int64_t* offsets /* [count] */,
-                      int64_t count, const int64_t* bases /* [vectors] */, const T* start /* [rows] */,
-                      T* sums, int64_t row_stride, const int64_t* at /* [vectors] */);
-
-// A block of rows x vectors fits if rows <= most_rows, rows * vectors <= sums and vectors <= kMaxTileVectors.
-struct TileLimits {
-  int64_t lanes;
-  int64_t sums;
-  int64_t most_rows;
-  int64_t entry_bytes;
-};
-
-// Upper bounds over all instruction sets.
-constexpr int64_t kMaxTileVectors = 8;
-constexpr int64_t kMaxTileRows = 12;
-constexpr int64_t kMaxTileBytes = 24 * 64;
-
-constexpr int64_t kLineBytes = 64;  // of the cache
-
-// Rows to be read soon: asked for line after line, some of them at every step of something else, which takes
-// a step for each line of its depth.
-template <typename T>
-struct Ahead {
-  const T* first;
+struct Matrix {
+  T* data;
   int64_t stride;
-  int64_t rows;
-  int64_t entries;
-  int64_t lines_a_step;
-};
-
-// sums[row * sums_stride + i] += sum over k of left[row * left_stride + k] * right[k * right_stride + i]
-//
-// Nothing is packed. Where fresh is set, sums are written only and begin at 0. Every sum is added up in the
-// order of k, whatever the shape of the block.
-template <typename T>
-struct Block {
-  const T* left;
-  int64_t left_stride;
-  const T* right;
-  int64_t right_stride;
-  int64_t depth;
-  T* sums;
-  int64_t sums_stride;
-  bool fresh;
-  Ahead<T> next;
-};
-
-// For a fixed number of rows and vectors, which fit as those of a tile do; vectors <= kMaxBlockVectors.
-template <typename T>
-using BlockProduct = void (*)(const Block<T>& block);
-
-constexpr int64_t kMaxBlockVectors = 3;
-
-// One of the rows that are added up: where it begins, and its factor.
-template <typename T>
-struct Term {
-  int32_t at;
-  T factor;
-};
-
-// sums[i] += sum over terms of factor * right[at + i], for i < row_entries
-//
-// Where fresh is set, sums are written only and begin at 0. What is read next is asked for meanwhile.
-template <typename T>
-struct Row {
-  const Term<T>* terms;
-  int64_t count;
-  const T* right;
-  T* sums;
-  bool fresh;
-  const T* next;
-  int64_t next_entries;
 };
 
 template <typename T>
-using RowProduct = void (*)(const Row<T>& row);
+struct ProductPair {
+  Matrix<const T> x;  // [rows, depth]
+  Matrix<const T> m;  // [depth, columns]; transposed: [columns, depth]
+  int64_t depth;      // > 0
+  bool transposed;
+};
 
-// Columns of a panel, see vleak.bilinear.panels.
-constexpr int64_t kPanel = 64;
-
-// Sums of a row that are added up at once: so many that none waits for the one before.
-constexpr int64_t kRowVectors = 8;
-
+// y = sum over pairs of x m, or x m^T where transposed. The large operand m is read once, where it lies. The
+// result does not depend on the number of threads.
 template <typename T>
-VLEAK_INLINE int64_t row_entries(const TileLimits& limits) {
-  return kPanel < kRowVectors * limits.lanes ? kPanel : kRowVectors * limits.lanes;
-}
+void product(const std::vector<ProductPair<T>>& pairs, int64_t rows, int64_t columns,
+             T* y /* [rows, columns] */);
 
 }  // namespace vleak

@@ -1,9 +1,9 @@
-// Copies that turn rows into columns or skip entries: how operands are packed for the tiles of product.h.
+// Copies that transpose or skip entries: they pack operands for the tiles of tile.h.
 #pragma once
 
 #include "kernels/common.h"
 
-// GCC learned clang's name for it late.
+// Older GCC versions lack __builtin_shufflevector.
 #if defined(__clang__)
 #define VLEAK_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else

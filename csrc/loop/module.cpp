@@ -1,4 +1,4 @@
-// The Python face of the runner: building a program, and running it without the GIL.
+// Python bindings of the runner: building a program, and running it without the GIL.
 #include <ATen/ScalarOps.h>
 #include <ATen/core/jit_type.h>
 #include <pybind11/pybind11.h>
@@ -174,20 +174,20 @@ Instruction make_instruction(const Template& reader, py::handle description) {
   return made;
 }
 
-std::shared_ptr<Program> make_program(py::handle plan, py::object slot_type) {
+std::shared_ptr<Program> make_program(py::handle lowered, py::object slot_type) {
   const Template reader{std::move(slot_type)};
   auto program = std::make_shared<Program>();
-  program->slots = plan.attr("slots").cast<int>();
-  for (py::handle description : plan.attr("prologue"))
+  program->slots = lowered.attr("slots").cast<int>();
+  for (py::handle description : lowered.attr("prologue"))
     program->prologue.push_back(make_instruction(reader, description));
-  for (py::handle description : plan.attr("body"))
+  for (py::handle description : lowered.attr("body"))
     program->body.push_back(make_instruction(reader, description));
-  program->outputs = plan.attr("outputs").cast<std::vector<int>>();
-  for (const auto& [output, slot] : plan.attr("carries").cast<std::vector<std::pair<int, int>>>())
+  program->outputs = lowered.attr("outputs").cast<std::vector<int>>();
+  for (const auto& [output, slot] : lowered.attr("carries").cast<std::vector<std::pair<int, int>>>())
     program->carries.push_back({output, slot});
-  program->leftover = plan.attr("leftover").cast<std::vector<int>>();
-  program->settings = plan.attr("settings").cast<std::optional<int>>();
-  program->objective = plan.attr("objective").cast<int>();
+  program->leftover = lowered.attr("leftover").cast<std::vector<int>>();
+  program->settings = lowered.attr("settings").cast<std::optional<int>>();
+  program->objective = lowered.attr("objective").cast<int>();
   return program;
 }
 
@@ -221,56 +221,40 @@ auto without_gil(Work work) {
 
 at::Tensor tensor(py::handle value) { return THPVariable_Unpack(value.ptr()); }
 
-std::unique_ptr<Bound> bind(std::shared_ptr<Program> program, const py::dict& held) {
+std::unique_ptr<Execution> start(std::shared_ptr<Program> program, const py::dict& held) {
   std::vector<std::pair<int, at::Tensor>> values;
   for (const auto& [slot, value] : held) values.emplace_back(slot.cast<int>(), tensor(value));
-  return std::make_unique<Bound>(std::move(program), values);
+  return std::make_unique<Execution>(std::move(program), values);
 }
 
-py::object prepare(Bound& bound) {
+py::object prepare(Execution& execution) {
   try {
-    without_gil([&] { bound.prepare(); });
+    without_gil([&] { execution.prepare(); });
     return py::none();
   } catch (const StepError& error) {
     return failure(error);
   }
 }
 
-// Lets the handlers of signals run, which may raise; then says whether the run shall end.
-bool pause(const py::object& asked) {
+// Runs the handlers of signals, which may raise; then returns whether the run is to end.
+bool pause(const py::object& interrupted) {
   py::gil_scoped_acquire held;
   if (PyErr_CheckSignals()) throw py::error_already_set();
-  return asked().cast<bool>();
+  return interrupted().cast<bool>();
 }
 
-const char* word(Reason reason) {
-  switch (reason) {
-    case Reason::done:
-      return "done";
-    case Reason::nan:
-      return "nan";
-    case Reason::plateau:
-      return "plateau";
-    case Reason::interrupted:
-      return "interrupted";
-  }
-  return "";
-}
-
-// Returns (history, why it ended, failure or None): nothing that ends a run may lose what it did before. What
-// the handler of a signal raised is a failure of no operator. asked: whether to end between two iterations.
-py::tuple run(Bound& bound, int64_t n, const py::object& table, int64_t patience, double tolerance,
-              const py::object& asked) {
-  const at::Tensor rows = table.is_none() ? at::Tensor() : tensor(table);
+// Returns (history, failure or None): nothing that ends a run may lose the iterations before it. What the
+// handler of a signal raised is a failure of no operator. interrupted: whether to end between two iterations.
+py::tuple run(Execution& execution, int64_t n, const py::object& settings, const py::object& interrupted) {
+  const at::Tensor rows = settings.is_none() ? at::Tensor() : tensor(settings);
   std::vector<double> history;
   try {
-    const Reason reason = without_gil(
-        [&] { return bound.run(n, rows, {patience, tolerance}, history, [&] { return pause(asked); }); });
-    return py::make_tuple(history, word(reason), py::none());
+    without_gil([&] { execution.run(n, rows, history, [&] { return pause(interrupted); }); });
+    return py::make_tuple(history, py::none());
   } catch (const StepError& error) {
-    return py::make_tuple(history, "failed", failure(error));
+    return py::make_tuple(history, failure(error));
   } catch (const py::error_already_set& raised) {
-    return py::make_tuple(history, "interrupted", py::make_tuple("", raised.value()));
+    return py::make_tuple(history, py::make_tuple("", raised.value()));
   }
 }
 
@@ -278,9 +262,9 @@ py::object wrap(const at::Tensor& tensor) {
   return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor));
 }
 
-py::list outputs(const Bound& bound) {
+py::list outputs(const Execution& execution) {
   py::list wrapped;
-  for (const at::Tensor& output : bound.outputs()) wrapped.append(wrap(output));
+  for (const at::Tensor& output : execution.outputs()) wrapped.append(wrap(output));
   return wrapped;
 }
 
@@ -302,11 +286,12 @@ PYBIND11_MODULE(vleak_loop, module) {
   keep_memory();
   py::class_<Program, std::shared_ptr<Program>>(module, "Program")
       .def(py::init(&make_program))
-      .def("bind", &bind);
-  py::class_<Bound>(module, "Bound")
+      .def("start", &start);
+  py::class_<Execution>(module, "Execution")
       .def("prepare", &prepare)
       .def("run", &run)
-      .def("interrupt", &Bound::interrupt)
-      .def("value", [](const Bound& bound, int slot) { return wrap(bound.value(slot)); })
+      .def("value", [](const Execution& execution, int slot) { return wrap(execution.value(slot)); })
+      .def("set_value",
+           [](Execution& execution, int slot, py::handle value) { execution.set_value(slot, tensor(value)); })
       .def("outputs", &outputs);
 }

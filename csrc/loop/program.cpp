@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <chrono>
-#include <cmath>
 
 namespace vleak::loop {
 namespace {
@@ -67,17 +66,18 @@ void store(torch::jit::Stack& stack, std::vector<c10::IValue>& slots, const std:
 
 }  // namespace
 
-Bound::Bound(std::shared_ptr<const Program> program, const std::vector<std::pair<int, at::Tensor>>& held)
+Execution::Execution(std::shared_ptr<const Program> program,
+                     const std::vector<std::pair<int, at::Tensor>>& held)
     : program_(std::move(program)), slots_(program_->slots) {
   for (const auto& [slot, value] : held) slots_[slot] = value;
 }
 
-void Bound::prepare() {
+void Execution::prepare() {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   for (const Instruction& instruction : program_->prologue) execute(instruction);
 }
 
-void Bound::execute(const Instruction& instruction) {
+void Execution::execute(const Instruction& instruction) {
   try {
     stack_.clear();
     for (const Argument& argument : instruction.arguments) push(stack_, slots_, argument);
@@ -90,43 +90,29 @@ void Bound::execute(const Instruction& instruction) {
   }
 }
 
-double Bound::iterate() {
+void Execution::iterate(std::vector<double>& history) {
   outputs_.clear();
   for (const Instruction& instruction : program_->body) execute(instruction);
   for (int slot : program_->outputs) outputs_.push_back(slots_[slot].toTensor());
   for (int slot : program_->leftover) slots_[slot] = c10::IValue();
-  return outputs_[program_->objective].item().toDouble();
+  const at::Tensor objectives = outputs_[program_->objective].to(at::kDouble).contiguous();
+  const double* first = objectives.const_data_ptr<double>();
+  history.insert(history.end(), first, first + objectives.numel());
+  for (const Carry& carry : program_->carries) slots_[carry.slot] = outputs_[carry.output];
 }
 
-bool Bound::stalled(double objective, Plateau plateau) {
-  // `since_` counts the iterations since the objective last fell clearly below `level_`.
-  const double margin = std::isinf(level_) ? 0.0 : plateau.tolerance * std::abs(level_);
-  if (objective < level_ - margin) {
-    level_ = objective;
-    since_ = 0;
-    return false;
-  }
-  return ++since_ >= plateau.patience && plateau.patience > 0;
-}
-
-Reason Bound::run(int64_t n, const at::Tensor& table, Plateau plateau, std::vector<double>& history,
-                  const std::function<bool()>& pause) {
+void Execution::run(int64_t n, const at::Tensor& settings, std::vector<double>& history,
+                    const std::function<bool()>& pause) {
   at::AutoDispatchBelowADInplaceOrView no_autograd;
   auto paused = std::chrono::steady_clock::now();
   for (int64_t i = 0; i < n; ++i) {
-    if (interrupted_.exchange(false)) return Reason::interrupted;
     if (const auto now = std::chrono::steady_clock::now(); now - paused > kBetweenPauses) {
-      if (pause()) return Reason::interrupted;
+      if (pause()) return;
       paused = std::chrono::steady_clock::now();
     }
-    if (program_->settings) slots_[*program_->settings] = table.select(0, i);
-    const double objective = iterate();
-    history.push_back(objective);
-    if (std::isnan(objective)) return Reason::nan;
-    for (const Carry& carry : program_->carries) slots_[carry.slot] = outputs_[carry.output];
-    if (stalled(objective, plateau)) return Reason::plateau;
+    if (program_->settings) slots_[*program_->settings] = settings.select(0, i);
+    iterate(history);
   }
-  return Reason::done;
 }
 
 }  // namespace vleak::loop

@@ -1,18 +1,17 @@
 // A captured step as a flat list of operator calls, and its execution without Python.
 //
-// A slot holds one value. Arguments name slots; a slot that is read for the last time gives its value away,
-// so that memory is free as soon as the operator has returned.
+// A slot holds one value. Arguments name slots; the last read of a slot moves its value out, so that its
+// memory is free as soon as the operator has returned. Nothing here decides when a descent ends: the caller
+// does, from the objectives (vleak/descent/runner.py).
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 
-#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -71,48 +70,35 @@ struct StepError : std::exception {
   std::exception_ptr cause;
 };
 
-enum class Reason { done, nan, plateau, interrupted };
-
-// When to stop although iterations are left: after `patience` iterations (0: never) in which the best
-// objective did not fall by more than tolerance * |best|.
-struct Plateau {
-  int64_t patience = 0;
-  double tolerance = 0.0;
-};
-
-// One descent: a program's slots filled with its own values. One thread at a time may run it.
-class Bound {
+// One descent: a program with the values of its slots. One thread at a time may run it.
+class Execution {
  public:
   // `held` are values of slots that exist before the prologue.
-  Bound(std::shared_ptr<const Program> program, const std::vector<std::pair<int, at::Tensor>>& held);
+  Execution(std::shared_ptr<const Program> program, const std::vector<std::pair<int, at::Tensor>>& held);
 
   // Runs the prologue; call it once, before the first run.
   void prepare();
 
-  // Runs up to n iterations and appends their objectives to `history`. Row i of `table`, which is on the
-  // device of the settings and has their type, is what iteration i sees of them. `pause` is called now and
-  // then between iterations: true ends the run, and it may throw. Values that are carried are never those of
-  // half an iteration.
-  Reason run(int64_t n, const at::Tensor& table, Plateau plateau, std::vector<double>& history,
-             const std::function<bool()>& pause);
+  // Runs up to n iterations and appends the objectives of each, one a trial, to `history`. Row i of
+  // `settings`, which is on the device of that input and has its type, is what iteration i sees of it.
+  // `pause` is called now and then between iterations: true ends the run, and it may throw. Carried values
+  // are never those of half an iteration.
+  void run(int64_t n, const at::Tensor& settings, std::vector<double>& history,
+           const std::function<bool()>& pause);
 
-  void interrupt() { interrupted_ = true; }
+  void set_value(int slot, at::Tensor value) { slots_[slot] = std::move(value); }
   const at::Tensor& value(int slot) const { return slots_[slot].toTensor(); }
-  // Of the last iteration, one that ended with NaN included; empty before the first.
+  // Of the last iteration; empty before the first.
   const std::vector<at::Tensor>& outputs() const { return outputs_; }
 
  private:
   void execute(const Instruction& instruction);
-  double iterate();
-  bool stalled(double objective, Plateau plateau);
+  void iterate(std::vector<double>& history);
 
   std::shared_ptr<const Program> program_;
   std::vector<c10::IValue> slots_;
   torch::jit::Stack stack_;
   std::vector<at::Tensor> outputs_;
-  std::atomic<bool> interrupted_ = false;
-  double level_ = std::numeric_limits<double>::infinity();
-  int64_t since_ = 0;
 };
 
 }  // namespace vleak::loop

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_capture import CLASSES, MODELS_TAKEN, SHAPE, made
+from captures import CLASSES, MODELS_TAKEN, SHAPE, build_small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,11 +72,11 @@ def assert_as_alone(starts: Sequence[Start]) -> None:
     ],
 )
 def test_trials_of_every_model_that_is_captured(name: str, train: bool) -> None:
-    assert_as_alone(make_starts(made(MODELS_TAKEN[name], train=train).double()))
+    assert_as_alone(make_starts(build_small(MODELS_TAKEN[name], train=train).double()))
 
 
 def test_only_the_tensors_that_are_the_same_are_shared() -> None:
-    starts = make_starts(made(MODELS_TAKEN["batch norm"], train=False).double())
+    starts = make_starts(build_small(MODELS_TAKEN["batch norm"], train=False).double())
     shared = batch._shared(starts)
     of_model = [n for n in starts[0].values if n.startswith(("parameter:", "buffer:"))]
     assert sorted(shared) == sorted([*of_model, "labels"])
@@ -88,16 +88,16 @@ def test_only_the_tensors_that_are_the_same_are_shared() -> None:
 
 
 def test_alike_are_descents_of_one_model_and_one_structure() -> None:
-    model = made(MODELS_TAKEN["max pool"], train=False).double()
+    model = build_small(MODELS_TAKEN["max pool"], train=False).double()
     first, second = make_starts(model)
     assert kind(first) == kind(second)
     assert kind(first) != kind(make_starts(model, rule="sign")[0])
     assert kind(first) != kind(make_starts(model, prior=draw(*SHAPE, seed="p")[0])[0])
-    assert kind(first) != kind(make_starts(made(MODELS_TAKEN["max pool"], train=False).double())[0])
+    assert kind(first) != kind(make_starts(build_small(MODELS_TAKEN["max pool"], train=False).double())[0])
 
 
 def test_trials_rest_where_they_are_not_asked_to_run() -> None:
-    starts = make_starts(made(MODELS_TAKEN["max pool"], train=False).double())
+    starts = make_starts(build_small(MODELS_TAKEN["max pool"], train=False).double())
     whole, parts = make_batch(starts), make_batch(starts)
     assert whole is not None
     assert parts is not None
@@ -115,7 +115,7 @@ def test_trials_rest_where_they_are_not_asked_to_run() -> None:
 
 
 def test_a_member_alone_runs_longer_than_the_books() -> None:
-    starts = make_starts(made(MODELS_TAKEN["linear"], train=False).double(), iterations=70)
+    starts = make_starts(build_small(MODELS_TAKEN["linear"], train=False).double(), iterations=70)
     together = make_batch(starts)
     assert together is not None
     outcome = together.members[1].run(70, settings_table(starts[1].step.descent))
@@ -229,7 +229,7 @@ class Scratch(nn.Module):
 
 
 def test_a_model_may_write_into_memory_of_its_own() -> None:
-    assert_as_alone(make_starts(made(Scratch, train=False).double()))
+    assert_as_alone(make_starts(build_small(Scratch, train=False).double()))
 
 
 class Chosen(Scratch):
@@ -243,7 +243,7 @@ class Chosen(Scratch):
 
 
 def test_what_cannot_be_mapped_is_none_and_not_tried_twice(monkeypatch: Any) -> None:
-    starts = make_starts(made(Chosen, train=False).double())
+    starts = make_starts(build_small(Chosen, train=False).double())
     calls: list[str] = []
     real = batch._captured
 
@@ -269,12 +269,12 @@ def test_a_batch_that_gives_other_numbers_is_refused(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(batch, "batched", wrong)
     monkeypatch.setattr(batch, "_programs", {})  # else one that was found right serves this model too
-    model = made(MODELS_TAKEN["max pool"], train=False).double()
+    model = build_small(MODELS_TAKEN["max pool"], train=False).double()
     assert make_batch(make_starts(model)) is None
 
 
 def test_operators_are_called_once_for_every_trial() -> None:
-    starts = make_starts(made(MODELS_TAKEN["linear"], train=False).double(), trials=3)
+    starts = make_starts(build_small(MODELS_TAKEN["linear"], train=False).double(), trials=3)
     fixed = [name for name in starts[0].values if name not in batch.STATE]
     values = {name: torch.stack([start.values[name] for start in starts]) for name in starts[0].values}
     many = capture(batched(capture(starts[0].step, starts[0].values, fixed), []), values, fixed)

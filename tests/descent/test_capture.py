@@ -5,175 +5,29 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from tiny import Residual
+from captures import (
+    CLASSES,
+    MODELS_TAKEN,
+    SHAPE,
+    Hidden,
+    Sequence,
+    build_small,
+    captured,
+    make_step,
+    make_values,
+    run_capture,
+    volumes,
+)
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from vleak.descent.capture import Capture, CaptureError, capture
 from vleak.errors import InputError
 from vleak.models import MODELS, build_model
-from vleak.native import operators
 from vleak.seeds import generator
 from vleak.switches import math_attention
-
-CLASSES, SHAPE = 5, (2, 3, 4, 8, 8)
-
-
-class Frames(nn.Module):
-    """A model of frames, as one of clips."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.layers(clips.transpose(1, 2).flatten(0, 1)).view(clips.shape[0], 4, -1).mean(1)
-
-
-class Sequence(nn.Module):
-    """Rows over time into a layer that returns (clip, frame, width), alone or first in a tuple."""
-
-    def __init__(self, layer: nn.Module, width: int) -> None:
-        super().__init__()
-        self.enter, self.layer, self.head = nn.Linear(3 * 8 * 8, 8), layer, nn.Linear(width, CLASSES)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        rows = self.enter(clips.transpose(1, 2).flatten(2))
-        attends = isinstance(self.layer, nn.MultiheadAttention)
-        out = self.layer(rows, rows, rows) if attends else self.layer(rows)
-        return self.head((out if isinstance(out, Tensor) else out[0])[:, -1])
-
-
-class ChannelsLast(nn.Module):
-    """Convolutions whose results oneDNN lays out as it likes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.head = nn.Conv2d(3, 4, 3, dilation=2), nn.Linear(64, CLASSES)
-        self.second = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=torch.channels_last)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = self.first(frames) * self.second(frames)[..., 2:6, 2:6]
-        return self.head(features.flatten(1)).view(clips.shape[0], 4, -1).mean(1)
-
-
-class Hidden(nn.Module):
-    """Holds a tensor that is neither parameter nor buffer."""
-
-    def __init__(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.head, self.scale, self.change = nn.Linear(768, CLASSES), torch.linspace(0.5, 1.5, 768), change
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.head(self.change(clips.flatten(1), self.scale))
-
-
-def volumes(*layers: nn.Module, width: int) -> nn.Module:
-    return nn.Sequential(nn.Conv3d(3, 4, 3, padding=1), *layers, nn.Flatten(), nn.Linear(width, CLASSES))
-
-
-def encoder() -> nn.Module:
-    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-
-
-MODELS_TAKEN: dict[str, Callable[[], nn.Module]] = {
-    "conv2d": lambda: Frames(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, CLASSES)),
-    "pool2d": lambda: Frames(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, CLASSES)),
-    "groups and dilation": lambda: volumes(nn.Conv3d(4, 4, 3, padding=2, dilation=2, groups=2), width=1024),
-    "conv transpose": lambda: volumes(nn.ConvTranspose3d(4, 2, 2, stride=2), nn.SiLU(), width=4096),
-    "max pool": lambda: volumes(nn.ReLU(), nn.MaxPool3d(2), width=128),
-    "overlapping max pool": lambda: volumes(nn.GELU(), nn.MaxPool3d(3, 2, 1), width=128),
-    "average pool": lambda: volumes(nn.GELU(), nn.AvgPool3d(2), nn.Sigmoid(), width=128),
-    "adaptive pool": lambda: volumes(nn.Tanh(), nn.AdaptiveAvgPool3d((2, 3, 1)), width=24),
-    "adaptive max pool": lambda: volumes(nn.SiLU(), nn.AdaptiveMaxPool3d(2), width=32),
-    "batch norm": lambda: volumes(nn.BatchNorm3d(4), nn.ReLU(), width=1024),
-    "batch norm by batch": lambda: volumes(nn.BatchNorm3d(4, track_running_stats=False), width=1024),
-    "group norm": lambda: volumes(nn.GroupNorm(2, 4), nn.ReLU(), width=1024),
-    "layer norm": lambda: volumes(nn.LayerNorm([4, 8, 8]), nn.Softmax(1), width=1024),
-    "instance norm": lambda: volumes(nn.InstanceNorm3d(4, affine=True), nn.LeakyReLU(), width=1024),
-    "channels last": lambda: ChannelsLast(),
-    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.ReLU(), nn.Linear(16, CLASSES)),
-    "residual": lambda: Residual(),
-    "lstm": lambda: Sequence(nn.LSTM(8, 6, batch_first=True), 6),
-    "deep lstm": lambda: Sequence(nn.LSTM(8, 6, 2, bias=False, batch_first=True, bidirectional=True), 12),
-    "projected lstm": lambda: Sequence(nn.LSTM(8, 6, batch_first=True, proj_size=3), 3),
-    "gru": lambda: Sequence(nn.GRU(8, 6, batch_first=True), 6),
-    "rnn": lambda: Sequence(nn.RNN(8, 6, batch_first=True), 6),
-    "attention": lambda: Sequence(nn.MultiheadAttention(8, 2, batch_first=True), 8),
-    "transformer": lambda: Sequence(encoder(), 8),
-    "hidden tensor": lambda: Hidden(torch.mul),
-}
-
-
-def made(factory: Callable[[], nn.Module], *, train: bool = False) -> nn.Module:
-    """Build a model whose weights come from a generator of its own."""
-    with torch.random.fork_rng(devices=[]):
-        model = factory().train(train)
-    numbers = generator("capture")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=numbers))
-    return model
-
-
-def make_step(model: nn.Module, *, kind: Any = "cosine") -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """Return one iteration of gradient matching by signed steps."""
-    names = [name for name, _ in model.named_parameters()]
-    buffers = [name for name, _ in model.named_buffers()]
-
-    def step(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        x = values["x"].detach().requires_grad_()
-        weights = {name: values[f"parameter:{name}"].detach().requires_grad_() for name in names}
-        state = {name: values[f"buffer:{name}"].clone() for name in buffers}
-        with torch.enable_grad():
-            loss = F.cross_entropy(functional_call(model, {**weights, **state}, (x,)), values["labels"])
-            gradients = torch.autograd.grad(
-                loss, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            targets = [values[f"target:{name}"] for name in names]
-            masks = [values[f"mask:{name}"] for name in names if f"mask:{name}" in values]
-            constants = [gradient.detach() for gradient in gradients]
-            objective, residuals = operators.gradient_match(
-                constants, targets, masks=masks or None, kind=kind
-            )
-            live = [(g, r) for g, r in zip(gradients, residuals, strict=True) if g.requires_grad]
-            outputs, weighted = zip(*live, strict=True)
-            (slope,) = torch.autograd.grad(outputs, x, grad_outputs=weighted)
-        return {"x": (values["x"] - 0.1 * slope.sign()).clamp(0, 1), "objective": objective, "slope": slope}
-
-    return step
-
-
-def make_values(
-    model: nn.Module, shape: tuple[int, ...] = SHAPE, *, masked: bool = False
-) -> dict[str, Tensor]:
-    numbers = generator("values")
-    values = {"x": torch.rand(shape, generator=numbers)}
-    values["labels"] = torch.arange(shape[0]) % CLASSES
-    values |= {f"parameter:{name}": p.detach() for name, p in model.named_parameters()}
-    values |= {f"buffer:{name}": b for name, b in model.named_buffers()}
-    for name, p in model.named_parameters():
-        values[f"target:{name}"] = torch.randn(p.shape, generator=numbers)
-        if masked:
-            values[f"mask:{name}"] = torch.rand(p.shape, generator=numbers) > 0.5
-    dtype = next(model.parameters()).dtype
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
-
-
-def captured(model: nn.Module, values: dict[str, Tensor]) -> Capture:
-    return capture(make_step(model), values, set(values) - {"x"})
-
-
-def run(made: Capture, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return dict(zip(made.outputs, made.graph(*(values[name] for name in made.inputs)), strict=True))
-
 
 # ---------------------------------------------------------------------------------------------------------
 # Models
@@ -182,12 +36,12 @@ def run(made: Capture, values: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", MODELS_TAKEN)
 def test_graph_computes_what_the_step_does(name: str, train: bool) -> None:
-    model = made(MODELS_TAKEN[name], train=train).double()
+    model = build_small(MODELS_TAKEN[name], train=train).double()
     values = make_values(model)
     graph = captured(model, values)
     for _ in range(3):
         with math_attention():
-            expected, got = make_step(model)(values), run(graph, values)
+            expected, got = make_step(model)(values), run_capture(graph, values)
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
         assert expected["slope"].abs().max() > 0
         values["x"] = got["x"]
@@ -197,13 +51,13 @@ def test_graph_computes_what_the_step_does(name: str, train: bool) -> None:
 def test_built_in_models_in_float32(name: str) -> None:
     model = build_model(name, frames=4, size=8, classes=CLASSES, seed=0)
     values = make_values(model, (1, 3, 4, 8, 8))
-    got, expected = run(captured(model, values), values), make_step(model)(values)
+    got, expected = run_capture(captured(model, values), values), make_step(model)(values)
     torch.testing.assert_close(got["objective"], expected["objective"])
     torch.testing.assert_close(got["slope"], expected["slope"], rtol=1e-4, atol=1e-5)
 
 
 def test_graph_holds_plain_operators_and_is_laid_out_as_promised() -> None:
-    model = made(MODELS_TAKEN["lstm"])
+    model = build_small(MODELS_TAKEN["lstm"])
     values = make_values(model)
     graph = captured(model, values)
     assert graph.inputs == tuple(values)
@@ -217,10 +71,10 @@ def test_graph_holds_plain_operators_and_is_laid_out_as_promised() -> None:
 
 
 def test_float64_and_a_batch_of_another_size_are_other_graphs() -> None:
-    model = made(MODELS_TAKEN["conv2d"])
+    model = build_small(MODELS_TAKEN["conv2d"])
     small, large = (make_values(model, (clips, *SHAPE[1:])) for clips in (1, 3))
-    assert run(captured(model, small), small)["x"].shape[0] == 1
-    assert run(captured(model, large), large)["x"].shape[0] == 3
+    assert run_capture(captured(model, small), small)["x"].shape[0] == 1
+    assert run_capture(captured(model, large), large)["x"].shape[0] == 3
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -228,7 +82,7 @@ def test_float64_and_a_batch_of_another_size_are_other_graphs() -> None:
 
 
 def test_nothing_but_the_graph_is_left_behind() -> None:
-    model = made(MODELS_TAKEN["batch norm"], train=True)
+    model = build_small(MODELS_TAKEN["batch norm"], train=True)
     next(model.parameters()).requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
     grads = [parameter.requires_grad for parameter in model.parameters()]
@@ -236,7 +90,7 @@ def test_nothing_but_the_graph_is_left_behind() -> None:
     values = make_values(model)
     kept = {name: value.clone() for name, value in values.items()}
     graph = captured(model, values)
-    run(graph, values)
+    run_capture(graph, values)
     assert [parameter.requires_grad for parameter in model.parameters()] == grads
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(type(value) in (Tensor, nn.Parameter) for value in model.state_dict(keep_vars=True).values())
@@ -248,7 +102,7 @@ def test_nothing_but_the_graph_is_left_behind() -> None:
 
 
 def test_a_refusal_leaves_nothing_behind_either() -> None:
-    model = made(lambda: volumes(nn.Dropout(), width=1024), train=True)
+    model = build_small(lambda: volumes(nn.Dropout(), width=1024), train=True)
     random_state = torch.random.get_rng_state()
     with pytest.raises(CaptureError):
         captured(model, make_values(model))
@@ -258,7 +112,9 @@ def test_a_refusal_leaves_nothing_behind_either() -> None:
 
 
 def test_threads_take_turns() -> None:
-    models = [made(MODELS_TAKEN[name]).double() for name in ("lstm", "batch norm", "max pool", "attention")]
+    models = [
+        build_small(MODELS_TAKEN[name]).double() for name in ("lstm", "batch norm", "max pool", "attention")
+    ]
     values = [make_values(model) for model in models]
     graphs: dict[int, Capture] = {}
 
@@ -271,11 +127,11 @@ def test_threads_take_turns() -> None:
     for thread in threads:
         thread.join()
     for index, model in enumerate(models):
-        torch.testing.assert_close(run(graphs[index], values[index]), make_step(model)(values[index]))
+        torch.testing.assert_close(run_capture(graphs[index], values[index]), make_step(model)(values[index]))
 
 
 def test_hidden_tensors_become_attributes() -> None:
-    model = made(MODELS_TAKEN["hidden tensor"])
+    model = build_small(MODELS_TAKEN["hidden tensor"])
     graph = captured(model, make_values(model)).graph
     attributes = [str(node.target) for node in graph.graph.find_nodes(op="get_attr")]
     assert attributes
@@ -338,7 +194,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_name_the_operator_and_why(name: str) -> None:
     factory, message = REFUSED[name]
-    model = made(factory, train=True)
+    model = build_small(factory, train=True)
     with pytest.raises(CaptureError, match=message) as caught:
         captured(model, make_values(model))
     assert "\n" not in str(caught.value)
@@ -353,7 +209,7 @@ def test_fixed_inputs_must_stay() -> None:
     with pytest.raises(CaptureError, match="changes count"):
         capture(step, values, {"count"})
     graph = capture(step, values, ())
-    run(graph, values)
+    run_capture(graph, values)
     assert values["count"] == 1
 
 
@@ -399,7 +255,7 @@ def test_what_is_carried_is_laid_out_as_it_is_taken(taken: str, returned: str) -
     graph = capture(step, values, ())
     strides = values["x"].stride()
     for _ in range(3):
-        expected, got = step({"x": values["x"]}), run(graph, values)
+        expected, got = step({"x": values["x"]}), run_capture(graph, values)
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
         assert got["x"].stride() == strides
         values["x"] = got["x"]
@@ -420,10 +276,10 @@ def test_numbered_places_are_taken() -> None:
         changed = x.index_put((places[:2],), x[:2].sin())
         return (changed[:, places] * x[places[None]][0]).square()
 
-    model = made(around(lambda x: function(x.transpose(0, 2)).transpose(0, 2))).double()
+    model = build_small(around(lambda x: function(x.transpose(0, 2)).transpose(0, 2))).double()
     values = make_values(model)
     graph = captured(model, values)
-    torch.testing.assert_close(run(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(run_capture(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
@@ -441,4 +297,4 @@ def test_a_mask_may_choose_what_is_overwritten() -> None:
         x[values["mask"]] = 7
         return {"x": x}
 
-    assert run(capture(step, values, ()), values)["x"].tolist() == [7, 1, 7, 3]
+    assert run_capture(capture(step, values, ()), values)["x"].tolist() == [7, 1, 7, 3]

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_capture import (
+from captures import (
     MODELS_TAKEN,
     Frames,
     Sequence,
+    build_small,
     captured,
-    made,
     make_step,
     make_values,
-    run,
+    run_capture,
     volumes,
 )
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ def of(function: Callable[..., Tensor], *tensors: Tensor, fixed: tuple[str, ...]
     return capture(lambda given: {"out": function(*given.values())}, values, fixed), values
 
 
+def apply(name: str, graph: Capture) -> Capture:
+    return optimize(graph, [name])
+
+
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator("passes", *shape, seed), dtype=torch.float64)
 
@@ -53,31 +57,31 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", MODELS_TAKEN)
 def test_passes_keep_the_numbers(name: str, train: bool) -> None:
-    model = made(MODELS_TAKEN[name], train=train).double()
+    model = build_small(MODELS_TAKEN[name], train=train).double()
     values = make_values(model)
     graph = captured(model, values)
-    expected = run(graph, values)
-    for each in PASSES.values():
+    expected = run_capture(graph, values)
+    for each in PASSES:
         before, kept = len(graph.graph.graph.nodes), graph.graph.code
-        optimized = each(graph)
+        optimized = optimize(graph, [each])
         assert graph.graph.code == kept
         assert len(graph.graph.graph.nodes) == before
-        torch.testing.assert_close(run(optimized, values), expected, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(run_capture(optimized, values), expected, rtol=1e-8, atol=1e-11)
         graph = optimized
 
 
 @pytest.mark.parametrize("kind", ["cosine", "l2"])
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 def test_masks_and_both_distances(kind: str, masked: bool) -> None:
-    model = made(MODELS_TAKEN["residual"]).double()
+    model = build_small(MODELS_TAKEN["residual"]).double()
     values = make_values(model, masked=masked)
     step = make_step(model, kind=kind)
     graph = optimize(capture(step, values, set(values) - {"x"}))
-    torch.testing.assert_close(run(graph, values), step(values), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(run_capture(graph, values), step(values), rtol=1e-9, atol=1e-12)
 
 
 def test_passes_can_be_left_out_and_misspelt() -> None:
-    model = made(MODELS_TAKEN["conv2d"])
+    model = build_small(MODELS_TAKEN["conv2d"])
     graph = captured(model, make_values(model))
     assert len(optimize(graph, ()).graph.graph.nodes) == len(graph.graph.graph.nodes)
     assert count(optimize(graph, ("simplify",)), aten.convolution.default) > 0
@@ -86,7 +90,7 @@ def test_passes_can_be_left_out_and_misspelt() -> None:
 
 
 def test_every_node_keeps_a_shape() -> None:
-    model = made(MODELS_TAKEN["residual"])
+    model = build_small(MODELS_TAKEN["residual"])
     for node in optimize(captured(model, make_values(model))).graph.graph.nodes:
         assert node.op == "output" or node.meta["val"] is not None
 
@@ -98,9 +102,9 @@ def test_every_node_keeps_a_shape() -> None:
 def simplified(function: Callable[..., Tensor], *tensors: Tensor) -> Capture:
     """Simplify a function's graph, and check that the numbers are the very same."""
     graph, values = of(function, *tensors)
-    smaller = PASSES["simplify"](graph)
+    smaller = apply("simplify", graph)
     copies = [{name: value.clone() for name, value in values.items()} for _ in range(2)]
-    torch.testing.assert_close(run(smaller, copies[0]), run(graph, copies[1]), rtol=0, atol=0)
+    torch.testing.assert_close(run_capture(smaller, copies[0]), run_capture(graph, copies[1]), rtol=0, atol=0)
     torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
     return smaller
 
@@ -200,16 +204,16 @@ def test_memory_that_is_read_again_stays_as_it_was() -> None:
 
 
 def test_batch_norm_in_train_mode_needs_no_running_statistics() -> None:
-    model = made(MODELS_TAKEN["batch norm"], train=True).double()
+    model = build_small(MODELS_TAKEN["batch norm"], train=True).double()
     values = make_values(model)
-    graph = PASSES["simplify"](captured(model, values))
+    graph = apply("simplify", captured(model, values))
     assert count(graph, aten.native_batch_norm.default) == 0
-    torch.testing.assert_close(run(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(run_capture(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
 
 
 def test_derivatives_that_nobody_reads_are_not_computed() -> None:
-    model = made(lambda: volumes(nn.Conv3d(4, 4, 3, groups=2, padding=1), width=1024)).double()
-    graph = PASSES["simplify"](captured(model, make_values(model)))
+    model = build_small(lambda: volumes(nn.Conv3d(4, 4, 3, groups=2, padding=1), width=1024)).double()
+    graph = apply("simplify", captured(model, make_values(model)))
     nodes = graph.graph.graph.find_nodes(op="call_function", target=aten.convolution_backward.default)
     # First of the loss: by the second layer's input, and by all weights; then by the inputs alone.
     no, yes = False, True
@@ -247,18 +251,18 @@ def bilinear(made: Capture) -> tuple[int, ...]:
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_become_bilinear(name: str) -> None:
     factory, expected = CONVOLUTIONS[name]
-    model = made(factory).double()
+    model = build_small(factory).double()
     values = make_values(model)
-    graph = PASSES["convolution"](PASSES["simplify"](captured(model, values)))
+    graph = apply("convolution", apply("simplify", captured(model, values)))
     assert bilinear(graph) == expected
     assert count(graph, aten.convolution.default, aten.convolution_backward.default) == 0
-    torch.testing.assert_close(run(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(run_capture(graph, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", AWAY)
 def test_convolutions_that_do_not_fit_stay(name: str) -> None:
-    model = made(AWAY[name]).double()
-    graph = PASSES["convolution"](PASSES["simplify"](captured(model, make_values(model))))
+    model = build_small(AWAY[name]).double()
+    graph = apply("convolution", apply("simplify", captured(model, make_values(model))))
     assert bilinear(graph) == (0, 0, 0)
     assert count(graph, aten.convolution.default) > 0
 
@@ -266,13 +270,15 @@ def test_convolutions_that_do_not_fit_stay(name: str) -> None:
 def test_other_types_stay() -> None:
     x, w = draw(1, 3, 8, 8).bfloat16(), draw(4, 3, 3, 3).bfloat16()
     graph, _ = of(F.conv2d, x, w)
-    assert bilinear(PASSES["convolution"](graph)) == (0, 0, 0)
+    assert bilinear(apply("convolution", graph)) == (0, 0, 0)
 
 
 def merged(function: Callable[..., Tensor], *tensors: Tensor) -> tuple[int, ...]:
     graph, values = of(function, *tensors)
-    optimized = PASSES["convolution"](graph)
-    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-10, atol=1e-10)
+    optimized = apply("convolution", graph)
+    torch.testing.assert_close(
+        run_capture(optimized, values), run_capture(graph, values), rtol=1e-10, atol=1e-10
+    )
     return bilinear(optimized)
 
 
@@ -304,7 +310,7 @@ def test_sums_that_do_not_fit_stay_sums() -> None:
     assert merged(lambda x, y, z: torch.add(F.conv2d(x, z), F.conv2d(y, z), alpha=2), x, y, z)[0] == 2
     rows = lambda x, z, w: F.conv2d(x, z) + w.view(1, 1, 6, 1).expand(2, 4, 6, 6)  # noqa: E731
     graph, _ = of(rows, x, z, draw(6))
-    assert count(PASSES["convolution"](graph), aten.add.Tensor) == 1
+    assert count(apply("convolution", graph), aten.add.Tensor) == 1
 
 
 def test_output_padding_is_part_of_the_shape() -> None:
@@ -335,10 +341,12 @@ class Pooled(nn.Module):
 def pooled(model: nn.Module) -> tuple[Capture, Capture]:
     """Return the graph without and with the pass, after checking that they agree."""
     values = make_values(model)
-    before = PASSES["simplify"](captured(model, values))
-    after = PASSES["pooling"](before)
-    torch.testing.assert_close(run(after, values), run(before, values), rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(run(after, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+    before = apply("simplify", captured(model, values))
+    after = apply("pooling", before)
+    torch.testing.assert_close(
+        run_capture(after, values), run_capture(before, values), rtol=1e-12, atol=1e-15
+    )
+    torch.testing.assert_close(run_capture(after, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
     return before, after
 
 
@@ -351,7 +359,7 @@ def masked_sizes(made: Capture) -> set[int]:
     ("pool", "width"), [(nn.MaxPool3d(2), 128), (nn.MaxPool3d(3, 2, 1), 128), (nn.MaxPool3d((1, 2, 2)), 256)]
 )
 def test_masks_move_behind_max_pooling(pool: nn.Module, width: int) -> None:
-    before, after = pooled(made(lambda: Pooled(pool, width)).double())
+    before, after = pooled(build_small(lambda: Pooled(pool, width)).double())
     assert masked_sizes(before) == {2 * 1024}
     assert masked_sizes(after) == {2 * width}
     (relu,) = after.graph.graph.find_nodes(op="call_function", target=aten.relu.default)
@@ -359,21 +367,21 @@ def test_masks_move_behind_max_pooling(pool: nn.Module, width: int) -> None:
 
 
 def test_masks_move_behind_max_pooling_of_frames() -> None:
-    model = made(lambda: Frames(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))).double()
+    model = build_small(lambda: Frames(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))).double()
     before, after = pooled(model)
     assert max(masked_sizes(after)) < max(masked_sizes(before))
 
 
 def test_a_relu_that_others_read_stays() -> None:
     between = lambda x: x.mean((2, 3, 4)).square().sum(1, keepdim=True)  # noqa: E731
-    _, after = pooled(made(lambda: Pooled(nn.MaxPool3d(2), 128, between)).double())
+    _, after = pooled(build_small(lambda: Pooled(nn.MaxPool3d(2), 128, between)).double())
     (relu,) = after.graph.graph.find_nodes(op="call_function", target=aten.relu.default)
     assert relu.meta["val"].numel() == 2 * 1024
 
 
 @pytest.mark.parametrize("between", [nn.GELU(), nn.LeakyReLU(), nn.Hardtanh(0, 1)], ids=str)
 def test_other_activations_stay_before_the_pool(between: nn.Module) -> None:
-    model = made(lambda: volumes(between, nn.MaxPool3d(2), width=128)).double()
+    model = build_small(lambda: volumes(between, nn.MaxPool3d(2), width=128)).double()
     before, after = pooled(model)
     assert Counter(calls_of(after)) == Counter(calls_of(before))
 
@@ -388,10 +396,12 @@ def test_sums_of_outer_products_become_one_product() -> None:
         return rows[0] + rows[1] + (rows[2] + rows[3]) + x.new_ones(20, 30)
 
     graph, values = of(function, draw(4, 20), draw(4, 30))
-    stacked = PASSES["stack"](PASSES["simplify"](graph))
+    stacked = apply("stack", apply("simplify", graph))
     assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
     assert count(stacked, aten.add.Tensor) == 1
-    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        run_capture(stacked, values), run_capture(graph, values), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_rows_that_meet_a_matrix_made_later_meet_it_together() -> None:
@@ -401,9 +411,11 @@ def test_rows_that_meet_a_matrix_made_later_meet_it_together() -> None:
         return torch.stack([row.mm(matrix) * place for place, row in enumerate(rows)])
 
     graph, values = of(function, draw(8, 5), draw(5, 6))
-    stacked = PASSES["stack"](graph)
+    stacked = apply("stack", graph)
     assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
-    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        run_capture(stacked, values), run_capture(graph, values), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_rows_that_follow_from_each_other_are_not_stacked() -> None:
@@ -414,19 +426,19 @@ def test_rows_that_follow_from_each_other_are_not_stacked() -> None:
         return x
 
     graph, values = of(function, draw(1, 5), draw(5, 5))
-    stacked = PASSES["stack"](graph)
+    stacked = apply("stack", graph)
     assert count(stacked, aten.mm.default) == 4
-    torch.testing.assert_close(run(stacked, values), run(graph, values), rtol=0, atol=0)
+    torch.testing.assert_close(run_capture(stacked, values), run_capture(graph, values), rtol=0, atol=0)
 
 
 def test_recurrent_gradients_are_stacked() -> None:
-    model = made(lambda: Sequence(nn.LSTM(8, 24, batch_first=True), 24)).double()
+    model = build_small(lambda: Sequence(nn.LSTM(8, 24, batch_first=True), 24)).double()
     values = make_values(model)
-    simple = PASSES["simplify"](captured(model, values))
-    stacked = PASSES["stack"](simple)
+    simple = apply("simplify", captured(model, values))
+    stacked = apply("stack", simple)
     # Four frames, the first state zero: three products each for the gradient and both sides of the residual.
     assert count(stacked, aten.mm.default) == count(simple, aten.mm.default) - 6
-    torch.testing.assert_close(run(stacked, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(run_capture(stacked, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -444,9 +456,9 @@ def wide(*layers: nn.Module) -> Callable[[], nn.Module]:
 def ranked(model: nn.Module, *, masked: bool = False, kind: str = "cosine") -> Capture:
     values = make_values(model, masked=masked)
     step = make_step(model, kind=kind)
-    graph = PASSES["stack"](PASSES["simplify"](capture(step, values, set(values) - {"x"})))
-    optimized = PASSES["low_rank"](graph)
-    torch.testing.assert_close(run(optimized, values), step(values), rtol=1e-7, atol=1e-9)
+    graph = apply("stack", apply("simplify", capture(step, values, set(values) - {"x"})))
+    optimized = apply("low_rank", graph)
+    torch.testing.assert_close(run_capture(optimized, values), step(values), rtol=1e-7, atol=1e-9)
     return optimized
 
 
@@ -469,7 +481,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_of_wide_layers_are_not_made(name: str, kind: str) -> None:
     factory, kept = LAYERS[name]
-    model = made(factory).double()
+    model = build_small(factory).double()
     optimized = ranked(model, kind=kind)
     assert count(optimized, torch.ops.vleak.gradient_match.default) == 0
     assert listed(optimized) == kept
@@ -480,7 +492,7 @@ def test_gradients_of_wide_layers_are_not_made(name: str, kind: str) -> None:
 
 def test_one_gradient_stays_listed() -> None:
     layers = nn.Linear(768, 256, bias=False), nn.Tanh(), nn.Linear(256, 512, bias=False)
-    assert listed(ranked(made(lambda: nn.Sequential(nn.Flatten(), *layers)).double())) == 1
+    assert listed(ranked(build_small(lambda: nn.Sequential(nn.Flatten(), *layers)).double())) == 1
 
 
 class Shared(nn.Module):
@@ -504,22 +516,22 @@ STAYS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", STAYS)
 def test_gradients_that_are_needed_are_made(name: str) -> None:
-    assert count(ranked(made(STAYS[name]).double()), PARTIAL) == 0
+    assert count(ranked(build_small(STAYS[name]).double()), PARTIAL) == 0
 
 
 def test_many_rows_are_no_low_rank() -> None:
-    model = made(LAYERS["first"][0]).double()
+    model = build_small(LAYERS["first"][0]).double()
     values = make_values(model, (70, 3, 4, 8, 8))
-    graph = PASSES["low_rank"](PASSES["simplify"](captured(model, values)))
+    graph = apply("low_rank", apply("simplify", captured(model, values)))
     assert count(graph, PARTIAL) == 0
 
 
 def test_masked_gradients_are_made() -> None:
-    assert count(ranked(made(LAYERS["first"][0]).double(), masked=True), PARTIAL) == 0
+    assert count(ranked(build_small(LAYERS["first"][0]).double(), masked=True), PARTIAL) == 0
 
 
 def test_a_layer_used_twice_is_of_the_rank_of_both() -> None:
-    model = made(lambda: Shared(lambda wide, rows: wide(rows.flip(1)).tanh())).double()
+    model = build_small(lambda: Shared(lambda wide, rows: wide(rows.flip(1)).tanh())).double()
     ranked(model)
 
 
@@ -527,8 +539,10 @@ def multiplied(function: Callable[..., Tensor], *tensors: Tensor) -> Capture:
     """Run the pass; tensors in float32."""
     values = {name: tensor.float() for name, tensor in zip("xyzw", tensors, strict=False)}
     graph = capture(lambda given: {"out": function(*given.values())}, values, {*values} - {"x", "w"})
-    optimized = PASSES["products"](PASSES["simplify"](graph))
-    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
+    optimized = apply("products", apply("simplify", graph))
+    torch.testing.assert_close(
+        run_capture(optimized, values), run_capture(graph, values), rtol=1e-4, atol=1e-4
+    )
     return optimized
 
 
@@ -575,8 +589,10 @@ def test_small_products_stay() -> None:
 def panelled(function: Callable[..., Tensor], *tensors: Tensor, fixed: tuple[str, ...]) -> tuple[int, ...]:
     """Return how many panels are cut, products with them and other products of ours there are."""
     graph, values = of(function, *tensors, fixed=fixed)
-    optimized = PASSES["products"](graph)
-    torch.testing.assert_close(run(optimized, values), run(graph, values), rtol=1e-4, atol=1e-4)
+    optimized = apply("products", graph)
+    torch.testing.assert_close(
+        run_capture(optimized, values), run_capture(graph, values), rtol=1e-4, atol=1e-4
+    )
     ops = torch.ops.vleak
     counted = (aten.clone.default, ops.panel_product.default, ops.product.default)
     return tuple(count(optimized, each) for each in counted)
@@ -608,7 +624,7 @@ def test_a_sum_of_products_is_split_by_how_its_matrices_are_read() -> None:
 
 def test_float64_stays() -> None:
     graph, _ = of(lambda x, y: x.mm(y), ROWS, MATRIX, fixed=("y",))
-    assert multiplications(PASSES["products"](graph)) == (0, 0)
+    assert multiplications(apply("products", graph)) == (0, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -618,9 +634,11 @@ def test_float64_stays() -> None:
 def agrees(name: str, function: Callable[..., Tensor], *tensors: Tensor, rtol: float = 1e-10) -> Capture:
     """Run one pass over a function's graph; check that it computes what the graph did, inputs included."""
     graph, values = of(function, *tensors)
-    optimized = PASSES[name](graph)
+    optimized = apply(name, graph)
     copies = [{key: value.clone() for key, value in values.items()} for _ in range(2)]
-    torch.testing.assert_close(run(optimized, copies[0]), run(graph, copies[1]), rtol=rtol, atol=rtol)
+    torch.testing.assert_close(
+        run_capture(optimized, copies[0]), run_capture(graph, copies[1]), rtol=rtol, atol=rtol
+    )
     torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
     return optimized
 
@@ -717,7 +735,10 @@ def test_products_are_made_before_what_they_read_changes() -> None:
     for function in (rows, term):
         graph, values = of(function, *(each.float() for each in (ROWS, MATRIX, MATRIX.cos())))
         torch.testing.assert_close(
-            run(PASSES["products"](graph), values), run(graph, values), rtol=1e-4, atol=1e-4
+            run_capture(apply("products", graph), values),
+            run_capture(graph, values),
+            rtol=1e-4,
+            atol=1e-4,
         )
 
 

@@ -5,76 +5,36 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from test_engine import (
+from descents import (
     CLASSES,
     Cliff,
     Smooth,
+    assert_alike,
+    batch_of,
     built_in,
-    doubled,
-    draw,
-    make_problem,
+    descents_of,
     make_settings,
     models,
+    problems,
+    starts,
+    update_of,
 )
 from tiny import build
-from torch import Tensor, nn
+from torch import nn
 
-from vleak.descent.batch import Batch, Member
-from vleak.descent.loop import Descent, DescentSettings, Problem
-from vleak.descent.problem import RULES, State
-from vleak.descent.scheduler import run_descents
+from vleak.descent import Descent, DescentSettings, Problem, run_descents
+from vleak.descent.batch import TrialRunner
+from vleak.descent.problem import RULES
 from vleak.errors import InputError
 from vleak.seeds import generator
 
 batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "batched"])
-
-
-def problems(
-    model: nn.Module, clips: int = 1, *, masked: bool = False, distance: Any = "cosine"
-) -> list[Problem]:
-    """Return three problems in float64 that share a model; nothing else is the same, not even the labels."""
-    first = doubled(make_problem(model, clips, distance=distance))
-    made = []
-    for trial in range(3):
-        labels = (torch.tensor([2, 4])[:clips] + trial) % CLASSES
-        update = update_of(first.model, draw(clips, "truth", trial).double(), labels)
-        masks = {name: t.abs() >= t.abs().median() for name, t in update.items()} if masked else None
-        made.append(replace(first, labels=labels, target=update, masks=masks))
-    return made
-
-
-def update_of(model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    loss = nn.functional.cross_entropy(model(x), labels)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-
-
-def starts(clips: int = 1) -> list[Tensor]:
-    return [draw(clips, "start", trial).double() for trial in range(3)]
-
-
-def loops_of(every: Sequence[tuple[Problem, DescentSettings, Tensor]], **changes: Any) -> list[Descent]:
-    return [Descent(problem, descent, start, **changes) for problem, descent, start in every]
-
-
-def assert_alike(got: State, expected: State) -> None:
-    """Compare all of two states; in float64 nothing but the order of sums may differ."""
-    for of in ("x", "best", "best_objective", "history"):
-        torch.testing.assert_close(
-            getattr(got, of), getattr(expected, of), rtol=1e-7, atol=1e-9, equal_nan=True
-        )
-    assert (got.nan_at, got.settled) == (expected.nan_at, expected.settled)
-
-
-def batch_of(loop: Descent) -> Batch:
-    assert isinstance(loop.bound, Member)
-    return loop.bound.batch
 
 
 # ---- numbers
@@ -99,10 +59,10 @@ def test_batched_trials_give_the_numbers_of_their_runs_alone(
             zip(problems(built_in(name), clips, masked=masked, distance=distance), starts(clips), strict=True)
         )
     ]
-    together = loops_of(every)
+    together = descents_of(every)
     states = run_descents(together, 20, batched=True)
     assert len({id(batch_of(loop)) for loop in together}) == 1
-    for state, loop in zip(states, loops_of(every), strict=True):
+    for state, loop in zip(states, descents_of(every), strict=True):
         assert_alike(state, loop.run(20))
 
 
@@ -112,35 +72,35 @@ def test_every_rule_is_batched(rule: Any) -> None:
         (problem, make_settings(problem, 8, rule=rule, learning_rate=0.02), start)
         for problem, start in zip(problems(build(Smooth)), starts(), strict=True)
     ]
-    together = loops_of(every)
+    together = descents_of(every)
     states = run_descents(together, 8, batched=True)
-    assert all(isinstance(loop.bound, Member) for loop in together)
-    for state, loop in zip(states, loops_of(every), strict=True):
+    assert all(isinstance(loop.runner, TrialRunner) for loop in together)
+    for state, loop in zip(states, descents_of(every), strict=True):
         assert_alike(state, loop.run(8))
 
 
-def test_stages_are_batched_one_after_the_other() -> None:
+def test_levels_are_batched_one_after_the_other() -> None:
     every = [
         (p, make_settings(p, 12, coarse=1, coarse_share=0.5, patience=patience, tolerance=0.5), start)
         for p, start, patience in zip(problems(build(Smooth)), starts(), (0, 2, 0), strict=True)
     ]
-    together = loops_of(every)
+    together = descents_of(every)
     run_descents(together, 1, batched=True)
     assert len({id(batch_of(loop)) for loop in together}) == 1
     states = run_descents(together, 11, batched=True, every=4)
-    first, second, third = (loop.bound for loop in together)
-    assert isinstance(first, Member)
-    assert isinstance(third, Member)
+    first, second, third = (loop.runner for loop in together)
+    assert isinstance(first, TrialRunner)
+    assert isinstance(third, TrialRunner)
     assert first.batch is third.batch
-    # The second settled early in the coarse stage, and so went on before the others.
-    assert not isinstance(second, Member)
-    for state, loop in zip(states, loops_of(every), strict=True):
+    # The second settled early at the coarse level, and so went on before the others.
+    assert not isinstance(second, TrialRunner)
+    for state, loop in zip(states, descents_of(every), strict=True):
         assert_alike(state, loop.run(12))
 
 
 def test_threads_give_exactly_the_numbers_of_the_runs_alone() -> None:
     every = [(p, make_settings(p), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
-    for state, loop in zip(run_descents(loops_of(every), 20, workers=3), loops_of(every), strict=True):
+    for state, loop in zip(run_descents(descents_of(every), 20, workers=3), descents_of(every), strict=True):
         expected = loop.run(20)
         assert state.history == expected.history
         assert torch.equal(state.x, expected.x)
@@ -153,10 +113,10 @@ def test_rows_of_features_are_batched_too() -> None:
     update = update_of(model, rows[0], labels)
     problem = Problem(model, nn.functional.cross_entropy, labels, update)
     every = [(problem, DescentSettings(iterations=10, learning_rate=0.01), start) for start in rows[1:]]
-    together = loops_of(every)
+    together = descents_of(every)
     states = run_descents(together, 10, batched=True)
     assert batch_of(together[0]) is batch_of(together[2])
-    for state, loop in zip(states, loops_of(every), strict=True):
+    for state, loop in zip(states, descents_of(every), strict=True):
         assert_alike(state, loop.run(10))
 
 
@@ -178,8 +138,8 @@ def test_nan_in_one_trial_ends_that_one_only(batched: bool) -> None:
         (second, falling(second, 1e9), dark),
         (third, falling(third, 0.0), 0.5 + 0.5 * brighter),
     ]
-    states = run_descents(loops_of(every), 20, batched=batched, every=7)
-    expected = [loop.run(20) for loop in loops_of(every)]
+    states = run_descents(descents_of(every), 20, batched=batched, every=7)
+    expected = [loop.run(20) for loop in descents_of(every)]
     assert [state.nan_at is None for state in expected] == [True, False, True]
     assert 2 < (expected[1].nan_at or 0) < 20
     for state, other in zip(states, expected, strict=True):
@@ -196,8 +156,8 @@ def test_each_trial_settles_by_its_own_objective(batched: bool, every: int) -> N
             problems(build(Smooth)), starts(), settings, strict=True
         )
     ]
-    states = run_descents(loops_of(trials), 60, batched=batched, every=every)
-    expected = [loop.run(60) for loop in loops_of(trials)]
+    states = run_descents(descents_of(trials), 60, batched=batched, every=every)
+    expected = [loop.run(60) for loop in descents_of(trials)]
     assert [state.settled for state in expected] == [True, False, True]
     assert len({len(state.history) for state in expected}) == 3
     for state, other in zip(states, expected, strict=True):
@@ -210,7 +170,7 @@ def test_each_trial_settles_by_its_own_objective(batched: bool, every: int) -> N
 @batched
 def test_a_stop_ends_all_and_they_may_be_taken_up_again(batched: bool) -> None:
     every = [(p, make_settings(p, 9), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
-    loops, undisturbed = loops_of(every), loops_of(every)
+    loops, undisturbed = descents_of(every), descents_of(every)
     seen: list[int] = []
     states = run_descents(
         loops, 9, workers=1, progress=seen.append, stop=lambda: len(seen) > 0, every=2, batched=batched
@@ -259,7 +219,7 @@ def test_trials_run_in_threads_of_their_own() -> None:
 def companions(change: Callable[[Descent], object] | None = None) -> list[Descent]:
     """Return three loops that may run together, the last one changed."""
     every = [(p, make_settings(p, 8), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
-    loops = loops_of(every)
+    loops = descents_of(every)
     if change is not None:
         change(loops[2])
     return loops
@@ -268,7 +228,7 @@ def companions(change: Callable[[Descent], object] | None = None) -> list[Descen
 def test_a_trial_that_has_begun_goes_on_by_itself() -> None:
     loops, alone = companions(lambda loop: loop.run(3)), companions()
     run_descents(loops, 8, batched=True)
-    assert [isinstance(loop.bound, Member) for loop in loops] == [True, True, False]
+    assert [isinstance(loop.runner, TrialRunner) for loop in loops] == [True, True, False]
     for loop, other in zip(loops, alone, strict=True):
         assert_alike(loop.state, other.run(8))
 
@@ -279,10 +239,10 @@ def test_copies_of_a_model_are_one_but_other_weights_are_not() -> None:
     with torch.no_grad():
         next(models[2].parameters()).mul_(1.01)
     every = [(replace(p, model=m), d, s) for (p, d, s), m in zip(every, models, strict=True)]
-    together = loops_of(every)
+    together = descents_of(every)
     run_descents(together, 4, batched=True)
-    assert [isinstance(loop.bound, Member) for loop in together] == [True, True, False]
-    for loop, other in zip(together, loops_of(every), strict=True):
+    assert [isinstance(loop.runner, TrialRunner) for loop in together] == [True, True, False]
+    for loop, other in zip(together, descents_of(every), strict=True):
         assert_alike(loop.state, other.run(4))
 
 
@@ -301,7 +261,7 @@ def test_what_cannot_be_mapped_runs_one_after_the_other(monkeypatch: Any) -> Non
     monkeypatch.setattr("vleak.descent.scheduler.make_batch", lambda starts: None)
     loops, alone = companions(), companions()
     run_descents(loops, 8, batched=True)
-    assert not any(isinstance(loop.bound, Member) for loop in loops)
+    assert not any(isinstance(loop.runner, TrialRunner) for loop in loops)
     for loop, other in zip(loops, alone, strict=True):
         assert_alike(loop.state, other.run(8))
 
@@ -310,12 +270,12 @@ def test_the_reference_engine_is_never_batched() -> None:
     problem = problems(build(Smooth))[0]
     loops = [Descent(problem, make_settings(problem, 2), start, engine="reference") for start in starts()]
     run_descents(loops, 2, batched=True)
-    assert not any(isinstance(loop.bound, Member) for loop in loops)
+    assert not any(isinstance(loop.runner, TrialRunner) for loop in loops)
     assert [len(loop.state.history) for loop in loops] == [2, 2, 2]
 
 
 def test_many_trials_become_several_batches(monkeypatch: Any) -> None:
-    monkeypatch.setattr("vleak.descent.scheduler._TOGETHER", 2)
+    monkeypatch.setattr("vleak.descent.scheduler._BATCH_SIZE", 2)
     loops = companions()
     run_descents(loops, 2, batched=True)
-    assert [isinstance(loop.bound, Member) for loop in loops] == [True, True, False]
+    assert [isinstance(loop.runner, TrialRunner) for loop in loops] == [True, True, False]

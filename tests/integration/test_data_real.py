@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from videos import REAL_DATA, real_path
 
 from vleak.data import load_clips
 from vleak.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
-PLACES = [ROOT / "shared" / "data", ROOT.parent / "shared" / "data"]
-if "VLEAK_TEST_DATA" in os.environ:
-    PLACES.insert(0, Path(os.environ["VLEAK_TEST_DATA"]))
-DATA = next((place for place in PLACES if (place / "clips").is_dir()), None)
-pytestmark = pytest.mark.skipif(DATA is None, reason="no test videos; set VLEAK_TEST_DATA to their folder")
-
-
-def path(name: str) -> str:
-    assert DATA is not None
-    return str(DATA / name)
+pytestmark = pytest.mark.skipif(
+    REAL_DATA is None, reason="no test videos; set VLEAK_TEST_DATA to their folder"
+)
 
 
 def test_twelve_clips_of_one_room() -> None:
-    data = load_clips(path("clips"))
+    data = load_clips(real_path("clips"))
     assert len({name.split("@")[0] for name in data.names}) == 12
     assert all(name.endswith("@0") for name in data.names)
     assert data.public_clips.shape == (32, 3, 8, 32, 32)
@@ -38,13 +30,13 @@ def test_twelve_clips_of_one_room() -> None:
 def test_turned_phone_video_stands_upright() -> None:
     """Both show a keyboard; its rows are horizontal once the display matrix is followed."""
     for name in ("odd/video_0.mov", "odd/video_90.mov"):
-        clip = load_clips(path(name), frames=2, stride=1).clips[0]
+        clip = load_clips(real_path(name), frames=2, stride=1).clips[0]
         down, across = clip.mean(0).mean(2).std(1).mean(), clip.mean(0).mean(1).std(1).mean()
         assert down > across
 
 
 def test_ten_bit_colour_bars() -> None:
-    row = load_clips(path("odd/h264_10bits.mp4"), clips=1).clips[0, :, 0, 26]
+    row = load_clips(real_path("odd/h264_10bits.mp4"), clips=1).clips[0, :, 0, 26]
     red, yellow, blue = row[:, 2], row[:, 12], row[:, 17]
     assert torch.allclose(red, torch.tensor([1.0, 0, 0]), atol=0.1)
     assert torch.allclose(yellow, torch.tensor([1.0, 1, 0]), atol=0.1)
@@ -64,24 +56,24 @@ def test_ten_bit_colour_bars() -> None:
 )
 def test_odd_files_are_one_clear_line(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        load_clips(path(name))
+        load_clips(real_path(name))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_odd_files_whose_wanted_part_is_whole() -> None:
-    assert load_clips(path("odd/corrupted.mp4"), clips=1, public=0).clips.shape == (1, 3, 8, 32, 32)
-    assert load_clips(path("odd/unordered.mov"), frames=2, stride=1).clips.shape == (1, 3, 2, 32, 32)
+    assert load_clips(real_path("odd/corrupted.mp4"), clips=1, public=0).clips.shape == (1, 3, 8, 32, 32)
+    assert load_clips(real_path("odd/unordered.mov"), frames=2, stride=1).clips.shape == (1, 3, 2, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["carphone_pristine.mp4", "nasa_13013.mp4", "ucf_crime_sample.gif"])
 def test_whole_files_read_to_their_end(name: str) -> None:
-    data = load_clips(path(f"surveillance/{name}"), clips=1, public=1000, frames=2, size=8, stride=1)
+    data = load_clips(real_path(f"surveillance/{name}"), clips=1, public=1000, frames=2, size=8, stride=1)
     assert len(data.clips) + len(data.public_clips) == {"c": 60, "n": 162, "u": 62}[name[0]]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_truncated_copies(share: float, tmp_path: Path) -> None:
-    for whole in sorted(Path(path("clips")).glob("*.mkv"))[:4]:
+    for whole in sorted(Path(real_path("clips")).glob("*.mkv"))[:4]:
         content = whole.read_bytes()
         (tmp_path / whole.name).write_bytes(content[: int(share * len(content))])
         with pytest.raises(

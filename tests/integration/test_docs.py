@@ -1,16 +1,38 @@
-"""What a newcomer reads first: no dead link, no placeholder, and the example runs."""
+"""What a newcomer reads first: no dead link, no placeholder, and every example runs."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from runs import VLEAK
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+#: what each example has to print, beside running without a warning.
+PRINTED = {
+    "attack_one_update": r"none: \+\d.*rank 1 of 8, label right: True\ndp σ=1: ",
+    "evaluate_defenses": r"none, matching: \+\d.* of 8 recognised.*leaks",
+    "own_attack": r"none, cosine_matching.* \(non-adaptive\): .*dB",
+    "own_defense": r"random_mask, matching: .*known by: channel(.|\n)*_blind: .*known by: none",
+    "own_metric": r"none matching \S+ [+-]?[\dc]",
+    "own_model": r"raw \S+ none matching \+\d(.|\n)*feature \S+ none",
+    "saved_run": r"schema \d(.|\n)*mean error 0\.\d",
+}
+
+
+def shell_lines(page: str) -> str:
+    """Lines of a page that stand between fences or are indented."""
+    parts = re.split(r"^ *```.*$", page, flags=re.MULTILINE)
+    indented = [line for part in parts[::2] for line in part.splitlines() if line.startswith("    ")]
+    return "\n".join([*parts[1::2], *indented])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -26,20 +48,64 @@ def test_nothing_was_left_to_fill_in(page: Path) -> None:
     )
 
 
-def test_readme_names_commands_that_exist() -> None:
-    commands = set(
-        re.findall(r"^vleak (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    )
-    assert commands == {"evaluate", "study", "train", "report", "list", "doctor", "bench"}
+def test_pages_name_commands_that_exist() -> None:
+    code = "\n".join(shell_lines(page.read_text(encoding="utf-8")) for page in PAGES)
+    named = set(re.findall(r"^ *vleak (\w+)", code, re.MULTILINE))
+    shown = subprocess.run([*VLEAK, "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"^\W*(\w+) {2,}", shown, re.MULTILINE))
+    assert {"evaluate", "study", "train", "report", "list", "doctor", "bench"} <= named
+    assert named <= known
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "attack_one_update.py"
+def test_guides_show_code_that_is_run() -> None:
+    """Python on a page of the site is included from examples/, so that the tests run what it shows."""
+    blocks = [
+        (page.name, block)
+        for page in [ROOT / "docs/index.md", *ROOT.glob("docs/guides/*.md")]
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    assert len(blocks) >= len(EXAMPLES)
+    for page, block in blocks:
+        assert re.fullmatch(r'--8<-- "examples/\S+"\n', block), f"{page}:\n{block}"
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def test_the_example_runs(script: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("none: +")
-    assert "rank 1 of 8, label right: True" in lines[0]
-    assert lines[1].startswith("dp σ=1: ")
+    assert re.search(PRINTED[script.stem], done.stdout), done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(name="hooks", scope="module")
+def _hooks() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_field_tables_say_what_each_field_means(hooks: ModuleType) -> None:
+    record = {
+        "description": "One cell.\n\nAttributes:\n    low, high: ends of the\n        interval. n: clips.\n",
+        "properties": {
+            "low": {"anyOf": [{"type": "number"}, {"type": "null"}], "default": None},
+            "high": {"type": "number"},
+            "n": {"$ref": "#/$defs/Count"},
+        },
+    }
+    assert hooks.record_table("Cell", record).splitlines() == [
+        "## Cell",
+        "",
+        "One cell.",
+        "",
+        "| field | type | default | meaning |",
+        "|---|---|---|---|",
+        "| `low` | number or null | `null` | ends of the interval |",
+        "| `high` | number |  | ends of the interval |",
+        "| `n` | [Count](#count) |  | clips |",
+    ]

@@ -1,23 +1,35 @@
-"""What a study asks, how it judges, and that its page says so."""
+"""Study: its plan, its verdicts on planted results, its record and its page."""
 
 from __future__ import annotations
 
-import copy
 import json
+import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from planted_study import CLIPS, SPREAD, Planted
 
 from vleak.errors import InputError
+from vleak.evaluation import Settings, StoppedError
+from vleak.report import write_study
+from vleak.results.records import RunRecord
 from vleak.results.statistics import mean_interval
 from vleak.seeds import generator
-from vleak.study import study as studies
-from vleak.study.study import Claim, Comparison, Study, judge, plan
+from vleak.study import ClaimRecord, Study, StudyRecord, read_study, run_study
+from vleak.study import run as study_run
+from vleak.study.claim import Judgement
+from vleak.study.claims.extractors import strongest_heads
+from vleak.study.keys import FeatureRun, RawRun, RunKey
+from vleak.study.measures import Comparison, Measurement, Results, difference
+from vleak.study.run import judge, plan
+from vleak.study.variance import variance_shares
 
-CLIPS = [f"c{index}" for index in range(8)]
-SPREAD = [0.01 * index for index in range(8)]
+QUICK = Study(quick=True, clips=8)
 
 
 def comparison(low: float | None) -> Comparison:
@@ -37,16 +49,16 @@ def comparison(low: float | None) -> Comparison:
     ],
 )
 def test_a_verdict_is_what_the_intervals_say(effects: tuple[float | None, ...], verdict: str) -> None:
-    assert Claim("k", "n", tuple(map(comparison, effects))).verdict == verdict
+    assert Judgement(tuple(map(comparison, effects))).verdict == verdict
 
 
 def test_shares_of_variance_of_known_tables() -> None:
     additive = {(a, b): 3.0 * (a == "x") + 4.0 * (b == "u") for a in "xy" for b in "uv"}
-    assert studies._shares(additive) == pytest.approx((9 / 25, 16 / 25))
-    # All of it interplay: of the three degrees of freedom each factor has one, and explains nothing.
+    assert variance_shares(additive) == pytest.approx((9 / 25, 16 / 25))
+    # All of it interaction: of the three degrees of freedom each factor has one, and explains nothing.
     crossed = {(a, b): float((a == "x") == (b == "u")) for a in "xy" for b in "uv"}
-    assert studies._shares(crossed) == pytest.approx((-0.5, -0.5))
-    assert studies._shares(dict.fromkeys(additive, 1.0)) == (0.0, 0.0)
+    assert variance_shares(crossed) == pytest.approx((-0.5, -0.5))
+    assert variance_shares(dict.fromkeys(additive, 1.0)) == (0.0, 0.0)
 
 
 def test_a_factor_of_many_levels_is_not_favoured() -> None:
@@ -55,134 +67,280 @@ def test_a_factor_of_many_levels_is_not_favoured() -> None:
     drawn = []
     for _ in range(300):
         noise = torch.randn(2, 5, generator=numbers).tolist()
-        drawn.append(studies._shares({(str(a), str(b)): noise[a][b] for a in range(2) for b in range(5)}))
+        drawn.append(variance_shares({(str(a), str(b)): noise[a][b] for a in range(2) for b in range(5)}))
     for share in zip(*drawn, strict=True):
         assert abs(sum(share) / len(share)) < 0.05
 
 
 def test_differences_are_clip_by_clip() -> None:
-    more = {clip: (10.0 * place + 1.0 + SPREAD[place], "m") for place, clip in enumerate(CLIPS)}
-    less = {clip: (10.0 * place, "l") for place, clip in reversed(list(enumerate(CLIPS)))}
-    found = studies._difference("x", {**more, "other": (5.0, "o")}, less, "dB")
-    assert found.effect.n == 8
-    assert found.effect.mean == pytest.approx(1.035)
-    assert found.effect.low is not None
-    assert found.effect.low > 1.0
-    assert set(found.cells) == {"m", "l"}
+    more = {clip: Measurement(10.0 * n + 1.0 + SPREAD[n], "m") for n, clip in enumerate(CLIPS)}
+    less = {clip: Measurement(10.0 * n, "l") for n, clip in reversed(list(enumerate(CLIPS)))}
+    compared = difference("x", {**more, "other": Measurement(5.0, "o")}, less, "dB")
+    assert compared.effect.n == 8
+    assert compared.effect.mean == pytest.approx(1.035)
+    assert compared.effect.low is not None
+    assert compared.effect.low > 1.0
+    assert set(compared.cells) == {"m", "l"}
+
+
+# --- plan -------------------------------------------------------------------------------------------------
+
+
+def test_too_few_clips_are_refused() -> None:
+    with pytest.raises(InputError, match="clips=7: expected at least 8"):
+        plan(Study(clips=7))
+
+
+def test_runs_have_names_and_folders_of_their_own() -> None:
+    keys = plan(Study())
+    assert len({key.folder for key in keys}) == len({key.name for key in keys}) == len(keys) == 42
+    assert all(Path(key.folder).name == key.folder for key in keys)
+
+
+def test_the_plan_runs_what_its_keys_say() -> None:
+    for key in plan(Study()):
+        settings = key.settings(Study())
+        assert settings.pipeline == key.pipeline
+        if isinstance(key, FeatureRun):
+            assert (settings.extractor, settings.head, settings.loss) == key.factors
+            assert settings.attacks is None
+        elif isinstance(key, RawRun):
+            assert settings.model.endswith(("c3d_tiny", f"width={key.width}", f"depth={key.depth}"))
+            assert (settings.enhance, settings.reference_frames) == (key.enhancement, key.reference_frames)
+    quick = plan(QUICK)
+    assert len(quick) == 14
+    assert all(key.settings(QUICK).frames == 4 and key.settings(QUICK).iterations == 80 for key in quick)
+    assert not any(isinstance(key, RawRun) and key.enhancement == "network" for key in quick)
 
 
 # --- judging planted results ------------------------------------------------------------------------------
 
 
-def planted(
-    gain: dict[str, float], cosine: dict[str, float] | None = None, *, quick: bool = True
-) -> dict[str, dict[str, Any]]:
-    """Return results of every run of a plan; runs whose name starts with a key have that gain."""
-    results = {}
-    for name, settings in plan(Study(quick=quick)).items():
-        level = next((value for key, value in gain.items() if name.startswith(key)), 5.0)
-        depth = next((value for key, value in (cosine or {}).items() if key in name), 0.1)
-        cells = []
-        for defense, references in [
-            (d.label, k) for d in settings.strengths() for k in settings.reference_frames
-        ]:
-            for place, clip in enumerate(CLIPS):
-                own = level + SPREAD[place] - (1.0 if defense != "none" else 0.0)
-                cells.append(
-                    {
-                        "id": f"{defense}/{references}/{clip}",
-                        "clip": clip,
-                        "status": "ok",
-                        "defense": {"label": defense, "name": defense},
-                        "attack": {"name": "matching"},
-                        "knowledge": {"defense": True, "reference_frames": references},
-                        "scores": {
-                            "psnr_gain_db": own - references,
-                            "motion_psnr_db": own + references,
-                            "psnr_db": own + references,
-                            "identified": True,
-                            "candidates": 8,
-                            "segments": {
-                                "cosine_gain": depth + SPREAD[place] / 10,
-                                "recovered": 1, "carrying": 2, "segments": 4,
-                            },
-                        },
-                        "enhanced": {"psnr_change_db": SPREAD[place] - 1, "identification_moved": "none"},
-                    }
-                )  # fmt: skip
-        models = [{"parameters": 100}]  # as many in all, as width 32 and depth 3 have
-        results[name] = {"cells": cells, "models": models}
-    return results
+def verdict(key: str, planted: Planted, study: Study = QUICK) -> str:
+    (record,) = [claim for claim in judge(study, planted.results(study)) if claim.key == key]
+    return record.verdict
 
 
-def verdicts(results: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {claim.key: claim.verdict for claim in judge(results)}
+def leaks(raw: float = 5.0, frame_cnn: float = 5.0, simple: float = 5.0) -> Planted:
+    """Plant gains of raw frames, of one extractor, and of the simplest classifiers."""
+
+    def gain(key: RunKey) -> float:
+        if isinstance(key, FeatureRun):
+            return frame_cnn if key.extractor == "frame_cnn" else 5.0
+        assert isinstance(key, RawRun)
+        return simple if key.width == 8 or key.depth == 1 else raw
+
+    return Planted(gain=gain)
+
+
+def recovers(field: str, value: str, high: float = 0.9) -> Planted:
+    """Plant a high gain in cosine for the feature runs with one value of one field."""
+    return Planted(cosine=lambda key: high if getattr(key, field) == value else 0.1)
 
 
 def test_each_claim_can_hold_and_can_fail() -> None:
-    hinder = verdicts(planted({"raw": 9.0}))
-    assert hinder["extractors"] == "holds"
-    assert verdicts(planted({"raw": 1.0}))["extractors"] == "does not hold"
-    assert verdicts(planted({"raw": 6.0, "frame_cnn": 9.0}))["extractors"] == "mixed"
-    assert hinder["enhancement"] == "does not hold"
-    assert hinder["references"] == "mixed"  # planted: more where it moves, less beyond the frame
-    assert hinder["compression"] == "holds"
-    simple = planted({"raw, width 8": 9.0, "raw, depth 1": 9.0}, {"linear": 0.9, "mlp:depth=4": 0.1})
-    assert verdicts(simple)["complexity"] == "holds"
-    assert verdicts(planted({}))["complexity"] == "does not hold"
+    assert verdict("extractors", leaks(raw=9.0)) == "holds"
+    assert verdict("extractors", leaks(raw=1.0)) == "does not hold"
+    assert verdict("extractors", leaks(raw=6.0, frame_cnn=9.0)) == "mixed"
+    simple = replace(leaks(simple=9.0), cosine=recovers("head", "linear").cosine)
+    assert verdict("complexity", simple) == "holds"
+    assert verdict("complexity", leaks(simple=9.0)) == "mixed"
+    assert verdict("complexity", Planted()) == "does not hold"
+    assert verdict("enhancement", Planted(enhancement=1.0)) == "holds"
+    assert verdict("enhancement", Planted(enhancement=-1.0)) == "does not hold"
+    assert verdict("references", Planted(per_frame=1.0, beyond=0.5)) == "holds"
+    assert verdict("references", Planted(per_frame=1.0, beyond=-1.0)) == "mixed"
+    assert verdict("references", Planted(per_frame=-1.0, beyond=-1.0)) == "does not hold"
+    assert verdict("compression", Planted(hidden=1.0)) == "holds"
+    assert verdict("compression", Planted(hidden=-1.0)) == "does not hold"
+    assert verdict("factors", recovers("extractor", "c3d_small")) == "holds"
+    assert verdict("factors", recovers("loss", "bce")) == "does not hold"
 
 
 def test_the_whole_plan_can_be_judged() -> None:
-    assert verdicts(planted({"raw": 9.0}, quick=False))["extractors"] == "holds"
+    claims = judge(Study(), leaks(raw=9.0).results(Study()))
+    assert claims[0].verdict == "holds"
+    assert len(claims[0].comparisons) == 30
+    assert len(claims[-1].grid) == 30
+
+
+def test_the_factor_that_decides_is_named() -> None:
+    factors = judge(QUICK, recovers("loss", "bce").results(QUICK))[-1]
+    assert "loss 100 %" in factors.remarks[0]
+
+
+def test_the_strongest_head_of_each_extractor_and_loss_is_shown() -> None:
+    def gain(key: RunKey) -> float:
+        return 7.0 if isinstance(key, FeatureRun) and key.head_depth == 2 else 5.0
+
+    strongest = strongest_heads(QUICK, Planted(gain=gain).results(QUICK))
+    assert [(key.extractor, key.loss) for key in strongest] == [
+        ("c3d_small", "bce"), ("c3d_small", "ranking"), ("frame_cnn", "bce"), ("frame_cnn", "ranking"),
+    ]  # fmt: skip
+    assert {key.head_text for key in strongest} == {"mlp:depth=2"}
+
+
+def with_cells(run: RunRecord, *changes: dict[str, Any]) -> RunRecord:
+    """Return a run with further cells, each the first one with changes."""
+    first = run.cells[0]
+    more = tuple(first.model_copy(update=change) for change in changes)
+    return run.model_copy(update={"cells": (*run.cells, *more)})
+
+
+def lucky(run: RunRecord) -> dict[str, Any]:
+    scores = run.cells[0].scores
+    assert scores is not None
+    return {"scores": scores.model_copy(update={"psnr_gain_db": 99.0})}
 
 
 def test_an_attack_that_failed_on_most_clips_is_not_the_strongest() -> None:
-    results = planted({"raw": 9.0})
-    lucky = copy.deepcopy(results["compressed"]["cells"][0])
-    lucky["attack"]["name"] = "other"
-    lucky["scores"]["psnr_gain_db"] = 99.0
-    results["compressed"]["cells"].append(lucky)
-    (claim,) = [claim for claim in judge(results) if claim.key == "compression"]
-    assert all(each.effect.n == 8 for each in claim.comparisons)
+    results = dict(Planted().results(QUICK))
+    key = next(key for key in results if key.name == "compressed")
+    other = results[key].cells[0].attack.model_copy(update={"name": "other"})
+    results[key] = with_cells(results[key], lucky(results[key]) | {"attack": other})
+    (compression,) = [claim for claim in judge(QUICK, results) if claim.key == "compression"]
+    assert all(row.clips == 8 for row in compression.comparisons)
 
 
-def test_the_factor_that_decides_is_found() -> None:
-    decides = planted({}, {"c3d_small": 0.9, "frame_cnn": 0.1})
-    assert verdicts(decides)["factors"] == "holds"
-    loss = planted({}, {"bce": 0.9, "ranking": 0.1})
-    assert verdicts(loss)["factors"] != "holds"
-    (claim,) = [claim for claim in judge(loss) if claim.key == "factors"]
-    assert "loss 100 %" in claim.remarks[0]
+def test_failed_cells_baselines_and_non_adaptive_attacks_do_not_count() -> None:
+    results = Planted().results(QUICK)
+    spoiled: Results = {
+        key: with_cells(
+            run,
+            {"clip": "c99", "status": "failed: x"},
+            lucky(run) | {"knowledge": run.cells[0].knowledge.model_copy(update={"defense": False})},
+            lucky(run) | {"attack": run.cells[0].attack.model_copy(update={"baseline": True})},
+        )
+        for key, run in results.items()
+    }
+    for before, after in zip(judge(QUICK, results), judge(QUICK, spoiled), strict=True):
+        assert before.comparisons == after.comparisons
 
 
-def test_failed_and_blind_cells_do_not_count() -> None:
-    results = planted({"raw": 9.0})
-    spoiled = copy.deepcopy(results)
-    for run in spoiled.values():
-        extra = copy.deepcopy(run["cells"][0])
-        extra |= {"clip": "c99", "status": "failed: x"}
-        blind = copy.deepcopy(run["cells"][0])
-        blind["knowledge"]["defense"] = False
-        blind["scores"]["psnr_gain_db"] = 99.0
-        run["cells"] += [extra, blind]
-    for before, after in zip(judge(results), judge(spoiled), strict=True):
-        assert before.record()["comparisons"] == after.record()["comparisons"]
+# --- record and page --------------------------------------------------------------------------------------
 
 
 def test_a_claim_is_json_by_the_contract() -> None:
-    for claim in judge(planted({})):
-        record = json.loads(json.dumps(claim.record(), allow_nan=False))
+    for claim in judge(QUICK, Planted().results(QUICK)):
+        record = json.loads(json.dumps(claim.model_dump(mode="json"), allow_nan=False))
         assert set(record) >= {"name", "effect", "interval", "verdict", "cells"}
         assert record["verdict"] in ("holds", "does not hold", "mixed")
         assert record["cells"]
+        assert len(record["interval"]) == 2
+        assert all(len(point) == 4 for points in record["points"].values() for point in points)
+        assert ClaimRecord.model_validate(record) == claim
 
 
-def test_too_few_clips_are_refused() -> None:
-    with pytest.raises(InputError, match="at least 8 clips"):
-        plan(Study(clips=7))
+class PlantedRuns:
+    """Stand-in for `evaluate` that leaves planted runs with pictures, and the folders that it made."""
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+        self.results = {key.folder: run for key, run in leaks(raw=9.0).results(QUICK).items()}
+        self.settings = {key.folder: key.settings(QUICK) for key in plan(QUICK)}
+
+    def evaluate(self, settings: Settings, folder: Path, **options: object) -> RunRecord:
+        assert settings == self.settings[folder.name]
+        self.folders.append(folder.name)
+        folder.mkdir(parents=True)
+        numbers = generator("pictures", folder.name)
+        np.save(folder / "clips.npy", torch.randint(256, (8, 3, 2, 8, 8), generator=numbers).byte().numpy())
+        np.save(folder / "a.npy", torch.randint(256, (3, 2, 8, 8), generator=numbers).byte().numpy())
+        run = self.results[folder.name]
+        media = {"media": "a.npy", "media_enhanced": "a.npy"}
+        cells = tuple(cell.model_copy(update=media) for cell in run.cells)
+        run = run.model_copy(update={"cells": cells})
+        (folder / "results.json").write_text(run.model_dump_json(), encoding="utf-8")
+        return run
 
 
-def test_runs_have_folders_of_their_own() -> None:
-    names = [studies.folder(name) for name in plan(Study())]
-    assert len(set(names)) == len(names)
-    assert all(Path(name).name == name for name in names)
+@pytest.fixture
+def planted_runs(monkeypatch: pytest.MonkeyPatch) -> PlantedRuns:
+    runs = PlantedRuns()
+    monkeypatch.setattr(study_run, "evaluate", runs.evaluate)
+    monkeypatch.setattr(study_run, "extractor_for", lambda name, **options: None)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyRecord]:
+    """Folder and record of a study on planted runs."""
+    folder, runs = tmp_path_factory.mktemp("study"), PlantedRuns()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_run, "evaluate", runs.evaluate)
+        patch.setattr(study_run, "extractor_for", lambda name, **options: None)
+        return folder, run_study(QUICK, folder)
+
+
+def test_a_study_runs_its_plan_and_leaves_its_record(planted_runs: PlantedRuns, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    study = run_study(QUICK, tmp_path, progress=lambda *what: told.append(what))
+    assert planted_runs.folders == [key.folder for key in plan(QUICK)]
+    assert read_study(tmp_path) == study
+    assert told[-1] == ("judging", 14, 14)
+    assert {claim.key: claim.verdict for claim in study.claims}["extractors"] == "holds"
+
+
+def test_the_page_of_a_study_shows_claims_measurements_and_pictures(
+    finished: tuple[Path, StudyRecord],
+) -> None:
+    folder, study = finished
+    page = write_study(folder).read_text(encoding="utf-8")
+    for claim in study.claims:
+        assert claim.name in page
+        assert all(row.name in page for row in claim.comparisons)
+        for picture in claim.pictures:
+            assert page.count(f"<b>{picture.title}</b>") >= 4  # one a clip
+    assert "not run on this clip" not in page
+    assert "is missing" not in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace('http-equiv="', "")
+
+
+def test_a_stopped_study_runs_nothing_more(planted_runs: PlantedRuns, tmp_path: Path) -> None:
+    stop = threading.Event()
+    with pytest.raises(StoppedError, match="3 of 14 runs finished"):
+        run_study(
+            QUICK, tmp_path, progress=lambda what, done, total: stop.set() if done == 3 else None, stop=stop
+        )
+    assert len(planted_runs.folders) == 3
+    assert not (tmp_path / "study.json").exists()
+
+
+def hostile(study: StudyRecord, text: str) -> StudyRecord:
+    claim = study.claims[0]
+    row = claim.comparisons[0].model_copy(update={"name": text, "unit": text})
+    picture = claim.pictures[0].model_copy(update={"title": text})
+    changed = claim.model_copy(
+        update={"key": text, "name": text, "comparisons": (row,), "remarks": (text,), "pictures": (picture,)}
+    )
+    data = study.data.model_copy(update={"name": text, "names": (text,), "notes": (text,)})
+    return study.model_copy(update={"claims": (changed,), "data": data, "runs": (text,)})
+
+
+def test_hostile_names_stay_text(finished: tuple[Path, StudyRecord], tmp_path: Path) -> None:
+    bad = '"><script>alert(1)</script>'
+    study = hostile(finished[1], bad)
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "study.json").write_text(study.model_dump_json(), encoding="utf-8")
+    page = write_study(tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", "cannot be read as a study"),
+        ({"schema_version": 1}, "schema version 1, expected 2"),
+        ({"claims": [{"key": 3}]}, r"claims\.0\.key is 3, expected"),
+        ({"other": 1}, "other is no field"),
+    ],
+)
+def test_a_study_that_cannot_be_read_is_refused(
+    finished: tuple[Path, StudyRecord], tmp_path: Path, change: str | dict[str, Any], message: str
+) -> None:
+    record = finished[1].model_dump(mode="json")
+    text = change if isinstance(change, str) else json.dumps(record | change)
+    (tmp_path / "study.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        write_study(tmp_path)

@@ -1,125 +1,34 @@
-"""Packaging and the extension's life: what lands in site-packages, what runs there, and what happens when
+"""Build and installation: what is compiled from what, what lands in site-packages, and what runs there when
 torch, the compiler or the cache are not as they should be."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
-import textwrap
-import venv
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from environments import (
+    REPORT,
+    ROOT,
+    SITE,
+    Environment,
+    compiler_runs,
+    copy_tree,
+    write_broken_compiler,
+    write_quick_compiler,
+)
 
-from vleak.errors import InputError
-from vleak.native import build, loader
+from vleak.native import build
 
-ROOT = Path(__file__).resolve().parents[2]
-SITE = Path(torch.__file__).resolve().parents[1]
 HEADERS = build.describe_torch(SITE / "torch")
 
 pytest.importorskip("setuptools", minversion="77")
 pytest.importorskip("pip")
 needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler on this machine")
-
-REPORT = """
-import json, warnings
-from dataclasses import asdict
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    import torch
-    from vleak.native import operators
-    from vleak.native import loader
-    values = [operators.total_variation(torch.arange(4.0).view(1, 1, 1, 1, 4)).tolist() for _ in range(3)]
-    answer = asdict(loader.status())
-answer["library"] = answer["library"] and str(answer["library"])
-answer |= {"values": values, "warnings": [str(w.message) for w in caught], "backend": operators.backend()}
-import vleak
-answer["home"] = vleak.__file__
-print(json.dumps(answer))
-"""
-
-
-def copy_tree(target: Path) -> Path:
-    """Copy what a checkout holds, so that building leaves nothing in the repository."""
-    skip = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info", "build")
-    for name in ("vleak", "csrc", "defenses", "cli", "tests"):
-        shutil.copytree(ROOT / name, target / name, ignore=skip)
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, target / name)
-    return target
-
-
-class Environment:
-    """A fresh virtual environment that borrows this interpreter's packages once vleak is in it."""
-
-    def __init__(self, folder: Path, *, torch_visible: bool) -> None:
-        venv.create(folder, with_pip=False, symlinks=True)
-        self.python = folder / "bin" / "python"
-        self.cache = folder / "cache"
-        asked = "import sysconfig; print(sysconfig.get_path('platlib'))"
-        self.site = Path(subprocess.check_output([self.python, "-c", asked], text=True).strip())
-        if torch_visible:
-            (self.site / "torch").symlink_to(SITE / "torch")
-
-    def build(self, tree: Path, hook: str, output: Path, **variables: str) -> Path:
-        """Call a hook of the build backend as pip's build isolation does: no site-packages on the path."""
-        tools = output / "tools"
-        tools.mkdir(parents=True)
-        for part in [*SITE.glob("setuptools*"), SITE / "_distutils_hack"]:
-            (tools / part.name).symlink_to(part)
-        hide = "import sys, sysconfig\nhidden = {sysconfig.get_path(n) for n in ('platlib', 'purelib')}\n"
-        (tools / "sitecustomize.py").write_text(
-            hide + "sys.path = [p for p in sys.path if p not in hidden]\n"
-        )
-        code = f"import setuptools.build_meta as b; print(b.{hook}({str(output)!r}))"
-        done = subprocess.run(
-            [self.python, "-c", code],
-            cwd=tree,
-            env={**os.environ, "PYTHONPATH": str(tools), **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return output / done.stdout.splitlines()[-1]
-
-    def install(self, wheel: Path) -> None:
-        command = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q", "--no-index"]
-        subprocess.run([*command, "--no-deps", "--disable-pip-version-check", str(wheel)], check=True)
-        # Only now: the build must not have seen it, and it is found after this environment's own packages.
-        (self.site / "borrowed.pth").write_text(f"{SITE}\n")
-
-    def popen(self, code: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CXX")}
-        environment |= {"XDG_CACHE_HOME": str(self.cache), "VLEAK_EXTENSION": "auto", **variables}
-        return subprocess.Popen(
-            [self.python, "-c", code],
-            cwd=cwd,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def run(self, code: str, cwd: Path, **variables: str) -> str:
-        process = self.popen(code, cwd, **variables)
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        assert errors == "", "the extension must not print"
-        return output
-
-    def report(self, cwd: Path, **variables: str) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.run(REPORT, cwd, **variables))
-        assert answer["values"] == [[1.0]] * 3
-        return answer
 
 
 @pytest.fixture(scope="module")
@@ -129,31 +38,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A compiler that does not optimise, notes every run, and compiles the same file only once.
-
-    These tests are about what is built when. An object's name holds its source and flags.
-    """
-    folder = tmp_path_factory.mktemp("compiler")
-    script = folder / "quick-c++"
-    compiler = f'{build.find_compiler()} "$@" -O0'
-    script.write_text(
-        textwrap.dedent(f"""\
-        #!/bin/sh
-        [ "$1" = --version ] || echo run >> {folder}/runs
-        for output; do :; done
-        kept={folder}/$(basename "$output")
-        case $kept in *info-*|*[!o]) exec {compiler} ;; esac
-        [ -f "$kept" ] || {{ {compiler} && cp "$output" "$kept.$$" && mv "$kept.$$" "$kept"; }}
-        cp "$kept" "$output"
-        """)
-    )
-    script.chmod(0o755)
-    return script
-
-
-def runs(compiler: Path) -> int:
-    log = compiler.with_name("runs")
-    return len(log.read_text().splitlines()) if log.exists() else 0
+    return write_quick_compiler(tmp_path_factory.mktemp("compiler"))
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +81,7 @@ def check_contents(wheel: Path) -> list[str]:
 # Installing
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_native_wheel(tree: Path, tmp_path: Path, quick_compiler: Path) -> None:
     environment = Environment(tmp_path / "venv", torch_visible=True)
@@ -227,6 +113,7 @@ def test_pure_wheel(pure: tuple[Environment, Path]) -> None:
         assert Path(line).parent == environment.site / "vleak" / name
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_editable_install(tmp_path: Path, quick_compiler: Path) -> None:
     tree = copy_tree(tmp_path / "checkout")
@@ -251,7 +138,8 @@ def test_editable_install(tmp_path: Path, quick_compiler: Path) -> None:
 
 def test_a_failing_compiler_does_not_fail_the_installation(tree: Path, tmp_path: Path) -> None:
     environment = Environment(tmp_path / "venv", torch_visible=True)
-    wheel = environment.build(tree, "build_wheel", tmp_path / "dist", CXX=str(broken_compiler(tmp_path)))
+    compiler = str(write_broken_compiler(tmp_path))
+    wheel = environment.build(tree, "build_wheel", tmp_path / "dist", CXX=compiler)
     assert wheel.name.endswith("-py3-none-any.whl")
     check_contents(wheel)
 
@@ -263,7 +151,7 @@ def test_source_distribution_holds_what_a_wheel_needs(tree: Path, tmp_path: Path
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     for name in (
         "setup.py",
-        "csrc/bindings/cpu.cpp",
+        "csrc/bindings/convolution.cpp",
         "csrc/kernels/common.h",
         "defenses/__init__.py",
         "tests/native/test_build.py",
@@ -275,23 +163,7 @@ def test_source_distribution_holds_what_a_wheel_needs(tree: Path, tmp_path: Path
 # Compiling at first use
 
 
-def broken_compiler(folder: Path) -> Path:
-    script = folder / "broken-c++"
-    script.write_text(
-        textwrap.dedent("""\
-        #!/bin/sh
-        [ "$1" = --version ] && { echo broken 1.0; exit 0; }
-        echo garbage on stdout
-        echo "In file included from somewhere:" >&2
-        echo "x.cpp:3:1: error: the first of many" >&2
-        echo "x.cpp:4:1: error: the second" >&2
-        exit 1
-        """)
-    )
-    script.chmod(0o755)
-    return script
-
-
+@pytest.mark.slow
 @needs_compiler
 def test_first_use_compiles_once_and_replaces_a_broken_cache_entry(
     pure: tuple[Environment, Path], quick_compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -299,32 +171,32 @@ def test_first_use_compiles_once_and_replaces_a_broken_cache_entry(
     environment, _ = pure
     assert HEADERS is not None
     monkeypatch.setenv("CXX", str(quick_compiler))
-    place = tmp_path / "vleak" / "extension" / f"cpu-{build.fingerprint('cpu', ROOT / 'csrc', HEADERS)}"
-    place.mkdir(parents=True)
-    (place / "libvleak_cpu.so").write_bytes(b"\x7fELF, half written")
-    (place / "sha256").write_text("0" * 64)
+    entry = tmp_path / "vleak" / "extension" / f"cpu-{build.fingerprint('cpu', ROOT / 'csrc', HEADERS)}"
+    entry.mkdir(parents=True)
+    (entry / "libvleak_cpu.so").write_bytes(b"\x7fELF, half written")
+    (entry / "sha256").write_text("0" * 64)
 
     variables = {"CXX": str(quick_compiler), "XDG_CACHE_HOME": str(tmp_path)}
-    before = runs(quick_compiler)
+    before = compiler_runs(quick_compiler)
     both = [environment.popen(REPORT, tmp_path, **variables) for _ in range(2)]
     answers = [process.communicate(timeout=300) for process in both]
     for output, errors in answers:
         report = json.loads(output)
         assert errors == ""
         assert (report["state"], report["warnings"]) == ("compiled at first use", [])
-        assert report["library"] == str(place / "libvleak_cpu.so")
+        assert report["library"] == str(entry / "libvleak_cpu.so")
         assert report["loop"].startswith("compiled at first use: ")
         assert report["values"] == [[1.0]] * 3
     once = sum(len(build.units(kind, HEADERS)) + 1 for kind in ("cpu", "loop"))
-    assert runs(quick_compiler) - before == once, "two processes at once must compile once"
+    assert compiler_runs(quick_compiler) - before == once, "two processes at once must compile once"
     assert environment.report(tmp_path, **variables)["backend"] == "native"
-    assert runs(quick_compiler) - before == once, "a later process must find the cache"
-    runner = place.with_name(f"loop-{build.fingerprint('loop', ROOT / 'csrc', HEADERS)}")
-    left = {f"{entry.name}{lock}" for entry in (place, runner) for lock in ("", ".lock")}
-    assert {path.name for path in place.parent.iterdir()} == left
+    assert compiler_runs(quick_compiler) - before == once, "a later process must find the cache"
+    runner = entry.with_name(f"loop-{build.fingerprint('loop', ROOT / 'csrc', HEADERS)}")
+    left = {f"{folder.name}{lock}" for folder in (entry, runner) for lock in ("", ".lock")}
+    assert {path.name for path in entry.parent.iterdir()} == left
 
 
-@pytest.mark.parametrize("mode", ["auto", "jit"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("jit", marks=pytest.mark.slow)])
 def test_without_a_compiler_one_warning_and_plain_torch(
     pure: tuple[Environment, Path], mode: str, tmp_path: Path
 ) -> None:
@@ -339,8 +211,10 @@ def test_without_a_compiler_one_warning_and_plain_torch(
     assert report["loop"].startswith("Python: ")
 
 
-def test_a_compile_error_is_told_in_its_first_line(pure: tuple[Environment, Path], tmp_path: Path) -> None:
-    report = pure[0].report(tmp_path, CXX=str(broken_compiler(tmp_path)))
+def test_a_compile_error_is_reported_by_its_first_line(
+    pure: tuple[Environment, Path], tmp_path: Path
+) -> None:
+    report = pure[0].report(tmp_path, CXX=str(write_broken_compiler(tmp_path)))
     assert report["state"] == "pure torch"
     assert report["reason"].endswith("x.cpp:3:1: error: the first of many")
     assert len(report["warnings"]) == 1
@@ -362,48 +236,7 @@ def test_an_unwritable_cache_is_no_failure(pure: tuple[Environment, Path], tmp_p
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Parts
-
-
-def test_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLEAK_EXTENSION", "maybe")
-    monkeypatch.setattr(loader, "_outcomes", {})
-    with pytest.raises(InputError, match="VLEAK_EXTENSION: expected one of auto, jit, off, got 'maybe'"):
-        loader.ensure_loaded()
-
-
-def test_a_library_that_does_not_load_says_what_it_was_built_for(tmp_path: Path) -> None:
-    library = tmp_path / "libvleak_cpu.so"
-    library.write_bytes(b'no ELF file vleak-build-info:{"torch": "2.99.0"}\0')
-    outcome = loader._load(library, "built", "")
-    assert outcome.library is None
-    assert f"built for torch 2.99.0, you have {torch.__version__}: " in outcome.reason
-    assert "invalid ELF header" in outcome.reason or "file too short" in outcome.reason
-    assert "\n" not in outcome.reason
-
-
-@pytest.mark.parametrize(
-    ("built_for", "python"), [("2.99.0", build._interpreter()), (torch.__version__, ".cpython-399-x86_64.so")]
-)
-def test_a_runner_for_another_torch_or_python_is_never_loaded(
-    built_for: str, python: str, tmp_path: Path
-) -> None:
-    library = tmp_path / build.library_name("loop")
-    library.write_bytes(f'vleak-build-info:{{"torch": "{built_for}", "python": "{python}"}}\0'.encode())
-    outcome = loader._import(library, "built", "")
-    assert outcome.module is None
-    assert outcome.reason == f"the runner was built for torch {built_for} and {python}, you have torch " + (
-        f"{torch.__version__} and {build._interpreter()}"
-    )
-
-
-def test_a_runner_that_does_not_load_is_no_failure(tmp_path: Path) -> None:
-    library = tmp_path / build.library_name("loop")
-    info = json.dumps({"torch": torch.__version__, "python": build._interpreter()})
-    library.write_bytes(f"no ELF file vleak-build-info:{info}\0".encode())
-    outcome = loader._import(library, "built", "")
-    assert outcome.module is None
-    assert "invalid ELF header" in outcome.reason or "file too short" in outcome.reason
+# Sources, flags and tools
 
 
 @needs_compiler
@@ -412,28 +245,6 @@ def test_without_python_headers_the_runner_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(build.BuildError, match=f"no Python headers found .looked in {tmp_path}"):
         build.compile_library("loop", ROOT / "csrc", HEADERS, tmp_path / "library.so")
-
-
-def test_one_warning_where_the_runner_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "_outcomes", {})
-    monkeypatch.setattr(loader, "_attempt", lambda kind, mode: loader._pure("no reason"))
-    expected = "^vleak runs its inner loop in Python: no reason; results are the same, only slower$"
-    with pytest.warns(loader.ExtensionWarning, match=expected):
-        assert loader.loop_module() is None
-    assert loader.loop_module() is None
-
-
-def test_only_a_whole_cache_entry_counts(tmp_path: Path) -> None:
-    library, digest = tmp_path / "libvleak_cpu.so", tmp_path / "sha256"
-    assert loader._intact(tmp_path, "cpu") is None
-    library.write_bytes(b"library")
-    assert loader._intact(tmp_path, "cpu") is None, "written, but not signed off"
-    digest.write_text(loader._digest(library))
-    assert loader._intact(tmp_path, "cpu") == library
-    library.write_bytes(b"librarz")
-    assert loader._intact(tmp_path, "cpu") is None
-    library.unlink()
-    assert loader._intact(tmp_path, "cpu") is None
 
 
 def test_library_info_is_read_without_loading(tmp_path: Path) -> None:
@@ -482,14 +293,14 @@ def test_the_key_changes_with_sources_torch_and_compiler(
     keys = [build.fingerprint("cpu", folder, HEADERS)]
     assert keys == [build.fingerprint("cpu", ROOT / "csrc", HEADERS)], "the folder's place is not in the key"
     keys.append(build.fingerprint("cpu", folder, build.Torch(HEADERS.root, "2.99.0", None)))
-    (folder / "kernels" / "tv.h").write_text("// new\n")
+    (folder / "kernels" / "total_variation.h").write_text("// new\n")
     keys.append(build.fingerprint("cpu", folder, HEADERS))
     runner = build.fingerprint("loop", folder, HEADERS)
     assert runner == build.fingerprint("loop", ROOT / "csrc", HEADERS), "the runner does not see the kernels"
     (folder / "loop" / "new.h").write_text("// new\n")
     assert build.fingerprint("cpu", folder, HEADERS) == keys[-1], "nor they the runner"
     assert runner != build.fingerprint("loop", folder, HEADERS)
-    monkeypatch.setenv("CXX", str(broken_compiler(tmp_path)))
+    monkeypatch.setenv("CXX", str(write_broken_compiler(tmp_path)))
     keys.append(build.fingerprint("cpu", folder, HEADERS))
     assert len(set(keys)) == len(keys)
 

@@ -27,6 +27,7 @@ def test_every_cuda_source_is_in_the_list() -> None:
     assert there == {unit.source for unit in units() if unit.compiler == "nvcc"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", units(), ids=lambda unit: unit.source)
 def test_compiles(unit: build.Unit, tmp_path: Path) -> None:
     assert FOLDER is not None

@@ -1,14 +1,31 @@
-"""Videos that tests encode."""
+"""Small videos, frames and lists that tests write, and where real data lies."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
+
+ROOT = Path(__file__).resolve().parents[2]
+_FOLDERS = [
+    Path(os.environ.get("VLEAK_TEST_DATA", ROOT / "shared" / "data")),
+    ROOT.parent / "shared" / "data",
+]
+REAL_DATA = next((folder for folder in _FOLDERS if (folder / "clips").is_dir()), None)
+"""Real clips and features, which are not part of the repository; None where they are missing."""
+
+
+def real_path(name: str) -> str:
+    """Return the path of a real file, for tests that are skipped without them."""
+    assert REAL_DATA is not None
+    return str(REAL_DATA / name)
 
 
 def write_video(path: Path, images: Pixels, codec: str = "ffv1", **options: str) -> Path:
@@ -25,7 +42,32 @@ def write_video(path: Path, images: Pixels, codec: str = "ffv1", **options: str)
     return path
 
 
+def numbered(count: int, height: int = 16, width: int = 24, red: int = 0) -> Pixels:
+    """Frames whose green is twice their number and whose red is the same in all."""
+    images = np.zeros((count, height, width, 3), dtype=np.uint8)
+    images[..., 0] = red
+    images[..., 1] = 2 * np.arange(count)[:, None, None]
+    return images
+
+
 def noise(count: int, side: int = 48) -> Pixels:
     """Moving noise, which takes many bytes a frame."""
     large = np.random.default_rng(0).integers(0, 256, (side, side + count, 3), dtype=np.uint8)
     return np.stack([large[:, index : index + side] for index in range(count)])
+
+
+def frame_numbers(clip: torch.Tensor) -> list[int]:
+    return (clip[1].mean((1, 2)) * 255 / 2).round().int().tolist()
+
+
+def write_frames(root: Path, video: str, numbers: list[int], pattern: str = "{video}_{number}.png") -> None:
+    """Images whose green is twice their place in the video."""
+    for place, number in enumerate(sorted(numbers)):
+        path = root / pattern.format(video=video, number=number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbered(place + 1, 64, 64)[place]).save(path)
+
+
+def write_list(root: Path, *lines: str, name: str = "list.txt") -> str:
+    (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(root / name)

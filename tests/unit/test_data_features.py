@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_data_real import DATA, path
-from test_data_ucf import write_frames, write_list
-from test_data_video import numbered, write_video
+from videos import REAL_DATA, numbered, real_path, write_frames, write_list, write_video
 
 from vleak.data import FeatureSet, load_clips, load_data, load_features, recognise
 from vleak.data.features import resampled
@@ -492,13 +490,13 @@ def test_wrong_kind_for_the_call(tmp_path: Path) -> None:
 
 # --- real files ------------------------------------------------------------------------------------------
 
-REAL = pytest.mark.skipif(DATA is None, reason="no test data; set VLEAK_TEST_DATA to its folder")
+REAL = pytest.mark.skipif(REAL_DATA is None, reason="no test data; set VLEAK_TEST_DATA to its folder")
 
 
 @REAL
 def test_real_c3d_features() -> None:
-    assert recognise(path("ucf_crime")) == "features"
-    data = load_features(path("ucf_crime"))
+    assert recognise(real_path("ucf_crime")) == "features"
+    data = load_features(real_path("ucf_crime"))
     assert data.features.shape == (3, 32, 4096)
     assert data.public_features.shape == (2, 32, 4096)
     assert data.nonnegative
@@ -511,11 +509,11 @@ def test_real_c3d_features() -> None:
 
 @REAL
 def test_real_lists() -> None:
-    data = load_data(path("ucf_crime/Temporal_Anomaly_Annotation.txt"), clips=5)
+    data = load_data(real_path("ucf_crime/Temporal_Anomaly_Annotation.txt"), clips=5)
     assert isinstance(data, FeatureSet)
     assert sorted(data.labels.tolist()) == [0, 1, 1, 1, 1]
     assert any(note.startswith("285 of the 290 videos") for note in data.notes)
     with pytest.raises(
         InputError, match=r"1610 of the 1610 videos in Anomaly_Train\.txt are not in 'ucf_crime'"
     ):
-        load_data(path("ucf_crime/Anomaly_Train.txt"))
+        load_data(real_path("ucf_crime/Anomaly_Train.txt"))

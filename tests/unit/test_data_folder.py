@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data_video import frame_numbers, noise, numbered, write_video
+from videos import frame_numbers, noise, numbered, write_video
 
 from vleak.data import ClipSet, folder, load_clips, tree
 from vleak.errors import InputError

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data_video import frame_numbers, numbered, write_video
+from videos import frame_numbers, numbered, write_frames, write_list, write_video
 
 from vleak.data import load_clips
 from vleak.data.images import group_images
 from vleak.data.lists import list_labels, match_list, read_list
 from vleak.data.naming import canonical, class_in_name, video_of
-from vleak.data.sources import look
+from vleak.data.sources import search_source
 from vleak.errors import InputError
 
 SMALL = {"frames": 4, "stride": 1, "size": 8}
@@ -34,19 +34,6 @@ def make_tree(root: Path, names: tuple[str, ...] = TREE, frames: int = 9) -> Pat
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         write_video(root / name, numbered(frames))
     return root
-
-
-def write_frames(root: Path, video: str, numbers: list[int], pattern: str = "{video}_{number}.png") -> None:
-    """Images whose green is twice their place in the video."""
-    for place, number in enumerate(sorted(numbers)):
-        path = root / pattern.format(video=video, number=number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(numbered(place + 1, 64, 64)[place]).save(path)
-
-
-def write_list(root: Path, *lines: str, name: str = "list.txt") -> str:
-    (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(root / name)
 
 
 def test_all_normal_folders_are_one_class(tmp_path: Path) -> None:
@@ -247,7 +234,7 @@ def test_list_of_images(tmp_path: Path) -> None:
     data = load_clips(source, clips=2, **SMALL)
     assert sorted(data.names) == ["Abuse001_x264@0", "Arson002_x264@0"]
     assert data.notes[0] == "2 videos listed, 2 found as images of videos"
-    assert look(source).kind == "frames"
+    assert search_source(source).kind == "frames"
 
 
 def test_missing_videos_are_counted_and_named(tmp_path: Path) -> None:

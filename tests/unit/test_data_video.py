@@ -11,22 +11,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from videos import Pixels, noise, write_video
+from videos import Pixels, frame_numbers, noise, numbered, write_video
 
 from vleak.data import load_clips, video
 from vleak.errors import InputError
-
-
-def numbered(count: int, height: int = 16, width: int = 24, red: int = 0) -> Pixels:
-    """Frames whose green is twice their number and whose red is the same in all."""
-    images = np.zeros((count, height, width, 3), dtype=np.uint8)
-    images[..., 0] = red
-    images[..., 1] = 2 * np.arange(count)[:, None, None]
-    return images
-
-
-def frame_numbers(clip: torch.Tensor) -> list[int]:
-    return (clip[1].mean((1, 2)) * 255 / 2).round().int().tolist()
 
 
 @pytest.mark.parametrize(("frames", "stride"), [(4, 1), (4, 3), (2, 5)])

@@ -22,7 +22,18 @@ from vleak.defenses import DEFENSES, Compress, DpSgd, NoDefense, Prune
 from vleak.defenses.codecs import decode, encode_int8, encode_qsgd, encode_sparse
 from vleak.defenses.dp_checks import per_clip_norms
 from vleak.errors import CapabilityError, InputError
-from vleak.federated import Client, Defense, Update, mean_gradient, per_clip_gradients
+from vleak.federated import (
+    Channel,
+    Client,
+    Defense,
+    Message,
+    Privacy,
+    PublicFacts,
+    Update,
+    mean_gradient,
+    per_clip_gradients,
+    surviving_entries,
+)
 from vleak.seeds import generator
 
 
@@ -155,7 +166,7 @@ def test_one_parameter_and_zero_gradient(defense: Defense) -> None:
 @every
 def test_settings_rebuild_the_defense_and_label_is_short(defense: Defense) -> None:
     assert type(defense)(**defense.settings()) == defense
-    assert all(type(value) in (int, float, str) for value in defense.settings().values())
+    assert all(type(value) in (int, float, str, bool) for value in defense.settings().values())
     assert len(defense.label) <= 16
     assert repr(defense).startswith(type(defense).__name__ + "(")
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -391,6 +402,161 @@ def test_per_clip_norms_span_all_parameters() -> None:
     assert per_clip_norms(samples).tolist() == [5.0, 2.0]
 
 
+# ---- channels: what a defense says of its message, against the message
+
+
+def per_clip(model: nn.Module, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return (1, B, *shape) by name, the gradients of one batch, as `Channel.expected` takes them."""
+    samples = per_clip_gradients(model.eval(), F.cross_entropy, clips, labels)
+    return {name: sample[None] for name, sample in samples.items()}
+
+
+def stated(defense: Defense, update: Update) -> Channel:
+    channel = Client(build(Conv), defense=defense).channel(update)
+    assert channel is not None
+    return channel
+
+
+NOISELESS = [
+    NoDefense(),
+    DpSgd(noise_multiplier=0.0, max_grad_norm=0.05),
+    DpSgd(noise_multiplier=0.0, max_grad_norm=1e4),
+    Prune(fraction=0.0),
+    Prune(fraction=0.5),
+    Prune(fraction=0.9),
+    Prune(fraction=0.999),
+]
+
+
+@pytest.mark.parametrize("defense", NOISELESS, ids=repr)
+@pytest.mark.parametrize("clips", [1, 3])
+def test_channel_expects_what_is_sent_without_noise(defense: Defense, clips: int) -> None:
+    model = build(Conv)
+    update = send(defense, model, clips=clips)
+    channel = stated(defense, update)
+    expected = channel.expected(per_clip(model, *batch(clips)))
+    assert channel.noise_energy == 0
+    for name, tensor in update.tensors.items():
+        torch.testing.assert_close(expected[name][0], tensor, rtol=1e-4, atol=1e-6)
+
+
+@every
+def test_channel_masks_are_what_survived(defense: Defense) -> None:
+    update = send(defense)
+    channel = stated(defense, update)
+    assert (channel.masks is not None) == isinstance(defense, Prune)
+    if channel.masks is not None:
+        plain = flat(send(NoDefense()).tensors)
+        kept = flat(channel.masks)
+        assert torch.equal(kept, flat(update.tensors) != 0)
+        assert torch.equal(flat(update.tensors)[kept], plain[kept])
+        assert kept.sum() <= max(1, round(channel.kept_fraction * len(plain)))
+
+
+@pytest.mark.parametrize("clips", [1, 3])
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_channel_of_dp_has_the_energy_of_the_noise(noise: float, clips: int) -> None:
+    plain = flat(send(DpSgd(noise_multiplier=0.0, max_grad_norm=0.5), clips=clips).tensors).double()
+    defense = DpSgd(noise_multiplier=noise, max_grad_norm=0.5)
+    update = send(defense, clips=clips)
+    measured = float((flat(update.tensors).double() - plain).square().sum())
+    low, high = chi2.ppf([1e-6, 1 - 1e-6], len(plain)) / len(plain)
+    assert low <= measured / stated(defense, update).noise_energy <= high
+
+
+@pytest.mark.parametrize("defense", [*Compress.sweep(), Compress(codec="qsgd", bits=3, bucket=7)], ids=repr)
+def test_channel_of_compression_has_the_energy_of_the_rounding(defense: Compress) -> None:
+    plain = {"w": torch.randn(400, 500, generator=generator("rounding"))}
+    message = defense.transmit(plain, generator(1))
+    measured = float((message.tensors["w"].double() - plain["w"].double()).square().sum())
+    told = defense.channel(Update(message.tensors, message.wire_bytes)).noise_energy
+    # QSGD's energy is read off one message: what noise and signal have in common by chance, with a standard
+    # deviation of 6 % of the noise at 8 bits, goes into it.
+    assert told == pytest.approx(measured, rel=0.2 if defense.codec == "qsgd" else 0.01)
+
+
+def test_channel_of_dp_has_the_noise_on_the_sum() -> None:
+    update = Update({"w": torch.zeros(7, 2)}, 0, PublicFacts(batch_size=4))
+    channel = stated(DpSgd(noise_multiplier=2.0, max_grad_norm=0.5), update)
+    assert (channel.noise_deviation, channel.clip_norm, channel.kept_fraction) == (1.0, 0.5, 1.0)
+    assert channel.noise_energy == pytest.approx(14 * (1.0 / 4) ** 2)
+    assert stated(DpSgd(noise_multiplier=0.0), update).noise_deviation == 0.0
+    assert stated(Compress(), update).noise_deviation is None
+
+
+def test_equal_channels_have_equal_keys_and_others_have_not() -> None:
+    update = send(NoDefense())
+    keys = [stated(defense, update).key for defense in EVERY]
+    assert len(set(keys)) == len(EVERY)
+    assert keys == [stated(defense, update).key for defense in EVERY]
+    # What the certificate alone depends on changes nothing of the channel.
+    assert stated(DpSgd(rounds=9), update).key == stated(DpSgd(), update).key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstLayerOff(Defense):
+    """A defense from outside that sends zeros for the first layer."""
+
+    def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
+        tensors = {name: t * 0 if name.startswith("conv") else t + 0 for name, t in gradient.items()}
+        return Message(tensors, 4 * sum(tensor.numel() for tensor in tensors.values()))
+
+    def channel(self, update: Update) -> Channel:
+        return Channel(masks=surviving_entries(update))
+
+
+def test_a_defense_from_outside_that_zeroes_entries_says_which() -> None:
+    update = send(FirstLayerOff())
+    masks = stated(FirstLayerOff(), update).masks
+    assert masks is not None
+    assert not masks["conv.weight"].any()
+    plain = send(NoDefense()).tensors
+    assert torch.equal(masks["head.weight"], plain["head.weight"] != 0)
+    assert Client(build(Conv), defense=Defense()).channel(update) is None  # the base states nothing
+
+
+def _stating(channel: Callable[[Update], Any]) -> Defense:
+    class Stating(Defense):
+        def channel(self, update: Update) -> Any:
+            return channel(update)
+
+        def privacy(self) -> Any:
+            return channel(send(NoDefense()))
+
+    return Stating()
+
+
+@pytest.mark.parametrize(
+    ("channel", "words"),
+    [
+        (lambda update: {}["missing"], "channel raised KeyError: 'missing'"),
+        (lambda update: "none", "channel returned str, expected vleak.federated.Channel"),
+        (lambda update: Channel(masks={}), "mask 'unused' has shape None, the update's tensor has \\(\\)"),
+        (
+            lambda update: Channel(masks={n: t[None] != 0 for n, t in update.tensors.items()}),
+            r"mask 'unused' has shape \(1,\)",
+        ),
+        (lambda update: Channel(masks=update.tensors), "mask 'unused' is torch.float32, expected torch.bool"),
+        (lambda update: Channel(noise_energy=-1.0), "noise_energy is -1.0"),
+        (lambda update: Channel(noise_energy=math.nan), "noise_energy is nan"),
+        (lambda update: Channel(noise_deviation=math.inf), "noise_deviation is inf"),
+        (lambda update: Channel(clip_norm=0.0), "clip_norm is 0.0"),
+        (lambda update: Channel(kept_fraction=0.0), "kept_fraction is 0.0"),
+        (lambda update: Channel(key=[1]), "unhashable type"),
+    ],
+)
+def test_channels_that_do_not_fit_are_refused(channel: Callable[[Update], Any], words: str) -> None:
+    with pytest.raises((CapabilityError, InputError), match=words):
+        Client(build(Conv), defense=_stating(channel)).channel(send(NoDefense()))
+
+
+def test_a_certificate_from_outside_is_one() -> None:
+    with pytest.raises(CapabilityError, match="privacy returned float, expected"):
+        Client(build(Conv), defense=_stating(lambda update: 1.0)).privacy()
+    proven = dataclasses.replace(DpSgd().privacy() or Privacy(*[0] * 9), epsilon=2.0)  # type: ignore[arg-type]
+    assert Client(build(Conv), defense=_stating(lambda update: proven)).privacy() == proven
+
+
 # ---- prune
 
 
@@ -458,11 +624,10 @@ def test_qsgd_is_on_its_grid_within_one_step(bits: int) -> None:
 def test_qsgd_is_unbiased(bits: int) -> None:
     repeats, levels = 4000, 2 ** (bits - 1) - 1
     plain = torch.randn(50, generator=generator("unbiased"))
-    draws, shapes = generator("rounding", bits), {"w": (50,)}
-    mean = sum(
-        decode(encode_qsgd({"w": plain}, bits, 25, draws), shapes)["w"].double() for _ in range(repeats)
-    )
-    for expected, got in zip(plain.double().split(25), (mean / repeats).split(25), strict=True):
+    # One message of many copies: each bucket of 25 entries is rounded by itself.
+    content = encode_qsgd({"w": plain.repeat(repeats)}, bits, 25, generator("rounding", bits))
+    mean = decode(content, {"w": (repeats, 50)})["w"].double().mean(0)
+    for expected, got in zip(plain.double().split(25), mean.split(25), strict=True):
         step = expected.norm() / levels
         part = (expected.abs() / step) % 1
         # Each draw is a Bernoulli step; 50 entries, so 6 standard errors and not 3.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from vleak.attacks import ATTACKS, ClosedForm, Independent, Knowledge, LowRank, Matching, Observation
-from vleak.attacks.low_rank import NOTHING_VERIFIED, ROW_SPACE_ONLY
-from vleak.attacks.rows import NEAR_ZERO
-from vleak.defenses import DpSgd, Prune
+from vleak.attacks.analytic import NOTHING_VERIFIED, ROW_SPACE_ONLY
+from vleak.attacks.flags import NEAR_ZERO
+from vleak.defenses import Defense, DpSgd, NoDefense, Prune
 from vleak.errors import CapabilityError
-from vleak.federated import LOSSES, Client, Defense, Update
+from vleak.federated import LOSSES, Client, Update
 from vleak.metrics import carrying_segments, match_segments, score_segments
 from vleak.models import BagPair, build_head
 from vleak.seeds import generator
@@ -62,7 +62,7 @@ def matrices(count: int, *, segments: int = SEGMENTS, features: int = FEATURES, 
 
 
 def observe(
-    model: nn.Module, sample: Tensor, loss: str = "bce", defense: Defense = Defense(), **known: Any
+    model: nn.Module, sample: Tensor, loss: str = "bce", defense: Defense = NoDefense(), **known: Any
 ) -> Observation:
     label = torch.ones(1, dtype=torch.long)
     update = Client(model, loss, defense).update(sample[None], label, generator("send"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.errors import CapabilityError, InputError, VleakError
-from vleak.federated import Client, Defense, PublicFacts, Update, mean_gradient, per_clip_gradients
+from vleak.federated import Client, Defense, Message, PublicFacts, Update, mean_gradient, per_clip_gradients
 from vleak.seeds import generator
 
 MODELS = [Conv, Recurrent, Residual]
@@ -116,13 +116,10 @@ def test_training_mode_uses_the_batch_statistics_and_eval_the_running_ones() -> 
     assert modes["train"].facts.mode == "train"
 
 
-def test_metadata_holds_nothing_private() -> None:
+def test_facts_hold_nothing_private() -> None:
     model, (clips, _) = build(Conv), batch()
-    several = [
-        Client(model).update(clips, torch.full((3,), label), generator(0)).metadata for label in range(5)
-    ]
-    assert all(metadata == several[0] for metadata in several)
-    assert set(several[0]) == {"kind", "batch_size", "loss", "mode"}
+    several = {Client(model).update(clips, torch.full((3,), label), generator(0)).facts for label in range(5)}
+    assert several == {PublicFacts(batch_size=3)}
 
 
 def test_defense_prepares_the_clips() -> None:
@@ -134,6 +131,151 @@ def test_defense_prepares_the_clips() -> None:
     sent = Client(model, defense=Grey()).update(clips, labels, generator(0))
     grey = Client(model).update(torch.full_like(clips, 0.5), labels, generator(0))
     assert torch.equal(sent.tensors["conv.weight"], grey.tensors["conv.weight"])
+
+
+def _aggregating(change: Callable[[nn.Module, Tensor, dict[str, Tensor]], Any]) -> Defense:
+    class Aggregating(Defense):
+        def aggregate(self, model, loss, clips, labels, generator):
+            return change(model, clips, mean_gradient(model, loss, clips, labels))
+
+    return Aggregating()
+
+
+def _transmitting(change: Callable[[dict[str, Tensor]], Any], **message: Any) -> Defense:
+    class Transmitting(Defense):
+        def transmit(self, gradient, generator):
+            if not message:
+                return change(gradient)
+            return Message(**{"tensors": change(gradient), "wire_bytes": 0} | message)
+
+    return Transmitting()
+
+
+def _preparing(change: Callable[[Tensor, Tensor], Any]) -> Defense:
+    class Preparing(Defense):
+        def prepare_clips(self, clips, labels, generator):
+            return change(clips, labels)
+
+    return Preparing()
+
+
+def _copied(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in gradient.items()}
+
+
+def _raising(*_: object) -> Any:
+    raise KeyError("no such layer\nand more")
+
+
+BIAS = "conv.bias"
+BROKEN: dict[str, tuple[Defense, str]] = {
+    "prepare raises": (_preparing(_raising), "prepare_clips raised KeyError: 'no such layer"),
+    "prepare returns one": (_preparing(lambda x, y: x), "prepare_clips returned Tensor, expected"),
+    "prepare crops": (_preparing(lambda x, y: (x[..., :4], y)), r"returned clips \(3, 3, 4, 8, 4\)"),
+    "prepare drops all": (_preparing(lambda x, y: (x[:0], y[:0])), r"returned clips \(0, 3"),
+    "prepare doubles": (_preparing(lambda x, y: (x.double(), y)), "returned clips .*float64"),
+    "prepare loses labels": (
+        _preparing(lambda x, y: (x, y[:2])),
+        r"returned labels \(2,\), .*expected \(3,\)",
+    ),
+    "prepare makes NaN": (_preparing(lambda x, y: (x / 0 * 0, y)), "prepare_clips returned NaN"),
+    "prepare leaves the range": (_preparing(lambda x, y: (x + 1, y)), r"values outside \[0, 1\]"),
+    "aggregate raises": (_aggregating(_raising), "aggregate raised KeyError: 'no such layer"),
+    "aggregate returns None": (_aggregating(lambda m, x, g: None), "aggregate returned NoneType"),
+    "aggregate lacks one": (
+        _aggregating(lambda m, x, g: {k: g[k] for k in g if k != BIAS}),
+        "returned nothing for .*'conv.bias'",
+    ),
+    "aggregate has more": (_aggregating(lambda m, x, g: g | {"x": x}), "returned 'x', which is no parameter"),
+    "aggregate reshapes": (
+        _aggregating(lambda m, x, g: g | {BIAS: g[BIAS][None]}),
+        r"'conv.bias' of shape \(1, 4\), expected \(4,\)",
+    ),
+    "aggregate has a list": (
+        _aggregating(lambda m, x, g: g | {BIAS: [1.0]}),
+        "returned list for 'conv.bias'",
+    ),
+    "aggregate makes NaN": (
+        _aggregating(lambda m, x, g: g | {BIAS: g[BIAS] / 0}),
+        "'conv.bias' is not finite; check .* and defense",
+    ),
+    "aggregate sends weights": (
+        _aggregating(lambda m, x, g: dict(m.named_parameters())),
+        "in memory that it was given",
+    ),
+    "aggregate sends pixels": (
+        _aggregating(lambda m, x, g: g | {BIAS: x.flatten()[:4]}),
+        "'conv.bias' in memory that it was given",
+    ),
+    "transmit raises": (_transmitting(_raising), "transmit raised KeyError"),
+    "transmit returns a dict": (_transmitting(_copied), "transmit returned dict, expected .*Message"),
+    "transmit sends what it got": (
+        _transmitting(dict, wire_bytes=1),
+        "in memory that it was given; return a clone",
+    ),
+    "transmit sends a view": (
+        _transmitting(lambda g: _copied(g) | {BIAS: g[BIAS][:]}, wire_bytes=1),
+        "'conv.bias' in memory that it",
+    ),
+    "transmit halves": (
+        _transmitting(lambda g: {k: t.half() for k, t in g.items()}, wire_bytes=1),
+        "torch.float16 on cpu",
+    ),
+    "transmit makes NaN": (
+        _transmitting(lambda g: _copied(g) | {BIAS: g[BIAS] / 0}, wire_bytes=1),
+        "NaN or infinity in 'conv.bias'",
+    ),
+    "transmit reshapes": (
+        _transmitting(lambda g: {k: t.flatten() + 0 for k, t in g.items()}, wire_bytes=1),
+        "'unused' of shape",
+    ),
+    "transmit counts wrong": (
+        _transmitting(_copied, wire_bytes=-1),
+        "wire_bytes=-1, expected a whole number",
+    ),
+    "transmit counts half": (_transmitting(_copied, wire_bytes=1.5), "wire_bytes=1.5"),
+}
+
+
+@pytest.mark.parametrize("row", BROKEN)
+def test_a_defense_that_breaks_its_contract_sends_nothing(row: str) -> None:
+    defense, words = BROKEN[row]
+    with pytest.raises(CapabilityError, match=words) as caught:
+        Client(build(Conv), defense=defense).update(*batch(), generator(0))
+    said = str(caught.value)
+    assert f"defense {type(defense).__name__} (test_federated:" in said
+    assert "\n" not in said
+    assert said.endswith("nothing was sent") or "not finite" in said
+
+
+def test_a_defense_cannot_write_into_the_private_clips() -> None:
+    clips, labels = batch()
+    before = clips.clone()
+    Client(build(Conv), defense=_preparing(lambda x, y: (x.zero_(), y.zero_()))).update(
+        clips, labels, generator(0)
+    )
+    assert torch.equal(clips, before)
+    assert torch.equal(labels, batch()[1])
+
+
+def test_the_order_of_a_defense_is_not_that_of_the_update() -> None:
+    defense = _transmitting(lambda g: dict(reversed(_copied(g).items())), wire_bytes=1)
+    model = build(Conv)
+    sent = Client(model, defense=defense).update(*batch(), generator(0))
+    assert list(sent.tensors) == [name for name, _ in model.named_parameters()]
+
+
+def test_what_is_no_defense_is_refused() -> None:
+    with pytest.raises(InputError, match=r"defense is 'dp', expected an object of vleak\.Defense"):
+        Client(build(Conv), defense="dp")  # type: ignore[arg-type]
+
+
+def test_a_defense_without_a_name_has_that_of_its_class() -> None:
+    class Blur(Defense):
+        pass
+
+    assert (Blur().name, Blur().label, Blur().settings(), Blur.sweep()) == ("Blur", "Blur", {}, [Blur()])
+    assert Client(build(Conv), defense=Blur()).privacy() is None
 
 
 def _returning(output: Callable[[Tensor], Any]) -> nn.Module:
@@ -224,9 +366,7 @@ def test_a_causal_mask_is_no_refusal() -> None:
 
 def _update() -> Update:
     tensors = {"b": torch.tensor(2.0), "a": torch.arange(6.0).reshape(2, 3).T}
-    return Update(
-        tensors, 28, {"kind": "fedsgd", "batch_size": 2, "scale": 1.0, "flags": [True, None], "n": {"x": 1}}
-    )
+    return Update(tensors, 28, PublicFacts(batch_size=2, loss="bce", mode="train"))
 
 
 def test_update_round_trip(tmp_path: Path) -> None:
@@ -235,7 +375,7 @@ def test_update_round_trip(tmp_path: Path) -> None:
     loaded = Update.load(tmp_path / "u.safetensors")
     assert list(loaded.tensors) == ["b", "a"]
     assert all(torch.equal(loaded.tensors[name], update.tensors[name]) for name in update.tensors)
-    assert (loaded.wire_bytes, repr(loaded.metadata)) == (28, repr(update.metadata))
+    assert (loaded.wire_bytes, loaded.facts) == (28, update.facts)
     assert [path.name for path in tmp_path.iterdir()] == ["u.safetensors"]
 
 
@@ -245,10 +385,40 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     assert Update.load(str(tmp_path / "u")).tensors["b"].tolist() == [4, 5, 6, 7]
 
 
-def test_an_update_of_another_framework_needs_only_the_metadata_key(tmp_path: Path) -> None:
-    public = {"wire_bytes": 4, "metadata": {"kind": "fedsgd"}}
+@pytest.mark.parametrize(
+    ("metadata", "facts"),
+    [
+        ({"kind": "fedsgd"}, PublicFacts()),
+        (
+            {"kind": "fedsgd", "batch_size": 4, "loss": "bce", "mode": "train"},
+            PublicFacts("fedsgd", 4, "bce", "train"),
+        ),
+    ],
+    ids=["of another framework", "of an older vleak"],
+)
+def test_files_that_others_wrote_are_read(metadata: object, facts: PublicFacts, tmp_path: Path) -> None:
+    public = {"wire_bytes": 4, "metadata": metadata}
     save_file({"w": torch.ones(1)}, tmp_path / "u", {"vleak_update": json.dumps(public)})
-    assert Update.load(tmp_path / "u").metadata == {"kind": "fedsgd"}
+    assert Update.load(tmp_path / "u").facts == facts
+    assert PublicFacts.from_dict(facts.to_dict()) == facts
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"kind": "fedavg"}, "unknown kind 'fedavg'; known: fedsgd|did you mean fedsgd"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'"),
+        ({"loss": ["bce"]}, "unknown loss"),
+        ({"mode": "training"}, "unknown mode 'training'; did you mean train"),
+        ({"batch_size": 0}, "batch_size is 0, expected a whole number from 1"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"batch_size": 1.5}, "batch_size is 1.5"),
+        ({"batchsize": 2}, "unknown public fact 'batchsize'; did you mean batch_size"),
+    ],
+)
+def test_facts_that_cannot_be(facts: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        PublicFacts.from_dict(facts)
 
 
 def _file(tensors: dict[str, Tensor], metadata: object) -> Callable[[Path], None]:
@@ -277,7 +447,9 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a list": (_file(ONE, [1]), "cannot be read"),
     "no bytes": (_file(ONE, {"metadata": {}}), "cannot be read"),
     "bytes": (_file(ONE, GOOD | {"wire_bytes": -1}), "wire_bytes .* is -1"),
-    "metadata": (_file(ONE, GOOD | {"metadata": 3}), "metadata .* is int, expected a dict"),
+    "metadata": (_file(ONE, GOOD | {"metadata": 3}), "metadata .* is int, expected a JSON object"),
+    "unknown fact": (_file(ONE, GOOD | {"metadata": {"rounds": 3}}), "metadata .* unknown public fact"),
+    "batch size": (_file(ONE, GOOD | {"metadata": {"batch_size": -1}}), "metadata .*: batch_size is -1"),
     "order": (_file(ONE, GOOD | {"order": ["layer.v"]}), "lists other tensors"),
     "order types": (_file(ONE, GOOD | {"order": [[1]]}), "lists other tensors"),
     "order twice": (_file(ONE, GOOD | {"order": ["layer.w", "layer.w"]}), "lists other tensors"),
@@ -310,12 +482,6 @@ def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
         ({"tensors": {}}, "holds no tensors"),
         ({"tensors": {"w": torch.tensor(float("nan"))}}, "'w' .* holds NaN"),
         ({"tensors": {"w": torch.ones(1).double()}}, "'w' .* is float64"),
-        ({"metadata": {"t": (1, 2)}}, r"metadata 't' .* is \(1, 2\), which JSON cannot keep"),
-        ({"metadata": {"t": torch.ones(1)}}, "metadata 't'"),
-        ({"metadata": {"t": float("nan")}}, "metadata 't'"),
-        ({"metadata": {"t": float("inf")}}, "metadata 't'"),
-        ({"metadata": {"t": {1: 2}}}, "metadata 't'"),
-        ({"metadata": {3: 1}}, "metadata 3"),
         ({"wire_bytes": 1.5}, "wire_bytes .* is 1.5"),
     ],
 )

@@ -260,8 +260,13 @@ def test_identification_refuses_a_wrong_index_or_shape():
 
 def score(reconstruction: Tensor, index: int = 2, **changes):
     clips = room()
-    nulls = {"grey": torch.full_like(clips[0], 0.5), "public_mean": room(20)[12:].mean(0)}
-    arguments = {"truth": clips[index], "candidates": clips, "nulls": nulls, "prior": nulls["public_mean"]}
+    baselines = {"grey": torch.full_like(clips[0], 0.5), "public_mean": room(20)[12:].mean(0)}
+    arguments = {
+        "truth": clips[index],
+        "candidates": clips,
+        "baselines": baselines,
+        "prior": baselines["public_mean"],
+    }
     return score_clip(reconstruction, index=index, **{**arguments, **changes})
 
 
@@ -297,11 +302,11 @@ def test_scores_survive_json():
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
-def test_no_null_attacker_gains_over_the_nulls():
+def test_no_baseline_gains_over_the_baselines():
     clips = room()
-    nulls = {"grey": torch.full_like(clips[0], 0.5), "public_mean": room(20)[12:].mean(0)}
-    for clip in nulls.values():
-        scores = score(clip, nulls=nulls)
+    baselines = {"grey": torch.full_like(clips[0], 0.5), "public_mean": room(20)[12:].mean(0)}
+    for clip in baselines.values():
+        scores = score(clip, baselines=baselines)
         assert scores["psnr_gain_db"] <= 0
         assert scores["ssim_gain"] <= 0
         assert scores["motion_psnr_gain_db"] <= 0
@@ -341,7 +346,7 @@ def test_score_clip_refuses_what_cannot_be_scored():
         score(broken)
     with pytest.raises(InputError, match="is not candidate 3"):
         score(clips[2], index=3, truth=clips[2])
-    with pytest.raises(InputError, match="null"):
-        score(clips[2], nulls={})
+    with pytest.raises(InputError, match="no baseline"):
+        score(clips[2], baselines={})
     with pytest.raises(InputError, match="one shape"):
         score(clips[2][:, :2])

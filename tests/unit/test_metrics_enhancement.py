@@ -24,7 +24,7 @@ def candidates(count: int = 5) -> Tensor:
     return (smooth + 0.05 * torch.randn(smooth.shape, generator=numbers)).clamp(0, 1).view(count, *SHAPE)
 
 
-def nulls(value: float = 0.5) -> dict[str, Tensor]:
+def baselines(value: float = 0.5) -> dict[str, Tensor]:
     return {"grey": torch.full(SHAPE, value)}
 
 
@@ -41,7 +41,7 @@ def test_known_answers_on_both_sides():
     rooms = candidates()
     truth = rooms[2]
     before, after = noisy(truth, 0.1), noisy(truth, 0.02)
-    scores = score_enhanced(before, after, truth, 2, rooms, nulls(0.5), nulls(0.6))
+    scores = score_enhanced(before, after, truth, 2, rooms, baselines(0.5), baselines(0.6))
     for side, clip, grey in (("before", before, 0.5), ("after", after, 0.6)):
         assert scores[side]["psnr_db"] == psnr(clip, truth)
         assert scores[side]["ssim"] == ssim(clip, truth)
@@ -51,7 +51,7 @@ def test_known_answers_on_both_sides():
     change = psnr(after, truth) - psnr(before, truth)
     assert change > 10
     assert scores["psnr_change_db"] == pytest.approx(change)
-    greys = psnr(nulls(0.6)["grey"], truth) - psnr(nulls(0.5)["grey"], truth)
+    greys = psnr(baselines(0.6)["grey"], truth) - psnr(baselines(0.5)["grey"], truth)
     assert scores["psnr_gain_change_db"] == pytest.approx(change - greys)
     assert scores["identification_moved"] == "none"
     assert json.loads(json.dumps(scores)) == scores
@@ -62,7 +62,9 @@ def test_identification_gained_lost_and_unmoved():
     right, wrong = noisy(rooms[1], 0.05), noisy(rooms[3], 0.05)
 
     def moved(before: Tensor, after: Tensor) -> str:
-        return score_enhanced(before, after, rooms[1], 1, rooms, nulls(), nulls())["identification_moved"]
+        return score_enhanced(before, after, rooms[1], 1, rooms, baselines(), baselines())[
+            "identification_moved"
+        ]
 
     assert moved(wrong, right) == "gained"
     assert moved(right, wrong) == "lost"
@@ -81,7 +83,7 @@ def test_a_null_attacker_gains_nothing_by_enhancement():
 
 def test_motion_is_none_where_nothing_moves():
     still = candidates()[:, :, :1].expand(5, *SHAPE)
-    scores = score_enhanced(still[0], still[0], still[0], 0, still, nulls(), nulls())
+    scores = score_enhanced(still[0], still[0], still[0], 0, still, baselines(), baselines())
     assert scores["before"]["motion_psnr_db"] is None
 
 
@@ -117,15 +119,15 @@ def test_detail_over_a_flat_truth_is_all_invented():
 def test_bad_input_is_one_clear_line():
     rooms = candidates()
     clip = rooms[0]
-    with pytest.raises(InputError, match=r"null attackers \['grey'\] before and \[\] after"):
-        score_enhanced(clip, clip, clip, 0, rooms, nulls(), {})
-    with pytest.raises(InputError, match="no null answer"):
+    with pytest.raises(InputError, match=r"baselines \['grey'\] before and \[\] after"):
+        score_enhanced(clip, clip, clip, 0, rooms, baselines(), {})
+    with pytest.raises(InputError, match="no baseline given"):
         score_enhanced(clip, clip, clip, 0, rooms, {}, {})
     with pytest.raises(InputError, match="is not candidate 1"):
-        score_enhanced(clip, clip, clip, 1, rooms, nulls(), nulls())
+        score_enhanced(clip, clip, clip, 1, rooms, baselines(), baselines())
     with pytest.raises(InputError, match="one shape"):
-        score_enhanced(clip[..., ::2], clip, clip, 0, rooms, nulls(), nulls())
+        score_enhanced(clip[..., ::2], clip, clip, 0, rooms, baselines(), baselines())
     with pytest.raises(InputError, match="NaN"):
-        score_enhanced(clip, clip * torch.nan, clip, 0, rooms, nulls(), nulls())
+        score_enhanced(clip, clip * torch.nan, clip, 0, rooms, baselines(), baselines())
     with pytest.raises(InputError, match="15x16 pixels; expected even sides"):
         invented_share(clip[:, :, :15], clip[:, :, :15])

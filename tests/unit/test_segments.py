@@ -20,12 +20,12 @@ def draw(*shape: int) -> Tensor:
 
 CANDIDATES = draw(5, 6, 20)
 TRUTH = CANDIDATES[2]
-NULLS = {"zeros": torch.zeros(6, 20), "mean": CANDIDATES.mean(0)}
+BASELINES = {"zeros": torch.zeros(6, 20), "mean": CANDIDATES.mean(0)}
 TURN = torch.tensor([1, 2, 0, 3, 5, 4])
 
 
 def test_a_permuted_matrix_is_all_there_and_half_out_of_place() -> None:
-    scores = score_segments(TRUTH[TURN], TRUTH, 2, CANDIDATES, NULLS)
+    scores = score_segments(TRUTH[TURN], TRUTH, 2, CANDIDATES, BASELINES)
     assert scores["recovered"] == scores["carrying"] == scores["segments"] == 6
     assert scores["cosine"] == pytest.approx(1)
     assert scores["relative_error"] == pytest.approx(0)
@@ -36,28 +36,28 @@ def test_a_permuted_matrix_is_all_there_and_half_out_of_place() -> None:
 
 
 def test_scale_is_an_error_that_the_cosine_does_not_see() -> None:
-    scores = score_segments(2 * TRUTH, TRUTH, 2, CANDIDATES, NULLS)
+    scores = score_segments(2 * TRUTH, TRUTH, 2, CANDIDATES, BASELINES)
     assert scores["cosine"] == pytest.approx(1)
     assert scores["relative_error"] == pytest.approx(1)
     assert scores["in_order"] == 1
 
 
 def test_no_order_is_claimed_and_none_is_scored() -> None:
-    assert score_segments(TRUTH, TRUTH, 2, CANDIDATES, NULLS, ordered=False)["in_order"] is None
+    assert score_segments(TRUTH, TRUTH, 2, CANDIDATES, BASELINES, ordered=False)["in_order"] is None
 
 
 def test_segments_without_gradient_are_left_out() -> None:
     found = TRUTH.clone()
     found[3:] = 0
     carries = torch.tensor([True, True, True, True, False, False])
-    scores = score_segments(found, TRUTH, 2, CANDIDATES, NULLS, carries)
+    scores = score_segments(found, TRUTH, 2, CANDIDATES, BASELINES, carries)
     assert (scores["carrying"], scores["recovered"]) == (4, 3)
-    nothing = score_segments(found, TRUTH, 2, CANDIDATES, NULLS, torch.zeros(6, dtype=torch.bool))
+    nothing = score_segments(found, TRUTH, 2, CANDIDATES, BASELINES, torch.zeros(6, dtype=torch.bool))
     assert nothing["cosine"] is nothing["cosine_gain"] is nothing["relative_error"] is None
 
 
 def test_the_best_null_does_not_gain() -> None:
-    scores = score_segments(NULLS["mean"], TRUTH, 2, CANDIDATES, NULLS)
+    scores = score_segments(BASELINES["mean"], TRUTH, 2, CANDIDATES, BASELINES)
     assert scores["best_null"] == "mean"
     assert scores["cosine_gain"] == 0
     assert scores["null"]["zeros"] == {"cosine": 0}
@@ -73,15 +73,21 @@ def test_an_answer_without_content_is_last_and_another_clip_is_not_the_truth() -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nulls": {}}, "no null answer given"),
+        ({"baselines": {}}, "no baseline given"),
         ({"index": 1}, "is not candidate 1"),
-        ({"found": TRUTH[:5]}, "the answer has shape"),
-        ({"found": TRUTH * math.nan}, "the answer holds NaN"),
+        ({"reconstruction": TRUTH[:5]}, "the reconstruction has shape"),
+        ({"reconstruction": TRUTH * math.nan}, "the reconstruction holds NaN"),
         ({"carries": torch.ones(5, dtype=torch.bool)}, "expected carries of shape"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
-    given = {"found": TRUTH, "truth": TRUTH, "index": 2, "candidates": CANDIDATES, "nulls": NULLS} | change
+    given = {
+        "reconstruction": TRUTH,
+        "truth": TRUTH,
+        "index": 2,
+        "candidates": CANDIDATES,
+        "baselines": BASELINES,
+    } | change
     with pytest.raises(InputError, match=message):
         score_segments(**given)  # type: ignore[arg-type]
 

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.flags import NEAR_ZERO, descent_flags
-from vleak.attacks.groups import Group, run_groups
 from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.observation import Observation
 from vleak.attacks.reconstruction import DefenseKnowledge, Reconstruction
 from vleak.descent.loop import Descent, State
-from vleak.descent.scheduler import run_descents
+from vleak.descent.scheduler import Group, run_descents, run_groups
 from vleak.errors import InputError
 from vleak.federated import Channel
 from vleak.registry import Setting
@@ -38,7 +37,7 @@ __all__ = ["Attack", "Hooks", "Knowledge", "Observation", "Reconstruction", "Tas
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller wants to hear, and to say, while an attack runs.
+    """Callbacks of the caller while an attack runs.
 
     Attributes:
         progress: called now and then with the number of iterations done; or None.
@@ -234,7 +233,7 @@ def _granted_knowledge(observation: Observation) -> DefenseKnowledge:
 
 @dataclass(frozen=True)
 class Task:
-    """One reconstruction to run: the arguments of `Attack.reconstruct`."""
+    """One reconstruction to run, with the arguments of `Attack.reconstruct`."""
 
     attack: Attack
     observation: Observation

@@ -25,7 +25,7 @@ NOTHING_FOUND = "no segment was found"
 
 
 class FeatureInversion:
-    """Find the clip whose features are those that an attack on the head has recovered.
+    """Inversion of the extractor: the clip whose features are those that an attack on the head recovered.
 
     Minimises the squared distance between features, in units of each segment's own squared norm, with total
     variation and a pull towards what the attacker expects of the scene (after Mahendran and Vedaldi, CVPR
@@ -42,7 +42,7 @@ class FeatureInversion:
         spatial: float = 0.1,
         temporal: float = 0.3,
         prior: float = 0.02,
-        engine: Literal["native", "inductor", "reference"] = "native",
+        engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
 

@@ -1,4 +1,4 @@
-"""Upper bounds that a defense proves, printed beside the measured leak."""
+"""Certificates: upper bounds that a defense proves, printed beside the measured leak."""
 
 from vleak.certificates.gaussian import (
     gaussian_delta,

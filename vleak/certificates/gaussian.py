@@ -1,4 +1,4 @@
-"""What Gaussian noise proves: epsilon of a release and a cap on identifying one clip among N.
+"""Certificates of Gaussian noise: epsilon of a release, and a bound on identifying one clip among N.
 
 Throughout, ``noise_multiplier`` is the standard deviation of the noise divided by the clipping norm, and
 two batches are neighbours when the contribution of one clip to the sum is replaced by zero ("zero out"): the

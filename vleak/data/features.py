@@ -23,7 +23,7 @@ from torch import Tensor
 from vleak.data.clipset import DEFAULT_CLIPS
 from vleak.data.lists import is_number, list_labels, read_text
 from vleak.data.naming import anomalies, crop_of, video_of
-from vleak.data.sources import Found, look
+from vleak.data.sources import SourceFiles, search_source
 from vleak.data.tree import first, ids, printable, suffix
 from vleak.errors import InputError
 from vleak.seeds import generator
@@ -97,10 +97,14 @@ def load_features(
         InputError: a number is out of range, the source holds no feature files, one that is needed is empty,
             damaged, lies about its size, or has another number of columns, or labels contradict names.
     """
-    return features_of(look(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public)
+    return features_of(
+        search_source(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public
+    )
 
 
-def features_of(found: Found, *, clips: int | None, segments: int, seed: int, public: int) -> FeatureSet:
+def features_of(
+    found: SourceFiles, *, clips: int | None, segments: int, seed: int, public: int
+) -> FeatureSet:
     """Return the FeatureSet of a source that was looked at; ``load_features`` tells the rules and errors."""
     for option, value, low, high in (
         ("clips", DEFAULT_CLIPS if clips is None else clips, 1, 10_000),
@@ -157,7 +161,7 @@ def _one_a_video(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return sorted(files), notes
 
 
-def _labels(files: Sequence[str], found: Found, seed: int) -> tuple[list[int], list[str]]:
+def _labels(files: Sequence[str], found: SourceFiles, seed: int) -> tuple[list[int], list[str]]:
     if found.entries:
         by_video, notes = list_labels(found.listed, found.name, found.entries)
         return [by_video[video_of(name)] for name in files], notes

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
 from vleak.data.images import read_images
-from vleak.data.lists import list_labels
+from vleak.data.lists import Entry, list_labels
 from vleak.data.naming import canonical, class_in_name
-from vleak.data.sources import Found
+from vleak.data.request import FINE, ClipRequest
+from vleak.data.sources import SourceFiles
 from vleak.data.tree import first, ids, printable
 from vleak.data.video import Squares, count_frames, read_frames
 from vleak.errors import InputError
 from vleak.seeds import generator
 
 PSEUDO_CLASSES = tuple(f"class{index}" for index in range(6))
-FINE = 2  # how much larger fine clips are
 
 
 @dataclass(frozen=True)
@@ -56,151 +56,152 @@ class Window:
 Cut = tuple[VideoFile, Sequence[int]]  # frames of a file by their numbers, in their order
 
 
-def load_videos(
-    found: Found,
-    clips: int | None,
-    *,
-    frames: int,
-    size: int,
-    stride: int,
-    seed: int,
-    public: int,
-    references: int = 0,
-    fine: bool = False,
-) -> ClipSet:
-    """Return the ClipSet of videos or frames; ``load_clips`` tells the rules and the errors."""
-    source = found.name
-    files = _video_files(found)
-    windows, short = _plan(files, (clips or DEFAULT_CLIPS) + public, frames, stride, seed, source)
-    attacked = _split(len(windows), clips, public, source)
-    kinds, classes, told = _classes(files, found)
-    beside = _reference_frames(windows[:attacked], frames * stride, stride, references, source)
-    cut = [(window.file, range(window.start, window.start + frames * stride, stride)) for window in windows]
-    held = [(window.file, beside[window.file]) for window in windows[:attacked]] if references else []
-    read = _read([*cut, *held], (size, FINE * size) if fine else (size,))
-    small, large = _stacked(cut, read, size), _stacked(cut, read, FINE * size) if fine else None
-    labels = torch.tensor([_label(window, kinds, classes, seed) for window in windows], dtype=torch.int64)
-    notes = _notes(told, short, attacked, len(windows), (frames - 1) * stride + 1)
+def load_videos(source: SourceFiles, request: ClipRequest) -> ClipSet:
+    """Return the ClipSet of videos or of images of videos; ``load_clips`` states the rules and the errors."""
+    size, stride = request.size, request.stride
+    files = _video_files(source)
+    windows, short = _windows(files, request, source.name)
+    attacked = _split(len(windows), request, source.name)
+    class_of, classes, class_note = _classes(files, source)
+    reference_frames = _reference_frames(windows[:attacked], request, source.name)
+    cuts: list[Cut] = [(w.file, range(w.start, w.start + request.span, stride)) for w in windows]
+    attacked_files = [window.file for window in windows[:attacked]] if request.references else []
+    reference_cuts: list[Cut] = [(file, reference_frames[file]) for file in attacked_files]
+    frames = _read([*cuts, *reference_cuts], (size, FINE * size) if request.fine else (size,))
+    clips = _stacked(cuts, frames, size)
+    fine = _stacked(cuts, frames, FINE * size) if request.fine else None
+    labels = torch.tensor([_label(w, class_of, classes, request.seed) for w in windows], dtype=torch.int64)
+    notes = _notes(class_note, short, attacked, len(windows), (request.frames - 1) * stride + 1)
     return ClipSet(
-        name=found.name,
-        clips=small[:attacked],
+        name=source.name,
+        clips=clips[:attacked],
         labels=labels[:attacked],
         names=tuple(f"{window.file.name}@{window.start}" for window in windows[:attacked]),
-        public_clips=small[attacked:].clone(),  # a view would carry the private clips in its storage
+        public_clips=clips[attacked:].clone(),  # a view would carry the private clips in its storage
         public_labels=labels[attacked:],
         classes=classes or PSEUDO_CLASSES,
         public_source=_public_source(windows, attacked),
-        notes=(*found.notes, *notes, *(_enlarged(read, FINE * size) if fine else ())),
-        references=_stacked(held, read, size) if references else None,
-        fine=None if large is None else large[:attacked],
-        public_fine=None if large is None else large[attacked:].clone(),
+        notes=(*source.notes, *notes, *(_enlarged(frames, FINE * size) if request.fine else ())),
+        references=_stacked(reference_cuts, frames, size) if request.references else None,
+        fine=None if fine is None else fine[:attacked],
+        public_fine=None if fine is None else fine[attacked:].clone(),
     )
 
 
-def _video_files(found: Found) -> list[VideoFile]:
+def _video_files(source: SourceFiles) -> list[VideoFile]:
     """Return the videos of a source, sorted by name."""
-    if found.kind == "frames":
-        paths = [found.root / one.video for one in found.images]
-        shown = [one.video or found.root.name for one in found.images]
+    if source.kind == "frames":
+        paths = [source.root / video.video for video in source.images]
+        shown = [video.video or source.root.name for video in source.images]
+        stems = [path.name for path in paths]
+        images = [video.names for video in source.images]
     else:
-        paths = [found.root / name for name in found.names]
-        shown = list(found.names)
-    stems = [path.name if found.kind == "frames" else path.stem for path in paths]
-    parents = [path.parent.name for path in paths]
-    images = [one.names for one in found.images] if found.kind == "frames" else [()] * len(paths)
+        paths = [source.root / name for name in source.names]
+        shown = list(source.names)
+        stems = [path.stem for path in paths]
+        images = [()] * len(paths)
+    folders = [path.parent.name for path in paths]
     return [
-        VideoFile(path, printable(name), one, printable(canonical(folder)), found.root, frames)
-        for path, name, one, folder, frames in zip(
-            paths, shown, ids(stems, parents), parents, images, strict=True
+        VideoFile(path, printable(name), file_id, printable(canonical(folder)), source.root, frames)
+        for path, name, file_id, folder, frames in zip(
+            paths, shown, ids(stems, folders), folders, images, strict=True
         )
     ]
 
 
-def _plan(
-    files: Sequence[VideoFile], wanted: int, frames: int, stride: int, seed: int, source: str
-) -> tuple[list[Window], list[str]]:
-    """Return up to ``wanted`` windows in their order, and the names of the files that are too short.
+def _windows(files: Sequence[VideoFile], request: ClipRequest, source: str) -> tuple[list[Window], list[str]]:
+    """Return the windows to cut, in their order, and the names of the files that are too short.
 
     Only as many files are opened as are needed.
     """
-    order = torch.randperm(len(files), generator=generator("files", seed)).tolist()
-    step, needed = frames * stride, (frames - 1) * stride + 1
-    most = (wanted - 1) * step + needed
-    fitting: list[tuple[VideoFile, int]] = []
+    wanted, stride = request.attacked + request.public, request.stride
+    order = torch.randperm(len(files), generator=generator("files", request.seed)).tolist()
+    needed = (request.frames - 1) * stride + 1
+    most = (wanted - 1) * request.span + needed
+    counts: list[tuple[VideoFile, int]] = []
     short: list[tuple[int, str]] = []
     for file in (files[index] for index in order):
-        if len(fitting) == wanted:
+        if len(counts) == wanted:
             break
         length = file.count(most)
         if length >= needed:
-            fitting.append((file, (length - needed) // step + 1))
+            counts.append((file, (length - needed) // request.span + 1))
         else:
             short.append((length, file.shown))
-    if not fitting:
+    if not counts:
         length, longest = max(short)
         raise InputError(
-            f"data {source!r}: too short: {longest} has {length} frames, {frames} frames at stride {stride} "
-            f"need {needed}; lower `frames` or `stride`"
+            f"data {source!r}: too short: {longest} has {length} frames, {request.frames} frames at stride "
+            f"{stride} need {needed}; lower `frames` or `stride`"
         )
-    deepest = max(count for _, count in fitting)
-    windows = [Window(file, k * step) for k in range(deepest) for file, count in fitting if k < count]
+    deepest = max(count for _, count in counts)
+    windows = [Window(file, k * request.span) for k in range(deepest) for file, count in counts if k < count]
     return windows[:wanted], sorted(name for _, name in short)
 
 
-def _split(available: int, clips: int | None, public: int, source: str) -> int:
+def _split(available: int, request: ClipRequest, source: str) -> int:
     """Return how many of the windows are attacked."""
-    if clips is None:
-        return min(DEFAULT_CLIPS, max((available + 1) // 2, available - public))
-    if clips > available:
+    if request.clips is None:
+        return min(DEFAULT_CLIPS, max((available + 1) // 2, available - request.public))
+    if request.clips > available:
         raise InputError(
-            f"data {source!r}: clips={clips} asked, but it gives {available}; ask for at most "
+            f"data {source!r}: clips={request.clips} asked, but it gives {available}; ask for at most "
             f"{available}, or lower `frames` or `stride`"
         )
-    return clips
+    return request.clips
 
 
-def _classes(files: Sequence[VideoFile], found: Found) -> tuple[dict[VideoFile, str], tuple[str, ...], str]:
-    """Return the class of each file, all classes, and where they are from; none where nothing tells them.
+def _classes(
+    files: Sequence[VideoFile], source: SourceFiles
+) -> tuple[dict[VideoFile, str], tuple[str, ...], str]:
+    """Return the class of each file, all classes, and a note on their origin; none where nothing tells them.
 
     A column of the list comes first, then folders, names in the manner of UCF-Crime, labels of the list.
     """
-    if found.entries:
-        listed = dict(zip(files, (found.entries[name] for name in _found_names(found)), strict=True))
-        kinds = {file: canonical(entry.kind) for file, entry in listed.items() if entry.kind is not None}
-    else:
-        listed, kinds = {}, {}
-    labels: dict[VideoFile, str] = {}
-    assumed: list[str] = []
-    if listed and all(entry.numbers in ((0,), (1,)) for entry in listed.values()):
-        by_video, assumed = list_labels(list(listed.values()), found.name)
-        labels = {file: ("normal", "anomaly")[by_video[entry.video]] for file, entry in listed.items()}
-    for place, known in (
-        ("the list", kinds),
+    listed, in_column = _listed_classes(files, source)
+    in_labels, assumption = _label_column(listed, source)
+    for origin, class_of in (
+        ("the list", in_column),
         ("the folders", {file: file.parent for file in files}),
-        ("the names", {file: kind for file in files if (kind := class_in_name(file.path.name))}),
-        ("the labels of the list", labels),
+        ("the names", {file: name for file in files if (name := class_in_name(file.path.name))}),
+        ("the labels of the list", in_labels),
     ):
-        classes = tuple(sorted(set(known.values())))
-        if len(known) == len(files) and len(classes) > 1:
-            more = f" ({assumed[0]})" if known is labels else ""
-            return known, classes, f"{len(classes)} classes from {place}: {first(classes)}{more}"
+        classes = tuple(sorted(set(class_of.values())))
+        if len(class_of) == len(files) and len(classes) > 1:
+            more = f" ({assumption})" if class_of is in_labels else ""
+            return class_of, classes, f"{len(classes)} classes from {origin}: {first(classes)}{more}"
     count = len(PSEUDO_CLASSES)
     return {}, (), f"no sub-folders by class: labels are drawn at random over {count} pseudo-classes"
 
 
-def _found_names(found: Found) -> list[str]:
-    return [one.video for one in found.images] if found.kind == "frames" else list(found.names)
+def _listed_classes(
+    files: Sequence[VideoFile], source: SourceFiles
+) -> tuple[dict[VideoFile, Entry], dict[VideoFile, str]]:
+    """Return the list's entry of each file, and the classes that a column of the list names."""
+    if not source.entries:
+        return {}, {}
+    names = [video.video for video in source.images] if source.kind == "frames" else list(source.names)
+    listed = dict(zip(files, (source.entries[name] for name in names), strict=True))
+    return listed, {file: canonical(entry.kind) for file, entry in listed.items() if entry.kind is not None}
 
 
-def _label(window: Window, kinds: Mapping[VideoFile, str], classes: tuple[str, ...], seed: int) -> int:
+def _label_column(listed: Mapping[VideoFile, Entry], source: SourceFiles) -> tuple[dict[VideoFile, str], str]:
+    """Return the classes that a 0/1 column of the list stands for, and what was assumed."""
+    if not listed or not all(entry.numbers in ((0,), (1,)) for entry in listed.values()):
+        return {}, ""
+    by_video, notes = list_labels(list(listed.values()), source.name)
+    return {f: ("normal", "anomaly")[by_video[entry.video]] for f, entry in listed.items()}, notes[0]
+
+
+def _label(window: Window, class_of: Mapping[VideoFile, str], classes: tuple[str, ...], seed: int) -> int:
     if classes:
-        return classes.index(kinds[window.file])
-    source = generator("label", seed, window.file.name, window.start)
-    return int(torch.randint(len(PSEUDO_CLASSES), (), generator=source))
+        return classes.index(class_of[window.file])
+    draws = generator("label", seed, window.file.name, window.start)
+    return int(torch.randint(len(PSEUDO_CLASSES), (), generator=draws))
 
 
 def _reference_frames(
-    attacked: Sequence[Window], step: int, stride: int, count: int, source: str
+    attacked: Sequence[Window], request: ClipRequest, source: str
 ) -> dict[VideoFile, list[int]]:
     """Return for each attacked file the numbers of the reference frames that all its clips share.
 
@@ -209,20 +210,22 @@ def _reference_frames(
     nothing from the public clips, which are the same without them, and may be frames of these too: the
     attacker holds both.
     """
+    count, stride = request.references, request.stride
     ends: dict[VideoFile, int] = {}
     for window in attacked if count else ():
-        ends[window.file] = max(ends.get(window.file, 0), window.start + step)
-    found = {}
+        ends[window.file] = max(ends.get(window.file, 0), window.start + request.span)
+    frames = {}
     for file, end in ends.items():
         numbers = range(end, end + count * stride, stride)
-        there = len(range(end, file.count(numbers[-1] + 1), stride))
-        if there < count:
+        available = len(range(end, file.count(numbers[-1] + 1), stride))
+        if available < count:
             raise InputError(
-                f"data {source!r}: {file.shown} has {there} frames at stride {stride} outside its attacked "
-                f"clips, reference_frames={count} asked; lower `reference_frames`, `clips` or `stride`"
+                f"data {source!r}: {file.shown} has {available} frames at stride {stride} outside its "
+                f"attacked clips, reference_frames={count} asked; lower `reference_frames`, `clips` or "
+                "`stride`"
             )
-        found[file] = list(numbers)
-    return found
+        frames[file] = list(numbers)
+    return frames
 
 
 def _read(cuts: Sequence[Cut], sizes: Sequence[int]) -> dict[VideoFile, Squares]:
@@ -233,14 +236,14 @@ def _read(cuts: Sequence[Cut], sizes: Sequence[int]) -> dict[VideoFile, Squares]
     return {file: file.read(numbers, sizes) for file, numbers in wanted.items()}
 
 
-def _stacked(cuts: Sequence[Cut], read: Mapping[VideoFile, Squares], size: int) -> Tensor:
+def _stacked(cuts: Sequence[Cut], frames: Mapping[VideoFile, Squares], size: int) -> Tensor:
     """Return frames as clips, (len(cuts), 3, T, size, size)."""
-    return torch.stack([read[file].clip(numbers, size) for file, numbers in cuts])
+    return torch.stack([frames[file].clip(numbers, size) for file, numbers in cuts])
 
 
-def _enlarged(read: Mapping[VideoFile, Squares], size: int) -> list[str]:
-    """Tell of videos that have fewer pixels than their fine clips."""
-    small = sorted(file.shown for file, squares in read.items() if squares.smallest < size)
+def _enlarged(frames: Mapping[VideoFile, Squares], size: int) -> list[str]:
+    """Return a note on videos that have fewer pixels than their fine clips."""
+    small = sorted(file.shown for file, squares in frames.items() if squares.smallest < size)
     if not small:
         return []
     return [
@@ -260,8 +263,8 @@ def _public_source(windows: Sequence[Window], attacked: int) -> str:
     return same if all(shared) else f"other files, and {same}"
 
 
-def _notes(told: str, short: list[str], attacked: int, available: int, needed: int) -> list[str]:
-    notes = [told]
+def _notes(class_note: str, short: list[str], attacked: int, available: int, needed: int) -> list[str]:
+    notes = [class_note]
     if short:
         notes.append(f"{len(short)} videos shorter than {needed} frames were skipped: {first(short)}")
     if attacked == available:

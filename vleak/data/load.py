@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
+from vleak.data.clipset import ClipSet
 from vleak.data.features import FeatureSet, features_of
-from vleak.data.folder import FINE, load_videos
-from vleak.data.plugins import Request, find_source, load_source
-from vleak.data.sources import look
+from vleak.data.folder import load_videos
+from vleak.data.plugins import find_source, load_source
+from vleak.data.request import ClipRequest
+from vleak.data.sources import search_source
 from vleak.errors import InputError
-
-MAX_BATCH_BYTES = 2**32  # all clips together, as float32
-RANGES = {
-    "clips": (1, 10_000),
-    "frames": (2, 1_024),
-    "size": (8, 1_024),
-    "stride": (1, 10_000),
-    "public": (0, 10_000),
-    "seed": (0, 2**63 - 1),
-    "reference_frames": (0, 256),
-}
 
 
 def load_clips(
@@ -49,7 +39,7 @@ def load_clips(
 
     Args:
         source: a name of ``SOURCES`` such as ``"synthetic"``, with settings or without, or
-            ``package.module:function`` (see ``vleak.data.plugins.Request``). Or a path: a video file, a list
+            ``package.module:function`` (called with fields of `ClipRequest`). Or a path: a video file, a list
             of videos, or a folder of videos or images, which is searched with its sub-folders; hidden files
             and links to folders are left out. A folder that is itself named "synthetic" is ``"./synthetic"``.
         clips: how many clips to attack. None: 12, but where the source gives fewer than ``12 + public``
@@ -75,23 +65,13 @@ def load_clips(
             the frames that are needed, is too short, gives fewer clips than ``clips``, or has
             fewer frames outside the attacked clips than ``references``.
     """
-    _check_clips(clips, frames, size, stride, seed, public, references, fine)
+    request = ClipRequest(
+        clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
+        references=references, fine=fine,
+    )  # fmt: skip
     if (reference := find_source(source)) is not None:
-        wanted = DEFAULT_CLIPS if clips is None else clips
-        request = Request(clips=wanted, frames=frames, size=size, stride=stride, seed=seed, public=public,
-                          references=references, fine=fine)  # fmt: skip
         return load_source(reference, request)
-    return load_videos(
-        look(source, ("videos", "frames")),
-        clips,
-        frames=frames,
-        size=size,
-        stride=stride,
-        seed=seed,
-        public=public,
-        references=references,
-        fine=fine,
-    )
+    return load_videos(search_source(source, ("videos", "frames")), request)
 
 
 def recognise(source: str) -> str:
@@ -103,7 +83,7 @@ def recognise(source: str) -> str:
         InputError: it does not exist or holds none of these.
     """
     if (reference := find_source(source)) is None:
-        return look(source).kind
+        return search_source(source).kind
     return "synthetic" if reference.entry.built_in else "clips"
 
 
@@ -138,78 +118,15 @@ def load_data(
     Raises:
         InputError: what ``load_clips`` and ``load_features`` raise; references or fine clips of features.
     """
-    if find_source(source) is not None:
-        return load_clips(
-            source,
-            clips=clips,
-            frames=frames,
-            size=size,
-            stride=stride,
-            seed=seed,
-            public=public,
-            references=references,
-            fine=fine,
-        )
-    found = look(source)
-    if found.kind == "features":
+    if find_source(source) is None and (files := search_source(source)).kind == "features":
         if references or fine:
             asked = f"reference_frames={references}" if references else "fine clips"
             raise InputError(
                 f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
                 f"give videos"
             )
-        return features_of(found, clips=clips, segments=segments, seed=seed, public=public)
-    _check_clips(clips, frames, size, stride, seed, public, references, fine)
-    return load_videos(
-        found,
-        clips,
-        frames=frames,
-        size=size,
-        stride=stride,
-        seed=seed,
-        public=public,
-        references=references,
-        fine=fine,
-    )
-
-
-def _check_clips(
-    clips: int | None,
-    frames: int,
-    size: int,
-    stride: int,
-    seed: int,
-    public: int,
-    references: int,
-    fine: bool,
-) -> None:
-    given = {
-        "frames": frames,
-        "size": size,
-        "stride": stride,
-        "public": public,
-        "seed": seed,
-        "reference_frames": references,
-    }
-    for option, value in (given if clips is None else {"clips": clips, **given}).items():
-        _check_range(option, value)
-    wanted = DEFAULT_CLIPS if clips is None else clips
-    _check_memory(wanted, public, frames, size, references, fine)
-
-
-def _check_range(option: str, value: int) -> None:
-    low, high = RANGES[option]
-    if not low <= value <= high:
-        raise InputError(f"{option}={value}: expected a whole number from {low} to {high}")
-
-
-def _check_memory(clips: int, public: int, frames: int, size: int, references: int, fine: bool) -> None:
-    shown = (clips + public) * frames * (1 + FINE**2 if fine else 1) + clips * references
-    total = 4 * 3 * shown * size * size
-    if total > MAX_BATCH_BYTES:
-        more = f", {references} references each" if references else ""
-        more += ", with fine copies" if fine else ""
-        raise InputError(
-            f"{clips + public} clips of {frames} frames of {size}x{size}{more} take {total / 2**30:.1f} GiB, "
-            f"the limit is {MAX_BATCH_BYTES / 2**30:.0f} GiB; lower `clips`, `frames` or `size`"
-        )
+        return features_of(files, clips=clips, segments=segments, seed=seed, public=public)
+    return load_clips(
+        source, clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
+        references=references, fine=fine,
+    )  # fmt: skip

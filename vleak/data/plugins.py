@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vleak.data.clipset import ClipSet
+from vleak.data.request import ClipRequest
 from vleak.data.synthetic import load_synthetic
 from vleak.errors import InputError, VleakError
 from vleak.registry import Reference, Registry, split_reference
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a source is asked for; a function from outside gets those by keyword that it names.
-
-    Attributes:
-        clips: N, clips to attack.
-        frames: T of every clip.
-        size: height and width.
-        stride: distance in frames between two frames of a clip.
-        seed: of everything random.
-        public: the most public clips.
-        references: K, further frames of the scene of every clip; 0 for none.
-        fine: whether the clips are wanted at twice the size as well.
-    """
-
-    clips: int
-    frames: int
-    size: int
-    stride: int
-    seed: int
-    public: int
-    references: int
-    fine: bool
-
-
 def _synthetic(
-    clips: int, frames: int, size: int, seed: int, public: int, references: int, fine: bool
+    *, clips: int, frames: int, size: int, seed: int, public: int, references: int, fine: bool
 ) -> ClipSet:
     """Textured objects moving over photographs, labelled by motion; nothing to download."""
-    return load_synthetic(clips, frames, size, seed, public, references=references, fine=fine)
+    return load_synthetic(
+        ClipRequest(
+            clips=clips, frames=frames, size=size, seed=seed, public=public, references=references, fine=fine
+        )
+    )
 
 
 SOURCES: Registry[ClipSet] = Registry("source", {"synthetic": _synthetic})
@@ -66,15 +45,19 @@ def find_source(source: str) -> Reference[ClipSet] | None:
     return None
 
 
-def load_source(reference: Reference[ClipSet], request: Request) -> ClipSet:
-    """Load clips from a source by name.
+def load_source(reference: Reference[ClipSet], request: ClipRequest) -> ClipSet:
+    """Load clips from a source by name; a function gets those of the request's fields that it names.
 
     Raises:
         InputError: a function from outside raised, or returned something else than such clips; names it.
     """
     entry = reference.entry
     accepted = inspect.signature(entry.factory).parameters
-    arguments = {name: value for name, value in vars(request).items() if name in accepted}
+    arguments = {
+        name: value
+        for name, value in (vars(request) | {"clips": request.attacked}).items()
+        if name in accepted
+    }
     data = reference.build(**{name: v for name, v in arguments.items() if name not in reference.settings})
     if not entry.built_in:
         try:
@@ -84,7 +67,7 @@ def load_source(reference: Reference[ClipSet], request: Request) -> ClipSet:
     return data
 
 
-def _check(data: object, request: Request) -> None:
+def _check(data: object, request: ClipRequest) -> None:
     """Refuse what is no `ClipSet` of the clips that were asked for."""
     if not isinstance(data, ClipSet):
         raise InputError(f"returned {type(data).__name__}, expected vleak.data.ClipSet")

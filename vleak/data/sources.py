@@ -28,7 +28,7 @@ _SNIFFED = 4096  # bytes of a text that tell numbers from names
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFiles:
     """What a source holds.
 
     Attributes:
@@ -52,7 +52,7 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def look(source: str, kinds: Sequence[Kind] = KINDS) -> Found:
+def search_source(source: str, kinds: Sequence[Kind] = KINDS) -> SourceFiles:
     """Find out what a source holds.
 
     A folder is searched with its sub-folders; where it holds several kinds, videos come before feature
@@ -84,12 +84,12 @@ def look(source: str, kinds: Sequence[Kind] = KINDS) -> Found:
     return _one_file("features" if features else "videos", path)
 
 
-def _one_file(kind: Kind, path: Path) -> Found:
+def _one_file(kind: Kind, path: Path) -> SourceFiles:
     note = "one video file" if kind == "videos" else "one feature file"
-    return Found(kind, printable(path.name), path.parent, (path.name,), notes=(note,))
+    return SourceFiles(kind, printable(path.name), path.parent, (path.name,), notes=(note,))
 
 
-def _in_folder(root: Path, source: str, kinds: Sequence[Kind]) -> Found:
+def _in_folder(root: Path, source: str, kinds: Sequence[Kind]) -> SourceFiles:
     names = walk(root, source)
     held = {kind: _of_kind(kind, root, names) for kind in KINDS if kind in kinds}
     if held.get("videos", ([], []))[0]:
@@ -98,7 +98,7 @@ def _in_folder(root: Path, source: str, kinds: Sequence[Kind]) -> Found:
         kind = max(held, key=lambda kind: len(held[kind][0]))
     chosen, images = held[kind]
     if chosen:
-        return Found(
+        return SourceFiles(
             kind=kind,
             name=printable(root.name),
             root=root,
@@ -111,7 +111,7 @@ def _in_folder(root: Path, source: str, kinds: Sequence[Kind]) -> Found:
     raise InputError(f"data {source!r}: the folder holds {others} and no {wanted}")
 
 
-def _in_list(path: Path, source: str, kinds: Sequence[Kind]) -> Found:
+def _in_list(path: Path, source: str, kinds: Sequence[Kind]) -> SourceFiles:
     shown = printable(path.name)
     entries = read_list(path, shown)
     names = [name for name in walk(path.parent, source) if name != path.name]
@@ -127,7 +127,7 @@ def _in_list(path: Path, source: str, kinds: Sequence[Kind]) -> Found:
         of = [one.video for one in images] if kind == "frames" else chosen
         found, missing = match_list(entries, of, shown, where)
         images = [one for one in images if one.video in found]
-        return Found(
+        return SourceFiles(
             kind=kind,
             name=shown,
             root=path.parent,

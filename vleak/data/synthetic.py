@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vleak.data.clipset import ClipSet
+from vleak.data.request import ClipRequest
 from vleak.seeds import generator
 
 MOTIONS = ("left", "right", "up", "down", "approach", "rotate")
@@ -78,34 +79,34 @@ class Drawn:
         return _pooled(_image(self.scene, MOTIONS[self.label], _outside(self.frames, count)))
 
 
-def load_synthetic(
-    clips: int, frames: int, size: int, seed: int, public: int, *, references: int = 0, fine: bool = False
-) -> ClipSet:
-    """Return a ClipSet of ``clips`` and ``public`` synthetic clips of shape (3, frames, size, size).
+def load_synthetic(request: ClipRequest) -> ClipSet:
+    """Return a ClipSet of synthetic clips, of shape (3, frames, size, size).
 
     The clips are the same whether or not references and fine clips are asked for. The references of a clip
     show its scene before and after it, see ``_outside``.
     """
-    attacked = [_draw("clips", index, frames, size, seed) for index in range(clips)]
-    held = [_draw("public", index, frames, size, seed) for index in range(public)]
+    frames, size, seed = request.frames, request.size, request.seed
+    attacked = [_draw("clips", index, frames, size, seed) for index in range(request.attacked)]
+    public = [_draw("public", index, frames, size, seed) for index in range(request.public)]
     empty = torch.empty(0, 3, frames, OVERSAMPLING * size, OVERSAMPLING * size)
-    large, held_large = (
-        torch.stack([drawn.fine() for drawn in several]) if fine and several else empty
-        for several in (attacked, held)
+    fine, public_fine = (
+        torch.stack([drawn.fine() for drawn in drawings]) if request.fine and drawings else empty
+        for drawings in (attacked, public)
     )
+    references = request.references
     return ClipSet(
         name="synthetic",
         clips=torch.stack([drawn.clip() for drawn in attacked]),
         labels=torch.tensor([drawn.label for drawn in attacked], dtype=torch.int64),
-        names=tuple(f"synthetic{index}@0" for index in range(clips)),
-        public_clips=torch.stack([drawn.clip() for drawn in held]) if held else empty[..., :size, :size],
-        public_labels=torch.tensor([drawn.label for drawn in held], dtype=torch.int64),
+        names=tuple(f"synthetic{index}@0" for index in range(len(attacked))),
+        public_clips=torch.stack([drawn.clip() for drawn in public]) if public else empty[..., :size, :size],
+        public_labels=torch.tensor([drawn.label for drawn in public], dtype=torch.int64),
         classes=MOTIONS,
         public_source="other seeds",
         notes=("synthetic clips: objects moving over photographs, labelled by the kind of motion",),
         references=torch.stack([drawn.references(references) for drawn in attacked]) if references else None,
-        fine=large if fine else None,
-        public_fine=held_large if fine else None,
+        fine=fine if request.fine else None,
+        public_fine=public_fine if request.fine else None,
     )
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vleak.descent.memory import Memory, changed_arguments
+from vleak.descent.recurrent import PlainLstm
 from vleak.errors import CapabilityError, InputError, VleakError
 from vleak.switches import math_attention
 
@@ -31,13 +31,6 @@ Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 #: Which lay results out as suits the device where their arguments are not contiguous.
 OWN_LAYOUT = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
-
-#: Whose results are views of their first argument, though their schemas do not say so.
-SILENT_VIEWS = (
-    torch.ops.aten._unsafe_view.default,
-    torch.ops.aten.unsafe_split.Tensor,  # a GRU writes into the parts
-    torch.ops.aten.unsafe_split_with_sizes.default,
-)
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
@@ -109,11 +102,18 @@ def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) ->
     return Capture(module, tuple(values), tuple(returned), frozenset(fixed), recorder.device)
 
 
+def as_step(capture: Capture) -> Step:
+    """Return a captured step as a function; values that it does not know are ignored."""
+    return lambda values: dict(
+        zip(capture.outputs, capture.graph(*(values[name] for name in capture.inputs)), strict=True)
+    )
+
+
 def _check_changes(graph: Graph, changeable: Mapping[Node, str]) -> None:
     """Refuse in-place operators on what has to stay: fixed inputs and tensors of the model's own."""
-    owner = roots(graph)
+    memory = Memory(graph)
     for node in graph.nodes:
-        for root in (owner[changed] for changed in mutated(node)):
+        for root in (memory.owner[changed] for changed in changed_arguments(node)):
             if root.op != "call_function" and root not in changeable:
                 raise CaptureError(f"{node.target} changes {root.meta['name']}, which has to stay as it is")
 
@@ -157,7 +157,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def run(self, step: Step) -> dict[str, Any]:
         """Return the node of every output, or what is no tensor as it is."""
         try:
-            with _tracing, math_attention(), _PlainLstm(), self:
+            with _tracing, math_attention(), PlainLstm(), self:
                 returned = {
                     name: _laid_out(value, self._inputs.get(name))
                     for name, value in step(dict(self._inputs)).items()
@@ -313,118 +313,3 @@ def _explain(error: Exception, running: Any) -> str:
         return f"{missing.group(1)} has no second derivative"
     line = message.partition("\n")[0] or type(error).__name__
     return line if running is None else f"{running}: {line}"
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Who owns the memory a node names, and who changes it
-
-
-def mutated(node: Node) -> list[Node]:
-    """Return the arguments that a node's operator changes in place."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return []
-    if target is torch.ops.aten.native_batch_norm.default:  # its schema does not say so
-        statistics = node.args[3:5] if node.args[5] else ()
-        return [each for each in statistics if isinstance(each, Node)]
-    if not target._schema.is_mutable:
-        return []
-    names = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    given = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | node.kwargs
-    return [each for name in names for each in _nodes(given.get(name))]
-
-
-def roots(graph: Graph) -> dict[Node, Node]:
-    """Return for every node the node that allocated the memory it names: itself, or what it is a view of."""
-    owner: dict[Node, Node] = {}
-    for node in graph.nodes:
-        source = _viewed(node)
-        owner[node] = node if source is None else owner[source]
-    return owner
-
-
-def _viewed(node: Node) -> Node | None:
-    """Return the argument whose memory a node's result is, if any."""
-    target = node.target
-    if node.op != "call_function":
-        return None
-    if not isinstance(target, torch._ops.OpOverload):  # getitem: of a list of views, or of fresh tensors
-        source = node.args[0]
-        assert isinstance(source, Node)
-        return source if _viewed(source) is not None else None
-    if target in SILENT_VIEWS:
-        source = node.args[0]
-        return source if isinstance(source, Node) else None
-    shared = {each for r in target._schema.returns if r.alias_info for each in r.alias_info.before_set}
-    for argument, value in zip(target._schema.arguments, node.args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.before_set & shared:
-            return value if isinstance(value, Node) else None
-    return None
-
-
-def _nodes(value: Any) -> list[Node]:
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return [item for item in items if isinstance(item, Node)]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# LSTM
-
-
-class _PlainLstm(TorchFunctionMode):
-    """Run torch.lstm as few plain operators: one product for all inputs, the sum of both biases once."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.lstm and not kwargs and not isinstance(args[1], Tensor):
-            hidden, cell = args[1]
-            if hidden.shape == cell.shape:  # with projections PyTorch runs plain operators itself
-                return _lstm(*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _lstm(
-    x: Tensor,
-    state: tuple[Tensor, Tensor],
-    weights: list[Tensor],
-    biased: bool,
-    layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what torch.lstm returns: output (time, row, width), last hidden and last cell states."""
-    x = x.transpose(0, 1) if batch_first else x
-    each, directions = (4 if biased else 2), 1 + bidirectional
-    ends: list[tuple[Tensor, Tensor]] = []
-    for layer in range(layers):
-        if layer and dropout and train:
-            x = F.dropout(x, dropout)
-        outputs = []
-        for direction in range(directions):
-            index = layer * directions + direction
-            own = weights[each * index : each * (index + 1)]
-            start = state[0][index], state[1][index]
-            output, *end = _lstm_direction(x, start, own, backwards=direction == 1)
-            outputs.append(output)
-            ends.append((end[0], end[1]))
-        x = torch.cat(outputs, 2) if bidirectional else outputs[0]
-    hidden, cell = (torch.stack(states) for states in zip(*ends, strict=True))
-    return (x.transpose(0, 1) if batch_first else x), hidden, cell
-
-
-def _lstm_direction(
-    x: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor], *, backwards: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    (hidden, cell), (of_input, of_hidden) = state, weights[:2]
-    bias = weights[2] + weights[3] if len(weights) == 4 else None
-    gates = F.linear(x, of_input, bias).unbind(0)
-    outputs = []
-    for gate in reversed(gates) if backwards else gates:
-        enter, keep, new, leave = (gate + F.linear(hidden, of_hidden)).chunk(4, 1)
-        cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
-        hidden = leave.sigmoid() * cell.tanh()
-        outputs.append(hidden)
-    return torch.stack(outputs[::-1] if backwards else outputs), hidden, cell

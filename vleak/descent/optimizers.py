@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vleak.descent.problem import DescentSettings
+from vleak.descent.problem import DescentSettings, Values
+from vleak.descent.step_settings import StepSettings
 from vleak.native import operators
-
-Values = dict[str, Tensor]
-"""Every tensor of an iteration by name."""
 
 Curvature = Callable[[Tensor], Tensor]
 """Product of a positive semi-definite matrix with a tensor of the shape of the clips."""
@@ -65,7 +63,7 @@ def as_trial(tensor: Tensor) -> Tensor:
 
 
 def add_priors(
-    values: Values, x: Tensor, distance: Tensor, gradient: Tensor, descent: DescentSettings
+    values: Values, x: Tensor, distance: Tensor, gradient: Tensor, settings: DescentSettings
 ) -> tuple[Tensor, Tensor]:
     """Add total variation and the pull to the prior, as `vleak.native.operators.descend` does.
 
@@ -73,22 +71,26 @@ def add_priors(
         values: of the iteration; "settings" and "prior" are read.
         x: the clips as one trial.
         distance, gradient: of the clips, () and as x.
-        descent: says what kind of total variation.
+        settings: of the descent, which name the kind of total variation.
 
     Returns:
         The objective, () float64, and its derivative by x.
     """
-    _, pull, spatial, temporal = values["settings"][:4]
+    step = StepSettings.of(values)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         added = torch.zeros_like(distance, dtype=torch.float64)
-        for space, weight in ((1.0, spatial), (0.0, temporal)):
+        for space, weight in ((1.0, step.spatial), (0.0, step.temporal)):
             value = operators.total_variation(
-                x, spatial=space, temporal=1 - space, isotropic=descent.isotropic, smoothing=descent.smoothing
+                x,
+                spatial=space,
+                temporal=1 - space,
+                isotropic=settings.isotropic,
+                smoothing=settings.smoothing,
             )
             added = added + weight * value[0]
         if "prior" in values:
-            added = added + 0.5 * pull * (x - values["prior"]).square().mean(dtype=torch.float64)
+            added = added + 0.5 * step.prior_weight * (x - values["prior"]).square().mean(dtype=torch.float64)
         (slope,) = torch.autograd.grad(added, x)
     return distance.double() + added.detach(), slope + gradient
 
@@ -137,7 +139,7 @@ def lbfgs(values: Values, x: Tensor, objective: Tensor, slope: Tensor) -> Values
     base = torch.where(accepted, x, values["base"])
     base_slope = torch.where(accepted, slope, values["base_slope"])
     renewed = accepted | lost
-    ahead = _direction(values["settings"], base, base_slope, moves, changes)
+    ahead = _direction(StepSettings.of(values), base, base_slope, moves, changes)
     direction = torch.where(renewed, ahead, values["move"])
     length = torch.where(renewed, torch.where(lost, 0.1, 1.0), length)
     return {
@@ -166,14 +168,14 @@ def _remember(values: Values, move: Tensor, change: Tensor, use: Tensor) -> tupl
     )  # type: ignore[return-value]
 
 
-def _direction(settings: Tensor, x: Tensor, slope: Tensor, moves: Tensor, changes: Tensor) -> Tensor:
-    free = _free(settings, x, slope)
+def _direction(step: StepSettings, x: Tensor, slope: Tensor, moves: Tensor, changes: Tensor) -> Tensor:
+    free = _free(step, x, slope)
     inside = (slope * free).view(-1)
     kept = free.view(1, -1)
     product, known = _inverse_product(moves * kept, changes * kept, inside)
     ahead = -product * free.view(-1)
     downhill = _dot(ahead, inside) < -1e-6 * (_dot(ahead, ahead) * _dot(inside, inside)).sqrt()
-    along = inside * (-settings[0] / inside.abs().max().clamp(min=1e-30))
+    along = inside * (-step.learning_rate / inside.abs().max().clamp(min=1e-30))
     return torch.where(known & downhill, ahead, along).view_as(x)
 
 
@@ -237,7 +239,7 @@ def gauss_newton(values: Values, x: Tensor, objective: Tensor, slope: Tensor, cu
     ratio = (values["base_objective"] - objective) / values["promised"].clamp(min=1e-300)
     factor = torch.where(ratio > 0.75, 1 / 3, torch.where(ratio < 0.25, 2.0, 1.0))
     damping = (values["damping"] * torch.where(accepted, factor, 4.0)).clamp(1e-8, 1e8)
-    step, promised = _solve(curvature, slope, _free(values["settings"], x, slope), damping)
+    step, promised = _solve(curvature, slope, _free(StepSettings.of(values), x, slope), damping)
     # A quarter of the way to the lowest point of a parabola brings 7/16 of the fall.
     move = torch.where(accepted, step, 0.25 * values["move"])
     base = torch.where(accepted, x, values["base"])
@@ -275,7 +277,7 @@ def _divide(over: Tensor, under: Tensor) -> Tensor:
     return torch.where(under > 0, over / under, 0.0)
 
 
-def prior_product(values: Values, x: Tensor, vector: Tensor, descent: DescentSettings) -> Tensor:
+def prior_product(values: Values, x: Tensor, vector: Tensor, settings: DescentSettings) -> Tensor:
     """Multiply by the curvature of total variation and prior at x.
 
     Total variation is not a square. Where the difference between two neighbors is d, it is taken as the
@@ -285,18 +287,18 @@ def prior_product(values: Values, x: Tensor, vector: Tensor, descent: DescentSet
     Args:
         values: of the iteration; "settings" and "prior" are read.
         x, vector: as one trial.
-        descent: says what kind of total variation.
+        settings: of the descent, which name the kind of total variation.
     """
-    _, pull, spatial, temporal = values["settings"][:4]
-    edge = max(descent.smoothing, _EDGE)
-    product = pull / x.numel() * vector if "prior" in values else torch.zeros_like(vector)
-    steps = {axis: x.diff(dim=axis) for axis in (2, 3, 4) if x.shape[axis] > 1}
-    for axis, step in steps.items():
-        square, pairs = step.square(), step.numel()
-        if descent.isotropic and axis > 2:
+    step = StepSettings.of(values)
+    edge = max(settings.smoothing, _EDGE)
+    product = step.prior_weight / x.numel() * vector if "prior" in values else torch.zeros_like(vector)
+    differences = {axis: x.diff(dim=axis) for axis in (2, 3, 4) if x.shape[axis] > 1}
+    for axis, difference in differences.items():
+        square, pairs = difference.square(), difference.numel()
+        if settings.isotropic and axis > 2:
             # A mean over all pixels, with a difference of 0 where there is no neighbor.
-            square, pairs = _within_frame(steps, square, axis), x.numel()
-        weight = (temporal if axis == 2 else spatial) / pairs
+            square, pairs = _within_frame(differences, square, axis), x.numel()
+        weight = (step.temporal if axis == 2 else step.spatial) / pairs
         flow = weight * vector.diff(dim=axis) / (square + edge * edge).sqrt()
         before, after = _ends(axis)
         product = product + F.pad(flow, before) - F.pad(flow, after)
@@ -326,13 +328,12 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dtype=torch.float64)
 
 
-def _free(settings: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+def _free(step: StepSettings, x: Tensor, slope: Tensor) -> Tensor:
     """Return 1 where a pixel may move, 0 where the slope holds it at the box."""
-    low, high = settings[7], settings[8]
-    held = ((x <= low) & (slope > 0)) | ((x >= high) & (slope < 0))
+    held = ((x <= step.low) & (slope > 0)) | ((x >= step.high) & (slope < 0))
     return (~held).to(x.dtype)
 
 
 def _in_box(values: Values, x: Tensor) -> Tensor:
-    low, high = values["settings"][7].to(x.dtype), values["settings"][8].to(x.dtype)
-    return x.clamp(low, high)
+    step = StepSettings.of(values)
+    return x.clamp(step.low.to(x.dtype), step.high.to(x.dtype))

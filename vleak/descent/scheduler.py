@@ -5,31 +5,75 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from vleak.descent.batch import Batch, Member, Start, kind, make_batch, share_weights
+from vleak.descent.batch import Batch, Trial, TrialRunner, batch_key, make_batch, share_weights
 from vleak.descent.loop import Descent
-from vleak.descent.meeting import present
 from vleak.descent.problem import State
-from vleak.descent.runner import Outcome
+from vleak.descent.runner import HeldInterrupt
 from vleak.errors import InputError
 
-__all__ = ["run_descents"]
+__all__ = ["Group", "run_descents", "run_groups"]
 
 #: Descents of one batch: each has targets of its own in memory, and activations.
-_TOGETHER = 8
+_BATCH_SIZE = 8
 
-_Progress = Callable[[int], None] | None
-_Stop = Callable[[], bool] | None
 _Result = TypeVar("_Result")
 
 
+@dataclass(eq=False)
+class Group:
+    """Descents of one attack, run together; their states are read from them afterwards.
+
+    Attributes:
+        descents: the descents, prepared.
+        iterations: of each.
+        progress: called now and then with the number of iterations done in all of them.
+        stop: called between iterations; True ends all of them, which may be taken up again.
+        every: iterations of a descent between two such calls.
+        error: what ended the group early; None where nothing failed.
+    """
+
+    descents: Sequence[Descent]
+    iterations: int
+    progress: Callable[[int], None] | None = None
+    stop: Callable[[], bool] | None = None
+    every: int = 10
+    error: BaseException | None = None
+    _lasts: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: negative iterations, or fewer than one between two calls.
+        """
+        if self.iterations < 0 or self.every < 1:
+            raise InputError(
+                f"run: expected iterations >= 0 and every >= 1, got {self.iterations} and {self.every}"
+            )
+        self._lasts = [len(descent.state.history) + self.iterations for descent in self.descents]
+
+    def next_settings(self) -> dict[Descent, Tensor]:
+        """Return the settings of the next iterations of every descent that goes on."""
+        if self.error is not None or (self.stop is not None and self.stop()):
+            return {}
+        pairs = list(zip(self.descents, self._lasts, strict=True))
+        rows = {d: d.next_settings(min(self.every, last - len(d.state.history))) for d, last in pairs}
+        return {descent: settings for descent, settings in rows.items() if len(settings)}
+
+    def report(self) -> None:
+        """Report the iterations done."""
+        if self.progress is not None:
+            self.progress(sum(len(descent.state.history) for descent in self.descents))
+
+
 def run_descents(
-    loops: Sequence[Descent],
+    descents: Sequence[Descent],
     iterations: int,
     *,
     workers: int | None = None,
@@ -38,192 +82,171 @@ def run_descents(
     every: int = 10,
     batched: bool | None = None,
 ) -> list[State]:
-    """Run descents that do not depend on each other; each gives the numbers that it gives alone.
-
-    On a CPU they share the threads that PyTorch may use: a descent each, with one thread inside. On a CUDA
-    device those that have not begun, have equal weights and differ only in numbers (start, labels, target,
-    masks, prior, settings) run batched, up to eight in one program; the others go on by turns. A thread that
-    attends a `vleak.descent.meeting.Meeting` has them batched with those of the other threads there.
-
-    Args:
-        loops: the descents, prepared.
-        iterations: of each.
-        workers: descents at a time where they are not batched; None for as many as PyTorch may use threads.
-        progress: called now and then with the number of iterations done in all of them.
-        stop: asked between iterations; True ends all of them, which may be taken up again.
-        every: iterations of a descent between two such calls.
-        batched: None for what the meeting says, without one on a CUDA device only: a CPU runs descents faster
-            by themselves.
+    """Run the descents of one attack; see `Group` and `run_groups`.
 
     Returns:
         their states, in order.
 
     Raises:
         InputError: negative iterations, or fewer than one between two calls.
+        Exception: what a descent, `progress` or `stop` raised.
     """
-    meeting = present()
-    if batched is None and meeting is not None:
-        batched = meeting.batched
+    group = Group(descents, iterations, progress, stop, every)
+    run_groups([group], batched=batched, workers=workers)
+    if group.error is not None:
+        raise group.error
+    return [descent.state for descent in descents]
+
+
+def run_groups(groups: Sequence[Group], *, batched: bool | None = None, workers: int | None = None) -> None:
+    """Run descents that do not depend on each other; each gives the numbers that it gives alone.
+
+    On a CPU they share the threads that PyTorch may use: a descent each, with one thread inside. On a CUDA
+    device those of all groups that have not begun, have equal weights and differ only in numbers (start,
+    labels, target, masks, prior, settings) run batched, up to eight in one program; the others take turns.
+
+    Args:
+        groups: what is raised in one of them ends that one only, and is kept in its `error`; what is no
+            `Exception`, such as Ctrl-C, ends all of them and is raised.
+        batched: None for batches on a CUDA device only: a CPU runs descents faster by themselves.
+        workers: descents at a time where they are not batched; None for as many as PyTorch may use threads.
+    """
     if batched is None:
-        batched = bool(loops) and loops[0].state.x.is_cuda
+        batched = any(descent.state.x.is_cuda for group in groups for descent in group.descents)
     if batched:
-        part = _part(loops, iterations, progress, stop, every)
-        if meeting is None:
-            _run_together([part])
-        else:
-            meeting.bring(part, _run_together)
-        if part.error is not None:
-            raise part.error
-        return [loop.state for loop in loops]
-    tell = _Sum(progress)
-
-    def run(index: int) -> State:
-        report = None if progress is None else (lambda done: tell(index, done))
-        return loops[index].run(iterations, progress=report, stop=stop, every=every)
-
-    workers = torch.get_num_threads() if workers is None else workers
-    if workers == 1 or len(loops) < 2:
-        return [run(index) for index in range(len(loops))]
-    # One thread inside: a descent's own work is too small to share, and no sum depends on the number.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(run, range(len(loops))))
-
-
-class _Sum:
-    """Adds up the progress of descents that report from their own threads."""
-
-    def __init__(self, progress: _Progress) -> None:
-        self._progress, self._lock = progress, threading.Lock()
-        self._done: dict[int, int] = {}
-
-    def __call__(self, index: int, done: int) -> None:
-        with self._lock:
-            self._done[index] = done
-            if self._progress is not None:
-                self._progress(sum(self._done.values()))
+        _run_batched(groups)
+    else:
+        _run_alone(groups, torch.get_num_threads() if workers is None else workers)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Batches
+# One by one, in threads
 
 
-@dataclass(eq=False)
-class _Part:
-    """What one caller wants run.
-
-    Attributes:
-        loops: the descents.
-        lasts: by descent, the number of iterations at which it ends.
-        progress, stop, every: see `run_descents`.
-        error: what ended them before.
-    """
-
-    loops: Sequence[Descent]
-    lasts: Sequence[int]
-    progress: _Progress
-    stop: _Stop
-    every: int
-    error: BaseException | None = None
-
-    def upcoming(self) -> dict[Descent, Tensor]:
-        """Return the settings of the next stretch of every descent that goes on."""
-        if self.error is not None or (self.stop is not None and self.stop()):
-            return {}
-        left = [last - len(loop.state.history) for loop, last in zip(self.loops, self.lasts, strict=True)]
-        tables = {loop: loop.upcoming(min(self.every, n)) for loop, n in zip(self.loops, left, strict=True)}
-        return {loop: table for loop, table in tables.items() if len(table)}
-
-    def report(self) -> None:
-        if self.progress is not None:
-            self.progress(sum(len(loop.state.history) for loop in self.loops))
+def _run_alone(groups: Sequence[Group], workers: int) -> None:
+    ended = threading.Event()
+    calls = [_alone(group, index, ended) for group in groups for index in range(len(group.descents))]
+    if workers == 1 or len(calls) < 2:
+        for call in calls:
+            call()
+        return
+    # One thread inside: a descent's own work is too small to share, and no sum depends on the number.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for future in [pool.submit(call) for call in calls]:
+                future.result()
+        except BaseException:
+            ended.set()
+            raise
 
 
-def _part(loops: Sequence[Descent], iterations: int, progress: _Progress, stop: _Stop, every: int) -> _Part:
-    if iterations < 0 or every < 1:
-        raise InputError(f"run: expected iterations >= 0 and every >= 1, got {iterations} and {every}")
-    lasts = [len(loop.state.history) + iterations for loop in loops]
-    return _Part(loops, lasts, progress, stop, every)
+_reporting = threading.Lock()
 
 
-def _run_together(parts: Sequence[_Part]) -> None:
-    """Run what several callers want; what fails of one ends that one only."""
+def _alone(group: Group, index: int, ended: threading.Event) -> Callable[[], None]:
+    """Return a call that runs one descent of a group."""
+
+    def stop() -> bool:
+        return ended.is_set() or group.error is not None or (group.stop is not None and group.stop())
+
+    def report(_: int) -> None:
+        with _reporting:
+            group.report()
+
+    def run() -> None:
+        if group.error is None:
+            try:
+                progress = None if group.progress is None else report
+                group.descents[index].run(group.iterations, progress=progress, stop=stop, every=group.every)
+            except Exception as error:  # noqa: BLE001  kept in `Group.error`
+                group.error = group.error or error
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In batches
+
+
+def _run_batched(groups: Sequence[Group]) -> None:
     while True:
-        tables = {part: _kept(part, part.upcoming) or {} for part in parts}
-        tables = {part: own for part, own in tables.items() if own}
-        if not tables:
+        rows = {group: _guarded(group, group.next_settings) or {} for group in groups}
+        rows = {group: settings for group, settings in rows.items() if settings}
+        if not rows:
             return
-        every = {loop: table for own in tables.values() for loop, table in own.items()}
-        _gather(every)
-        errors = _advance(every)
-        for part, own in tables.items():
-            part.error = next((errors[loop] for loop in own if loop in errors), None)
-            if part.error is None:
-                _kept(part, part.report)
+        together = {d: settings for own in rows.values() for d, settings in own.items()}
+        _form_batches(together)
+        errors = _advance(together)
+        for group, own in rows.items():
+            group.error = next((errors[d] for d in own if d in errors), None)
+            if group.error is None:
+                _guarded(group, group.report)
 
 
-def _kept(part: _Part, call: Callable[[], _Result]) -> _Result | None:
-    """Call, and keep what is raised with the part."""
+def _guarded(group: Group, call: Callable[[], _Result]) -> _Result | None:
+    """Call, and keep an error with the group."""
     try:
         return call()
-    except BaseException as raised:  # noqa: BLE001  run_descents raises it
-        part.error = raised
+    except Exception as error:  # noqa: BLE001  kept in `Group.error`
+        group.error = error
         return None
 
 
-def _gather(loops: Iterable[Descent]) -> None:
+def _form_batches(descents: Iterable[Descent]) -> None:
     """Put descents that are about to begin, and are alike, into batches."""
     waiting = [
-        loop
-        for loop in loops
-        if loop.fresh and loop.engine == "native" and not isinstance(loop.bound, Member)
+        d for d in descents if d.fresh and d.engine == "native" and not isinstance(d.runner, TrialRunner)
     ]
-    starts = share_weights([Start(loop.step, loop.bound.values, loop.plateau) for loop in waiting])
-    alike: dict[Hashable, list[tuple[Descent, Start]]] = {}
-    for loop, start in zip(waiting, starts, strict=True):
-        alike.setdefault(kind(start), []).append((loop, start))
-    for group in alike.values():
-        for first in range(0, len(group), _TOGETHER):
-            _join(group[first : first + _TOGETHER])
+    trials = share_weights([Trial(d.step, d.runner.values) for d in waiting])
+    alike: dict[Hashable, list[tuple[Descent, Trial]]] = {}
+    for descent, trial in zip(waiting, trials, strict=True):
+        alike.setdefault(batch_key(trial), []).append((descent, trial))
+    for members in alike.values():
+        for first in range(0, len(members), _BATCH_SIZE):
+            _join(members[first : first + _BATCH_SIZE])
 
 
-def _join(group: Sequence[tuple[Descent, Start]]) -> None:
-    if len(group) < 2:
+def _join(members: Sequence[tuple[Descent, Trial]]) -> None:
+    if len(members) < 2:
         return
     try:
-        batch = make_batch([start for _, start in group])
+        batch = make_batch([trial for _, trial in members])
     except RuntimeError:  # the device's memory, say, which is enough for each alone
         batch = None
     if batch is not None:
-        for (loop, _), member in zip(group, batch.members, strict=True):
-            loop.bound = member
+        for (descent, _), runner in zip(members, batch.runners, strict=True):
+            descent.runner = runner
 
 
-def _advance(tables: dict[Descent, Tensor]) -> dict[Descent, BaseException]:
-    """Run a stretch of every descent, a batch at once, the others one after the other; return what failed."""
-    errors: dict[Descent, BaseException] = {}
+def _advance(rows: dict[Descent, Tensor]) -> dict[Descent, Exception]:
+    """Run the next iterations of every descent, a batch at once, the others in turn; return what failed."""
+    errors: dict[Descent, Exception] = {}
     batches: dict[Batch, dict[int, Descent]] = {}
-    for loop, table in tables.items():
-        if isinstance(loop.bound, Member):
-            batches.setdefault(loop.bound.batch, {})[loop.bound.trial] = loop
+    for descent, settings in rows.items():
+        if isinstance(descent.runner, TrialRunner):
+            batches.setdefault(descent.runner.batch, {})[descent.runner.trial] = descent
         else:
-            _take(loop, lambda loop=loop, table=table: loop.bound.run(len(table), table), errors)  # type: ignore[misc]
+            try:
+                descent.advance(settings)
+            except Exception as error:  # noqa: BLE001  kept in `Group.error`
+                errors[descent] = error
     for batch, members in batches.items():
-        shortest = min(len(tables[loop]) for loop in members.values())
+        shortest = min(len(rows[descent]) for descent in members.values())
         try:
-            found = batch.run({trial: tables[loop][:shortest] for trial, loop in members.items()})
-        except BaseException as raised:  # noqa: BLE001  run_descents raises it
-            errors |= dict.fromkeys(members.values(), raised)
-            continue
-        for trial, outcome in found.items():
-            _take(members[trial], lambda outcome=outcome: outcome, errors)  # type: ignore[misc]
+            _advance_batch(batch, members, {trial: rows[d][:shortest] for trial, d in members.items()})
+        except Exception as error:  # noqa: BLE001  kept in `Group.error`
+            errors |= dict.fromkeys(members.values(), error)
     return errors
 
 
-def _take(loop: Descent, run: Callable[[], Outcome], errors: dict[Descent, BaseException]) -> None:
-    try:
-        outcome = run()
-        loop.take(outcome)
-        # Ctrl-C: the iterations that were done count, and are in the state by now.
-        outcome.checked()
-    except BaseException as raised:  # noqa: BLE001  run_descents raises it
-        errors[loop] = raised
+def _advance_batch(batch: Batch, members: dict[int, Descent], settings: dict[int, Tensor]) -> None:
+    with HeldInterrupt() as interrupt:
+        before = {trial: descent.runner.state() for trial, descent in members.items()}
+        blocks = batch.run(settings, interrupt.requested)
+        for trial, descent in members.items():
+            descent.take(before[trial], settings[trial], blocks[trial])
+    # Ctrl-C: the iterations that were done count, and are in the states by now.
+    interrupt.deliver()
+    for block in blocks.values():
+        if block.raised is not None:
+            raise block.raised

@@ -1,4 +1,4 @@
-"""What a client of federated learning computes and sends."""
+"""Clients, defenses, channels and updates of federated learning."""
 
 from vleak.federated.channel import Channel, surviving_entries
 from vleak.federated.client import Client

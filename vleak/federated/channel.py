@@ -1,4 +1,4 @@
-"""The channel of a defense: what its update measures, for an attacker who knows the defense."""
+"""Channel of a defense: what its update measures, for an attacker who knows the defense."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vleak.federated.update import Update
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Channel:
-    """A defended update as a measurement of the honest gradient, to somebody who knows the defense.
+    """Measurement of the honest gradient that a defended update is, to somebody who knows the defense.
 
     Attributes:
         masks: by parameter name, bool of the parameter's shape, True where an entry carries a measurement;

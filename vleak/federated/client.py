@@ -19,10 +19,10 @@ from vleak.federated.update import MODES, PublicFacts, Update
 
 
 class Client:
-    """Computes what one client sends after one look at its batch (FedSGD).
+    """Client that computes one update of its batch (FedSGD), through its defense.
 
-    What is private is called clip, also where it is a feature matrix (S, F) that a frozen extractor made of
-    one, or a pair of them (2, S, F) for the loss "ranking".
+    A private sample is called a clip, also where it is the feature matrix (S, F) of a clip, or a pair of
+    them (2, S, F) for the loss "ranking".
 
     In mode "eval" (default) dropout is off and batch norm uses its running statistics, so that the gradient
     can be reproduced from clip and weights alone. Mode "train" lets batch norm use the batch; a model that
@@ -62,7 +62,7 @@ class Client:
         self._check_parameters()
 
     def __repr__(self) -> str:
-        """Show what the client trains and how it defends itself."""
+        """Return the client in one line: model, loss, defense and mode."""
         return f"Client({type(self.model).__name__}, {self.loss!r}, {self.defense!r}, mode={self.mode!r})"
 
     def update(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Update:
@@ -70,7 +70,7 @@ class Client:
 
         Args:
             clips: (N, C, T, H, W) float32 in [0, 1], or features (N, S, F) or (N, 2, S, F), float32, finite.
-            labels: (N,) int64, each below the model's number of classes; 0 or 1 for "bce", not looked at for
+            labels: (N,) int64, each below the model's number of classes; 0 or 1 for "bce", ignored for
                 "ranking".
             generator: CPU generator of this cell; the only source of randomness.
 
@@ -126,26 +126,26 @@ class Client:
         """Run the model once and refuse what the loss cannot take; returns logits or scores."""
         # Through copies of the buffers: in mode "train" batch norm would move its statistics.
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        given = f"{_NOUNS[clips.dim()]} of shape {tuple(clips.shape)}"
+        batch = f"{_NOUNS[clips.dim()]} of shape {tuple(clips.shape)}"
         with torch.no_grad(), _no_random_draws(clips.device, self.mode):
             try:
                 outputs = torch.func.functional_call(self.model, buffers, (clips,))
             except (RuntimeError, ValueError) as error:
                 why = str(error).strip().partition("\n")[0]
                 fit = "frames and size" if clips.dim() == 5 else "segments and features"
-                raise CapabilityError(f"the model failed on {given}: {why}; check {fit}") from error
+                raise CapabilityError(f"the model failed on {batch}: {why}; check {fit}") from error
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if not isinstance(outputs, Tensor) or not output_fits(self.loss, outputs, len(clips)):
             raise CapabilityError(
-                f"model returned {shape} for {given}, expected {expected_output(self.loss)} with "
+                f"model returned {shape} for {batch}, expected {expected_output(self.loss)} with "
                 f"{len(clips)} rows; wrap the model so that its forward returns them"
             )
         kind = "logits" if self.loss == "cross_entropy" else "scores"
         if not torch.isfinite(outputs).all():
-            raise CapabilityError(f"model returned NaN or infinite {kind} for {given}; check it for overflow")
+            raise CapabilityError(f"model returned NaN or infinite {kind} for {batch}; check it for overflow")
         if kind == "scores" and not ((outputs >= 0) & (outputs <= 1)).all():
             raise CapabilityError(
-                f"model returned scores from {outputs.min():.3g} to {outputs.max():.3g} for {given}, "
+                f"model returned scores from {outputs.min():.3g} to {outputs.max():.3g} for {batch}, "
                 f"expected [0, 1] for loss {self.loss!r}; end the model with a sigmoid"
             )
         return outputs
@@ -162,8 +162,8 @@ def _check_batch(clips: Tensor, labels: Tensor, loss: str) -> None:
         _check_clips(clips)
     _check_features(clips)
     if labels.dtype != torch.int64 or labels.shape != clips.shape[:1]:
-        given = f"{tuple(labels.shape)}, {labels.dtype}"
-        raise InputError(f"client: expected labels of shape ({len(clips)},), int64, one a clip, got {given}")
+        actual = f"{tuple(labels.shape)}, {labels.dtype}"
+        raise InputError(f"client: expected labels of shape ({len(clips)},), int64, one a clip, got {actual}")
 
 
 def _check_pairs(pairs: Tensor) -> None:
@@ -186,8 +186,8 @@ def _check_clips(clips: Tensor) -> None:
     if clips.dtype != torch.float32:
         raise InputError(f"client: {expected}, got {clips.dtype}; convert with .float() and scale to [0, 1]")
     if not (clips.min() >= 0 and clips.max() <= 1):
-        given = f"{clips.min():.3g} to {clips.max():.3g}"
-        raise InputError(f"client: {expected}, got values from {given}; scale 8-bit pixels by 1/255")
+        actual = f"{clips.min():.3g} to {clips.max():.3g}"
+        raise InputError(f"client: {expected}, got values from {actual}; scale 8-bit pixels by 1/255")
 
 
 def _check_features(features: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The interface of a defense: what a client does against leakage, and what is known about it."""
+"""Interface of a defense: what a client does against leakage, and what it states about that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vleak.registry import Setting
 
 @dataclass(frozen=True)
 class Message:
-    """One message as the server has it after decoding.
+    """Message of a client, as the server has it after decoding.
 
     Attributes:
         tensors: one float32 CPU tensor a parameter, what arrives.
@@ -89,7 +89,7 @@ class Defense:
 
     @classmethod
     def sweep(cls) -> Sequence[Self]:
-        """Return the strengths to try, weakest first, where only the name of the defense is given."""
+        """Return the strengths to try, weakest first, for the name of the defense alone."""
         return [cls()]
 
     def channel(self, update: Update) -> Channel | None:

@@ -1,4 +1,4 @@
-"""Losses of the clients, each a mean over the samples of the batch, in which no sample meets another."""
+"""Losses of the clients, each a mean over the samples of the batch, in which samples do not interact."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def bce(scores: Tensor, labels: Tensor) -> Tensor:
         scores: (N, S, 1) in [0, 1].
         labels: (N,), 1 for anomalous and 0 for normal.
     """
-    wanted = labels.to(scores.dtype)[:, None, None].expand_as(scores)
-    return F.binary_cross_entropy(scores, wanted)
+    targets = labels.to(scores.dtype)[:, None, None].expand_as(scores)
+    return F.binary_cross_entropy(scores, targets)
 
 
 def ranking(scores: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def ranking(scores: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         scores: (N, 2, S, 1) in [0, 1], the anomalous bag of each pair first.
-        labels: not looked at: the place in the pair is the label.
+        labels: ignored; the position in the pair is the label.
     """
     anomalous, normal = scores[:, 0, :, 0], scores[:, 1, :, 0]
     hinge = (1 - anomalous.max(1).values + normal.max(1).values).relu()
@@ -58,7 +58,7 @@ def expected_output(loss: str) -> str:
 
 
 def output_fits(loss: str, output: Tensor, batch: int) -> bool:
-    """Tell whether an output has the shape that a loss takes, with a row a sample."""
+    """Return whether an output has the shape that a loss takes, with a row a sample."""
     shape = tuple(output.shape)
     if loss == "cross_entropy":
         return len(shape) == 2 and shape[0] == batch

@@ -1,4 +1,4 @@
-"""The steps of a defense, run and checked: what breaks the contract is refused, and nothing is sent."""
+"""Steps of a defense, run and checked: a breach of the contract is refused, and nothing is sent."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def transmit(defense: Defense, gradient: dict[str, Tensor], generator: torch.Gen
 
     Raises:
         CapabilityError: the defense raised, or returned no message, other names or shapes, numbers that are
-            not finite float32 on the CPU, or the tensors that it was given.
+            not finite float32 on the CPU, or share memory with the gradient.
     """
     message = _call(defense, "transmit", defense.transmit, dict(gradient), generator)
     if not isinstance(message, Message):
@@ -170,7 +170,7 @@ def _check_tensors(defense: Defense, step: str, tensors: object, expected: Mappi
 def _check_memory(
     defense: Defense, step: str, tensors: Mapping[str, Tensor], received: Iterable[Tensor]
 ) -> None:
-    """Refuse tensors in memory that the step was given: who writes into it later changes what was sent."""
+    """Refuse tensors in the memory of the step's arguments: a later write would change what was sent."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in received if tensor.numel()}
     for name, tensor in tensors.items():
         if tensor.numel() and tensor.untyped_storage().data_ptr() in storages:

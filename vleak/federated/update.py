@@ -1,4 +1,4 @@
-"""What leaves the client: named tensors, the bytes they took, public facts; safetensors on disk."""
+"""Update of a client: named tensors, bytes on the wire, public facts; safetensors on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODES = ("eval", "train")
 
 @dataclass(frozen=True)
 class PublicFacts:
-    """What everybody knows of an update.
+    """Public facts of an update.
 
     Attributes:
         kind: "fedsgd", the gradient of one batch.
@@ -81,13 +81,13 @@ class PublicFacts:
 
 @dataclass(frozen=True)
 class Update:
-    """One message of one client, as the server holds it.
+    """Update of one client, as the server receives it.
 
     Attributes:
         tensors: one float32 CPU tensor a model parameter, in ``named_parameters()`` order: what ARRIVES,
             decoded.
         wire_bytes: bytes that the encoded message took.
-        facts: what everybody knows of it.
+        facts: public facts.
     """
 
     tensors: dict[str, Tensor]
@@ -104,9 +104,9 @@ class Update:
         for name, shape in shapes.items():
             if name not in self.tensors:
                 raise InputError(f"the update lacks {name!r} of the model; give the model it was made with")
-            if (given := tuple(self.tensors[name].shape)) != shape:
+            if (actual := tuple(self.tensors[name].shape)) != shape:
                 raise InputError(
-                    f"tensor {name!r} of the update has shape {given}, the model's has {shape}; "
+                    f"tensor {name!r} of the update has shape {actual}, the model's has {shape}; "
                     "give the model it was made with"
                 )
         if extra := [name for name in self.tensors if name not in shapes]:
@@ -176,9 +176,9 @@ def _check_tensors(tensors: dict[str, Tensor], where: str) -> None:
         raise InputError(f"{where} holds no tensors; expected one a model parameter")
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
-            given = str(tensor.dtype).removeprefix("torch.")
+            dtype = str(tensor.dtype).removeprefix("torch.")
             raise InputError(
-                f"tensor {name!r} of {where} is {given}, expected float32; convert with .float()"
+                f"tensor {name!r} of {where} is {dtype}, expected float32; convert with .float()"
             )
         if not torch.isfinite(tensor).all():
             raise InputError(f"tensor {name!r} of {where} holds NaN or infinity; nothing can be read from it")

@@ -1,4 +1,4 @@
-"""What enhancement was worth: scores before and after, and how much of the new detail is invented."""
+"""Worth of an enhancement: scores before and after, and how much of the new detail is invented."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def score_enhanced(
     truth_fine: Tensor,
     index: int,
     candidates_fine: Tensor,
-    nulls_before: dict[str, Tensor],
-    nulls_after: dict[str, Tensor],
+    baselines_before: dict[str, Tensor],
+    baselines_after: dict[str, Tensor],
 ) -> dict[str, Any]:
     """Return the scores of a rebuilt clip before and after enhancement, against the truth at that resolution.
 
-    Both sides are of the same size, so that nothing but the enhancement differs; a gain is over null
-    attackers whose answers were treated like the clip.
+    Both sides are of the same size, so that nothing but the enhancement differs; a gain is over
+    baselines whose answers were treated like the clip.
 
     Args:
         before: (C, T, 2H, 2W), the rebuilt clip enlarged by plain interpolation.
@@ -35,27 +35,27 @@ def score_enhanced(
         truth_fine: (C, T, 2H, 2W) in [0, 1], the private clip; equal to ``candidates_fine[index]``.
         index: which candidate is the truth.
         candidates_fine: (N, C, T, 2H, 2W) in [0, 1].
-        nulls_before: answers of attackers who never saw the update, enlarged; by name, at least one.
-        nulls_after: the same answers, enhanced; of the same names.
+        baselines_before: answers of the baselines, enlarged; by name, at least one.
+        baselines_after: the same answers, enhanced; of the same names.
 
     Returns:
         A dict that JSON can hold. ``before`` and ``after``: ``psnr_db``, ``psnr_gain_db``, ``ssim``,
         ``motion_psnr_db`` (None when nothing moves), ``identified``, ``rank``, ``detail_rms`` and
         ``invented`` as of `invented_share`. ``psnr_change_db`` and ``psnr_gain_change_db``: after minus
         before. ``identification_moved``: "gained" when only ``after`` points at the private clip, "lost"
-        when only ``before`` does, else "none". A null attacker's clip, given as the answer, gains nothing.
+        when only ``before`` does, else "none". A baseline's clip, given as the answer, gains nothing.
 
     Raises:
-        InputError: as `score_clip`; other null attackers before than after; or sides that are odd.
+        InputError: as `score_clip`; other baselines before than after; or sides that are odd.
     """
-    if set(nulls_before) != set(nulls_after):
+    if set(baselines_before) != set(baselines_after):
         raise InputError(
-            f"score_enhanced: null attackers {sorted(nulls_before)} before and {sorted(nulls_after)} after; "
-            "enhance every one of them as the clip was"
+            f"score_enhanced: baselines {sorted(baselines_before)} before and {sorted(baselines_after)} "
+            "after; enhance each of them as the clip was"
         )
     sides = {}
-    for name, clip, nulls in (("before", before, nulls_before), ("after", after, nulls_after)):
-        scores = score_clip(clip, truth_fine, index, candidates_fine, nulls, candidates_fine.mean(0))
+    for name, clip, baselines in (("before", before, baselines_before), ("after", after, baselines_after)):
+        scores = score_clip(clip, truth_fine, index, candidates_fine, baselines, candidates_fine.mean(0))
         rms, invented = invented_share(clip.clamp(0, 1), truth_fine)
         sides[name] = {key: scores[key] for key in _KEPT} | {"detail_rms": rms, "invented": invented}
     first, then = sides["before"], sides["after"]

@@ -1,4 +1,4 @@
-"""How near a rebuilt clip is to the private one, frame by frame and where something moves."""
+"""Fidelity of a rebuilt clip to the private one, over all pixels and where something moves."""
 
 from __future__ import annotations
 

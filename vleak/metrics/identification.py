@@ -1,4 +1,4 @@
-"""Does a rebuilt clip point at the private clip, or would any clip of the scene have scored as well?"""
+"""Identification: whether a rebuilt clip is nearer to the private clip than to other clips of the scene."""
 
 from __future__ import annotations
 

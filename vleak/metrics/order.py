@@ -1,4 +1,4 @@
-"""Frames that were rebuilt, but not in their place: fidelity in order and after the best matching."""
+"""Order of frames: fidelity in the order given, and after the best one-to-one matching of frames."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def score_clip(
     truth: Tensor,
     index: int,
     candidates: Tensor,
-    nulls: dict[str, Tensor],
+    baselines: dict[str, Tensor],
     prior: Tensor,
 ) -> dict[str, Any]:
     """Return fidelity, motion and identification of a rebuilt clip, each beside what needs no update at all.
@@ -29,47 +29,51 @@ def score_clip(
         truth: (C, T, H, W) in [0, 1], the private clip; equal to ``candidates[index]``.
         index: which candidate is the truth.
         candidates: (N, C, T, H, W) in [0, 1].
-        nulls: answers of shape (C, T, H, W) of attackers who never saw the update, by name; at least one.
+        baselines: answers (C, T, H, W) of the baselines, who never see the update, by name; at least one.
         prior: (C, T, H, W) in [0, 1], subtracted for the residual correlation.
 
     Returns:
         A dict that JSON can hold: ``psnr_db``, ``psnr_gain_db``, ``ssim``, ``ssim_gain``, ``motion_psnr_db``,
         ``motion_psnr_gain_db`` and ``motion_ssim`` (None when nothing moves), ``residual_correlation``,
         ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``, ``null``
-        (name -> ``psnr_db``, ``ssim``) and ``best_null`` (by PSNR). Every gain is over the null that is best
-        on that very score for this clip, so no null attacker ever gains.
+        (name -> ``psnr_db``, ``ssim``) and ``best_null`` (by PSNR). Every gain is over the baseline that is
+        best on that very score for this clip, so no baseline ever gains.
 
     Raises:
-        InputError: NaN or infinite values, shapes that differ, no null answer, or a truth that is not the
-        candidate.
+        InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
+            candidate.
     """
     pair("score_clip", reconstruction, truth)
     _check_truth(truth, index, candidates)
-    if not nulls:
-        raise InputError("score_clip: no null answer given; pass at least a grey clip, a gain is over one")
+    if not baselines:
+        raise InputError(
+            "score_clip: no baseline given; pass at least a grey clip, since a gain is over the best of them"
+        )
     x = reconstruction.detach().to("cpu", torch.float32).clamp(0.0, 1.0)
-    null = {name: {"psnr_db": psnr(clip, truth), "ssim": ssim(clip, truth)} for name, clip in nulls.items()}
+    scored = {
+        name: {"psnr_db": psnr(clip, truth), "ssim": ssim(clip, truth)} for name, clip in baselines.items()
+    }
     level, similarity = psnr(x, truth), ssim(x, truth)
-    best = max(null, key=lambda name: null[name]["psnr_db"])
+    best = max(scored, key=lambda name: scored[name]["psnr_db"])
     rank = identification_rank(x, candidates, index)
     return {
         "psnr_db": level,
-        "psnr_gain_db": level - null[best]["psnr_db"],
+        "psnr_gain_db": level - scored[best]["psnr_db"],
         "ssim": similarity,
-        "ssim_gain": similarity - max(score["ssim"] for score in null.values()),
-        **_motion(x, truth, nulls),
+        "ssim_gain": similarity - max(score["ssim"] for score in scored.values()),
+        **_motion(x, truth, baselines),
         "residual_correlation": residual_correlation(x, truth, prior),
         "identified": rank == 1 and len(candidates) > 1,
         "rank": rank,
         "candidates": len(candidates),
-        "null": null,
+        "null": scored,
         "best_null": best,
     }
 
 
-def _motion(x: Tensor, truth: Tensor, nulls: dict[str, Tensor]) -> dict[str, float | None]:
+def _motion(x: Tensor, truth: Tensor, baselines: dict[str, Tensor]) -> dict[str, float | None]:
     level = motion_psnr(x, truth)
-    best = max((motion_psnr(clip, truth) or 0.0 for clip in nulls.values()), default=0.0)
+    best = max((motion_psnr(clip, truth) or 0.0 for clip in baselines.values()), default=0.0)
     return {
         "motion_psnr_db": level,
         "motion_psnr_gain_db": None if level is None else level - best,

@@ -1,4 +1,4 @@
-"""How many segments of a feature matrix an attack recovered, in whatever order, and whose they are."""
+"""Recovery of feature matrices: segments matched one to one, and identification among candidates."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _FLAT = 1e-6  # a segment nearer than this to the mean is rounding, not content
 _ROUNDING = 1e-7
 
 
-def match_segments(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def match_segments(reconstruction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Match answers to true segments, one to one, so that the sum of cosines is largest.
 
     Args:
-        found: (S, F), the rebuilt segments.
+        reconstruction: (S, F), the rebuilt segments.
         truth: (S, F), the private ones.
 
     Returns:
         (S,) int64, for every true segment the index of its answer, and (S,) float64, their cosines; the
         cosine with a segment of zeros is 0. Of equally good matchings, segments stay in their own place.
     """
-    cosines = _rows(truth) @ _rows(found).T
+    cosines = _rows(truth) @ _rows(reconstruction).T
     # A preference far below what counts, so that equal segments are not called out of order.
     costs = -cosines - 1e-9 * torch.eye(len(cosines), dtype=cosines.dtype)
     rows, columns = linear_sum_assignment(costs.numpy())
-    place = torch.from_numpy(np.asarray(columns))[torch.from_numpy(np.asarray(rows)).argsort()]
-    return place, cosines.gather(1, place[:, None])[:, 0]
+    matching = torch.from_numpy(np.asarray(columns))[torch.from_numpy(np.asarray(rows)).argsort()]
+    return matching, cosines.gather(1, matching[:, None])[:, 0]
 
 
 def carrying_segments(model: nn.Module, loss: Loss, sample: Tensor, label: Tensor) -> Tensor:
@@ -56,21 +56,21 @@ def carrying_segments(model: nn.Module, loss: Loss, sample: Tensor, label: Tenso
     Returns:
         (S,) or (2 S,) bool: the loss moves with the segment by more than rounding.
     """
-    given = sample.detach().clone()[None].requires_grad_()
+    variable = sample.detach().clone()[None].requires_grad_()
     with torch.enable_grad(), differentiable_rnn(model):
-        value = loss(model(given), label.reshape(1))
-        (gradient,) = torch.autograd.grad(value, given, allow_unused=True, materialize_grads=True)
+        value = loss(model(variable), label.reshape(1))
+        (gradient,) = torch.autograd.grad(value, variable, allow_unused=True, materialize_grads=True)
     sizes = gradient.flatten(0, -2).norm(dim=1).cpu()
-    made: Tensor = (sizes > _ROUNDING * sizes.max()) & (sizes > 0)
-    return made
+    carrying: Tensor = (sizes > _ROUNDING * sizes.max()) & (sizes > 0)
+    return carrying
 
 
 def score_segments(
-    found: Tensor,
+    reconstruction: Tensor,
     truth: Tensor,
     index: int,
     candidates: Tensor,
-    nulls: dict[str, Tensor],
+    baselines: dict[str, Tensor],
     carries: Tensor | None = None,
     *,
     ordered: bool = True,
@@ -81,11 +81,11 @@ def score_segments(
     loss never selected them is no merit of a defense.
 
     Args:
-        found: (S, F), the attack's answer; a pair of bags as (2 S, F).
+        reconstruction: (S, F), the attack's answer; a pair of bags as (2 S, F).
         truth: (S, F), the private matrix; equal to ``candidates[index]``.
         index: which candidate is the truth.
         candidates: (N, S, F).
-        nulls: answers (S, F) of attackers who never saw the update, by name; at least one.
+        baselines: answers (S, F) of baselines, who never see the update, by name; at least one.
         carries: (S,) bool, which true segments have any gradient; None for all.
         ordered: whether the attack claims the order of segments.
 
@@ -94,52 +94,52 @@ def score_segments(
         0.99 after optimal matching), ``exact`` (with a relative error below 0.01), ``null_exact``
         (the same of the best guess), ``cosine`` and ``relative_error`` (medians over those carrying, matched;
         None where none does), ``in_order`` (share of them that stand in their own place; None without a claim
-        to order), ``cosine_gain`` (median cosine over that of the best null, matched alike), ``identified``
-        (first of at least two candidates), ``rank`` (1 is best), ``candidates``, ``null`` (name ->
-        ``cosine``) and ``best_null``.
+        to order), ``cosine_gain`` (median cosine over that of the best baseline, matched alike),
+        ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``,
+        ``null`` (name -> ``cosine``) and ``best_null``.
 
     Raises:
-        InputError: NaN or infinite values, shapes that differ, no null answer, or a truth that is not the
-        candidate.
+        InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
+            candidate.
     """
-    _check(found, truth, index, candidates, nulls, carries)
+    _check(reconstruction, truth, index, candidates, baselines, carries)
     mask = torch.ones(len(truth), dtype=torch.bool) if carries is None else carries.cpu()
-    place, cosines = match_segments(found, truth)
-    guesses = {name: match_segments(answer, truth) for name, answer in nulls.items()}
-    null = {name: _median(guess[1][mask]) for name, guess in guesses.items()}
-    best = max(null, key=lambda name: null[name] or 0.0)
+    matching, cosines = match_segments(reconstruction, truth)
+    matched_baselines = {name: match_segments(answer, truth) for name, answer in baselines.items()}
+    cosines_of = {name: _median(match[1][mask]) for name, match in matched_baselines.items()}
+    best = max(cosines_of, key=lambda name: cosines_of[name] or 0.0)
     cosine = _median(cosines[mask])
-    rank = segment_rank(found, candidates, index)
-    home = (place == torch.arange(len(truth)))[mask].double()
+    rank = segment_rank(reconstruction, candidates, index)
+    in_place = (matching == torch.arange(len(truth)))[mask].double()
     return {
         "segments": len(truth),
         "carrying": int(mask.sum()),
         "recovered": int((cosines[mask] > RECOVERED).sum()),
-        "exact": int((_errors(found[place], truth)[mask] < EXACT).sum()),
+        "exact": int((_errors(reconstruction[matching], truth)[mask] < EXACT).sum()),
         "null_exact": max(
-            int((_errors(nulls[name][guess[0]], truth)[mask] < EXACT).sum())
-            for name, guess in guesses.items()
+            int((_errors(baselines[name][match[0]], truth)[mask] < EXACT).sum())
+            for name, match in matched_baselines.items()
         ),
         "cosine": cosine,
-        "relative_error": _median(_errors(found[place], truth)[mask]),
-        "in_order": float(home.mean()) if ordered and len(home) else None,
-        "cosine_gain": None if cosine is None else cosine - (null[best] or 0.0),
+        "relative_error": _median(_errors(reconstruction[matching], truth)[mask]),
+        "in_order": float(in_place.mean()) if ordered and len(in_place) else None,
+        "cosine_gain": None if cosine is None else cosine - (cosines_of[best] or 0.0),
         "identified": rank == 1 and len(candidates) > 1,
         "rank": rank,
         "candidates": len(candidates),
-        "null": {name: {"cosine": value} for name, value in null.items()},
+        "null": {name: {"cosine": value} for name, value in cosines_of.items()},
         "best_null": best,
     }
 
 
-def segment_rank(found: Tensor, candidates: Tensor, index: int) -> int:
+def segment_rank(reconstruction: Tensor, candidates: Tensor, index: int) -> int:
     """Return the place of the private matrix when all candidates are sorted by their similarity to an answer.
 
     Similarity is the mean cosine of segments, matched in any order, after the mean segment of ALL candidates
     is subtracted from both sides: else the candidate that is most ordinary is nearest to any answer.
 
     Args:
-        found: (S, F), the attack's answer.
+        reconstruction: (S, F), the attack's answer.
         candidates: (N, S, F), the private matrix and its rivals.
         index: which candidate is the private one.
 
@@ -147,7 +147,7 @@ def segment_rank(found: Tensor, candidates: Tensor, index: int) -> int:
         1 (best) to N; ties count against the attacker, and an answer without content is placed last.
     """
     mean = candidates.detach().cpu().double().flatten(0, 1).mean(0)
-    answer = found.detach().cpu().double() - mean
+    answer = reconstruction.detach().cpu().double() - mean
     scores = torch.stack(
         [match_segments(answer, c.detach().cpu().double() - mean)[1].mean() for c in candidates]
     )
@@ -158,14 +158,14 @@ def segment_rank(found: Tensor, candidates: Tensor, index: int) -> int:
 
 def _rows(matrix: Tensor) -> Tensor:
     rows = matrix.detach().to("cpu", torch.float64)
-    made: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return made
+    normalised: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return normalised
 
 
-def _errors(found: Tensor, truth: Tensor) -> Tensor:
-    a, b = (side.detach().to("cpu", torch.float64) for side in (found, truth))
-    made: Tensor = (a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12)
-    return made
+def _errors(reconstruction: Tensor, truth: Tensor) -> Tensor:
+    a, b = (side.detach().to("cpu", torch.float64) for side in (reconstruction, truth))
+    errors: Tensor = (a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-12)
+    return errors
 
 
 def _median(values: Tensor) -> float | None:
@@ -173,23 +173,25 @@ def _median(values: Tensor) -> float | None:
 
 
 def _check(
-    found: Tensor,
+    reconstruction: Tensor,
     truth: Tensor,
     index: int,
     candidates: Tensor,
-    nulls: dict[str, Tensor],
+    baselines: dict[str, Tensor],
     carries: Tensor | None,
 ) -> None:
-    if not nulls:
-        raise InputError("score_segments: no null answer given; pass at least one, a gain is over one")
+    if not baselines:
+        raise InputError(
+            "score_segments: no baseline given; pass at least one, since a gain is over the best of them"
+        )
     if truth.dim() != 2 or truth.numel() == 0:
         raise InputError(f"score_segments: expected a matrix (segment, feature), got {tuple(truth.shape)}")
-    for name, matrix in (("the answer", found), *nulls.items()):
+    for name, matrix in (("the reconstruction", reconstruction), *baselines.items()):
         if matrix.shape != truth.shape:
             raise InputError(
                 f"score_segments: {name} has shape {tuple(matrix.shape)}, the truth {tuple(truth.shape)}"
             )
-    for name, matrix in (("the answer", found), ("the truth", truth), *nulls.items()):
+    for name, matrix in (("the reconstruction", reconstruction), ("the truth", truth), *baselines.items()):
         if not bool(torch.isfinite(matrix).all()):
             raise InputError(f"score_segments: {name} holds NaN or infinity; record the cell as failed")
     if carries is not None and (carries.shape != truth.shape[:1] or carries.dtype != torch.bool):

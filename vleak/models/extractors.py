@@ -141,6 +141,8 @@ class Extractor(nn.Module):
         self.nonnegative = bool(getattr(net, "nonnegative", False))
         self.unit_norm = bool(getattr(net, "unit_norm", False))
         self.net = net
+        if next(net.parameters(), None) is None:  # what tells the device of a network without weights
+            self.placement = nn.Parameter(torch.zeros(()))
         self.requires_grad_(False)
         self.eval()
 

@@ -1,1 +1,37 @@
-"""Everything that knows of csrc: operators and their PyTorch twins, build, loader."""
+"""Native code: the operators with their plain-PyTorch implementations, and building and loading of csrc.
+
+An operator has one stem from ``csrc/kernels/STEM.cpp`` over ``csrc/bindings/STEM.cpp`` to
+``vleak/native/STEM.py``. The Python file holds its schema, checks, plain implementation, fake and derivative;
+C++ only adds a faster implementation, so every operator exists on every machine.
+"""
+
+from vleak.native.backend import backend, use_reference
+from vleak.native.convolution import conv_input, conv_output, conv_weight
+from vleak.native.descend import StepSettings, descend, descend_with, step_settings
+from vleak.native.gradient_match import gradient_match
+from vleak.native.loader import ExtensionStatus, ExtensionWarning, loop_module, status
+from vleak.native.panel_product import PANEL, panel_product, panels
+from vleak.native.product import product
+from vleak.native.total_variation import total_variation
+
+__all__ = [
+    "PANEL",
+    "ExtensionStatus",
+    "ExtensionWarning",
+    "StepSettings",
+    "backend",
+    "conv_input",
+    "conv_output",
+    "conv_weight",
+    "descend",
+    "descend_with",
+    "gradient_match",
+    "loop_module",
+    "panel_product",
+    "panels",
+    "product",
+    "status",
+    "step_settings",
+    "total_variation",
+    "use_reference",
+]

@@ -1,4 +1,4 @@
-"""How the native extension is compiled: one list of sources and flags for installing and for first use.
+"""Build of the native extension: one list of sources and flags, for installing and for first use.
 
 ``setup.py`` loads this file by its path, before torch or vleak can be imported, so it imports neither.
 """
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["cpu", "cuda", "loop"]
-"""Kernels for a device, or the runner of captured steps."""
+"""Kernels for a device, or the runner of captured iterations."""
 
-# The oldest torch whose stable ABI the bindings use: a library built on any later one runs on all of them.
+# The oldest torch whose stable ABI the bindings use: the library runs on this and every later one.
 OLDEST_TORCH = (2, 10)
 
 _COMMON = (
@@ -39,30 +39,31 @@ _COMMON = (
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
-    # Wide vectors never cross a function that is not inlined.
+    # Wide vectors are never passed to a function that is not inlined.
     "-Wno-psabi",
 )
 _STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY")
-# Kernels are compiled once an instruction set; the best one is chosen when the library is loaded.
+# Compiled once per instruction set; the best one is chosen when the library is loaded.
+_SIMD_SOURCES = tuple(
+    f"kernels/{stem}_simd.cpp" for stem in ("gradient_match", "total_variation", "descend", "tile")
+)
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": (),
     "avx2": ("-mavx2",),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 }
-_CPU_KERNELS = ("kernels/gradient_match.cpp", "kernels/tv.cpp", "kernels/descend.cpp", "kernels/product.cpp")
-# Sums of products: promised to float tolerance only, not bit for bit on every instruction set, so they fuse.
-_FUSED = {"kernels/product.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
-_CPU_SOURCES = (
-    "kernels/dispatch.cpp",
-    "kernels/conv.cpp",
-    "kernels/conv_weight.cpp",
-    "bindings/cpu.cpp",
-    "bindings/convolution.cpp",
-    "bindings/product.cpp",
-    "bindings/info.cpp",
+# Sums of products are promised to float tolerance, not bit for bit on every instruction set: they may fuse.
+_FUSED = {"kernels/tile_simd.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
+_CPU_STEMS = (
+    *("gradient_match", "total_variation", "descend", "product", "panel_product"),
+    *("convolution", "convolution_plan", "convolution_run", "convolution_weight"),
+    *("blocking", "dispatch"),
 )
-_CUDA_KERNELS = ("kernels/gradient_match.cu", "kernels/tv.cu", "kernels/descend.cu")
-_CUDA_SOURCES = ("bindings/cuda.cpp", "bindings/info.cpp")
+_CPU_BINDINGS = (
+    *("gradient_match", "total_variation", "descend", "convolution", "product", "panel_product"),
+    *("parallel", "info"),
+)
+_CUDA_STEMS = ("gradient_match", "total_variation", "descend")
 _LOOP_SOURCES = ("loop/program.cpp", "loop/module.cpp", "bindings/info.cpp")
 # Real code for the data-centre cards in use; newer ones compile the PTX at load.
 _CUDA_ARCHITECTURES = (
@@ -75,7 +76,7 @@ _INFO_MARK = b"vleak-build-info:"
 
 
 class BuildError(Exception):
-    """The extension cannot be compiled here; the message is the one line that says why."""
+    """The extension cannot be compiled here; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class Unit:
-    """One run of a compiler: a source below csrc, and the command without input, output and tools."""
+    """One compiler run: a source below csrc, and the flags without input and output."""
 
     source: str
     compiler: str
@@ -107,35 +108,36 @@ class Unit:
 
     @property
     def object_name(self) -> str:
-        """A file name that differs between the variants of a source."""
+        """File name that differs between the variants of a source."""
         digest = hashlib.sha256(repr((self.source, self.flags)).encode()).hexdigest()[:8]
         return f"{Path(self.source).stem}-{digest}.o"
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What is there
+# Sources and tools
 
 
 def source_folder() -> Path | None:
-    """Return the folder of the C++ sources: beside the package, or installed inside it; None if absent."""
+    """Folder of the C++ sources: beside the package, or installed inside it; None if absent."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "csrc", package.parent / "csrc"):
-        if (folder / "bindings" / "cpu.cpp").is_file():
+        if (folder / "bindings" / "info.cpp").is_file():
             return folder
     return None
 
 
 def library_name(kind: Kind) -> str:
-    """Return the file name of a library; that of the runner names the interpreter it is for."""
-    return f"libvleak_{kind}{_interpreter() if kind == 'loop' else '.so'}"
+    """File name of a library; that of the runner names the interpreter it is for."""
+    return f"libvleak_{kind}{extension_suffix() if kind == 'loop' else '.so'}"
 
 
-def _interpreter() -> str:
+def extension_suffix() -> str:
+    """End of the file names of extension modules, which names the interpreter."""
     return str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
 def find_torch(folders: Iterable[Path] | None = None) -> Torch | None:
-    """Find torch's headers without importing it, for the interpreter that is being installed into.
+    """The torch to build against, found without importing it; None if there is none.
 
     Inside pip's build isolation torch cannot be imported, but ``sysconfig`` still names the site-packages
     of the target environment.
@@ -145,7 +147,8 @@ def find_torch(folders: Iterable[Path] | None = None) -> Torch | None:
     """
     if folders is None:
         spec = importlib.util.find_spec("torch")
-        importable = [Path(place).parent for place in (spec.submodule_search_locations or [])] if spec else []
+        locations = (spec.submodule_search_locations or []) if spec else []
+        importable = [Path(location).parent for location in locations]
         folders = [*importable, Path(sysconfig.get_path("platlib")), Path(sysconfig.get_path("purelib"))]
     for folder in folders:
         root = folder / "torch"
@@ -155,7 +158,7 @@ def find_torch(folders: Iterable[Path] | None = None) -> Torch | None:
 
 
 def describe_torch(root: Path) -> Torch | None:
-    """Read ``torch/version.py``; None if it does not say a version."""
+    """The torch in a folder, from its ``version.py``; None if that states no version."""
     text = (root / "version.py").read_text(encoding="utf-8")
     version = re.search(r"^__version__ = ['\"](.+?)['\"]", text, re.MULTILINE)
     cuda = re.search(r"^cuda\b[^=\n]*= ['\"](.+?)['\"]", text, re.MULTILINE)
@@ -163,7 +166,7 @@ def describe_torch(root: Path) -> Torch | None:
 
 
 def find_compiler() -> str | None:
-    """Return the C++ compiler: ``$CXX``, or the first of c++, g++ and clang++ on the path."""
+    """C++ compiler: ``$CXX``, or the first of c++, g++ and clang++ on the path; None if absent."""
     named = os.environ.get("CXX")
     return next(
         (path for name in (named, "c++", "g++", "clang++") if name and (path := shutil.which(name))), None
@@ -171,45 +174,51 @@ def find_compiler() -> str | None:
 
 
 def find_nvcc() -> str | None:
-    """Return CUDA's compiler: on the path, or below ``$CUDA_HOME``, or in CUDA's usual place."""
+    """CUDA compiler: on the path, below ``$CUDA_HOME``, or below /usr/local/cuda; None if absent."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
 @cache
 def _compiler_version(path: str) -> str:
-    answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=60)
-    return answer.stdout.strip()
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=60)
+    return done.stdout.strip()
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The list
+# Sources and flags
 
 
 def units(kind: Kind, torch: Torch) -> list[Unit]:
-    """Return every compiler run that makes the library: the one list of sources and flags."""
+    """Every compiler run of a library."""
     includes = tuple(f"-isystem{folder}" for folder in torch.include)
-    bindings = (*_COMMON, *_STABLE_ABI, *includes)
     if kind == "loop":
-        # It moves tensors about and computes nothing, so it needs no instruction set.
+        # It calls operators and computes nothing itself, so it needs no instruction set.
         python = f"-isystem{sysconfig.get_path('include')}"
         return [Unit(source, "c++", (*_COMMON, "-O2", *includes, python)) for source in _LOOP_SOURCES]
+    bindings = (*_COMMON, *_STABLE_ABI, *includes)
     if kind == "cuda":
-        bindings = (*bindings, "-DUSE_CUDA", f"-isystem{_cuda_home() / 'include'}")
-        kernels = [Unit(source, "nvcc", _NVCC) for source in _CUDA_KERNELS]
-        return kernels + [Unit(source, "c++", bindings) for source in _CUDA_SOURCES]
+        cuda = (*bindings, "-DUSE_CUDA", f"-isystem{_cuda_home() / 'include'}")
+        kernels = [Unit(f"kernels/{stem}.cu", "nvcc", _NVCC) for stem in _CUDA_STEMS]
+        names = [*(f"{stem}_cuda" for stem in _CUDA_STEMS), "info"]
+        return kernels + [Unit(f"bindings/{name}.cpp", "c++", cuda) for name in names]
+    return _cpu_kernel_units() + [Unit(f"bindings/{name}.cpp", "c++", bindings) for name in _CPU_BINDINGS]
+
+
+def _cpu_kernel_units() -> list[Unit]:
+    """Compiler runs of the CPU kernels, which need no header of torch."""
     variants = _VARIANTS if platform.machine() in ("x86_64", "AMD64") else {"baseline": ()}
     several = () if len(variants) > 1 else ("-DVLEAK_BASELINE_ONLY",)
-    kernels = [
+    simd = [
         Unit(source, "c++", (*_COMMON, f"-DVLEAK_VARIANT={name}", *flags, *_fused_flags(source, name)))
-        for source in _CPU_KERNELS
+        for source in _SIMD_SOURCES
         for name, flags in variants.items()
     ]
-    return kernels + [Unit(source, "c++", (*bindings, *several)) for source in _CPU_SOURCES]
+    return simd + [Unit(f"kernels/{stem}.cpp", "c++", (*_COMMON, *several)) for stem in _CPU_STEMS]
 
 
 def _fused_flags(source: str, variant: str) -> tuple[str, ...]:
-    """Return the flags that let a kernel fuse a*b+c; they come after, and so undo, the ban in _COMMON."""
+    """Flags that let a kernel fuse a*b+c; they follow _COMMON and so override it."""
     return ("-ffp-contract=fast", *_FUSED[source].get(variant, ())) if source in _FUSED else ()
 
 
@@ -226,7 +235,7 @@ def _link_flags(kind: Kind, torch: Torch) -> list[str]:
 
 
 def _cuda_home() -> Path:
-    """Return the toolkit's folder; the nvcc on the path may be a wrapper that lies elsewhere."""
+    """Folder of the CUDA toolkit; the nvcc on the path may be a wrapper outside it."""
     nvcc = find_nvcc()
     beside = [Path(nvcc).resolve().parents[1]] if nvcc else []
     named = [Path(home)] if (home := os.environ.get("CUDA_HOME")) else []
@@ -237,9 +246,9 @@ def _cuda_home() -> Path:
 
 
 def source_hash(kind: Kind, folder: Path) -> str:
-    """Hash every source and header of a library, so that a changed tree never meets an old one."""
+    """Hash of every source and header of a library: it tells a library that was built from other sources."""
     digest = hashlib.sha256()
-    # The runner and the kernels share no file but the one that says what they were built from.
+    # The runner and the kernels share only the file that holds the build information.
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu")):
         if path.name != "info.cpp" and (path.parent.name == "loop") != (kind == "loop"):
             continue
@@ -248,7 +257,7 @@ def source_hash(kind: Kind, folder: Path) -> str:
 
 
 def fingerprint(kind: Kind, folder: Path, torch: Torch) -> str:
-    """Return the key of a compiled library: sources, torch, flags and compilers."""
+    """Key of a compiled library: sources, torch, flags and compilers."""
     tools = _tools(kind)
     flags = [library_name(kind), *((unit.source, unit.flags) for unit in units(kind, torch))]
     parts = (
@@ -280,12 +289,12 @@ def _tools(kind: Kind) -> dict[str, str]:
 
 
 def compile_library(kind: Kind, folder: Path, torch: Torch, output: Path) -> None:
-    """Compile the library into ``output``, replacing it in one step; nothing is printed.
+    """Compile a library into ``output``, replacing it atomically; nothing is printed.
 
     Args:
         kind: which library.
         folder: the csrc folder.
-        torch: whose headers and libraries to build against.
+        torch: the torch to build against.
         output: the library's path; its folder must exist.
 
     Raises:
@@ -311,7 +320,7 @@ def _parallel_jobs() -> int:
 
 
 def command(unit: Unit, kind: Kind, folder: Path, torch: Torch, work: Path) -> list[str]:
-    """Return the command line that compiles a unit into ``work``; raises BuildError without the tool."""
+    """Command line that compiles a unit into ``work``; BuildError where the compiler is missing."""
     extra = [_info_flag(kind, folder, torch)] if unit.source == "bindings/info.cpp" else []
     source, target = str(folder / unit.source), str(work / unit.object_name)
     return [_tools(kind)[unit.compiler], *unit.flags, *extra, f"-I{folder}", "-c", source, "-o", target]
@@ -345,7 +354,7 @@ def _first_error(log: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What a library says about itself
+# Build information inside a library
 
 
 def _info_flag(kind: Kind, folder: Path, torch: Torch) -> str:
@@ -353,7 +362,7 @@ def _info_flag(kind: Kind, folder: Path, torch: Torch) -> str:
         "kind": kind,
         "torch": torch.version,
         "cuda": torch.cuda,
-        "python": _interpreter() if kind == "loop" else None,
+        "python": extension_suffix() if kind == "loop" else None,
         "sources": source_hash(kind, folder),
         "compiler": _compiler_version(_tools(kind)["c++"]).splitlines()[0],
     }
@@ -361,7 +370,7 @@ def _info_flag(kind: Kind, folder: Path, torch: Torch) -> str:
 
 
 def read_info(library: Path) -> dict[str, str | None]:
-    """Read what a library was built from, without loading it; empty if the file says nothing."""
+    """Build information of a library, read without loading it; empty if the file holds none."""
     content = library.read_bytes()
     start = content.find(_INFO_MARK)
     if start < 0:

@@ -1,232 +1,239 @@
-"""Plots of leakage against privacy, as SVG that takes its colours from the page."""
+"""Plots of leakage against privacy."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vleak.report.numbers import epsilon_text, number, ratio
-from vleak.report.words import knowledge_text
-from vleak.results.rows import Row
-from vleak.results.statistics import Interval
+from vleak.report.numbers import epsilon_text, plural, ratio
+from vleak.report.svg import (
+    BOUND,
+    MAX_SERIES,
+    MUTED,
+    SERIES,
+    Plot,
+    canvas,
+    clear_frame,
+    or_nan,
+    style,
+    to_svg,
+)
+from vleak.results import Interval, Row
 
-MAX_SERIES = 6
 MAX_LABELS = 18
-MAX_TICKS = 6
+_MAX_CHARACTERS = 34  # of one label
 
-# Drawn in stand-in colours that become the page's variables: one plot serves the light and the dark scheme.
-_INK, _MUTED, _GRID, _BOUND = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04"
-_SERIES = tuple(f"#0b0b0{n}" for n in range(MAX_SERIES))
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line", _BOUND: "--bound"} | {
-    color: f"--s{n}" for n, color in enumerate(_SERIES)
-}
-_CHANCE, _PRIOR, _ALLOWED, _UNDEFENDED = "chance", "prior", "certificate allows", "without defense"
-_LINES = (_CHANCE, _PRIOR, _ALLOWED, _UNDEFENDED)
+_CHANCE, _BASELINE, _ALLOWED, _UNDEFENDED = "chance", "best baseline", "certificate allows", "without defense"
+_LINES = (_CHANCE, _BASELINE, _ALLOWED, _UNDEFENDED)
+"""Legend entries of lines, which stand behind those of the series."""
 _MARKERS = "osD^vP"
-_COLORED = ("axes.edgecolor", "xtick.color", "ytick.color", "axes.labelcolor", "text.color")
 
-Pick = Callable[[Row], Interval]
+
+class _SeriesKey(NamedTuple):
+    """What the points of a series share, as the legend names it."""
+
+    pipeline: str
+    model: str
+    training_state: str
+    attack: str
+    labels: str
+    reference_frames: str
+    batch_size: str
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A drawn figure.
+class _Measure:
+    """Quantity of one plot.
 
     Attributes:
-        title: what is drawn.
-        caption: how to read it.
-        svg: the picture, safe to put into a page: every text in it was escaped by matplotlib.
+        title: of the plot. axis: label of its axis.
+        pick: returns the quantity of a row.
+        chance: returns the level that a guess reaches, None where it is unknown; None for a gain, whose
+            level is 0. Shares alone have one, and a certificate bounds them.
     """
 
     title: str
-    caption: str
-    svg: str
+    axis: str
+    pick: Callable[[Row], Interval]
+    chance: Callable[[Row], float | None] | None = None
+
+
+_MEASURES = (
+    _Measure(
+        "Recognised clips",
+        "share of clips recognised",
+        lambda row: row.identification,
+        lambda row: row.chance,
+    ),
+    _Measure(
+        "Linked clips",
+        "share of clips linked",
+        lambda row: row.linkage,
+        lambda row: 1 / row.candidates if row.candidates else row.chance,
+    ),
+    _Measure("Gain over baseline", "PSNR gain in dB", lambda row: row.psnr_gain_db),
+)
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Series of points with one colour and marker."""
+
+    index: int
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def color(self) -> str:
+        return SERIES[self.index]
+
+    @property
+    def marker(self) -> str:
+        return _MARKERS[self.index]
 
 
 def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     """Return the plots of a run: against epsilon where a defense proves one, by defense for all others.
 
     Args:
-        rows: what `summarise` made of the run.
+        rows: rows of the run.
 
     Returns:
         No, three or six plots; at most ``MAX_SERIES`` series, those of the rows that come first.
     """
-    scored = [row for row in rows if row.n and not row.baseline]
-    series = list(dict.fromkeys(map(_series, scored)))[:MAX_SERIES]
-    scored = [row for row in scored if _series(row) in series]
-    private = [row for row in scored if row.epsilon is not None and row.epsilon > 0]
-    other = [row for row in scored if row.epsilon is None]
+    rows = [row for row in rows if row.n and not row.baseline]
+    series = _series(rows)
+    rows = [row for row in rows if any(row in line.rows for line in series)]
+    private = [row for row in rows if _epsilon(row)]
+    other = [row for row in rows if row.epsilon is None]
     plots = []
     if private:
-        plots += [_against_epsilon(private, other, series, *measure) for measure in _MEASURES]
-    if not private or any(not row.undefended for row in other):
-        plots += [_by_defense(other, series, *measure) for measure in _MEASURES if other]
+        plots += [_against_epsilon(series, private, measure) for measure in _MEASURES]
+    if other and (not private or any(not row.undefended for row in other)):
+        plots += [_by_defense(series, other, measure) for measure in _MEASURES]
     return plots
 
 
-def draw_curve(
-    axis: str, points: Sequence[tuple[float, Interval]], unit: str, *, logarithmic: bool = False
-) -> Plot:
-    """Return a plot of one measured quantity along an axis.
+def _series(rows: Sequence[Row]) -> list[_Series]:
+    groups: dict[_SeriesKey, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_key(row), []).append(row)
+    keys = list(groups)[:MAX_SERIES]
+    return [_Series(index, _name(key, keys), tuple(groups[key])) for index, key in enumerate(keys)]
+
+
+def _key(row: Row) -> _SeriesKey:
+    frames, batch = row.knowledge.reference_frames, row.knowledge.batch_size
+    return _SeriesKey(
+        row.pipeline,
+        row.model,
+        row.training_state,
+        row.attack,
+        f"labels {row.knowledge.labels}",
+        f"{frames or 'no'} ref. frame{plural(frames)}",
+        f"batch of {batch}",
+    )
+
+
+def _name(key: _SeriesKey, keys: Sequence[_SeriesKey]) -> str:
+    """Return what tells a series from the others; of a single one its attack."""
+    parts = [part for position, part in enumerate(key) if len({other[position] for other in keys}) > 1]
+    return _short(", ".join(parts) or key.attack)
+
+
+def _against_epsilon(series: Sequence[_Series], private: Sequence[Row], measure: _Measure) -> Plot:
+    with style(measure.title):
+        figure, axes = canvas(2.9)
+        for line in series:
+            rows = sorted((row for row in line.rows if _epsilon(row)), key=_epsilon)
+            _errorbar(axes, line, rows, measure, at=_beside_each_other(rows, line.index), along="x")
+            _undefended(axes, line, measure)
+        if measure.chance:
+            _bounds(axes, private)
+        _epsilon_axis(axes, [_epsilon(row) for row in private])
+        axes.set_ylabel(measure.axis)
+        _finish(axes, measure, private, values="y")
+        svg = to_svg(figure)
+    caption = "Points with 95 % intervals; the line across is the same attack without any defense."
+    if measure.chance and any(row.bound is not None for row in private):
+        caption += " Dashed: what the certificate allows."
+    return Plot(f"{measure.title} against ε", caption, svg)
+
+
+def _by_defense(series: Sequence[_Series], other: Sequence[Row], measure: _Measure) -> Plot:
+    labels = list(dict.fromkeys(row.defense for row in other))[:MAX_LABELS]
+    used = sum(any(row.epsilon is None for row in line.rows) for line in series)
+    with style(measure.title + "defense"):
+        figure, axes = canvas(1.1 + len(labels) * max(0.3, 0.14 * used))
+        for line in series:
+            rows = [row for row in line.rows if row.epsilon is None and row.defense in labels]
+            shift = (line.index - (len(series) - 1) / 2) * 0.7 / len(series)
+            at = [labels.index(row.defense) + shift for row in rows]
+            _errorbar(axes, line, rows, measure, at=at, along="y")
+        axes.set_yticks(range(len(labels)), [_short(_with_bytes(label, other)) for label in labels])
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_xlabel(measure.axis)
+        _finish(axes, measure, other, values="x")
+        svg = to_svg(figure)
+    caption = "Points with 95 % intervals. Beside each defense: the bytes of its update against none."
+    return Plot(f"{measure.title} by defense", caption, svg)
+
+
+def _errorbar(
+    axes: Axes,
+    line: _Series,
+    rows: Sequence[Row],
+    measure: _Measure,
+    *,
+    at: list[float],
+    along: Literal["x", "y"],
+) -> None:
+    """Draw the points of a series with their intervals.
 
     Args:
-        axis: what is along it.
-        points: (place, mean with its interval), in order.
-        unit: of the quantity, with its name.
-        logarithmic: whether the axis is.
+        axes: where to draw.
+        line: the series.
+        rows: those of its rows that are drawn.
+        measure: quantity to draw.
+        at: positions of the rows. along: the axis of the positions; the quantity is on the other one.
     """
-    with mpl.rc_context(_style(axis + unit)):
-        figure, axes = _canvas(2.6)
-        means = [_or_nan(interval.mean) for _, interval in points]
-        low = [mean - _or_nan(interval.low) for mean, (_, interval) in zip(means, points, strict=True)]
-        high = [_or_nan(interval.high) - mean for mean, (_, interval) in zip(means, points, strict=True)]
-        axes.errorbar([x for x, _ in points], means, yerr=[low, high], fmt="o-", color=_SERIES[0],
-                      markersize=4.5, linewidth=1.4, elinewidth=1.2, capsize=2.5)  # fmt: skip
-        if logarithmic:
-            axes.set_xscale("log")
-            places = sorted({x for x, _ in points})
-            axes.set_xticks(places if len(places) <= MAX_TICKS else places[:: len(places) - 1])
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(axis)
-        axes.set_ylabel(unit)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.grid(True, axis="y", color=_GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        svg = _svg(figure)
-    return Plot(f"{unit} by {axis}", "Points with 95 % intervals.", svg)
+    intervals = [measure.pick(row) for row in rows]
+    means, errors = [or_nan(i.mean) for i in intervals], _errors(intervals)
+    if along == "x":
+        axes.errorbar(at, means, yerr=errors, fmt=f"{line.marker}-", color=line.color, markersize=4.5,
+                      linewidth=1.4, elinewidth=1.2, capsize=2.5, label=line.name)  # fmt: skip
+    else:
+        axes.errorbar(means, at, xerr=errors, fmt=line.marker, color=line.color, markersize=4.5,
+                      elinewidth=1.3, capsize=2.5, label=line.name)  # fmt: skip
 
 
-def _identification(row: Row) -> Interval:
-    return row.identification
+def _epsilon(row: Row) -> float:
+    """Return the privacy loss, 0 without a guarantee."""
+    return row.epsilon or 0.0
 
 
-def _linkage(row: Row) -> Interval:
-    return row.linkage
+def _beside_each_other(rows: Sequence[Row], index: int) -> list[float]:
+    """Return positions at which intervals of several series at one epsilon do not hide each other."""
+    return [_epsilon(row) * 1.04**index for row in rows]
 
 
-def _gain(row: Row) -> Interval:
-    return row.psnr_gain_db
-
-
-_MEASURES: tuple[tuple[str, str, Pick], ...] = (
-    ("Recognised clips", "share of clips recognised", _identification),
-    ("Linked clips", "share of clips linked", _linkage),
-    ("Gain over the prior", "PSNR gain in dB", _gain),
-)
-
-_SHARES = (_identification, _linkage)
-"""Measures that a certificate bounds and that have a chance level."""
-
-
-def _series(row: Row) -> tuple[str, str, str, str, str]:
-    return row.pipeline, row.model, row.training_state, row.attack, knowledge_text(row.knowledge)
-
-
-def _against_epsilon(
-    private: list[Row], other: list[Row], series: list[Any], title: str, axis: str, pick: Pick
-) -> Plot:
-    with mpl.rc_context(_style(title)):
-        figure, axes = _canvas(2.9)
-        for place, key in enumerate(series):
-            rows = sorted((row for row in private if _series(row) == key), key=lambda row: row.epsilon or 0.0)
-            _points(axes, [row.epsilon or 0.0 for row in rows], rows, pick, place, _name(key, series))
-            _reference(axes, [row for row in other if _series(row) == key], pick, place)
-        if pick in _SHARES:
-            _bounds(axes, private)
-        _epsilon_axis(axes, [row.epsilon or 0.0 for row in private])
-        axes.set_ylabel(axis)
-        _finish(axes, pick, private, horizontal=False)
-        svg = _svg(figure)
-    caption = "Points with 95 % intervals; the line across is the same attack without any defense."
-    if pick in _SHARES and any(row.bound is not None for row in private):
-        caption += " Dashed: what the certificate allows."
-    return Plot(f"{title} against ε", caption, svg)
-
-
-def _by_defense(rows: list[Row], series: list[Any], title: str, axis: str, pick: Pick) -> Plot:
-    labels = list(dict.fromkeys(row.defense for row in rows))[:MAX_LABELS]
-    used = [key for key in series if any(_series(row) == key for row in rows)]
-    with mpl.rc_context(_style(title + "defense")):
-        figure, axes = _canvas(1.1 + len(labels) * max(0.3, 0.14 * len(used)))
-        for place, key in enumerate(series):
-            mine = [row for row in rows if _series(row) == key and row.defense in labels]
-            shift = (place - (len(series) - 1) / 2) * 0.7 / len(series)
-            _bars(
-                axes,
-                [labels.index(row.defense) + shift for row in mine],
-                mine,
-                pick,
-                place,
-                _name(key, series),
-            )
-        axes.set_yticks(range(len(labels)), [_short(_with_bytes(label, rows)) for label in labels])
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_xlabel(axis)
-        _finish(axes, pick, rows, horizontal=True)
-        svg = _svg(figure)
-    caption = "Points with 95 % intervals. Beside each defense: the bytes of its update against none."
-    return Plot(f"{title} by defense", caption, svg)
-
-
-def _points(axes: Axes, x: list[float], rows: list[Row], pick: Pick, place: int, name: str) -> None:
-    means = [_or_nan(pick(row).mean) for row in rows]
-    nudged = [
-        value * 1.04 ** (place) for value in x
-    ]  # so that intervals at one epsilon do not hide each other
-    axes.errorbar(
-        nudged,
-        means,
-        yerr=_errors(rows, pick),
-        fmt=f"{_MARKERS[place]}-",
-        color=_SERIES[place],
-        markersize=4.5,
-        linewidth=1.4,
-        elinewidth=1.2,
-        capsize=2.5,
-        label=_short(name),
-    )
-
-
-def _bars(axes: Axes, y: list[float], rows: list[Row], pick: Pick, place: int, name: str) -> None:
-    axes.errorbar(
-        [_or_nan(pick(row).mean) for row in rows],
-        y,
-        xerr=_errors(rows, pick),
-        fmt=_MARKERS[place],
-        color=_SERIES[place],
-        markersize=4.5,
-        elinewidth=1.3,
-        capsize=2.5,
-        label=_short(name),
-    )
-
-
-def _reference(axes: Axes, rows: list[Row], pick: Pick, place: int) -> None:
-    for row in rows:
-        interval = pick(row)
+def _undefended(axes: Axes, line: _Series, measure: _Measure) -> None:
+    """Draw a line across for the attack of a series without defense."""
+    for row in line.rows:
+        interval = measure.pick(row)
         if row.undefended and interval.mean is not None:
-            label = _UNDEFENDED if place == 0 else None
-            axes.axhline(interval.mean, color=_SERIES[place], linewidth=1.0, alpha=0.75, label=label)
+            label = _UNDEFENDED if line.index == 0 else None
+            axes.axhline(interval.mean, color=line.color, linewidth=1.0, alpha=0.75, label=label)
             if interval.low is not None and interval.high is not None:
-                axes.axhspan(interval.low, interval.high, color=_SERIES[place], alpha=0.08, linewidth=0)
+                axes.axhspan(interval.low, interval.high, color=line.color, alpha=0.08, linewidth=0)
 
 
-def _bounds(axes: Axes, rows: list[Row]) -> None:
+def _bounds(axes: Axes, rows: Sequence[Row]) -> None:
     bounds: dict[float, float] = {}
     for row in rows:
         if row.bound is not None and row.epsilon is not None:
@@ -234,10 +241,10 @@ def _bounds(axes: Axes, rows: list[Row]) -> None:
     if bounds:
         x = sorted(bounds)
         y = [bounds[epsilon] for epsilon in x]
-        axes.plot(x, y, "--", marker="_", color=_BOUND, linewidth=1.3, label=_ALLOWED)
+        axes.plot(x, y, "--", marker="_", color=BOUND, linewidth=1.3, label=_ALLOWED)
 
 
-def _epsilon_axis(axes: Axes, values: list[float]) -> None:
+def _epsilon_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
     wide = max(values) / min(values) > 30
@@ -247,20 +254,28 @@ def _epsilon_axis(axes: Axes, values: list[float]) -> None:
     axes.set_xlabel("ε of one update  (left: more private)")
 
 
-def _finish(axes: Axes, pick: Pick, rows: list[Row], *, horizontal: bool) -> None:
-    line = axes.axvline if horizontal else axes.axhline
-    if pick in _SHARES:
-        (axes.set_xlim if horizontal else axes.set_ylim)(-0.03, 1.03)
-        (axes.xaxis if horizontal else axes.yaxis).set_major_formatter(
-            FuncFormatter(lambda v, _: f"{100 * v:.0f} %")
-        )
-    for level in sorted(_levels(pick, rows)):
-        name = _CHANCE if pick in _SHARES else _PRIOR
-        line(level, color=_MUTED, linewidth=1.0, linestyle=":", label=name)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(True, axis="x" if horizontal else "y", color=_GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
+def _finish(axes: Axes, measure: _Measure, rows: Sequence[Row], *, values: Literal["x", "y"]) -> None:
+    """Draw the scale of the quantity, the level of a guess, the grid and the legend.
+
+    Args:
+        axes: where to draw.
+        measure: quantity that is drawn.
+        rows: rows that are drawn.
+        values: the axis of the quantity.
+    """
+    if measure.chance:
+        (axes.set_xlim if values == "x" else axes.set_ylim)(-0.03, 1.03)
+        percent = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
+        (axes.xaxis if values == "x" else axes.yaxis).set_major_formatter(percent)
+    line = axes.axvline if values == "x" else axes.axhline
+    for level in sorted(_guess_levels(measure, rows)):
+        name = _CHANCE if measure.chance else _BASELINE
+        line(level, color=MUTED, linewidth=1.0, linestyle=":", label=name)
+    clear_frame(axes, grid=values)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
     entries = sorted(
         zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] in _LINES
     )
@@ -268,70 +283,27 @@ def _finish(axes: Axes, pick: Pick, rows: list[Row], *, horizontal: bool) -> Non
     axes.figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
 
 
-def _levels(pick: Pick, rows: list[Row]) -> set[float]:
-    """Return what an answer without the update reaches; none where that differs from row to row."""
-    if pick not in _SHARES:
+def _guess_levels(measure: _Measure, rows: Sequence[Row]) -> set[float]:
+    """Return the level that a guess without the update reaches; none where it differs from row to row."""
+    if measure.chance is None:
         return {0.0}
-    chances = {1 / row.candidates if pick is _linkage and row.candidates else row.chance for row in rows}
-    known = {chance for chance in chances if chance is not None}
+    levels = {measure.chance(row) for row in rows} - {None}
+    known = {level for level in levels if level is not None}
     return known if len(known) == 1 else set()
 
 
-def _errors(rows: list[Row], pick: Pick) -> list[list[float]]:
+def _errors(intervals: Sequence[Interval]) -> list[list[float]]:
     """Return distances from the mean to both ends, NaN where there is no interval."""
-    intervals = [pick(row) for row in rows]
-    low = [_or_nan(i.mean) - _or_nan(i.low) for i in intervals]
-    high = [_or_nan(i.high) - _or_nan(i.mean) for i in intervals]
-    return [[max(0.0, v) if v == v else v for v in side] for side in (low, high)]
+    low = [or_nan(i.mean) - or_nan(i.low) for i in intervals]
+    high = [or_nan(i.high) - or_nan(i.mean) for i in intervals]
+    return [[v if math.isnan(v) else max(0.0, v) for v in side] for side in (low, high)]
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _with_bytes(label: str, rows: list[Row]) -> str:
-    share = next(
-        (row.bytes_ratio for row in rows if row.defense == label and row.bytes_ratio is not None), None
-    )
+def _with_bytes(label: str, rows: Sequence[Row]) -> str:
+    shares = (row.bytes_ratio for row in rows if row.defense == label and row.bytes_ratio is not None)
+    share = next(shares, None)
     return label if share is None or label == "none" else f"{label}  {ratio(share)}"
 
 
-def _name(key: tuple[Any, ...], series: list[Any]) -> str:
-    """Name a series by what tells it from the others; a single one by its attack."""
-    parts = [str(part) for place, part in enumerate(key) if len({other[place] for other in series}) > 1]
-    return ", ".join(parts) or str(key[3])
-
-
-def _short(text: str, length: int = 34) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _style(salt: str) -> Any:  # matplotlib types the keys as a literal of hundreds
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,  # ids must differ between the plots of a page and agree between runs
-        "text.parse_math": False,  # a label may hold a dollar sign
-        "font.size": 8.5,
-        "axes.unicode_minus": True,
-        **dict.fromkeys(_COLORED, _MUTED),
-    }
-
-
-def _canvas(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.4, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.add_subplot(facecolor="none")
-
-
-def _svg(figure: Figure) -> str:
-    """Return the <svg> element alone, in the page's colours and without matplotlib's metadata."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # names of groups that would repeat in every plot
-    head, body = svg.split(">", 1)
-    svg = re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + body
-    for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
-    return svg
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from vleak.report.numbers import decibel, epsilon_text, percent, plural, ratio
 from vleak.results.records import KnowledgeRecord, RunRecord
@@ -12,14 +14,20 @@ from vleak.results.summary import strongest
 
 __all__ = [
     "VERDICTS",
+    "Sentence",
+    "Topic",
     "caveat_text",
     "headline",
+    "headline_sentences",
     "interval_note",
     "knowledge_text",
     "row_cells",
     "unfinished",
     "verdict_text",
 ]
+
+Topic = Verdict | Literal["unfinished", "bound_broken", "undefended", "cost"]
+"""What a sentence of the headline is about: rows of one verdict, or one of these."""
 
 VERDICTS: dict[Verdict, str] = {
     "leaks": "leaks",
@@ -82,6 +90,14 @@ def knowledge_text(knowledge: KnowledgeRecord) -> str:
     return ", ".join(parts)
 
 
+@dataclass(frozen=True)
+class Sentence:
+    """Sentence of the headline and what it is about."""
+
+    topic: Topic
+    text: str
+
+
 def row_cells(row: Row) -> dict[str, str]:
     """Cells of a short table row by column."""
     frames = f" +{row.reference_frames} reference frame{plural(row.reference_frames)}"
@@ -100,30 +116,57 @@ def row_cells(row: Row) -> dict[str, str]:
 def headline(rows: Sequence[Row], record: RunRecord | None = None) -> list[str]:
     """A few plain sentences that say what still leaks, what does not, and what each defense costs.
 
+    Args:
+        rows: rows of a run, as `vleak.results.summarise` gives them.
+        record: that run, for a first sentence where it is not finished.
+    """
+    return [sentence.text for sentence in headline_sentences(rows, record)]
+
+
+def headline_sentences(rows: Sequence[Row], record: RunRecord | None = None) -> list[Sentence]:
+    """Sentences of the headline with their topics.
+
     Every defense is judged by the attack and model that got most out of it; they are named where they are not
     those of the first sentence.
 
     Args:
-        rows: what `vleak.results.summarise` gives for a run.
-        record: that run, for a first sentence where it is not finished.
+        rows, record: as for `headline`.
     """
     worst = strongest(row for row in rows if not row.baseline)
-    lines = [] if record is None else unfinished(record)
-    lines += [_broken_sentence(row) for row in strongest(row for row in rows if row.bound_broken).values()]
-    plain = next((row for row in worst.values() if row.undefended), None)
-    usual = "" if plain is None else _where(plain, rows)
-    if plain is not None:
-        lines.append(_undefended_sentence(plain, usual))
+    broken = strongest(row for row in rows if row.bound_broken).values()
+    undefended = next((row for row in worst.values() if row.undefended), None)
+    usual = "" if undefended is None else _where(undefended, rows)
     defended = [row for row in worst.values() if not row.undefended]
+    sentences = [] if record is None else [Sentence("unfinished", text) for text in unfinished(record)]
+    sentences += [Sentence("bound_broken", _broken_sentence(row)) for row in broken]
+    if undefended is not None:
+        sentences.append(Sentence("undefended", _undefended_sentence(undefended, usual)))
+    sentences += _verdict_sentences(defended, rows, usual)
+    sentences += [Sentence("cost", text) for text in _cost_sentence(defended)]
+    if not worst:
+        text = "No attack was scored, so this run says nothing about leakage."
+        sentences.append(Sentence("unfinished", text))
+    return sentences
+
+
+def _verdict_sentences(defended: Sequence[Row], rows: Sequence[Row], usual: str) -> list[Sentence]:
+    """One sentence for each verdict that a defense got.
+
+    Args:
+        defended: the worst row of every defense.
+        rows: all rows.
+        usual: attack and model that need no mention.
+    """
+    sentences = []
     for verdict, opening in _OPENINGS.items():
-        chosen = [row for row in defended if row.verdict == verdict]
-        if chosen:
-            described = [
-                _describe(row, "" if (where := _where(row, rows)) == usual else where) for row in chosen
-            ]
-            lines.append(f"{opening}: {_listed(described)}.")
-    lines.extend(_cost_sentence(defended))
-    return lines if worst else [*lines, "No attack was scored, so this run says nothing about leakage."]
+        described = [
+            _describe(row, "" if (where := _where(row, rows)) == usual else where)
+            for row in defended
+            if row.verdict == verdict
+        ]
+        if described:
+            sentences.append(Sentence(verdict, f"{opening}: {_listed(described)}."))
+    return sentences
 
 
 def unfinished(record: RunRecord) -> list[str]:

@@ -56,7 +56,7 @@ class Decoder(PublicClipsAttack):
         *,
         iterations: int = 150,
         restarts: int = 1,
-        engine: Literal["native", "inductor", "reference"] = "native",
+        engine: Literal["native", "reference"] = "native",
         learning_rate: float = 0.1,
         share: float = 0.5,
         pixel_rate: float = 0.03,

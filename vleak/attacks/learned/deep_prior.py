@@ -34,7 +34,7 @@ class DeepPrior(Attack):
         *,
         iterations: int = 150,
         restarts: int = 1,
-        engine: Literal["native", "inductor", "reference"] = "native",
+        engine: Literal["native", "reference"] = "native",
         learning_rate: float = 0.02,
         channels: int = 32,
         levels: int = 2,

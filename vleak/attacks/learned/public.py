@@ -13,7 +13,7 @@ __all__ = ["PublicClipsAttack", "check_public"]
 
 
 class PublicClipsAttack(Attack):
-    """An attack that learns from public clips, and whose answer to nothing is their mean."""
+    """Base of an attack that learns from public clips and answers an empty update with their mean."""
 
     def answer_to_empty(self, observation: Observation) -> Reconstruction | None:
         """Return the mean public clip, also where there are reference frames."""

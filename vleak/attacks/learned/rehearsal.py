@@ -26,7 +26,7 @@ _CLIPS_AT_ONCE = 8  # whose gradients are computed together
 
 
 class StoppedError(Exception):
-    """The caller wants no more; what was begun is not kept."""
+    """Signal that the caller wants no more; what was begun is not kept."""
 
 
 def stop_or_report(hooks: Hooks, done: int) -> None:

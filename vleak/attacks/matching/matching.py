@@ -102,7 +102,7 @@ class Matching(Attack):
         temporal: float = 0.09,
         prior: float = 0.02,
         reference: Literal["start", "prior", "mask"] = "mask",
-        engine: Literal["native", "inductor", "reference"] = "native",
+        engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
 
@@ -310,7 +310,7 @@ class Matching(Attack):
 
 
 class NonAdaptiveMatching(Matching):
-    """The same attack by an attacker who does not know the defense: what a weak attack would report."""
+    """Gradient matching without knowledge of the defense: what a weak attack would report."""
 
     name: ClassVar[str] = "matching_blind"
     adaptive: ClassVar[bool] = False

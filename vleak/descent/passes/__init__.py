@@ -1,23 +1,25 @@
-"""Graph passes: each takes a captured step and returns one with less work.
+"""Graph passes: each changes the graph of a captured step to one with less work.
 
 Numbers agree to rounding; `simplify` rounds as the graph before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vleak.descent.capture import Capture
 from vleak.descent.passes.convolution import convolution
+from vleak.descent.passes.editing import Pass, edited
 from vleak.descent.passes.low_rank import low_rank
 from vleak.descent.passes.pooling import pooling
 from vleak.descent.passes.products import products
-from vleak.descent.passes.rewrite import Rewrite, rewritten
 from vleak.descent.passes.simplify import simplify
 from vleak.descent.passes.stack import stack
 from vleak.errors import unknown_name
 
-_REWRITES: dict[str, Rewrite] = {
+__all__ = ["PASSES", "optimize"]
+
+PASSES: dict[str, Pass] = {
     "simplify": simplify,
     "convolution": convolution,
     "pooling": pooling,
@@ -25,22 +27,15 @@ _REWRITES: dict[str, Rewrite] = {
     "low_rank": low_rank,
     "products": products,
 }
-
-
-def _as_pass(rewrite: Rewrite) -> Callable[[Capture], Capture]:
-    return lambda capture: rewritten(capture, [rewrite])
-
-
-PASSES: dict[str, Callable[[Capture], Capture]] = {name: _as_pass(each) for name, each in _REWRITES.items()}
-"""In the order in which `optimize` runs them; each leaves the capture it is given alone."""
+"""In the order in which `optimize` runs them."""
 
 
 def optimize(capture: Capture, passes: Sequence[str] = tuple(PASSES)) -> Capture:
-    """Run passes over a captured step, in the order given.
+    """Return a captured step after some passes, in the order given.
 
     Args:
         capture: is left alone.
-        passes: names in `PASSES`; what the later ones look for, the earlier ones make.
+        passes: names in `PASSES`; later ones look for what earlier ones produce.
 
     Raises:
         InputError: there is no pass of such a name.
@@ -48,4 +43,4 @@ def optimize(capture: Capture, passes: Sequence[str] = tuple(PASSES)) -> Capture
     for name in passes:
         if name not in PASSES:
             raise unknown_name("pass", name, PASSES)
-    return rewritten(capture, [_REWRITES[name] for name in passes])
+    return edited(capture, [PASSES[name] for name in passes])

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 import vleak.native.bilinear  # noqa: F401 (declares the operators)
 from vleak.descent.capture import Capture
-from vleak.descent.passes.rewrite import (
+from vleak.descent.passes.editing import (
     argument,
     aten,
     calls,

@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import Capture
-from vleak.descent.passes.rewrite import aten, calls, emit, parts, settled, substitute, total, value
+from vleak.descent.passes.editing import aten, calls, emit, parts, substitute, total, unchanged, value
 from vleak.descent.passes.simplify import sweep
 
 #: Entries from which a gradient is worth not making.
@@ -56,7 +56,7 @@ def _lists(match: Any) -> tuple[list[Node], list[Node], list[Node]]:
 
 
 def _factors(match: Node, gradients: list[Node], targets: list[Node]) -> dict[int, _Factored]:
-    residuals, steady = _residuals(match), settled(match.graph)
+    residuals, steady = _residuals(match), unchanged(match.graph)
     found = {}
     for index, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
         factors = _few_rows(gradient)

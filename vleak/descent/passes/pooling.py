@@ -16,15 +16,15 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import Capture
-from vleak.descent.passes.rewrite import (
+from vleak.descent.passes.editing import (
     argument,
     aten,
     calls,
     drop_dead,
     emit,
     parts,
-    settled,
     substitute,
+    unchanged,
     value,
 )
 
@@ -44,7 +44,7 @@ def pooling(capture: Capture) -> None:
     for node in list(graph.nodes):
         if node.target in _BACKWARD and calls(node.args[0], aten.relu.default):
             _swap(graph, node)
-    steady = settled(graph)
+    steady = unchanged(graph)
     for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         _sum_pooled(node, steady)
 
@@ -55,7 +55,7 @@ def _swap(graph: Graph, pool: Node) -> None:
         return
     relu, pooled, places = pool.args[0], found[0], found[1]
     assert isinstance(relu, Node)
-    steady = settled(graph)
+    steady = unchanged(graph)
     if not steady.issuperset((relu, relu.args[0], pooled, places)):  # all are read later than before
         return
     for user in list(relu.users):

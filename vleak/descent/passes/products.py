@@ -9,15 +9,15 @@ import torch
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import Capture
-from vleak.descent.passes.rewrite import (
+from vleak.descent.passes.editing import (
     aten,
     calls,
     emit,
     is_term,
-    settled,
     substitute,
     terms_of_sums,
     total,
+    unchanged,
     value,
 )
 from vleak.native.bilinear import PANEL
@@ -101,7 +101,7 @@ def _cut_fixed(capture: Capture) -> None:
     graph = capture.graph.graph
     placeholders = graph.find_nodes(op="placeholder")
     fixed = {node for name, node in zip(capture.inputs, placeholders, strict=True) if name in capture.fixed}
-    steady = (fixed | set(graph.find_nodes(op="get_attr"))) & settled(graph)
+    steady = (fixed | set(graph.find_nodes(op="get_attr"))) & unchanged(graph)
     cut: dict[Node, Node] = {}
     for node in graph.find_nodes(op="call_function", target=torch.ops.vleak.product.default):
         plain, turned, others = _sorted_by_matrix(node, steady)

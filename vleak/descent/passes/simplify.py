@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from vleak.descent.capture import OWN_LAYOUT, Capture, mutated, roots
-from vleak.descent.passes.rewrite import (
+from vleak.descent.capture import OWN_LAYOUT, Capture
+from vleak.descent.memory import Memory, changed_arguments
+from vleak.descent.passes.editing import (
     argument,
     aten,
     calls,
@@ -19,8 +20,8 @@ from vleak.descent.passes.rewrite import (
     emit,
     full,
     parts,
-    settled,
     substitute,
+    unchanged,
     value,
 )
 
@@ -53,10 +54,10 @@ def _purify(graph: Graph) -> None:
     """Replace in-place operators whose effect nobody sees but through their result."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        changes = mutated(node)
+        changes = changed_arguments(node)
         if not changes:
             continue
-        owner = roots(graph)
+        owner = Memory(graph).owner
         if all(_private(each, node, owner, order) for each in changes):
             _make_pure(node, order)
 
@@ -136,10 +137,10 @@ def _forget_argument(node: Node, place: int, device: torch.device) -> None:
 
 def sweep(graph: Graph) -> None:
     """Go once over pure operators, in order: drop those without effect, and share those that are repeated."""
-    steady = settled(graph)
+    steady = unchanged(graph)
     seen: dict[Hashable, Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or mutated(node):
+        if node.op != "call_function" or changed_arguments(node):
             continue
         touched = not steady.issuperset((node, *_results(node), *node.all_input_nodes))
         found = _already(node, steady) if not touched or node.target in _ALIASES else None
@@ -158,7 +159,7 @@ def _results(node: Node) -> list[Node]:
 
 
 def _already(node: Node, steady: set[Node]) -> Any:
-    """Return the node whose value a node has already, or None; `steady` is from `settled`."""
+    """Return the node whose value a node has already, or None; `steady` is from `unchanged`."""
     if node.target in _NEUTRAL:
         return _with_neutral(node, _NEUTRAL[node.target], steady)
     rule = _RULES.get(node.target)

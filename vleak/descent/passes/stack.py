@@ -8,14 +8,14 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import Capture
-from vleak.descent.passes.rewrite import (
+from vleak.descent.passes.editing import (
     aten,
     calls,
     drop_dead,
     emit,
-    settled,
     substitute,
     terms_of_sums,
+    unchanged,
     value,
 )
 
@@ -64,7 +64,7 @@ def _columns(parts: list[Any], graph: Graph) -> Any:
 def _batch_rows(graph: Graph) -> None:
     """Multiply all rows by a matrix at once where the matrix comes after all of them."""
     order = {node: place for place, node in enumerate(graph.nodes)}
-    steady = settled(graph)
+    steady = unchanged(graph)
     groups: dict[Node, list[Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
         rows, matrix = node.args

@@ -1,0 +1,58 @@
+// Arguments of gradient_match, on the CPU and on CUDA.
+#pragma once
+
+#include "bindings/arguments.h"
+#include "kernels/gradient_match.h"
+
+namespace vleak {
+
+inline MatchKind match_kind(const std::string& name) {
+  STD_TORCH_CHECK(name == "cosine" || name == "l2", "vleak: unknown kind ", name);
+  return name == "l2" ? MatchKind::kL2 : MatchKind::kCosine;
+}
+
+// The lists of one call as contiguous memory, and the residuals to be written.
+struct MatchLists {
+  std::vector<Tensor> gradients, targets, masks, residuals;
+
+  MatchLists(const std::vector<Tensor>& gradients_, const std::vector<Tensor>& targets_,
+             const std::vector<Tensor>& masks_) {
+    check_lists(gradients_, targets_, masks_);
+    gradients = as_contiguous(gradients_);
+    targets = as_contiguous(targets_);
+    masks = as_contiguous(masks_);
+    for (const Tensor& gradient : gradients) residuals.push_back(new_contiguous(gradient));
+  }
+
+  const Tensor& first() const { return gradients[0]; }
+
+  template <typename T>
+  std::vector<MatchTensor<T>> tensors() const {
+    std::vector<MatchTensor<T>> result;
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      result.push_back({gradients[i].const_data_ptr<T>(), targets[i].const_data_ptr<T>(),
+                        masks.empty() ? nullptr : masks[i].const_data_ptr<bool>(),
+                        residuals[i].mutable_data_ptr<T>(), gradients[i].numel()});
+    }
+    return result;
+  }
+
+ private:
+  static void check_lists(const std::vector<Tensor>& gradients, const std::vector<Tensor>& targets,
+                          const std::vector<Tensor>& masks) {
+    STD_TORCH_CHECK(!gradients.empty() && targets.size() == gradients.size() &&
+                        (masks.empty() || masks.size() == gradients.size()),
+                    "vleak: gradient_match: lists differ in length");
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      check_kind(gradients[i], gradients[0], "gradients");
+      check_like(targets[i], gradients[i], "targets");
+      if (masks.empty()) continue;
+      STD_TORCH_CHECK(masks[i].scalar_type() == ScalarType::Bool &&
+                          masks[i].numel() == gradients[i].numel() &&
+                          masks[i].device() == gradients[i].device(),
+                      "vleak: gradient_match: masks do not match");
+    }
+  }
+};
+
+}  // namespace vleak

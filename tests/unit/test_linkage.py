@@ -1,0 +1,135 @@
+"""Linkage: the update alone tells which candidate it came from, as far as the channel allows."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from attacking import CLASSES, SHAPE, built_in, scene, send
+
+from vleak.attacks import Knowledge, Observation, link_rank, link_scores
+from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
+from vleak.errors import InputError
+from vleak.federated import Update
+from vleak.models import MODELS
+from vleak.seeds import generator
+
+
+def seen(update: Update, defense: Defense) -> Observation:
+    """Return what a server that knows the defense has; linkage does not ask the model."""
+    knowledge = Knowledge(clip_shape=SHAPE, batch_size=1, classes=CLASSES)
+    return Observation(torch.nn.Identity(), update, knowledge, defense.channel(update))
+
+
+@cache
+def candidates(name: str) -> list[list[Update]]:
+    """Every clip under every label: who holds the clips does not hold their labels."""
+    data, model = scene(), built_in(name)
+    labels = torch.arange(len(data.classes))
+    return [[send(model, clip[None], label[None]) for label in labels] for clip in data.clips]
+
+
+def vector(*values: float) -> Update:
+    return Update({"a": torch.tensor(values[:2]), "b": torch.tensor(values[2:])}, 0)
+
+
+WEAK = [NoDefense(), Prune.sweep()[-1], Compress.sweep()[-1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "defense"),
+    [*((name, DpSgd.sweep()[0]) for name in MODELS), *(("c3d_tiny", defense) for defense in WEAK)],
+    ids=repr,
+)
+def test_linkage_is_exact_behind_weak_defenses(name: str, defense: Defense) -> None:
+    data, known = scene(), candidates(name)
+    for index in range(len(known)):
+        update = send(built_in(name), data.clips[index][None], data.labels[index][None], defense, index)
+        assert link_rank(link_scores(seen(update, defense), known), index) == 1
+
+
+def test_linkage_is_chance_when_the_noise_is_huge() -> None:
+    labels, hits, draws = scene().labels.tolist(), 0, 240
+    known = [[group[label]] for group, label in zip(candidates("c3d_tiny_pool"), labels, strict=True)]
+    defense = DpSgd(noise_multiplier=1e3)
+    for draw in range(draws):
+        numbers, index = generator("huge", draw), draw % len(known)
+        honest = known[index][0].tensors
+        noisy = {k: t + 1e3 * torch.randn(t.shape, generator=numbers) for k, t in honest.items()}
+        hits += link_rank(link_scores(seen(Update(noisy, 0), defense), known), index) == 1
+    chance = 1 / len(known)
+    assert abs(hits / draws - chance) < 4 * math.sqrt(chance * (1 - chance) / draws)
+
+
+def test_rank_is_pessimistic() -> None:
+    scores = torch.tensor([0.5, 0.9, 0.5, 0.1])
+    assert [link_rank(scores, index) for index in range(4)] == [3, 1, 3, 4]
+    assert link_rank(torch.zeros(5), 2) == 5
+    assert link_rank(torch.tensor([1.0, math.nan, 0.0]), 0) == 3
+    assert link_rank(torch.tensor([math.inf, 0.0]), 0) == 2
+
+
+def test_under_dp_the_likelihood_ranks() -> None:
+    sent = vector(0.9, 0.05, 0.0)
+    aligned, long = vector(0.45, 0.025, 0.0), vector(3.0, 0.4, 0.0)
+    scores = link_scores(seen(sent, DpSgd(max_grad_norm=1.0)), [[aligned], [long]])
+    clipped = torch.tensor([3.0, 0.4]).double() / math.sqrt(9.16)
+    expected = [-(0.45**2 + 0.025**2), -float((clipped - torch.tensor([0.9, 0.05])).square().sum())]
+    assert scores.tolist() == pytest.approx(
+        [(value + 0.8125) / 2 for value in expected], rel=1e-5
+    )  # + |sent|^2
+    assert [link_rank(scores, index) for index in (0, 1)] == [2, 1]
+    # Without the defense the direction ranks, and there the other one is exact.
+    plain = link_scores(seen(sent, NoDefense()), [[aligned], [long]])
+    assert [link_rank(plain, index) for index in (0, 1)] == [1, 2]
+    assert plain[0].item() == pytest.approx(1.0)
+
+
+def test_labels_that_are_not_known_are_summed_over() -> None:
+    sent, far, near = vector(1.0, 0.0, 0.0), vector(-1.0, 0.0, 0.0), vector(0.6, 0.8, 0.0)
+    scores = link_scores(seen(sent, DpSgd(noise_multiplier=1.0)), [[sent, far], [near, near]])
+    one, other = math.log(math.exp(0.5) + math.exp(-1.5)), math.log(2 * math.exp(0.1))
+    assert scores.tolist() == pytest.approx([one, other], rel=1e-5)
+    plain = link_scores(seen(sent, NoDefense()), [[far, sent], [near, near]])
+    assert plain.tolist() == pytest.approx([1.0, 0.6])
+
+
+def test_pruned_entries_do_not_count() -> None:
+    sent = vector(1.0, 0.0, 2.0)
+    same, other = vector(1.0, 9.0, 2.0), vector(1.0, 0.0, 1.0)
+    scores = link_scores(seen(sent, Prune(fraction=0.5)), [[same], [other]])
+    assert scores[0].item() == pytest.approx(1.0)
+    assert [link_rank(scores, index) for index in (0, 1)] == [1, 2]
+    assert link_rank(link_scores(seen(sent, NoDefense()), [[same], [other]]), 0) == 2
+
+
+def test_linkage_goes_by_names_not_by_order() -> None:
+    sent = vector(1.0, 2.0, 3.0, 4.0)
+    swapped = Update(dict(reversed(sent.tensors.items())), 0)
+    assert link_scores(seen(sent, NoDefense()), [[swapped]]).tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([], ["at least one update"]),
+        ([vector(1.0, 2.0, 3.0), vector(1.0, 2.0, 3.0, 4.0)], ["candidate 1", "other tensors"]),
+        ([Update({"c": torch.zeros(3)}, 0)], ["candidate 0", "other tensors"]),
+    ],
+    ids=["none", "another shape", "another model"],
+)
+def test_linkage_refuses_what_cannot_be_compared(others: list[Update], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        link_scores(seen(vector(1.0, 2.0, 3.0), NoDefense()), [[other] for other in others])
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_without_a_channel_the_direction_ranks() -> None:
+    sent, same, other = vector(1.0, 0.0, 2.0), vector(1.0, 9.0, 2.0), vector(1.0, 0.0, 1.0)
+    knowledge = Knowledge(clip_shape=SHAPE, batch_size=1, classes=CLASSES)
+    unknown = Observation(torch.nn.Identity(), sent, knowledge)
+    assert torch.equal(
+        link_scores(unknown, [[same], [other]]), link_scores(seen(sent, NoDefense()), [[same], [other]])
+    )

@@ -1,0 +1,126 @@
+"""Captured iterations: one for every kind of problem, shared by all descents of that kind."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+
+from vleak.descent.capture import Capture, capture
+from vleak.descent.cuda import CudaProgram
+from vleak.descent.graph import GraphProgram
+from vleak.descent.likeness import program_key
+from vleak.descent.passes import optimize
+from vleak.descent.passes.editing import edited
+from vleak.descent.problem import Values
+from vleak.descent.step import STATE, Step
+from vleak.descent.verification import agrees
+from vleak.errors import CapabilityError
+from vleak.native import operators
+from vleak.switches import differentiable_rnn, math_attention
+
+__all__ = ["EngineWarning", "program_for"]
+
+#: Programs kept; a run has one or two, and each holds no tensor of a descent.
+_KEPT = 32
+
+_lock = threading.RLock()
+_programs: OrderedDict[Hashable, _Compiled | str] = OrderedDict()
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A captured iteration, and the same one for verification, which also returns the gradient."""
+
+    program: GraphProgram | CudaProgram
+    verified: GraphProgram | CudaProgram
+
+
+class EngineWarning(UserWarning):
+    """The reference engine runs in place of the native one, with the same results, only slower."""
+
+
+def program_for(step: Step, values: Values) -> GraphProgram | CudaProgram | None:
+    """Return the captured iteration of a step, or None, with one warning, where it cannot be captured.
+
+    The first caller has it captured and optimized; problems with equal keys share it, see
+    `vleak.descent.likeness.program_key`. Each caller's first iteration is compared with the reference on the
+    caller's own values: what a graph pass has missed, or what two models do not share after all, ends here.
+
+    Args:
+        step: what to capture.
+        values: the tensors of the first iteration, "settings" among them.
+    """
+    if operators.backend(values["x"].device) != "native":
+        return None  # the extension has warned
+    compiled = _shared(step, values)
+    if isinstance(compiled, _Compiled) and not agrees(compiled.verified, step, values):
+        # Alike from outside, and yet another model: it gets a capture of its own.
+        compiled = _compile(step, values)
+        if isinstance(compiled, _Compiled) and not agrees(compiled.verified, step, values):
+            compiled = "its captured iteration gave other numbers"
+    _give_memory_back()
+    if isinstance(compiled, _Compiled):
+        return compiled.program
+    _warn(f"the reference engine runs: {compiled}")
+    return None
+
+
+def _give_memory_back() -> None:
+    """Return to the system what capture and comparison have freed; the runner has told glibc to keep it."""
+    trim = getattr(_c_library, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+_c_library = ctypes.CDLL(None)
+
+
+def _shared(step: Step, values: Values) -> _Compiled | str:
+    """Return the program of all problems with this key, or why there is none."""
+    try:
+        key = program_key(step, values)
+    except RecursionError:  # something that holds itself
+        return _compile(step, values)
+    with _lock:
+        compiled = _programs.get(key)
+        if compiled is None:
+            compiled = _programs[key] = _compile(step, values)
+            while len(_programs) > _KEPT:
+                _programs.popitem(last=False)
+        _programs.move_to_end(key)
+    return compiled
+
+
+def _warn(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, EngineWarning, stacklevel=5)
+
+
+def _compile(step: Step, values: Values) -> _Compiled | str:
+    """Return the program, or why there is none."""
+    fixed = [name for name in values if name not in STATE]
+    try:
+        with math_attention(), differentiable_rnn(step.model):
+            optimized = optimize(capture(step, values, fixed))
+        program = CudaProgram if values["x"].is_cuda else GraphProgram
+        return _Compiled(program(_without_gradient(optimized)), program(optimized))
+    except CapabilityError as error:
+        return str(error)
+
+
+def _without_gradient(full: Capture) -> Capture:
+    """Return a capture without what only verification reads, which would be held between iterations."""
+    kept = [name for name in full.outputs if name in full.inputs or name == "objective"]
+
+    def keep(capture: Capture) -> None:
+        output = capture.graph.graph.output_node()
+        returned = dict(zip(full.outputs, output.args[0], strict=True))  # type: ignore[arg-type]
+        output.args = ([returned[name] for name in kept],)
+
+    return replace(edited(full, [keep]), outputs=tuple(kept))

@@ -1,0 +1,227 @@
+"""One iteration as a function from tensors to tensors, which all backends run.
+
+The reference calls a step as it is. The native engine captures it once, so a step holds no state, and no
+control flow that depends on the contents of its tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vleak.descent import optimizers
+from vleak.descent.optimizers import Curvature, as_trial
+from vleak.descent.problem import DescentSettings, Problem, Values
+from vleak.native import operators
+
+__all__ = ["STATE", "Step", "first_values"]
+
+#: What an iteration changes; everything else is fixed for a descent. Values of parameters are named
+#: "kind:name of the parameter".
+STATE = ("x", "m", "v", "best", "best_objective", "settings", *optimizers.STATE)
+
+
+def first_values(problem: Problem, settings: DescentSettings, start: Tensor) -> Values:
+    """Return the tensors of the first iteration; nothing in them is changed by running a `Step` natively."""
+    flat = as_trial(start)
+    values = {"x": start.clone(), "labels": problem.labels}
+    values |= {f"parameter:{name}": p.detach() for name, p in problem.model.named_parameters()}
+    values |= {f"buffer:{name}": b.detach() for name, b in problem.model.named_buffers()}
+    values |= {f"target:{name}": problem.target[name] for name, _ in problem.model.named_parameters()}
+    if problem.masks is not None:
+        values |= {f"mask:{name}": problem.masks[name] for name, _ in problem.model.named_parameters()}
+    if settings.prior is not None:
+        values["prior"] = as_trial(settings.prior.to(start).expand_as(start))
+    if settings.rule in optimizers.RULES:
+        values |= optimizers.first_state(settings.rule, flat)
+    else:
+        values |= {"m": torch.zeros_like(flat), "v": torch.zeros_like(flat)}
+    values |= {"best": flat.clone(), "best_objective": flat.new_full((1,), math.inf)}
+    return values
+
+
+@dataclass(frozen=True)
+class Step:
+    """One iteration: x to the next x, and the objective at the old one.
+
+    The tensors of the model are not used, only its code: they come with the values.
+    """
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    distance: str
+    settings: DescentSettings
+
+    def __call__(self, values: Values) -> Values:
+        """Return the next "x", and at the old one "objective" and "gradient", that of the distance.
+
+        The state of first-order rules ("m", "v", "best", "best_objective") is changed in place; that of
+        the others is returned under its name.
+        """
+        if self.settings.rule == "gauss_newton":
+            return self._gauss_newton(values)
+        distance, gradient = self.evaluate(values, values["x"])
+        if self.settings.rule == "lbfgs":
+            return self._lbfgs(values, distance, gradient)
+        return self._first_order(values, distance, gradient)
+
+    def _first_order(self, values: Values, distance: Tensor, gradient: Tensor) -> Values:
+        x = values["x"]
+        moved, objective = operators.descend_with(
+            values["settings"],
+            *(as_trial(x), as_trial(gradient), distance[None]),
+            *(values[name] for name in ("m", "v", "best", "best_objective")),
+            prior=values.get("prior"),
+            isotropic=self.settings.isotropic,
+            smoothing=self.settings.smoothing,
+            rule=self.settings.rule,  # type: ignore[arg-type]  # the rules of vleak.descent.optimizers went elsewhere
+        )
+        return {"x": moved.view(x.shape), "objective": objective[0], "gradient": gradient}
+
+    def _lbfgs(self, values: Values, distance: Tensor, gradient: Tensor) -> Values:
+        x = as_trial(values["x"])
+        objective, slope = optimizers.add_priors(values, x, distance, as_trial(gradient), self.settings)
+        after = optimizers.lbfgs(values, x, objective, slope)
+        return _moved(values, after, objective, gradient)
+
+    def _gauss_newton(self, values: Values) -> Values:
+        clips = values["x"]
+        x = as_trial(clips)
+        distance, gradient, bend = self.linearize(values, clips)
+        objective, slope = optimizers.add_priors(values, x, distance, as_trial(gradient), self.settings)
+
+        def curvature(vector: Tensor) -> Tensor:
+            priors = optimizers.prior_product(values, x, vector, self.settings)
+            return as_trial(bend(vector.view(clips.shape))) + priors
+
+        after = optimizers.gauss_newton(values, x, objective, slope, curvature)
+        return _moved(values, after, objective, gradient)
+
+    def evaluate(self, values: Values, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return D(dL/dw(x), target), a scalar, and its derivative by x."""
+        x, parameters, loss = self._loss(values, x)
+        gradients = _derivatives(loss, parameters)
+        distance, residuals = self._match(values, gradients)
+        return distance, _pull_back(gradients, residuals, x, last=True)[0]
+
+    def linearize(self, values: Values, x: Tensor) -> tuple[Tensor, Tensor, Curvature]:
+        """Return what `evaluate` does, and the product with J' W J, the distance's curvature by Gauss-Newton.
+
+        J is the derivative of the gradient by x: J v is that of <dL/dx, v> by the parameters, J' u that of
+        <dL/dw, u> by x. W is the curvature of the distance, see `_weigh`. A product costs about as much as
+        the second half of `evaluate` twice.
+        """
+        x, parameters, loss = self._loss(values, x)
+        *gradients, by_x = _derivatives(loss, [*parameters, x])
+        distance, residuals = self._match(values, gradients)
+        weigh = _weigh([g.detach() for g in gradients], _tensors("mask", values), self.distance)
+
+        def curvature(vector: Tensor) -> Tensor:
+            ahead = _pull_back([by_x], [vector], *parameters)
+            return _pull_back(gradients, weigh(ahead), x)[0]
+
+        return distance, _pull_back(gradients, residuals, x)[0], curvature
+
+    def _loss(self, values: Values, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return x and the parameters as variables of a loss, and the loss."""
+        x = x.detach().requires_grad_()
+        parameters = {name: value.requires_grad_() for name, value in _of_kind("parameter", values)}
+        buffers = {name: value.clone() for name, value in _of_kind("buffer", values)}
+        with torch.enable_grad():
+            logits = functional_call(self.model, {**parameters, **buffers}, (x,))
+            return x, list(parameters.values()), self.loss(logits, values["labels"])
+
+    def _match(self, values: Values, gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return operators.gradient_match(
+            [g.detach() for g in gradients],
+            _tensors("target", values),
+            masks=_tensors("mask", values) or None,
+            kind=self.distance,  # type: ignore[arg-type]
+        )
+
+
+def _moved(values: Values, after: Values, objective: Tensor, gradient: Tensor) -> Values:
+    x = values["x"]
+    best = optimizers.keep_best(values, as_trial(x), objective)
+    return {
+        **after,
+        **best,
+        "x": after["x"].view(x.shape),
+        "objective": objective.to(x.dtype),
+        "gradient": gradient,
+    }
+
+
+def _weigh(gradients: list[Tensor], masks: list[Tensor], kind: str) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Return the product with the curvature of a distance by Gauss-Newton, as a square of residuals.
+
+    "l2" is the square of g - t, so twice the identity; "cosine" is half the square of g / |g| - t / |t|, so
+    (1 - g g' / |g|^2) / |g|^2.
+    """
+
+    def masked(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.where(m, t, 0.0) for m, t in zip(masks, tensors, strict=True)] if masks else tensors
+
+    if kind == "l2":
+        return lambda tensors: [2.0 * tensor for tensor in masked(tensors)]
+    gradients = masked(gradients)
+    square = _product(gradients, gradients)
+    inverse = torch.where(square > 0, 1 / square, 0.0)
+
+    def project(tensors: list[Tensor]) -> list[Tensor]:
+        tensors = masked(tensors)
+        along = _product(gradients, tensors) * inverse
+        return [inverse * (t - along * g) for g, t in zip(gradients, tensors, strict=True)]
+
+    return project
+
+
+def _product(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    sums = [(a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)]
+    return torch.stack(sums).sum()
+
+
+def _tensors(kind: str, values: Values) -> list[Tensor]:
+    return [value for _, value in _of_kind(kind, values)]
+
+
+def _of_kind(kind: str, values: Values) -> list[tuple[str, Tensor]]:
+    prefix = f"{kind}:"
+    return [
+        (key.removeprefix(prefix), value.detach()) for key, value in values.items() if key.startswith(prefix)
+    ]
+
+
+def _derivatives(loss: Tensor, variables: list[Tensor]) -> list[Tensor]:
+    with torch.enable_grad():
+        return list(
+            torch.autograd.grad(loss, variables, create_graph=True, allow_unused=True, materialize_grads=True)
+        )
+
+
+def _pull_back(
+    tensors: Iterable[Tensor], weights: Iterable[Tensor], *variables: Tensor, last: bool = False
+) -> list[Tensor]:
+    """Return the derivative by every variable of <tensors, weights>, the weights held constant.
+
+    The last one gives back what autograd has kept for it as it goes.
+    """
+    pairs = [(t, w) for t, w in zip(tensors, weights, strict=True) if t.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(variable) for variable in variables]
+    outputs, weights = zip(*pairs, strict=True)
+    return list(
+        torch.autograd.grad(
+            outputs,
+            variables,
+            grad_outputs=weights,
+            retain_graph=not last,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )

@@ -1,0 +1,291 @@
+"""Convolutions in two and three dimensions, and their two derivatives, as operators without autograd.
+
+The inner loop is captured after differentiation and calls these operators in place of ATen's. A convolution
+is linear in its input and in its weight, so the forward pass, the gradient and the second derivative consist
+of the same three sums.
+
+Native results do not depend on the number of threads. They may differ between instruction sets in the last
+digits, because products and sums are fused where the machine can.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vleak.errors import InputError
+from vleak.native.backend import call_without_autograd
+from vleak.native.checks import check_like, check_pair_count, check_same_kind, check_tensor
+from vleak.native.declare import declare
+
+__all__ = ["conv_input", "conv_output", "conv_weight"]
+
+# Larger padded inputs fit into no memory, and products of larger sizes not into 64 bits.
+_LARGEST_SIZE = 2**31 - 1
+_LARGEST_INPUT = 2**40
+
+
+def conv_output(
+    xs: Sequence[Tensor],
+    ws: Sequence[Tensor],
+    bias: Tensor | None = None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """Sum of convolutions: y = sum over i of conv(x_i, w_i), plus the bias.
+
+    Args:
+        xs: inputs of one shape, (clip, channel, [frame,] height, width), any strides; float32 or float64.
+        ws: as many weights of one shape, (out, channel, [frames,] rows, columns).
+        bias: (out,), or None.
+        stride: one step per spatial axis, >= 1.
+        padding: zeros added at both ends of each spatial axis, >= 0.
+
+    Returns:
+        (clip, out, [frame,] height, width), contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: lists of different lengths, shapes, dtypes or devices that disagree, or a kernel that is
+            larger than the padded input.
+    """
+    xs, ws = list(xs), list(ws)
+    _checked_output_shape(xs, ws, bias, stride, padding)
+    return call_without_autograd("conv_output", xs[0].device, xs, ws, bias, list(stride), list(padding))
+
+
+def conv_input(
+    dys: Sequence[Tensor],
+    ws: Sequence[Tensor],
+    *,
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """Derivative of :func:`conv_output` with respect to its input.
+
+    dx = sum over i of conv_transpose(dy_i, w_i).
+
+    Args:
+        dys: derivatives with respect to the output, all of its shape.
+        ws: as many weights of one shape, (out, channel, [frames,] rows, columns).
+        input_shape: shape of the convolution's input, (clip, channel, [frame,] height, width).
+        stride, padding: those of the convolution.
+
+    Returns:
+        dx of shape ``input_shape``, contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: as :func:`conv_output`; or dys do not have the output shape for ``input_shape``.
+    """
+    dys, ws = list(dys), list(ws)
+    _check_input(dys, ws, input_shape, stride, padding)
+    return call_without_autograd(
+        "conv_input", dys[0].device, dys, ws, list(input_shape), list(stride), list(padding)
+    )
+
+
+def conv_weight(
+    x: Tensor, dy: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """Derivative of :func:`conv_output` with respect to a weight, summed over the clips.
+
+    Args:
+        x: the convolution's input, (clip, channel, [frame,] height, width).
+        dy: derivative with respect to its output, (clip, out, [frame,] height, width).
+        kernel: the weight's spatial sizes, >= 1.
+        stride, padding: those of the convolution.
+
+    Returns:
+        dw of shape (out, channel, *kernel), contiguous. Nothing is recorded for autograd.
+
+    Raises:
+        InputError: as :func:`conv_output`; or dy does not have the output shape for x.
+    """
+    _check_weight(x, dy, kernel, stride, padding)
+    return call_without_autograd("conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def _check_axes(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.ndim not in (4, 5):
+        raise InputError(
+            f"{op}: expected {name} of shape (clip, channel, [frame,] height, width), "
+            f"got {tuple(tensor.shape)}"
+        )
+
+
+def _check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
+    for name, values in settings.items():
+        least = 0 if name == "padding" else 1
+        if len(values) != axes or any(type(value) is not int or value < least for value in values):
+            raise InputError(
+                f"{op}: expected {name} to be {axes} integers >= {least}, one a spatial axis, "
+                f"got {list(values)}"
+            )
+        if any(value > _LARGEST_SIZE for value in values):
+            raise InputError(f"{op}: expected {name} of at most {_LARGEST_SIZE} each, got {list(values)}")
+
+
+def _output_shape(
+    op: str, x: Sequence[int], w: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    """Shape of y; InputError where x, w, stride and padding do not belong together."""
+    if len(w) != len(x) or w[1] != x[1] or min(w) < 1:
+        raise InputError(
+            f"{op}: expected a weight of shape (out, {x[1]}, {len(x) - 2} kernel sizes), all at least 1, for "
+            f"an input of shape {tuple(x)}, got {tuple(w)}; groups are not supported"
+        )
+    _check_settings(op, len(x) - 2, stride=stride, padding=padding)
+    padded = [size + 2 * pad for size, pad in zip(x[2:], padding, strict=True)]
+    if math.prod(padded) > _LARGEST_INPUT:
+        raise InputError(
+            f"{op}: the input {tuple(x[2:])} with padding {tuple(padding)} is too large; use less padding"
+        )
+    room = [size - kernel for size, kernel in zip(padded, w[2:], strict=True)]
+    if min(room) < 0:
+        raise InputError(
+            f"{op}: the kernel {tuple(w[2:])} is larger than the input {tuple(x[2:])} with padding "
+            f"{tuple(padding)}; use a smaller kernel or more padding"
+        )
+    return [x[0], w[0], *(space // step + 1 for space, step in zip(room, stride, strict=True))]
+
+
+def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
+    check_pair_count(op, (name, "ws"), inputs, ws)
+    check_tensor(op, f"{name}[0]", inputs[0])
+    _check_axes(op, f"{name}[0]", inputs[0])
+    for label, tensors in ((name, inputs), ("ws", ws)):
+        for index, tensor in enumerate(tensors):
+            check_same_kind(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0])
+            advice = f"all {label} need one shape"
+            check_like(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0], tensors[0].shape, advice)
+
+
+def _checked_output_shape(
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> list[int]:
+    """Shape of the result of conv_output."""
+    op = "conv_output"
+    _check_pairs(op, "xs", xs, ws)
+    shape = _output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
+    if bias is not None:
+        advice = "it holds one number an output channel"
+        check_like(op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], advice)
+    return shape
+
+
+def _check_input(
+    dys: list[Tensor],
+    ws: list[Tensor],
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> None:
+    op = "conv_input"
+    _check_pairs(op, "dys", dys, ws)
+    if len(input_shape) != dys[0].ndim:
+        raise InputError(
+            f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
+        )
+    expected = _output_shape(op, input_shape, ws[0].shape, stride, padding)
+    check_like(op, "dys[0]", dys[0], "dys[0]", dys[0], expected, "that is the output for input_shape")
+
+
+def _check_weight(
+    x: Tensor, dy: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> None:
+    op = "conv_weight"
+    check_tensor(op, "x", x)
+    _check_axes(op, "x", x)
+    check_same_kind(op, "dy", dy, "x", x)
+    _check_axes(op, "dy", dy)
+    _check_settings(op, x.ndim - 2, kernel=kernel)
+    expected = _output_shape(op, x.shape, (dy.shape[1], x.shape[1], *kernel), stride, padding)
+    check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Plain PyTorch and fakes
+
+
+def _plain_output(
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    # A call without any tensor arrives here unchecked.
+    check_pair_count("conv_output", ("xs", "ws"), xs, ws)
+    conv = torch.nn.functional.conv2d if xs[0].ndim == 4 else torch.nn.functional.conv3d
+    total = conv(xs[0], ws[0], bias, stride, padding)
+    for x, w in zip(xs[1:], ws[1:], strict=True):
+        total = total + conv(x, w, None, stride, padding)
+    return total.contiguous()
+
+
+def _fake_output(
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
+) -> Tensor:
+    return xs[0].new_empty(_checked_output_shape(xs, ws, bias, stride, padding))
+
+
+def _backward(
+    dy: Tensor, x: Tensor, w: Tensor, stride: list[int], padding: list[int], mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    axes = len(stride)
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        dy, x, w, None, stride, padding, [1] * axes, False, [0] * axes, 1, mask
+    )
+    return gradients
+
+
+def _plain_input(
+    dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    check_pair_count("conv_input", ("dys", "ws"), dys, ws)
+    x = dys[0].new_empty(input_shape)
+    gradients = [
+        _backward(dy, x, w, stride, padding, [True, False, False])[0] for dy, w in zip(dys, ws, strict=True)
+    ]
+    return sum(gradients[1:], gradients[0]).contiguous()
+
+
+def _fake_input(
+    dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    _check_input(dys, ws, input_shape, stride, padding)
+    return dys[0].new_empty(input_shape)
+
+
+def _plain_weight(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    w = x.new_empty([dy.shape[1], x.shape[1], *kernel])
+    return _backward(dy, x, w, stride, padding, [False, True, False])[1].contiguous()
+
+
+def _fake_weight(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    _check_weight(x, dy, kernel, stride, padding)
+    return x.new_empty([dy.shape[1], x.shape[1], *kernel])
+
+
+declare(
+    "conv_output",
+    "(Tensor[] xs, Tensor[] ws, Tensor? bias, int[] stride, int[] padding) -> Tensor",
+    _plain_output,
+    _fake_output,
+)
+declare(
+    "conv_input",
+    "(Tensor[] dys, Tensor[] ws, int[] input_shape, int[] stride, int[] padding) -> Tensor",
+    _plain_input,
+    _fake_input,
+)
+declare(
+    "conv_weight",
+    "(Tensor x, Tensor dy, int[] kernel, int[] stride, int[] padding) -> Tensor",
+    _plain_weight,
+    _fake_weight,
+)

@@ -1,0 +1,49 @@
+"""Explanations of the flags that attacks and the comparison of cells raise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vleak.attacks import matching
+from vleak.attacks.rows import NEAR_ZERO
+from vleak.results import flags
+from vleak.results.records import Cell
+
+_MEANINGS: dict[str, str] = {
+    NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
+    matching.NOT_FALLING: "the attack never got going; try more restarts or another step size",
+    flags.NO_BETTER: "the answer scores no better than one made without the update",
+    flags.FAILS_UNDEFENDED: "the attack does not work here at all, so it cannot judge a defense",
+    flags.WEAKER_BEATS: "the strong attack is badly tuned here; believe the higher figure",
+    matching.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
+    flags.BEATS_UNDEFENDED: "the attack is uneven from cell to cell; run more restarts",
+    matching.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",
+}
+
+
+@dataclass(frozen=True)
+class FlagCount:
+    """One flag of a run.
+
+    Attributes:
+        text: the flag.
+        cells: number of cells that carry it.
+        meaning: what it says about the figures.
+    """
+
+    text: str
+    cells: int
+    meaning: str
+
+
+def count_flags(cells: Iterable[Cell]) -> list[FlagCount]:
+    """Return the flags of a run, the most frequent first."""
+    counts = Counter(flag for cell in cells for flag in cell.flags)
+    return [FlagCount(flag, count, flag_meaning(flag)) for flag, count in counts.most_common()]
+
+
+def flag_meaning(flag: str) -> str:
+    """Return what a flag says about the figures."""
+    return next((text for start, text in _MEANINGS.items() if flag.startswith(start)), "raised by the attack")
