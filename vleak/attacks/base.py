@@ -21,13 +21,12 @@ from torch import nn
 
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.flags import NEAR_ZERO
-from vleak.attacks.groups import Group, run_groups
 from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.observation import Observation
 from vleak.attacks.reconstruction import DefenseKnowledge, Reconstruction
 from vleak.attacks.work import Hooks, Work, knowledge_of_defense
-from vleak.descent.scheduler import run_descents
+from vleak.descent.scheduler import Group, run_descents, run_groups
 from vleak.errors import InputError
 from vleak.registry import Setting
 
@@ -166,7 +165,7 @@ def reconstruct_all(
         run.attempt(run.begin)
     while waiting := [run for run in runs if run.work is not None]:
         _run_round(waiting, batched)
-    return [run.error or run.answer() for run in runs]
+    return [run.outcome() for run in runs]
 
 
 def _run_round(runs: Sequence[_Run], batched: bool | None) -> None:
@@ -233,6 +232,15 @@ class _Run:
             )
         checked = self.result.checked(attack.name, self.task.observation.knowledge)
         return replace(checked, seconds=self.seconds)
+
+    def outcome(self) -> Reconstruction | Exception:
+        """Return the answer, checked, or what the attack raised; an answer that is none raises too."""
+        if self.error is None:
+            try:
+                return self.answer()
+            except InputError as error:
+                self.error = error
+        return self.error
 
     def progress(self) -> Callable[[int], None] | None:
         """Return the caller's progress, counted from before the present round."""

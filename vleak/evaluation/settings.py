@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Literal, cast
 import torch
 
 from vleak.data import ClipSet
-from vleak.defenses import Defense, NoDefense, defense_text, parse_defenses
+from vleak.defenses import DEFENSES, Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, argument, unknown_name
@@ -204,6 +205,8 @@ class Settings:
                     f"defenses: expected names or instances of vleak.Defense, got {type(defense).__name__}"
                 )
             strengths += parse_defenses(defense)
+        for strength in strengths:
+            _check_own_name(strength)
         return list({defense_text(defense): defense for defense in strengths}.values())
 
     def metric_objects(self) -> dict[str, Metric]:
@@ -263,3 +266,14 @@ class Settings:
         if self.engine == "reference" or operators.backend(self.torch_device()) != "native":
             return "reference"
         return cast("Engine", self.engine)  # checked above
+
+
+def _check_own_name(defense: Defense) -> None:
+    """Refuse a defense with the name of another one, which no table could tell from it."""
+    kind, name = type(defense), defense.name
+    known = DEFENSES.find(name).factory if name in DEFENSES else kind
+    if inspect.isclass(known) and known is not kind:
+        raise InputError(
+            f'defenses: {kind.__name__} has the name {name!r} of another defense; set name = "..." in the '
+            "class to one of its own"
+        )
