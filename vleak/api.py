@@ -79,7 +79,7 @@ def evaluate(
         restarts, iterations: of every attack by name.
         labels: "inferred" or "granted".
         seed: equal seeds give equal scores.
-        device: "auto", "cpu" or "cuda". engine: "native", "inductor" or "reference".
+        device: "auto", "cpu" or "cuda". engine: "native" or "reference".
         out: folder of the run, where a stopped one is taken up; None keeps everything in memory.
         workers: cells that run side by side; None is one for every core.
         progress: called as (what, cells finished, cells in all).

@@ -14,6 +14,7 @@ import pytest
 import torch
 from planted_study import CLIPS, SPREAD, Planted
 
+from vleak.cli.app import invoke
 from vleak.errors import InputError
 from vleak.evaluation import Settings, StoppedError
 from vleak.report import write_study
@@ -294,6 +295,20 @@ def test_the_page_of_a_study_shows_claims_measurements_and_pictures(
     assert "not run on this clip" not in page
     assert "is missing" not in page
     assert "http" not in page.replace("http://www.w3.org", "").replace('http-equiv="', "")
+
+
+@pytest.mark.usefixtures("planted_runs")
+def test_the_command_prints_the_record_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["study", "--quick", "--clips", "8", "--out", str(tmp_path), "--json"]) == 0
+    printed, messages = capsys.readouterr()
+    assert json.loads(printed) == json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+    assert "holds" in messages
+    assert (tmp_path / "study.html").exists()
+
+
+def test_the_command_refuses_too_few_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["study", "--clips", "7", "--out", str(tmp_path)]) == 2
+    assert "--clips 7: expected at least 8" in capsys.readouterr().err
 
 
 def test_a_stopped_study_runs_nothing_more(planted_runs: PlantedRuns, tmp_path: Path) -> None:

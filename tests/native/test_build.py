@@ -4,6 +4,7 @@ torch, the compiler or the cache are not as they should be."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import zipfile
@@ -22,7 +23,7 @@ from environments import (
     write_quick_compiler,
 )
 
-from vleak.native import build
+from vleak.native import StepSettings, build
 
 HEADERS = build.describe_torch(SITE / "torch")
 
@@ -221,20 +222,6 @@ def test_a_compile_error_is_reported_by_its_first_line(
     assert not list((pure[0].cache / "vleak" / "extension").glob("cpu-*/"))
 
 
-def test_off_is_silent(pure: tuple[Environment, Path], tmp_path: Path) -> None:
-    report = pure[0].report(tmp_path, VLEAK_EXTENSION="off")
-    assert (report["state"], report["backend"], report["warnings"]) == ("pure torch", "torch", [])
-    assert report["remedy"] == "unset VLEAK_EXTENSION"
-    assert report["loop"] == "Python: VLEAK_EXTENSION=off"
-
-
-def test_an_unwritable_cache_is_no_failure(pure: tuple[Environment, Path], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    report = pure[0].report(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
-    assert report["state"] == "pure torch"
-    assert len(report["warnings"]) == 1
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Sources, flags and tools
 
@@ -256,10 +243,10 @@ def test_library_info_is_read_without_loading(tmp_path: Path) -> None:
 def test_find_torch_looks_for_headers_not_for_a_name(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     assert build.find_torch([tmp_path]) is None
-    found = build.find_torch([tmp_path, SITE])
-    assert found is not None
-    assert found.version == torch.__version__
-    assert found.cuda == torch.version.cuda
+    headers = build.find_torch([tmp_path, SITE])
+    assert headers is not None
+    assert headers.version == torch.__version__
+    assert headers.cuda == torch.version.cuda
 
 
 @pytest.mark.parametrize(
@@ -271,10 +258,10 @@ def test_find_torch_looks_for_headers_not_for_a_name(tmp_path: Path) -> None:
 )
 def test_torch_is_described_by_its_file(tmp_path: Path, text: str, version: str, cuda: str | None) -> None:
     (tmp_path / "version.py").write_text(text)
-    found = build.describe_torch(tmp_path)
-    assert found is not None
-    assert (found.version, found.cuda) == (version, cuda)
-    assert found.release >= build.OLDEST_TORCH
+    headers = build.describe_torch(tmp_path)
+    assert headers is not None
+    assert (headers.version, headers.cuda) == (version, cuda)
+    assert headers.release >= build.OLDEST_TORCH
 
 
 def test_an_old_torch_is_refused_before_compiling(tmp_path: Path) -> None:
@@ -326,3 +313,20 @@ def test_sources_compile_without_warnings(kind: build.Kind, tmp_path: Path) -> N
 def test_kernels_know_nothing_of_torch() -> None:
     for path in (ROOT / "csrc" / "kernels").iterdir():
         assert "#include <torch" not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize(
+    "stem", ["gradient_match", "total_variation", "descend", "convolution", "product", "panel_product"]
+)
+def test_an_operator_has_one_stem_from_kernel_to_python(stem: str) -> None:
+    kernels, bindings = ROOT / "csrc" / "kernels", ROOT / "csrc" / "bindings"
+    for path in (kernels / f"{stem}.h", kernels / f"{stem}.cpp", bindings / f"{stem}.cpp"):
+        assert path.is_file(), path
+    assert (ROOT / "vleak" / "native" / f"{stem}.py").is_file()
+    assert (kernels / f"{stem}.cu").is_file() == (bindings / f"{stem}_cuda.cpp").is_file()
+
+
+def test_python_and_kernels_agree_on_the_order_of_the_step_settings() -> None:
+    header = (ROOT / "csrc" / "kernels" / "descend.h").read_text()
+    struct = header.split("struct StepNumbers {")[1].split("};")[0]
+    assert re.findall(r"double (\w+);", struct) == list(StepSettings._fields)

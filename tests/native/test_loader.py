@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vleak.errors import InputError
-from vleak.native import build, first_use, libraries, loader
+from vleak.native import build, first_use, libraries, loader, operators
 
 
 def test_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +17,30 @@ def test_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_outcomes", {})
     with pytest.raises(InputError, match="VLEAK_EXTENSION: expected one of auto, jit, off, got 'maybe'"):
         loader.ensure_loaded()
+
+
+def test_off_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLEAK_EXTENSION", "off")
+    monkeypatch.setattr(loader, "_outcomes", {})
+    # A warning would be an error here.
+    assert not loader.ensure_loaded()
+    assert operators.backend() == "torch"
+    status = loader.status()
+    assert (status.state, status.remedy) == ("pure torch", "unset VLEAK_EXTENSION")
+    assert status.loop == "Python: VLEAK_EXTENSION=off"
+
+
+def test_an_unwritable_cache_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("VLEAK_EXTENSION", "jit")
+    monkeypatch.setattr(loader, "_outcomes", {})
+    with pytest.warns(
+        loader.ExtensionWarning, match="^vleak runs in plain PyTorch on cpu: compiling failed: "
+    ):
+        assert not loader.ensure_loaded()
+    assert operators.backend() == "torch"
+    assert loader.status().state == "pure torch"
 
 
 def test_a_library_that_does_not_load_says_what_it_was_built_for(tmp_path: Path) -> None:

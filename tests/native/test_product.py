@@ -45,9 +45,9 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def assert_product(xs: list[Tensor], ms: list[Tensor]) -> None:
     truth = torch.stack([x.double() @ m.double() for x, m in zip(xs, ms, strict=True)]).sum(0)
-    got = product(xs, ms)
-    assert got.dtype == xs[0].dtype
-    assert_near(got, truth)
+    result = product(xs, ms)
+    assert result.dtype == xs[0].dtype
+    assert_near(result, truth)
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SIZES, ids=str)
@@ -84,13 +84,13 @@ def test_products_of_different_depths(implementation: str, dtype: torch.dtype) -
 
 
 def test_product_of_views(implementation: str) -> None:
-    whole = normal(80, 140)
+    matrix = normal(80, 140)
     views = {
-        "parts of rows": whole[3:43, 5:75],
-        "parts of columns": whole.T[3:43, 5:75],
-        "every other entry": whole[::2, ::2],
-        "one row for all": whole[:1, :70].expand(40, 70),
-        "one column for all": whole[:40, :1].expand(40, 70),
+        "parts of rows": matrix[3:43, 5:75],
+        "parts of columns": matrix.T[3:43, 5:75],
+        "every other entry": matrix[::2, ::2],
+        "one row for all": matrix[:1, :70].expand(40, 70),
+        "one column for all": matrix[:40, :1].expand(40, 70),
     }
     for x in views.values():
         for m in views.values():
@@ -119,16 +119,16 @@ def test_nan_stays_in_its_row_or_column(implementation: str) -> None:
 
 def assert_panel_product(xs: list[Tensor], ms: list[Tensor]) -> None:
     truth = torch.stack([x.double() @ m.double() for x, m in zip(xs, ms, strict=True)]).sum(0)
-    got = panel_product(xs, [panels(m) for m in ms], ms[0].shape[1])
-    assert got.dtype == xs[0].dtype
-    assert_near(got, truth)
+    result = panel_product(xs, [panels(m) for m in ms], ms[0].shape[1])
+    assert result.dtype == xs[0].dtype
+    assert_near(result, truth)
 
 
 def assert_transposed_product(xs: list[Tensor], ms: list[Tensor]) -> None:
     truth = torch.stack([x.double() @ m.double().T for x, m in zip(xs, ms, strict=True)]).sum(0)
-    got = panel_product(xs, [panels(m) for m in ms], ms[0].shape[1], transposed=True)
-    assert got.dtype == xs[0].dtype
-    assert_near(got, truth)
+    result = panel_product(xs, [panels(m) for m in ms], ms[0].shape[1], transposed=True)
+    assert result.dtype == xs[0].dtype
+    assert_near(result, truth)
 
 
 def thinned(x: Tensor, kept: float) -> Tensor:
@@ -166,15 +166,15 @@ def test_panel_product(implementation: str, rows: int, depth: int, columns: int)
 
 @pytest.mark.parametrize("kept", [1.0, 0.3])
 def test_panel_products_of_different_depths_and_of_views(implementation: str, kept: float) -> None:
-    whole = thinned(normal(80, 140, dtype=torch.float32), kept)
-    xs = [whole[3:21, 5:75], whole.T[:18, :9], whole[:36:2, ::2], whole[:1, :70].expand(18, 70)]
+    matrix = thinned(normal(80, 140, dtype=torch.float32), kept)
+    xs = [matrix[3:21, 5:75], matrix.T[:18, :9], matrix[:36:2, ::2], matrix[:1, :70].expand(18, 70)]
     assert_panel_product(xs, [normal(x.shape[1], 90, seed=i, dtype=torch.float32) for i, x in enumerate(xs)])
     for x in xs:
         assert_transposed_product([x], [normal(40, x.shape[1], dtype=torch.float32)])
     cut = panels(normal(18, 200)).float()
     spread = torch.stack([cut, cut], -1)[..., 0]
     for transposed, x in (
-        (False, whole[:20, :18]),
+        (False, matrix[:20, :18]),
         (True, thinned(normal(20, 200, dtype=torch.float32), kept)),
     ):
         expected = panel_product([x], [cut], 200, transposed=transposed)

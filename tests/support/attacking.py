@@ -79,8 +79,8 @@ def run(attack: Attack, observation: Observation, *seed: object, **hooks: Any) -
 
 
 def short(name: str, iterations: int, restarts: int = 1) -> Attack:
-    """Return an attack of so many iterations and restarts, where it has any."""
-    wanted = {"iterations": iterations, "restarts": restarts}
+    """Return an attack of so many iterations and restarts, which learns little, where it has any of these."""
+    wanted = {"iterations": iterations, "restarts": restarts, "steps": 60, "copies": 3}
     return ATTACKS.build(name, **{k: v for k, v in wanted.items() if k in ATTACKS.find(name).settings})
 
 

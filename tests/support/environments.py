@@ -55,8 +55,8 @@ class Environment:
         venv.create(folder, with_pip=False, symlinks=True)
         self.python = folder / "bin" / "python"
         self.cache = folder / "cache"
-        asked = "import sysconfig; print(sysconfig.get_path('platlib'))"
-        self.site = Path(subprocess.check_output([self.python, "-c", asked], text=True).strip())
+        code = "import sysconfig; print(sysconfig.get_path('platlib'))"
+        self.site = Path(subprocess.check_output([self.python, "-c", code], text=True).strip())
         if torch_visible:
             (self.site / "torch").symlink_to(SITE / "torch")
 

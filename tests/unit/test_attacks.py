@@ -47,13 +47,12 @@ every_attack = pytest.mark.parametrize("attack", FRAME_ATTACKS)
     ("attack", "name"), [*(("matching", name) for name in MODELS), ("matching_blind", "c3d_tiny")]
 )
 def test_attack_moves_its_data_and_beats_every_baseline(attack: str, name: str) -> None:
-    for seed in range(2):
-        observation, truth = observe_clip(seed, name, seed), scene().clips[seed : seed + 1]
-        first, last = (run(short(attack, i), observation, seed) for i in (1, 60))
-        assert (first.clips - last.clips).abs().mean() > 0.02
-        assert last.objective < 0.5 * first.objective
-        assert psnr(last.clips, truth) > best_baseline(observation, truth) + 1
-        assert last.labels.tolist() == scene().labels[seed : seed + 1].tolist()
+    observation, truth = observe_clip(name=name), scene().clips[:1]
+    first, last = (run(short(attack, i), observation) for i in (1, 60))
+    assert (first.clips - last.clips).abs().mean() > 0.02
+    assert last.objective < 0.5 * first.objective
+    assert psnr(last.clips, truth) > best_baseline(observation, truth) + 1
+    assert last.labels.tolist() == scene().labels[:1].tolist()
 
 
 @pytest.mark.parametrize("attack", ["matching", "deep_prior", "decoder"])
@@ -72,7 +71,8 @@ def test_answer_is_complete(attack: str, engine: str) -> None:
 @pytest.mark.parametrize("attack", ["matching", "deep_prior", "decoder", "inverter"])
 def test_batch_is_rebuilt_clip_by_clip(attack: str) -> None:
     clips, labels = scene().clips[:2], torch.tensor([1, 4])
-    answer = run(short(attack, 60), observe(built_in("c3d_tiny"), clips, labels, labels=labels))
+    made = ATTACKS.build(attack) if attack == "inverter" else short(attack, 60)
+    answer = run(made, observe(built_in("c3d_tiny"), clips, labels, labels=labels))
     assert answer.clips.shape == clips.shape
     gaps = gap_of(answer.clips, clips)
     assert gaps[0, 0] < gaps[1, 0]

@@ -369,7 +369,7 @@ def test_files_of_different_extractors(tmp_path: Path) -> None:
     [("clips", 0), ("segments", 0), ("segments", 5000), ("public", -1), ("seed", -1)],
 )
 def test_numbers_out_of_range(tmp_path: Path, option: str, value: int) -> None:
-    with pytest.raises(InputError, match=rf"^--{option} {value}: expected a whole number from"):
+    with pytest.raises(InputError, match=rf"^{option}={value}: expected a whole number from"):
         load(ucf(tmp_path), **{option: value})
 
 

@@ -161,7 +161,7 @@ def test_needs_no_network_and_no_download() -> None:
     [("clips", 0), ("clips", -3), ("frames", 1), ("size", 4), ("size", 10**6), ("stride", 0), ("public", -1)],
 )
 def test_numbers_out_of_range_are_refused(option: str, value: int) -> None:
-    with pytest.raises(InputError, match=rf"^--{option} {value}: expected a whole number from"):
+    with pytest.raises(InputError, match=rf"^{option}={value}: expected a whole number from"):
         load_clips("synthetic", **{option: value})
 
 

@@ -46,14 +46,13 @@ every_prior = pytest.mark.parametrize("attack", PRIORS)
 
 @every_prior
 def test_prior_moves_and_beats_every_baseline(attack: str) -> None:
-    for seed in range(2):
-        observation, truth = observe_clip(seed, "c3d_tiny", seed), scene().clips[seed : seed + 1]
-        first, last = (run(short(attack, i), observation, seed) for i in (1, 60))
-        if last.iterations:
-            assert (first.clips - last.clips).abs().mean() > 0.02
-            assert last.objective < 0.5 * first.objective
-        assert psnr(last.clips, truth) > best_baseline(observation, truth) + 1
-        assert last.labels.tolist() == scene().labels[seed : seed + 1].tolist()
+    observation, truth = observe_clip(), scene().clips[:1]
+    first, last = (run(short(attack, i), observation) for i in (1, 60))
+    if last.iterations:
+        assert (first.clips - last.clips).abs().mean() > 0.02
+        assert last.objective < 0.5 * first.objective
+    assert psnr(last.clips, truth) > best_baseline(observation, truth) + 1
+    assert last.labels.tolist() == scene().labels[:1].tolist()
 
 
 @pytest.mark.slow
@@ -143,7 +142,12 @@ def test_interpolation_is_that_of_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "defense", [DpSgd(noise_multiplier=0.02), Compress(codec="qsgd", bits=2)], ids=["dp", "qsgd"]
+    "defense",
+    [
+        DpSgd(noise_multiplier=0.02),
+        pytest.param(Compress(codec="qsgd", bits=2), marks=pytest.mark.slow),
+    ],
+    ids=["dp", "qsgd"],
 )
 def test_inverter_is_ahead_of_matching_where_much_is_lost(defense: Defense) -> None:
     gains = {"matching": 0.0, "inverter": 0.0}
@@ -162,41 +166,41 @@ def test_inverter_is_ahead_of_matching_where_much_is_lost(defense: Defense) -> N
 
 def test_inverter_learns_from_pruned_messages() -> None:
     gains = {True: 0.0, False: 0.0}
-    for index in range(3):
+    for index in range(2):
         truth = scene().clips[index : index + 1]
         for adaptive in gains:
             observation = observe_clip(index, rehearse=True, defense=Prune(fraction=0.99), adaptive=adaptive)
-            gains[adaptive] += psnr(run(Inverter(), observation).clips, truth) / 3
+            gains[adaptive] += psnr(run(Inverter(copies=4), observation).clips, truth) / 2
     assert gains[True] > gains[False]
 
 
 def test_hopeless_noise_leaves_about_the_public_mean() -> None:
     """The ridge is chosen on clips sent through the same noise: it says that there is nothing to say."""
-    for index in range(3):
+    for index in range(2):
         observation, truth = (
             observe_clip(index, rehearse=True, defense=DpSgd(noise_multiplier=3.0)),
             scene().clips[index : index + 1],
         )
         prior = psnr(run(PublicMean(), observation).clips, truth)
-        assert psnr(run(Inverter(), observation).clips, truth) > prior - 1
+        assert psnr(run(Inverter(copies=4), observation).clips, truth) > prior - 1
 
 
 def test_answer_does_not_depend_on_what_was_kept() -> None:
     observation = observe_clip(0, rehearse=True, defense=DpSgd(noise_multiplier=0.01))
-    answers = [run(Inverter(), observation)]
-    run(Inverter(), observe_clip(1, rehearse=True, defense=Prune(fraction=0.9)))
-    answers.append(run(Inverter(), observation, "another seed"))
+    answers = [run(Inverter(copies=3), observation)]
+    run(Inverter(copies=3), observe_clip(1, rehearse=True, defense=Prune(fraction=0.9)))
+    answers.append(run(Inverter(copies=3), observation, "another seed"))
     forget_maps()
-    answers.append(run(Inverter(), observation))
+    answers.append(run(Inverter(copies=3), observation))
     assert all(same_answer(answers[0], answer) for answer in answers[1:])
 
 
 def test_inverter_that_is_stopped_keeps_nothing() -> None:
     forget_maps()
-    stopped = run(Inverter(), observe_clip(), stop=lambda: True)
+    stopped = run(Inverter(copies=3), observe_clip(), stop=lambda: True)
     torch.testing.assert_close(stopped.clips, scene().public_clips.mean(0, keepdim=True))
     seen: list[int] = []
-    assert not torch.equal(run(Inverter(), observe_clip(), progress=seen.append).clips, stopped.clips)
+    assert not torch.equal(run(Inverter(copies=3), observe_clip(), progress=seen.append).clips, stopped.clips)
     assert seen == sorted(seen)
     assert len(seen) > 3
 

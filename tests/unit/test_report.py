@@ -130,6 +130,28 @@ def test_the_numbers_of_the_run_are_on_the_page(page: Page, run):
     assert "Frames were cropped to a square." in page.text
 
 
+def headline_tones(page: Page) -> list[str]:
+    return re.findall(r'<li class="(\w+)">', page.source)
+
+
+def test_the_headline_is_coloured_by_what_it_says(page: Page):
+    assert headline_tones(page)[:2] == ["plain", "leaks"]
+    assert headline_tones(page)[-1] == "cost"
+    assert "alert" not in headline_tones(page)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_broken_bound_stands_first(small):
+    folder, results = small
+    for record in results["cells"]:
+        if record["defense"]["name"] == "dp":
+            record["certificate"] = {"kind": "identification", "bound": 0.01}
+    page = rendered(folder, results)
+    assert headline_tones(page)[0] == "alert"
+    assert "BOUND BROKEN" in page.text
+    assert page.source.count('<strong class="alarm">') == 1
+
+
 def test_pictures_stand_side_by_side_and_move(page: Page):
     styles = page.styles()
     pictures = 2 + len(DEFENSES)
@@ -195,7 +217,8 @@ def test_hostile_names_stay_text(small):
 @pytest.mark.usefixtures("no_plots")
 def test_one_clip_is_shown_without_an_interval(tmp_path):
     page = rendered(tmp_path / "run", plant_run(tmp_path / "run", clips=1, frames=1, size=8))
-    assert "1 clip; an interval needs at least 8" in page.text
+    assert ("small", "title", "1 clip; an interval needs at least 8") in page.attributes
+    assert "fewer than 8 clips give none" in page.text
     pictures = page.text.split("See for yourself")[1].split("Flags of the attacks")[0]
     assert "recognised" not in pictures.replace("is recognised in it", "")
 

@@ -42,7 +42,7 @@ LABELS = ("inferred", "granted")
 DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
 """What runs where nobody names an attack: on features also the exact method."""
 
-Engine = Literal["native", "inductor", "reference"]
+Engine = Literal["native", "reference"]
 _TAKES = {"raw": "frames", "feature": "features"}
 
 

@@ -5,6 +5,7 @@ An operator has one stem from ``csrc/kernels/STEM.cpp`` over ``csrc/bindings/STE
 C++ only adds a faster implementation, so every operator exists on every machine.
 """
 
+from vleak.native import bilinear, build, loader, operators
 from vleak.native.backend import backend, use_reference
 from vleak.native.convolution import conv_input, conv_output, conv_weight
 from vleak.native.descend import StepSettings, descend, descend_with, step_settings
@@ -20,13 +21,17 @@ __all__ = [
     "ExtensionWarning",
     "StepSettings",
     "backend",
+    "bilinear",
+    "build",
     "conv_input",
     "conv_output",
     "conv_weight",
     "descend",
     "descend_with",
     "gradient_match",
+    "loader",
     "loop_module",
+    "operators",
     "panel_product",
     "panels",
     "product",

@@ -22,15 +22,12 @@ import torch
 
 from vleak.errors import InputError
 from vleak.native import build
-from vleak.native.first_use import compiled_library, file_lock
+from vleak.native.first_use import compiled_library
 from vleak.native.libraries import Outcome, State, load, pure_torch
 
 __all__ = ["ExtensionStatus", "ExtensionWarning", "ensure_loaded", "loop_module", "status"]
 
 _MODES = ("auto", "jit", "off")
-
-# The name under which vleak/descent/inductor.py takes it.
-_file_lock = file_lock
 
 
 class ExtensionWarning(UserWarning):

@@ -16,6 +16,3 @@ __all__ = [
     "total_variation",
     "use_reference",
 ]
-
-# The names under which vleak/descent/inductor.py takes the plain implementations.
-_match_kernel, _match_partial_kernel = plain_match, plain_partial_match

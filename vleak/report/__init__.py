@@ -1,7 +1,16 @@
 """Pages: the report of a run, which says what still leaks, and the page of a study."""
 
+from vleak.report.numbers import epsilon_text, plural
 from vleak.report.page import write_report
 from vleak.report.study_page import write_study
-from vleak.report.words import headline
+from vleak.report.words import headline, unfinished, verdict_text
 
-__all__ = ["headline", "write_report", "write_study"]
+__all__ = [
+    "epsilon_text",
+    "headline",
+    "plural",
+    "unfinished",
+    "verdict_text",
+    "write_report",
+    "write_study",
+]

@@ -6,20 +6,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vleak.attacks import matching
-from vleak.attacks.rows import NEAR_ZERO
+from vleak.attacks import flags as attack_flags
 from vleak.results import flags
 from vleak.results.records import Cell
 
 _MEANINGS: dict[str, str] = {
-    NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
-    matching.NOT_FALLING: "the attack never got going; try more restarts or another step size",
+    attack_flags.NEAR_ZERO: "the update carried almost nothing; failing here is not the defense's merit",
+    attack_flags.NOT_FALLING: "the attack never got going; try more restarts or another step size",
     flags.NO_BETTER: "the answer scores no better than one made without the update",
     flags.FAILS_UNDEFENDED: "the attack does not work here at all, so it cannot judge a defense",
     flags.WEAKER_BEATS: "the strong attack is badly tuned here; believe the higher figure",
-    matching.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
+    attack_flags.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
     flags.BEATS_UNDEFENDED: "the attack is uneven from cell to cell; run more restarts",
-    matching.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",
+    attack_flags.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",
 }
 
 

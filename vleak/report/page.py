@@ -16,6 +16,7 @@ from vleak.report.html import render_page
 from vleak.report.words import Topic, headline_sentences, knowledge_text
 from vleak.results import Row, read_run, row_key, summarise
 from vleak.results.records import Cell, KnowledgeRecord, RunRecord, Scores, Setting
+from vleak.results.statistics import MIN_CLIPS
 
 MAX_CELLS = 1500
 _TONES: dict[Topic, str] = {
@@ -96,6 +97,7 @@ def render(folder: Path, run: RunRecord) -> str:
         grants=_grants(run.cells),
         cells=[(labels[row_key(cell)], cell) for cell in run.cells[:MAX_CELLS]],
         no_scores=Scores(),
+        least_clips=MIN_CLIPS,
         facts={"Settings": run.settings.model_dump(), "Environment": run.environment.model_dump()},
     )
 

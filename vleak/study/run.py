@@ -11,9 +11,9 @@ from pathlib import Path
 from vleak.data import FeatureSet, load_data, recognise
 from vleak.errors import InputError, argument
 from vleak.evaluation import StoppedError, evaluate
-from vleak.evaluation.weights import extractor_for
 from vleak.files import write_atomic
 from vleak.models import build_extractor
+from vleak.pipelines import extractor_for
 from vleak.results.records import RunRecord
 from vleak.study.claims import CLAIMS
 from vleak.study.keys import RunKey

@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vleak.attacks.base import Hooks, Observation, Reconstruction, knowledge_of_defense
+from vleak.attacks.base import Hooks, Observation, Reconstruction
 from vleak.attacks.cache import Cache, digest_of, digest_of_model
 from vleak.attacks.learned.public import PublicClipsAttack, check_public
 from vleak.attacks.learned.rehearsal import Rehearsal, Sender, StoppedError, rehearse
 from vleak.attacks.learned.ridge import UpdateMap, fit
 from vleak.attacks.simulation import known_channel
+from vleak.attacks.work import knowledge_of_defense
 from vleak.errors import InputError
 from vleak.federated import Channel
 
