@@ -123,6 +123,9 @@ def test_an_answer_that_is_none_is_refused_by_name(
     monkeypatch.setattr(Answers, "result", result and Reconstruction(**{**answer, **result}))
     with pytest.raises(InputError, match=message):
         run(Answers(), observe_clip())
+    refused, answer = reconstruct_all([task(Answers()), task(Grey())])
+    assert isinstance(refused, InputError)
+    assert isinstance(answer, Reconstruction)
 
 
 def test_an_answer_of_the_attackers_own_tensors_is_copied_and_clamped(

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import nn
@@ -187,7 +187,7 @@ class _Run:
     Attributes:
         task: its arguments.
         work: the descents of the round that comes next; None before the first and after the last.
-        result: the answer of the attack, None until it is there.
+        result: the checked answer of the attack, None until it is there.
         error: what it raised under `attempt`.
         seconds: time taken so far.
     """
@@ -224,14 +224,9 @@ class _Run:
             self.error, self.work = error, None
 
     def answer(self) -> Reconstruction:
-        """Return the answer, checked."""
-        attack = self.task.attack
-        if not isinstance(self.result, Reconstruction):
-            raise InputError(
-                f"attack {attack.name!r} returned {type(self.result).__name__}, expected a Reconstruction"
-            )
-        checked = self.result.checked(attack.name, self.task.observation.knowledge)
-        return replace(checked, seconds=self.seconds)
+        """Return the answer with the time that it took."""
+        assert self.result is not None
+        return replace(self.result, seconds=self.seconds)
 
     def outcome(self) -> Reconstruction | Exception:
         """Return the answer, checked, or what the attack raised; an answer that is none raises too."""
@@ -278,9 +273,17 @@ class _Run:
         answer = attack.answer_to_empty(observation) if observation.empty else None
         return attack.prepare(observation, generator, self.hooks) if answer is None else answer
 
-    def _take(self, outcome: Any) -> None:
-        self.work = outcome if isinstance(outcome, Work) else None
-        self.result = None if isinstance(outcome, Work) else outcome
+    def _take(self, outcome: object) -> None:
+        """Keep the next round, or the answer once it is checked."""
+        name = self.task.attack.name
+        if isinstance(outcome, Work):
+            self.work = outcome
+        elif isinstance(outcome, Reconstruction):
+            self.result = outcome.checked(name, self.task.observation.knowledge)
+        else:
+            raise InputError(
+                f"attack {name!r} returned {type(outcome).__name__}, expected a Reconstruction or Work"
+            )
 
 
 def _as_the_client(observation: Observation) -> Observation:
