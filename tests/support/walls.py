@@ -77,7 +77,8 @@ def package_of(module: str) -> str:
 def import_violations(modules: Mapping[str, str]) -> list[str]:
     """Return imports that go up, run in a circle between packages, or take a private name."""
     floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-    exports = {package_of(name): exported_names(text) for name, text in modules.items() if _is_package(name)}
+    tops = {name: text for name, text in modules.items() if name.count(".") == 2 and _is_package(name)}
+    exports = {package_of(name): exported_names(text) for name, text in tops.items()}
     violations, arrows = [], set()
     for name, text in modules.items():
         own = package_of(name)
