@@ -46,7 +46,8 @@ def evaluate(
             group. None is one for every core that this process may use. No score depends on it.
         progress: called after every finished cell.
         stop: when set, the run ends after storing the finished cells.
-        batched: whether descents of several cells share a batch; None on a CUDA device only.
+        batched: whether descents of several cells share a batch, which changes the order of sums; None on a
+            CUDA device only.
 
     Returns:
         the record of the run.
