@@ -1,7 +1,7 @@
 """Clips and features: synthetic motion, windows cut from videos or images, feature files."""
 
-from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
-from vleak.data.features import FeatureSet, load_features
+from vleak.data.clipset import DEFAULT_CLIPS, ClipSet, FeatureSet
+from vleak.data.features import load_features
 from vleak.data.load import load_clips, load_data, recognise
 from vleak.data.plugins import SOURCES
 from vleak.data.synthetic import MOTIONS, synthetic_clip

@@ -1,4 +1,4 @@
-"""What the rest of vleak gets to see of a data source."""
+"""Data sets as the rest of vleak sees them: clips of frames, and feature matrices."""
 
 from __future__ import annotations
 
@@ -43,3 +43,34 @@ class ClipSet:
     references: Tensor | None = None
     fine: Tensor | None = None
     public_fine: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The feature matrices under attack and those that an attacker may hold, all float32 and finite.
+
+    Attributes:
+        name: the base name of the file or folder (never a full path).
+        features: (N, S, F), S segments of each video under attack.
+        labels: (N,) int64, 0 normal, 1 anomaly.
+        names: an id per video, unique and safe as a file name.
+        public_features: (M, S, F), M may be 0; other videos, which never depend on which is under attack.
+        public_labels: (M,) int64.
+        classes: ``("normal", "anomaly")``.
+        public_source: one phrase that says where the public features are from.
+        notes: sentences for the user: what was found, what was assumed.
+        nonnegative: whether no value of the public features is negative, as behind a ReLU; False without any.
+        unit_norm: whether every public row has Euclidean norm 1, to a thousandth; False without any.
+    """
+
+    name: str
+    features: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    public_features: Tensor
+    public_labels: Tensor
+    classes: tuple[str, ...]
+    public_source: str
+    notes: tuple[str, ...]
+    nonnegative: bool
+    unit_norm: bool

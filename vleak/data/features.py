@@ -11,7 +11,6 @@ import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vleak.data.clipset import DEFAULT_CLIPS
+from vleak.data.clipset import DEFAULT_CLIPS, FeatureSet
 from vleak.data.lists import is_number, list_labels, read_text
 from vleak.data.naming import anomalies, crop_of, video_of
 from vleak.data.sources import SourceFiles, search_source
@@ -37,37 +36,6 @@ MAX_HEADER_BYTES = 2**16
 CROPS = (5, 10)
 _MAGIC = b"\x93NUMPY"
 _UNIT = 1e-3  # how far the norm of a row may be from 1: C3D's text has six digits, CLIP is often float16
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """The feature matrices under attack and those that an attacker may hold, all float32 and finite.
-
-    Attributes:
-        name: the base name of the file or folder (never a full path).
-        features: (N, S, F), S segments of each video under attack.
-        labels: (N,) int64, 0 normal, 1 anomaly.
-        names: an id per video, unique and safe as a file name.
-        public_features: (M, S, F), M may be 0; other videos, which never depend on which is under attack.
-        public_labels: (M,) int64.
-        classes: ``("normal", "anomaly")``.
-        public_source: one phrase that says where the public features are from.
-        notes: sentences for the user: what was found, what was assumed.
-        nonnegative: whether no value of the public features is negative, as behind a ReLU; False without any.
-        unit_norm: whether every public row has Euclidean norm 1, to a thousandth; False without any.
-    """
-
-    name: str
-    features: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
-    public_features: Tensor
-    public_labels: Tensor
-    classes: tuple[str, ...]
-    public_source: str
-    notes: tuple[str, ...]
-    nonnegative: bool
-    unit_norm: bool
 
 
 def load_features(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vleak.data.clipset import ClipSet
-from vleak.data.features import FeatureSet, features_of
+from vleak.data.clipset import ClipSet, FeatureSet
+from vleak.data.features import features_of
 from vleak.data.folder import load_videos
 from vleak.data.plugins import find_source, load_source
 from vleak.data.request import ClipRequest

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from vleak.errors import InputError
+from vleak.results.base import JsonObject
 from vleak.results.flags import with_flags
 from vleak.results.migrations import migrate
 from vleak.results.reading import read_json, validate
@@ -83,14 +83,14 @@ def _read_results(path: Path) -> RunRecord:
     return validate(RunRecord, migrate(read_json(path), str(path)), str(path))
 
 
-def _versioned(header: dict[str, Any]) -> dict[str, Any]:
+def _versioned(header: JsonObject) -> JsonObject:
     """Header with its version: in version 1 the file did not hold it."""
     return {"schema_version": 1} | header
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def _whole_lines(path: Path) -> list[JsonObject]:
     """Objects of a journal before the first torn line."""
-    lines: list[dict[str, Any]] = []
+    lines: list[JsonObject] = []
     for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was never finished
         try:
             content = json.loads(line)

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from vleak.errors import InputError
+from vleak.results.base import JsonObject
 from vleak.results.records import SCHEMA_VERSION
 
 __all__ = ["migrate"]
-
-Content = dict[str, Any]
-"""JSON object as it was read, not validated yet."""
 
 _BASELINES = ("grey", "public_mean", "reference_still", "reference_mean")
 """Names of the baselines of version 1, whose records did not say which attackers are baselines."""
 _COUNTERPARTS = {"matching_blind": "matching"}
 """Non-adaptive attacks of version 1, each with its adaptive form."""
-_SETTINGS: Content = {
+_SETTINGS: JsonObject = {
     "pipeline": "raw", "extractor": "c3d_small", "head": "mlp", "loss": "bce", "stride": 2, "segments": 32,
     "reference_frames": [0], "enhance": "none",
 }  # fmt: skip
 """Settings that version 1 did not always have, with what then ran."""
-_MODEL: Content = {"pipeline": "raw", "train_accuracy": None, "held_out_accuracy": None}
+_MODEL: JsonObject = {"pipeline": "raw", "train_accuracy": None, "held_out_accuracy": None}
 
 
-def migrate(content: Content, source: str) -> Content:
+def migrate(content: JsonObject, source: str) -> JsonObject:
     """Return records of any known version as those of the current one.
 
     Args:
@@ -51,7 +48,7 @@ def migrate(content: Content, source: str) -> Content:
     return {**content, "schema_version": SCHEMA_VERSION}
 
 
-def _from_1(content: Content) -> Content:
+def _from_1(content: JsonObject) -> JsonObject:
     """Name baselines and say by fields which attackers are baselines, and which do not know the defense."""
     content = dict(content)
     versions = content.pop("versions", None)
@@ -67,7 +64,7 @@ def _from_1(content: Content) -> Content:
     return content
 
 
-def _named_baselines(cells: Iterable[Content]) -> Iterable[str]:
+def _named_baselines(cells: Iterable[JsonObject]) -> Iterable[str]:
     """Names of the attackers whose answers stand in the scores as baselines."""
     for cell in cells:
         scores = cell.get("scores")
@@ -75,7 +72,7 @@ def _named_baselines(cells: Iterable[Content]) -> Iterable[str]:
         yield from baselines if isinstance(baselines, dict) else ()
 
 
-def _cell_from_1(cell: Content, baselines: set[str]) -> Content:
+def _cell_from_1(cell: JsonObject, baselines: set[str]) -> JsonObject:
     cell = {"pipeline": "raw"} | cell
     if isinstance(attack := cell.get("attack"), dict):
         name = attack.get("name")
@@ -95,9 +92,9 @@ def _cell_from_1(cell: Content, baselines: set[str]) -> Content:
     return cell
 
 
-def _renamed(record: Content, names: dict[str, str]) -> Content:
+def _renamed(record: JsonObject, names: dict[str, str]) -> JsonObject:
     return {names.get(key, key): value for key, value in record.items()}
 
 
-_STEPS: dict[int, Callable[[Content], Content]] = {1: _from_1}
+_STEPS: dict[int, Callable[[JsonObject], JsonObject]] = {1: _from_1}
 """By version, the step to the next."""

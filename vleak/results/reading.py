@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vleak.errors import InputError
-from vleak.results.base import Record
+from vleak.results.base import JsonObject, Record
 
 __all__ = ["read_json", "validate"]
 
@@ -18,7 +18,7 @@ R = TypeVar("R", bound=Record)
 _LONGEST = 60  # characters of a value in a message
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Read the JSON object that a file holds.
 
     Raises:
@@ -60,7 +60,7 @@ def validate(kind: type[R], content: Mapping[str, Any], source: str) -> R:
         raise InputError(f"{source}: {field} {_complaint(dict(first))}{rest}; restore the file") from error
 
 
-def _complaint(error: dict[str, Any]) -> str:
+def _complaint(error: JsonObject) -> str:
     if error["type"] == "missing":
         return "is missing"
     if error["type"] == "extra_forbidden":

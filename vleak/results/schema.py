@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from vleak.files import write_atomic
+from vleak.results.base import JsonObject
 from vleak.results.records import SCHEMA_VERSION, RunRecord
 
 __all__ = ["FILE", "results_schema", "write_schema"]
@@ -18,7 +18,7 @@ FILE = Path("docs", "schema", f"results-{SCHEMA_VERSION}.json")
 """Place of the schema, from the top of the source tree."""
 
 
-def results_schema() -> dict[str, Any]:
+def results_schema() -> JsonObject:
     """JSON Schema (draft 2020-12) of the content of results.json, as it is written."""
     schema = RunRecord.model_json_schema(mode="serialization")
     schema["properties"]["schema_version"]["const"] = SCHEMA_VERSION
