@@ -7,7 +7,7 @@ import vleak
 
 run = vleak.evaluate(
     defenses=["dp:noise_multiplier=0.1", "prune:fraction=0.9"],  # "none" always runs beside them
-    clips=8,
+    clips=4,
     frames=4,
     size=16,
     iterations=40,

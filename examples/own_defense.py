@@ -38,7 +38,7 @@ class RandomMask(vleak.Defense):
 run = vleak.evaluate(
     defenses=[RandomMask(keep=0.1)],
     attacks=["matching", "matching_blind"],  # one attacker knows the channel, the other does not
-    clips=8,
+    clips=3,
     frames=4,
     size=16,
     iterations=40,
