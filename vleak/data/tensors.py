@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vleak.data.clipset import ClipSet
-from vleak.data.features import FeatureSet
+from vleak.data.clipset import ClipSet, FeatureSet
 from vleak.errors import InputError
 from vleak.seeds import generator
 
