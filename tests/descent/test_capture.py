@@ -16,6 +16,7 @@ from captures import (
     Sequence,
     build_small,
     captured,
+    families,
     make_step,
     make_values,
     run_capture,
@@ -33,8 +34,7 @@ from vleak.switches import math_attention
 # Models
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", MODELS_TAKEN)
+@families
 def test_graph_computes_what_the_step_does(name: str, train: bool) -> None:
     model = build_small(MODELS_TAKEN[name], train=train).double()
     values = make_values(model)

@@ -14,6 +14,7 @@ from captures import (
     Sequence,
     build_small,
     captured,
+    families,
     make_step,
     make_values,
     run_capture,
@@ -54,8 +55,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 # All passes
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", MODELS_TAKEN)
+@families
 def test_passes_keep_the_numbers(name: str, train: bool) -> None:
     model = build_small(MODELS_TAKEN[name], train=train).double()
     values = make_values(model)

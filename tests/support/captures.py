@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from tiny import Residual
 from torch import Tensor, nn
@@ -103,6 +104,20 @@ MODELS_TAKEN: dict[str, Callable[[], nn.Module]] = {
     "transformer": lambda: Sequence(encoder(), 8),
     "hidden tensor": lambda: Hidden(torch.mul),
 }
+
+
+#: Every model in both modes; those that differ in train mode and one of each kind run in the quick tests.
+_QUICK_IN_TRAIN_MODE = ("batch norm", "residual")
+families = pytest.mark.parametrize(
+    ("name", "train"),
+    [
+        pytest.param(
+            name, train, marks=pytest.mark.slow if train and name not in _QUICK_IN_TRAIN_MODE else ()
+        )
+        for name in MODELS_TAKEN
+        for train in (False, True)
+    ],
+)
 
 
 def build_small(factory: Callable[[], nn.Module], *, train: bool = False) -> nn.Module:

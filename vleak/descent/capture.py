@@ -26,6 +26,8 @@ from vleak.descent.recurrent import PlainLstm
 from vleak.errors import CapabilityError, InputError, VleakError
 from vleak.switches import math_attention
 
+__all__ = ["OWN_LAYOUT", "Capture", "CaptureError", "Step", "as_step", "capture", "empty_like"]
+
 Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Named tensors in, named tensors out; differentiates inside, and branches on no tensor's contents."""
 

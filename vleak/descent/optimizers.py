@@ -18,6 +18,22 @@ from vleak.descent.problem import DescentSettings, Values
 from vleak.descent.step_settings import StepSettings, settings_of
 from vleak.native import operators
 
+__all__ = [
+    "FIRST_DAMPING",
+    "INNER",
+    "PAIRS",
+    "RULES",
+    "STATE",
+    "Curvature",
+    "add_priors",
+    "as_trial",
+    "first_state",
+    "gauss_newton",
+    "keep_best",
+    "lbfgs",
+    "prior_product",
+]
+
 Curvature = Callable[[Tensor], Tensor]
 """Product of a positive semi-definite matrix with a tensor of the shape of the clips."""
 

@@ -94,7 +94,7 @@ def _iteration(runner: GraphRunner | EagerRunner | CudaRunner, values: Values) -
 
     Asked again, it gives the same, or an iteration leaves something behind that is not in the state.
     """
-    runner.restore({name: values[name] for name in runner.state()})
+    runner.restore({name: values[name] for name in STATE if name in values and name != "settings"})
     block = runner.run(values["settings"][None], never)
     if block.raised is not None:
         raise block.raised

@@ -23,6 +23,8 @@ from vleak.descent.passes.editing import (
     value,
 )
 
+__all__ = ["convolution"]
+
 _DTYPES = (torch.float32, torch.float64)
 
 

@@ -17,6 +17,8 @@ from vleak.descent.capture import Capture
 from vleak.descent.passes.editing import aten, calls, emit, parts, substitute, total, unchanged, value
 from vleak.descent.passes.simplify import sweep
 
+__all__ = ["low_rank"]
+
 #: Entries from which a gradient is not computed.
 _LARGE = 1 << 17
 #: Entries that are summed at once on a CPU, where PyTorch converts all of them to float64 first.

@@ -28,6 +28,8 @@ from vleak.descent.passes.editing import (
     value,
 )
 
+__all__ = ["pooling"]
+
 _BACKWARD: dict[Any, Any] = {
     aten.max_pool2d_with_indices.default: aten.max_pool2d_with_indices_backward.default,
     aten.max_pool3d_with_indices.default: aten.max_pool3d_with_indices_backward.default,

@@ -22,6 +22,8 @@ from vleak.descent.passes.editing import (
 )
 from vleak.native.bilinear import PANEL
 
+__all__ = ["products"]
+
 #: Rows, columns and multiplications from which our kernel is faster.
 _ROWS, _COLUMNS, _WORK = 4, 16, 1 << 19
 #: Entries from which a fixed matrix is worth a copy that is read faster.

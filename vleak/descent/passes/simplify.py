@@ -25,6 +25,8 @@ from vleak.descent.passes.editing import (
     value,
 )
 
+__all__ = ["simplify", "sweep"]
+
 Rule = Callable[[Node], Any]
 """Returns the node whose value a node has already, or None."""
 

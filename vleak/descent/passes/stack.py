@@ -19,6 +19,8 @@ from vleak.descent.passes.editing import (
     value,
 )
 
+__all__ = ["stack"]
+
 #: Products from which one with copied operands is cheaper.
 _MANY = 3
 
