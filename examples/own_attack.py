@@ -31,16 +31,17 @@ class CosineMatching(vleak.Attack):
 
 # --8<-- [end:attack]
 
-# --8<-- [start:run]
-run = vleak.evaluate(
-    attacks=[CosineMatching(iterations=60), "matching"],
-    defenses=["dp:noise_multiplier=0.1"],
-    clips=3,
-    frames=4,
-    size=16,
-    iterations=60,
-)
-for row in run.rows:
-    known = "baseline" if row.baseline else "adaptive" if row.adaptive else "non-adaptive"
-    print(f"{row.defense}, {row.attack} ({known}): {row.psnr_gain_db.mean:+.1f} dB")
-# --8<-- [end:run]
+if __name__ == "__main__":
+    # --8<-- [start:run]
+    run = vleak.evaluate(
+        attacks=[CosineMatching(iterations=60), "matching"],
+        defenses=["dp:noise_multiplier=0.1"],
+        clips=3,
+        frames=4,
+        size=16,
+        iterations=60,
+    )
+    for row in run.rows:
+        known = "baseline" if row.baseline else "adaptive" if row.adaptive else "non-adaptive"
+        print(f"{row.defense}, {row.attack} ({known}): {row.psnr_gain_db.mean:+.1f} dB")
+    # --8<-- [end:run]

@@ -34,17 +34,18 @@ class RandomMask(vleak.Defense):
 
 # --8<-- [end:defense]
 
-# --8<-- [start:run]
-run = vleak.evaluate(
-    defenses=[RandomMask(keep=0.1)],
-    attacks=["matching", "matching_blind"],  # one attacker knows the channel, the other does not
-    clips=3,
-    frames=4,
-    size=16,
-    iterations=40,
-)
-for row in run.rows:
-    if not row.baseline:
-        gain = row.psnr_gain_db.mean
-        print(f"{row.defense}, {row.attack}: {gain:+.1f} dB, defense known by: {row.defense_knowledge}")
-# --8<-- [end:run]
+if __name__ == "__main__":
+    # --8<-- [start:run]
+    run = vleak.evaluate(
+        defenses=[RandomMask(keep=0.1)],
+        attacks=["matching", "matching_blind"],  # one attacker knows the channel, the other does not
+        clips=3,
+        frames=4,
+        size=16,
+        iterations=40,
+    )
+    for row in run.rows:
+        if not row.baseline:
+            gain = row.psnr_gain_db.mean
+            print(f"{row.defense}, {row.attack}: {gain:+.1f} dB, defense known by: {row.defense_knowledge}")
+    # --8<-- [end:run]

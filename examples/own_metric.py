@@ -22,16 +22,17 @@ class Edges(Metric):
 
 # --8<-- [end:metric]
 
-# --8<-- [start:run]
-run = vleak.evaluate(
-    defenses=["dp:noise_multiplier=0.01"],
-    metrics=[Edges()],
-    clips=3,
-    frames=4,
-    size=16,
-    iterations=40,
-)
-for cell in run.cells:
-    value = cell.scores.metrics["edges"]
-    print(cell.defense.label, cell.attack.name, cell.clip, "flat" if value is None else f"{value:+.2f}")
-# --8<-- [end:run]
+if __name__ == "__main__":
+    # --8<-- [start:run]
+    run = vleak.evaluate(
+        defenses=["dp:noise_multiplier=0.01"],
+        metrics=[Edges()],
+        clips=3,
+        frames=4,
+        size=16,
+        iterations=40,
+    )
+    for cell in run.cells:
+        value = cell.scores.metrics["edges"]
+        print(cell.defense.label, cell.attack.name, cell.clip, "flat" if value is None else f"{value:+.2f}")
+    # --8<-- [end:run]

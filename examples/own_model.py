@@ -18,9 +18,6 @@ def make_classifier(frames: int, size: int, classes: int) -> nn.Module:
     )
 
 
-raw = vleak.evaluate(
-    model=make_classifier, defenses=["dp:noise_multiplier=0.1"], clips=3, frames=4, size=16, iterations=40
-)
 # --8<-- [end:model]
 
 
@@ -40,18 +37,25 @@ class RandomFilters(nn.Module):
         return self.filters(segments).relu().flatten(1)
 
 
-features = vleak.evaluate(
-    pipeline="feature",
-    extractor=RandomFilters,
-    head="mlp:width=16",
-    defenses=["dp:noise_multiplier=0.1"],
-    clips=3,
-    frames=8,
-    size=16,
-    iterations=40,
-)
 # --8<-- [end:extractor]
 
-for run in (raw, features):
-    for row in run.rows:
-        print(row.pipeline, row.model, row.defense, row.attack, f"{row.psnr_gain_db.mean:+.1f} dB")
+if __name__ == "__main__":
+    # --8<-- [start:run]
+    raw = vleak.evaluate(
+        model=make_classifier, defenses=["dp:noise_multiplier=0.1"], clips=3, frames=4, size=16, iterations=40
+    )
+    features = vleak.evaluate(
+        pipeline="feature",
+        extractor=RandomFilters,
+        head="mlp:width=16",
+        defenses=["dp:noise_multiplier=0.1"],
+        clips=3,
+        frames=8,
+        size=16,
+        iterations=40,
+    )
+
+    for run in (raw, features):
+        for row in run.rows:
+            print(row.pipeline, row.model, row.defense, row.attack, f"{row.psnr_gain_db.mean:+.1f} dB")
+    # --8<-- [end:run]
