@@ -16,7 +16,7 @@ from vleak.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vleak.descent import loop, timing
+    from vleak.descent import Problem, timing
 
 _ENGINES = ("reference", "native")
 _ROUNDS, _BLOCK_SECONDS = 7, 0.1
@@ -89,19 +89,19 @@ def _environment() -> dict[str, str | None]:
 
 def _measure(name: str, frames: int, size: int, tell: Callable[[], None]) -> dict[str, Any]:
     """Return the row of one model; CPU seconds an iteration."""
-    from vleak.descent import loop, timing
+    from vleak.descent import Descent, DescentSettings, timing
 
     problem, start = _problem(name, frames, size)
     # The weights of total variation are those of `matching`, and no figure depends on them.
-    descent = loop.DescentSettings(iterations=timing.iterations_needed(_ROUNDS), spatial=0.03, temporal=0.09)
-    loops = {engine: loop.Descent(problem, descent, start, engine=engine) for engine in _ENGINES}
+    settings = DescentSettings(iterations=timing.iterations_needed(_ROUNDS), spatial=0.03, temporal=0.09)
+    descents = {engine: Descent(problem, settings, start, engine=engine) for engine in _ENGINES}
     calls: dict[str, timing.Call] = {"forward_backward": _forward_backward(problem, start)}
-    calls |= {engine: each.run for engine, each in loops.items()}
+    calls |= {engine: descent.run for engine, descent in descents.items()}
     found = timing.interleaved(calls, rounds=_ROUNDS, seconds=_BLOCK_SECONDS, progress=tell)
     row: dict[str, Any] = {"model": name}
     for key, value in found.items():
         row[key] = {"cpu_s": value.median, "cpu_s_low": value.low, "cpu_s_high": value.high}
-    for engine, prepared in loops.items():
+    for engine, prepared in descents.items():
         row[engine]["engine"] = prepared.engine
         row[engine]["over_forward_backward"] = found[engine].divided_by(found["forward_backward"]).median
     ratio = found["reference"].divided_by(found["native"])
@@ -109,12 +109,12 @@ def _measure(name: str, frames: int, size: int, tell: Callable[[], None]) -> dic
     return row
 
 
-def _problem(name: str, frames: int, size: int) -> tuple[loop.Problem, Tensor]:
+def _problem(name: str, frames: int, size: int) -> tuple[Problem, Tensor]:
     """Return a model, the update of a clip of noise, and another such clip (1, 3, T, H, W) to start from."""
     import torch
     from torch.nn import functional as F
 
-    from vleak.descent import loop
+    from vleak.descent import Problem
     from vleak.models import build_model, check_classifier, check_second_derivative
 
     model = build_model(name, frames=frames, size=size, classes=_CLASSES, seed=0).requires_grad_(True)
@@ -125,7 +125,7 @@ def _problem(name: str, frames: int, size: int) -> tuple[loop.Problem, Tensor]:
     labels = torch.zeros(1, dtype=torch.int64)
     names = [name for name, _ in model.named_parameters()]
     target = dict(zip(names, _gradient(model, private, labels), strict=True))
-    return loop.Problem(model, F.cross_entropy, labels, target), start
+    return Problem(model, F.cross_entropy, labels, target), start
 
 
 def _gradient(model: nn.Module, clips: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -136,7 +136,7 @@ def _gradient(model: nn.Module, clips: Tensor, labels: Tensor) -> tuple[Tensor, 
     return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
 
 
-def _forward_backward(problem: loop.Problem, start: Tensor) -> timing.Call:
+def _forward_backward(problem: Problem, start: Tensor) -> timing.Call:
     def run(iterations: int) -> None:
         for _ in range(iterations):
             _gradient(problem.model, start, problem.labels)
