@@ -16,7 +16,7 @@ from vleak.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vleak.descent import Call, Problem
+    from vleak.descent import Problem, timing
 
 _ENGINES = ("reference", "native")
 _ROUNDS, _BLOCK_SECONDS = 7, 0.1
@@ -89,19 +89,19 @@ def _environment() -> dict[str, str | None]:
 
 def _measure(name: str, frames: int, size: int, tell: Callable[[], None]) -> dict[str, Any]:
     """Return the row of one model; CPU seconds an iteration."""
-    from vleak.descent import Descent, DescentSettings, interleaved, iterations_needed
+    from vleak.descent import Descent, DescentSettings, timing
 
     problem, start = _problem(name, frames, size)
     # The weights of total variation are those of `matching`, and no figure depends on them.
-    descent = DescentSettings(iterations=iterations_needed(_ROUNDS), spatial=0.03, temporal=0.09)
-    loops = {engine: Descent(problem, descent, start, engine=engine) for engine in _ENGINES}
-    calls: dict[str, Call] = {"forward_backward": _forward_backward(problem, start)}
-    calls |= {engine: each.run for engine, each in loops.items()}
-    found = interleaved(calls, rounds=_ROUNDS, seconds=_BLOCK_SECONDS, progress=tell)
+    settings = DescentSettings(iterations=timing.iterations_needed(_ROUNDS), spatial=0.03, temporal=0.09)
+    descents = {engine: Descent(problem, settings, start, engine=engine) for engine in _ENGINES}
+    calls: dict[str, timing.Call] = {"forward_backward": _forward_backward(problem, start)}
+    calls |= {engine: descent.run for engine, descent in descents.items()}
+    found = timing.interleaved(calls, rounds=_ROUNDS, seconds=_BLOCK_SECONDS, progress=tell)
     row: dict[str, Any] = {"model": name}
     for key, value in found.items():
         row[key] = {"cpu_s": value.median, "cpu_s_low": value.low, "cpu_s_high": value.high}
-    for engine, prepared in loops.items():
+    for engine, prepared in descents.items():
         row[engine]["engine"] = prepared.engine
         row[engine]["over_forward_backward"] = found[engine].divided_by(found["forward_backward"]).median
     ratio = found["reference"].divided_by(found["native"])
@@ -136,7 +136,7 @@ def _gradient(model: nn.Module, clips: Tensor, labels: Tensor) -> tuple[Tensor, 
     return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
 
 
-def _forward_backward(problem: Problem, start: Tensor) -> Call:
+def _forward_backward(problem: Problem, start: Tensor) -> timing.Call:
     def run(iterations: int) -> None:
         for _ in range(iterations):
             _gradient(problem.model, start, problem.labels)

@@ -166,13 +166,13 @@ def test_without_native_code_it_says_so(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_captured_is_named(
     quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vleak.descent import loop
+    from vleak import descent
 
-    class Fallen(loop.Descent):
+    class Fallen(descent.Descent):
         def __init__(self, *given: Any, engine: str) -> None:
             super().__init__(*given, engine="reference")
 
-    monkeypatch.setattr(loop, "Descent", Fallen)
+    monkeypatch.setattr(descent, "Descent", Fallen)
     monkeypatch.setenv("COLUMNS", "200")
     assert run(list(SMALL)) == 0
     out = capsys.readouterr().out
