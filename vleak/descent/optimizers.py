@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vleak.descent.problem import DescentSettings, Values
-from vleak.descent.step_settings import StepSettings, settings_of
-from vleak.native import operators
+from vleak.descent.step_settings import settings_of
+from vleak.native import StepSettings, operators
 
 __all__ = [
     "FIRST_DAMPING",
@@ -184,7 +184,9 @@ def _remember(values: Values, move: Tensor, change: Tensor, use: Tensor) -> tupl
     )  # type: ignore[return-value]
 
 
-def _direction(step: StepSettings, x: Tensor, slope: Tensor, moves: Tensor, changes: Tensor) -> Tensor:
+def _direction(
+    step: StepSettings[Tensor], x: Tensor, slope: Tensor, moves: Tensor, changes: Tensor
+) -> Tensor:
     free = _free(step, x, slope)
     inside = (slope * free).view(-1)
     kept = free.view(1, -1)
@@ -344,7 +346,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dtype=torch.float64)
 
 
-def _free(step: StepSettings, x: Tensor, slope: Tensor) -> Tensor:
+def _free(step: StepSettings[Tensor], x: Tensor, slope: Tensor) -> Tensor:
     """Return 1 where a pixel may move, 0 where the slope holds it at the box."""
     held = ((x <= step.low) & (slope > 0)) | ((x >= step.high) & (slope < 0))
     return (~held).to(x.dtype)

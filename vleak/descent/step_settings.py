@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from vleak.descent.problem import DescentSettings, Values
-from vleak.native import operators
+from vleak.native import StepSettings, operators
 
-__all__ = ["StepSettings", "settings_of", "settings_table"]
-
-
-class StepSettings(NamedTuple):
-    """Numbers of one step by name, () each; in the order that `vleak.native.operators.descend_with` reads."""
-
-    lr: Tensor
-    prior_weight: Tensor
-    spatial: Tensor
-    temporal: Tensor
-    beta1: Tensor
-    beta2: Tensor
-    eps: Tensor
-    low: Tensor
-    high: Tensor
-    bias1: Tensor
-    bias2_root: Tensor
+__all__ = ["settings_of", "settings_table"]
 
 
-def settings_of(values: Values) -> StepSettings:
+def settings_of(values: Values) -> StepSettings[Tensor]:
     """Return the numbers of an iteration, whose values hold them as the row "settings"."""
     return StepSettings(*values["settings"].unbind())
 

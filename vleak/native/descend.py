@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,21 +21,25 @@ Rule = Literal["adam", "sign", "sign_adam"]
 _RULES = ("adam", "sign", "sign_adam")
 
 
-class StepSettings(NamedTuple):
+N = TypeVar("N")
+"""Kind of the numbers of a step: float, or tensors () of a captured iteration."""
+
+
+class StepSettings(NamedTuple, Generic[N]):
     """Numbers of one step, in the order in which csrc/kernels/descend.h reads them from a float64 tensor."""
 
-    lr: float
-    prior_weight: float
-    spatial: float
-    temporal: float
-    beta1: float
-    beta2: float
-    eps: float
-    low: float
-    high: float
-    bias1: float
+    lr: N
+    prior_weight: N
+    spatial: N
+    temporal: N
+    beta1: N
+    beta2: N
+    eps: N
+    low: N
+    high: N
+    bias1: N
     """1 - beta1^step"""
-    bias2_root: float
+    bias2_root: N
     """sqrt(1 - beta2^step)"""
 
 
@@ -157,7 +161,7 @@ def step_settings(
     eps: float = 1e-8,
     low: float = 0.0,
     high: float = 1.0,
-) -> StepSettings:
+) -> StepSettings[float]:
     """Numbers of one step of :func:`descend`, checked.
 
     The operator reads them from a tensor and not from its call, so that a captured step can take other ones
@@ -218,7 +222,7 @@ class _Arguments(NamedTuple):
 
 def _plain(*arguments: Any) -> tuple[Tensor, Tensor]:
     a = _Arguments(*arguments)
-    numbers = StepSettings(*a.settings.tolist())
+    numbers: StepSettings[float] = StepSettings(*a.settings.tolist())
     total, objective = _objective(a, numbers)
     _keep_best(a.x, objective, a.best, a.best_objective)
     direction = total if a.rule == "adam" else total.sign()
@@ -227,7 +231,7 @@ def _plain(*arguments: Any) -> tuple[Tensor, Tensor]:
     return (a.x - numbers.lr * direction).clamp(numbers.low, numbers.high).contiguous(), objective
 
 
-def _objective(a: _Arguments, numbers: StepSettings) -> tuple[Tensor, Tensor]:
+def _objective(a: _Arguments, numbers: StepSettings[float]) -> tuple[Tensor, Tensor]:
     """The gradient of the objective at x, and the objective in the dtype of x."""
     value, total = variation_terms(a.x, numbers.spatial, numbers.temporal, a.isotropic, a.smoothing)
     total += a.data_gradient
@@ -245,7 +249,7 @@ def _keep_best(x: Tensor, objective: Tensor, best: Tensor, best_objective: Tenso
     best_objective.copy_(torch.where(better, objective, best_objective))
 
 
-def _adam(gradient: Tensor, m: Tensor, v: Tensor, numbers: StepSettings) -> Tensor:
+def _adam(gradient: Tensor, m: Tensor, v: Tensor, numbers: StepSettings[float]) -> Tensor:
     """The direction of Adam; m and v are changed in place."""
     m.mul_(numbers.beta1).add_(gradient, alpha=1.0 - numbers.beta1)
     v.mul_(numbers.beta2).add_(gradient * gradient, alpha=1.0 - numbers.beta2)
