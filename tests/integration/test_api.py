@@ -94,7 +94,7 @@ def test_objects_have_their_names_in_the_record(run: Run) -> None:
     assert settings.attacks == ("impatient:iterations=2", "matching")
     assert (settings.frames, settings.size, settings.enhance) == (4, 16, "none")
     assert all(cell.ok for cell in run.cells)
-    assert {row.attack for row in run.rows} == {"grey", "impatient", "matching"}
+    assert {row.attack for row in run.rows} == {"grey", "impatient:iterations=2", "matching"}
     assert {row.defense for row in run.rows} == {"none", "shrink", "dp σ=0.1"}
 
 

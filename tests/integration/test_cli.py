@@ -102,7 +102,11 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
         "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none",
     }  # fmt: skip
     (tmp_path / "further.py").write_text(
-        "class mae:\n    def score(self, a, b): return (a - b).abs().mean()\n"
+        "from vleak.metrics import Metric\n\n\n"
+        "class mae(Metric):\n"
+        "    name = 'mae'\n\n"
+        "    def score(self, a, b):\n"
+        "        return float((a - b).abs().mean())\n"
     )
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     assert (

@@ -306,8 +306,8 @@ def test_values_have_the_type_of_the_setting() -> None:
 @pytest.mark.parametrize("name", DEFENSES)
 def test_what_a_run_writes_down_asks_for_the_same_run(name: str) -> None:
     for given in [(name,), *((defense_text(strength),) for strength in DEFENSES[name].sweep())]:
-        written = Settings(defenses=given).resolved()["defenses"]
-        assert Settings(defenses=tuple(written)).resolved()["defenses"] == written
+        written = Settings(defenses=given).resolved().defenses
+        assert Settings(defenses=written).resolved().defenses == written
 
 
 def test_the_undefended_comes_first_and_nothing_twice() -> None:
