@@ -32,7 +32,7 @@ $(VENV)/docs-installed: $(VENV)/installed
 evaluate: $(VENV)/installed  ## set up, then attack the embedded data behind DP-SGD
 	$(BIN)/vleak evaluate --defense dp
 
-test: $(VENV)/installed  ## set up, then run the tests, at most ten minutes on two cores
+test: $(VENV)/installed  ## set up, then run the tests, about five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-core: $(VENV)/installed  ## set up, then run the tests that need no whole run

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -248,8 +248,15 @@ class Run:
 
 
 def _several(things: Any, kind: type) -> tuple[Any, ...]:
-    """Tuple of what may be given alone."""
-    return (things,) if isinstance(things, str | kind) else tuple(things)
+    """Tuple of what may be given alone.
+
+    Raises:
+        InputError: a class where an instance belongs, or nothing that can be gone through.
+    """
+    if isinstance(things, type) or (not isinstance(things, str | kind) and not isinstance(things, Iterable)):
+        name = getattr(things, "__name__", repr(things))
+        raise InputError(f"{kind.__name__.lower()}s={name}: expected names or instances; give {name}()")
+    return (things,) if isinstance(things, str | kind) else tuple(cast("Iterable[Any]", things))
 
 
 def _metrics(metrics: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import sys
 import warnings
@@ -26,7 +27,12 @@ Setting = int | float | str | bool
 BUILT_IN = "built in"
 """Origin of what vleak itself brings."""
 
-_TYPES: dict[type, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+_TYPES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    bool: "true or false",
+}
 
 
 @dataclass(frozen=True)
@@ -345,16 +351,23 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _convert(kind: str, text: str, key: str, value: str, wanted: type) -> Setting:
+    converted = _as(wanted, value)
+    if converted is None:
+        raise InputError(f"{kind} {text!r}: {key} takes {_TYPES[wanted]}, got {value!r}")
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise InputError(f"{kind} {text!r}: {key} takes a finite number, got {value!r}")
+    return converted
+
+
+def _as(wanted: type, value: str) -> Setting | None:
+    """Value of a text as the type of its setting; None where it is no such value."""
     if wanted is bool:
-        if value.lower() in ("true", "false"):
-            return value.lower() == "true"
-    else:
-        try:
-            converted: Setting = wanted(value)
-            return converted
-        except ValueError:
-            pass
-    raise InputError(f"{kind} {text!r}: {key} takes {_TYPES[wanted]}, got {value!r}")
+        return {"true": True, "false": False}.get(value.lower())
+    try:
+        converted: Setting = wanted(value)
+    except ValueError:
+        return None
+    return converted
 
 
 def _line(error: BaseException) -> str:

@@ -51,7 +51,8 @@ class Attack(ABC):
     def __init_subclass__(cls) -> None:
         """Give the class a name where it has none."""
         super().__init_subclass__()
-        cls.name = getattr(cls, "name", cls.__name__)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
 
     @final
     def reconstruct(
@@ -277,6 +278,7 @@ class _Run:
         """Keep the next round, or the answer once it is checked."""
         name = self.task.attack.name
         if isinstance(outcome, Work):
+            outcome.check(name)
             self.work = outcome
         elif isinstance(outcome, Reconstruction):
             self.result = outcome.checked(name, self.task.observation.knowledge)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -79,7 +79,36 @@ class Reconstruction:
                 f"attack {attack!r} returned labels of shape {tuple(self.labels.shape)} and type "
                 f"{self.labels.dtype}, expected ({knowledge.batch_size},) and torch.int64"
             )
-        return replace(self, clips=_within_box(self.clips.detach(), knowledge))
+        return replace(self, clips=_within_box(self.clips.detach(), knowledge), **self._facts(attack))
+
+    def _facts(self, attack: str) -> dict[str, Any]:
+        """Return the fields that go into a record, as plain values.
+
+        Raises:
+            InputError: one of them is something else; names the field.
+        """
+        flags = self.flags if isinstance(self.flags, tuple | list) else ()
+        valid = {
+            "engine": isinstance(self.engine, str),
+            "iterations": _is_count(self.iterations),
+            "restarts": _is_count(self.restarts),
+            "nan_at": self.nan_at is None or _is_count(self.nan_at),
+            "objective": isinstance(self.objective, int | float),
+            "defense_knowledge": self.defense_knowledge in get_args(DefenseKnowledge),
+            "flags": flags is self.flags and all(isinstance(flag, str) for flag in flags),
+        }
+        for name, fits in valid.items():
+            if not fits:
+                value = getattr(self, name)
+                raise InputError(
+                    f"attack {attack!r} returned {name} of type {type(value).__name__}, expected what "
+                    "vleak.Reconstruction documents; give plain numbers and texts"
+                )
+        return {"flags": tuple(flags), "objective": float(self.objective)}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _within_box(clips: Tensor, knowledge: Knowledge) -> Tensor:

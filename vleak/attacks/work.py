@@ -12,6 +12,7 @@ from torch import Tensor
 from vleak.attacks.flags import descent_flags
 from vleak.attacks.reconstruction import DefenseKnowledge, Reconstruction
 from vleak.descent.loop import Descent, State
+from vleak.errors import InputError
 from vleak.federated import Channel
 
 __all__ = ["Hooks", "Work", "knowledge_of_defense"]
@@ -60,6 +61,25 @@ class Work:
     channel: Channel | None = None
     earlier: Sequence[State] = ()
     state: object = None
+
+    def check(self, attack: str) -> None:
+        """Refuse work that cannot be run.
+
+        Args:
+            attack: name of the attack, for the message.
+
+        Raises:
+            InputError: no descent, something else than descents, or iterations that are no whole number
+                from 0.
+        """
+        descents = list(self.descents)
+        if not descents or not all(isinstance(descent, Descent) for descent in descents):
+            kinds = ", ".join(sorted({type(descent).__name__ for descent in descents})) or "none"
+            raise InputError(f"attack {attack!r} returned Work of {kinds}, expected at least one Descent")
+        if not isinstance(self.iterations, int) or self.iterations < 0:
+            raise InputError(
+                f"attack {attack!r} returned Work of {self.iterations!r} iterations, expected a whole number"
+            )
 
     @property
     def done(self) -> int:

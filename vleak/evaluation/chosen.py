@@ -37,7 +37,7 @@ class ChosenAttack:
         if self.attack.adaptive or self.attack.baseline:
             return None
         parents = type(self.attack).__mro__[1:]
-        return next((name for name in ATTACKS.names() if ATTACKS.find(name).factory in parents), None)
+        return next((name for name, factory in ATTACKS.builtin.items() if factory in parents), None)
 
 
 def choose_attack(chosen: str | Attack, shared: Mapping[str, Setting]) -> ChosenAttack:

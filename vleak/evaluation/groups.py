@@ -124,7 +124,12 @@ def run_group(
 def _begin(cell: PlannedCell) -> _Attempt:
     """Let the client send its message, and collect what the attacker may use."""
     pipeline, case = cell.pipeline, cell.case
-    attempt = _Attempt(pipeline, case, pipeline.blank(case), pipeline.attack_generator(case))
+    record, numbers = pipeline.blank(case, stated=False), pipeline.attack_generator(case)
+    attempt = _Attempt(pipeline, case, record, numbers)
+    with attempt.recorded(f"defense {case.defense.name!r}"):
+        attempt.record = pipeline.blank(case)
+    if attempt.failure is not None:
+        return attempt
     with attempt.recorded(f"client with defense {case.defense.name!r}"):
         client = pipeline.client(case.defense)
         attempt.update = pipeline.update(case, client)
@@ -134,8 +139,12 @@ def _begin(cell: PlannedCell) -> _Attempt:
 
 def _reconstruct(attempts: Sequence[_Attempt], stop: Stop, *, batched: bool) -> None:
     """Run the attacks, their descents together."""
-    tasks = [attempt.task(stop) for attempt in attempts]
-    for attempt, outcome in zip(attempts, reconstruct_all(tasks, batched=batched), strict=True):
+    tasks = {}
+    for index, attempt in enumerate(attempts):
+        with attempt.recorded(f"attack {attempt.case.attack_name!r}"):
+            tasks[index] = attempt.task(stop)
+    outcomes = reconstruct_all(list(tasks.values()), batched=batched)
+    for attempt, outcome in zip((attempts[index] for index in tasks), outcomes, strict=True):
         with attempt.recorded(f"attack {attempt.case.attack_name!r}"):
             if isinstance(outcome, Exception):
                 raise outcome

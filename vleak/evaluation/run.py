@@ -16,7 +16,7 @@ from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
 from vleak.evaluation.plan import PlannedCell, plan
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.setup import prepare
-from vleak.pipelines import Progress, private_clips
+from vleak.pipelines import Progress, Stop, private_clips
 from vleak.results.records import RunRecord
 from vleak.results.store import FolderStore, MemoryStore, RunStore
 from vleak.switches import exact_arithmetic, math_attention
@@ -128,6 +128,8 @@ class _Runner:
         self._waiting = [c for c in cells if c.case.id not in store.cells or not store.cells[c.case.id].ok]
         self._done = self._total - len(self._waiting)
         self._ended = threading.Event()  # not the caller's event, which may be used again
+        # A function of the events alone: attacks are handed it, and a bound method would lead to the truth.
+        self._stopped = _any_set(stop, self._ended)
 
     def run(self, workers: int, *, batched: bool) -> None:
         """Run the waiting cells: a cell a thread, or, batched, groups of cells one after the other.
@@ -156,14 +158,15 @@ class _Runner:
                 if self._stop.is_set():
                     raise StoppedError(f"stopped with {self._done} of {self._total} cells finished")
 
-    def _stopped(self) -> bool:
-        return self._stop.is_set() or self._ended.is_set()
-
     def _keep(self, results: Sequence[Result]) -> None:
         for result in results:
             self._store.add(result.cell, result.picture, result.enhanced)
             self._done += 1
             self._progress("attacking", self._done, self._total)
+
+
+def _any_set(*events: threading.Event) -> Stop:
+    return lambda: any(event.is_set() for event in events)
 
 
 @contextmanager

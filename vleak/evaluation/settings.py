@@ -119,6 +119,9 @@ class Settings:
         for kind, value, known in choices:
             if value not in known:
                 raise unknown_name(kind, value, known)
+        for name in ("frames", "size", "stride", "segments", "restarts", "iterations", "seed"):
+            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool):
+                raise InputError(f"{argument(name, repr(value))}: expected a whole number")
         for name, count in (("restarts", self.restarts), ("iterations", self.iterations)):
             if count < 1:
                 raise InputError(f"{argument(name, count)}: expected at least 1")

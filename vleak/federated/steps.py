@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -113,6 +114,9 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
         hash(channel.key)
     except (VleakError, TypeError) as error:
         raise _broken(defense, "channel", f"returned a channel that does not fit: {_line(error)}") from error
+    if channel.key:  # keys of two defenses never meet
+        kind = type(defense)
+        return replace(channel, key=(kind.__module__, kind.__qualname__, channel.key))
     return channel
 
 

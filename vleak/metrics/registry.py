@@ -86,10 +86,11 @@ METRICS: Registry[Metric] = Registry(
 """Every metric by the name that the command line takes."""
 
 
-def measure(metric: Metric, reconstruction: Tensor, truth: Tensor) -> float | None:
+def measure(name: str, metric: Metric, reconstruction: Tensor, truth: Tensor) -> float | None:
     """Return the score of a metric, which gets copies of both clips.
 
     Args:
+        name: of the metric, for messages.
         metric: built in or from outside.
         reconstruction: (C, T, H, W) in [0, 1].
         truth: of the same shape.
@@ -98,7 +99,7 @@ def measure(metric: Metric, reconstruction: Tensor, truth: Tensor) -> float | No
         InputError: the metric raised, or returned something else than a finite number or None; names it.
     """
     kind = type(metric)
-    where = f"metric {metric.name!r} ({kind.__module__}:{kind.__qualname__})"
+    where = f"metric {name!r} ({kind.__module__}:{kind.__qualname__})"
     try:
         value = metric.score(reconstruction.clone(), truth.clone())
         number = None if value is None else float(value)

@@ -191,6 +191,7 @@ class Pipeline(ABC):
             knowledge = self.baseline_knowledge(case.clip, case.reference_frames, labels)
         else:
             knowledge = self.knowledge(case.clip, case.reference_frames, labels)
+        knowledge, update = _own_copies(knowledge, update)
         if not case.attack.adaptive:
             return Observation(client.model, update, knowledge)
         knowledge = replace(knowledge, simulate=client.update)
@@ -261,18 +262,29 @@ class Pipeline(ABC):
         rank = link_rank(ranked, candidates.index(case.clip))
         return rank == 1 and len(hypotheses) > 1, rank
 
-    def blank(self, case: Case) -> Cell:
-        """Record of a cell as far as it is known before the cell runs."""
-        privacy = Client(self.model, self.loss, case.defense).privacy()
+    def blank(self, case: Case, *, stated: bool = True) -> Cell:
+        """Record of a cell as far as it is known before the cell runs.
+
+        Args:
+            case: the cell.
+            stated: whether the defense is asked for its label, settings and certificate; False for one from
+                outside that failed to state them.
+
+        Raises:
+            VleakError: what the defense states is of no use.
+        """
+        privacy = Client(self.model, self.loss, case.defense).privacy() if stated else None
         bound = None
         if privacy is not None:
             bound = identification_bound(self._open_candidates(case), privacy.noise_multiplier)
+        name = case.defense.name
+        unstated = DefenseRecord(name=name, label=name)
         return Cell(
             id=case.id,
             pipeline=self.kind,
             model=self.name,
             training_state=self.conditions.training_state,
-            defense=_defense_record(case.defense, privacy),
+            defense=_defense_record(case.defense, privacy) if stated else unstated,
             attack=AttackRecord(
                 name=case.attack_name,
                 baseline=case.baseline,
@@ -332,6 +344,11 @@ def model_record(
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().contiguous().numpy().tobytes())
+    if matrix != (
+        None,
+        None,
+    ):  # of another extractor the features are others, though clips and head are equal
+        digest.update(samples.private.numpy().tobytes() + samples.public.numpy().tobytes())
     return ModelRecord(
         name=name,
         pipeline=pipeline,
@@ -346,6 +363,13 @@ def model_record(
         segments=matrix[0],
         features=matrix[1],
     )
+
+
+def _own_copies(knowledge: Knowledge, update: Update) -> tuple[Knowledge, Update]:
+    """Copies that an attack may write into; their storage holds neither truth nor what other cells use."""
+    public = knowledge.public_clips
+    own = replace(knowledge, public_clips=None if public is None else public.clone())
+    return own, replace(update, tensors={name: tensor.clone() for name, tensor in update.tensors.items()})
 
 
 def _defense_record(defense: Defense, privacy: Privacy | None) -> DefenseRecord:

@@ -126,7 +126,7 @@ class ClipPictures(Pictures):
                 if references
                 else None,
                 "metrics": {
-                    name: measure(metric, clip, self.data.clips[index])
+                    name: measure(name, metric, clip, self.data.clips[index])
                     for name, metric in self.metrics.items()
                 },
             }

@@ -43,9 +43,11 @@ def read_run(path: Path) -> RunRecord:
             raise InputError(f"{path} holds no run, no {RESULTS}; give the `out` of an evaluation")
         return results
     journal = read_journal(path)
-    # A run that was resumed and then killed has more in its journal.
-    if results is not None and len(results.cells) >= len(journal):
-        return results
+    # A run that was resumed and then killed has more in its journal, or cells that failed before.
+    if results is not None:
+        known = {cell.id: cell.status for cell in results.cells}
+        if all(known.get(name) == cell.status for name, cell in journal.items()):
+            return results
     planned = None if results is None else results.planned_cells
     cells = with_flags(list(journal.values()))
     return RunRecord.model_validate(dict(read_header(path)) | {"planned_cells": planned, "cells": cells})

@@ -325,6 +325,11 @@ class _Arrays(Protocol):
 
 def _pictures(arrays: _Arrays, cell: Cell) -> dict[str, Tensor]:
     clips = arrays(CLIPS)
+    if clips is not None and cell.clip_index >= len(clips):
+        raise InputError(
+            f"cell {cell.id!r}: clip_index is {cell.clip_index}, the run has pictures of {len(clips)} clips; "
+            "its files are damaged"
+        )
     pictures = {} if clips is None else {"truth": as_clip(clips[cell.clip_index])}
     for role, name in (("reconstruction", cell.media), ("enhanced", cell.media_enhanced)):
         if name is not None and (array := arrays(name)) is not None:

@@ -167,6 +167,6 @@ def read_study(folder: Path) -> StudyRecord:
     if version != STUDY_VERSION:
         raise InputError(
             f"{path} holds schema version {version!r}, expected {STUDY_VERSION}; run `vleak study` again "
-            "with the same --out, which keeps its finished cells"
+            "with the same `out`, which keeps its finished cells"
         )
     return validate(StudyRecord, content, str(path))
