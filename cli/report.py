@@ -1,4 +1,4 @@
-"""`vleak report`: write the page of a run again."""
+"""`vleak report`: the page of a stored run, written again."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ _TIE = 1e-9  # difference below which correlations are equal: the order of a sum
 
 
 def residual_correlation(x: Tensor, truth: Tensor, prior: Tensor) -> float:
-    """Return how much of the truth's deviation from the prior the answer has: r of x - prior and truth - prior.
+    """Return how far the answer follows the truth beyond the prior: r of x - prior and truth - prior.
 
     Args:
         x: (C, T, H, W) in [0, 1], the rebuilt clip.
