@@ -6,8 +6,8 @@ breaching runs its published `invertinggradients` settings (signed Adam, rate 0.
 total variation 0.2, box, start from a normal distribution) for ``--iterations``. vleak runs `matching` with
 its defaults, once with the same knowledge and once with public clips. Both are granted the label. Both run on
 one thread; CPU time is counted, without the computation of PSNR. The truth serves for PSNR alone and affects
-no setting. vleak's attack is repeated from the beginning and stopped after a growing number of iterations of the
-same schedule, so that every PSNR is that of the answer that a user would get at that time.
+no setting. vleak's attack is repeated from the beginning and stopped after a growing number of iterations of
+the same schedule, so that every PSNR is that of the answer that a user would get at that time.
 
 vleak captures an iteration once for a process and shape of clip; the time of the capture is counted in full
 for every clip.

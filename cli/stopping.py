@@ -43,7 +43,7 @@ def asked() -> bool:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt again after a signal whose exception was lost, as in imports of large packages."""
+    """Raise KeyboardInterrupt again after a signal whose exception was lost, as in imports."""
     if asked():
         raise KeyboardInterrupt
 

@@ -202,7 +202,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _copied(self, result: Any) -> Any:
-        """Return contiguous copies of results whose strides depend on the device, for correct recorded strides."""
+        """Return contiguous copies of results, for recorded strides that do not depend on the device."""
         if isinstance(result, (list, tuple)):
             return type(result)(self._copied(item) for item in result)
         if result is None:

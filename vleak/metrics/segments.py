@@ -95,7 +95,8 @@ def score_segments(
         0.99 after optimal matching), ``exact`` (with a relative error below 0.01), ``null_exact``
         (the same for the best baseline), ``cosine`` and ``relative_error`` (medians over those carrying,
         matched; None without any), ``in_order`` (share of them that the matching leaves in place; None
-        without a claim of order), ``cosine_gain`` (median cosine less that of the best baseline, matched likewise),
+        without a claim of order), ``cosine_gain`` (median cosine less that of the best baseline, matched
+        likewise),
         ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``,
         ``null`` (name -> ``cosine``) and ``best_null``.
 

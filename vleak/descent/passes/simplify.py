@@ -32,7 +32,7 @@ Rule = Callable[[Node], Any]
 
 
 def simplify(capture: Capture) -> None:
-    """Make in-place operators on temporaries pure, and remove nodes that are dead, repeated or without effect.
+    """Make in-place operators on temporaries pure; remove nodes that are dead, repeated or without effect.
 
     Results are rounded like the original graph's, with two exceptions: 0 + x may differ from x in the sign of
     zero, and a product with zeros is zero even if the other factor holds infinity or NaN.
