@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "opacus", "scikit-image", "av", "safeten
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Say which versions are here, which state the extension is in and why, and what to do."""
+    """Report versions, the state of the extension and its reason, and what to do."""
     findings = _findings()
     if json:
         output.write_json(findings)

@@ -18,12 +18,12 @@ from vleak.registry import Registry
 
 
 def _classical(scale: int) -> Enhancer:
-    """Estimates the noise, averages along time, denoises, enlarges; sharpens only what is clean."""
+    """Noise estimation, averaging along time, denoising and enlargement; sharpens clean clips only."""
     return partial(classical, scale=scale)
 
 
 def _network(scale: int, weights: Mapping[str, Tensor] | None = None) -> Enhancer:
-    """Refines that by a small network, trained on the public clips on this machine."""
+    """Classical enhancement, refined by a small network trained on the public clips on this machine."""
     if scale != SCALE:
         raise InputError(f"enhance: the network enlarges by {SCALE}, not by {scale}; use classical")
     if weights is None:

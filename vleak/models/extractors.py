@@ -196,7 +196,7 @@ def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extracto
     Raises:
         InputError: the name or a setting is unknown, weights are not available, a factory's module is
             not frozen or does not accept the segments, or frames is no multiple of ``segment_frames``.
-        CapabilityError: torchvision is asked for and cannot be imported.
+        CapabilityError: torchvision is needed and cannot be imported.
     """
     reference = EXTRACTORS.parse(name)
     if _is_torchvision(reference):
