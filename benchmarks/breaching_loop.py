@@ -1,13 +1,14 @@
-"""The same work in breaching, the most complete package for gradient inversion: its own loop and steps.
+"""Gradient inversion loop of breaching, the most complete package for gradient inversion, on the same work.
 
-It is no dependency of vleak, and its own would replace the PyTorch that is there. Install it beside that:
+breaching is no dependency of vleak, and its own dependencies would replace the installed PyTorch. Install it
+without them:
 
     pip install --no-deps breaching torchvision==0.28.0    # the torchvision of your torch: 0.28.0 for 2.13
     pip install '.[breaching]'                             # what breaching imports: hydra-core, six
 
-Two things have to be mended for clips, both here and neither in breaching's loop: a torchvision whose native
-code was built for another torch lacks two operators that its Python part insists on (declared here, never
-called), and the total variation takes images, so that here frames are folded into the batch.
+Two adaptations for clips are made here, none of them in breaching's loop: a torchvision whose native code was
+built for another torch lacks two operators that its Python part requires (declared here, never called), and
+breaching's total variation takes images, so frames are folded into the batch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _KEPT: list[torch.library.Library] = []  # a declaration lives as long as its li
 
 
 def load() -> ModuleType | None:
-    """Import breaching; None where it is not installed."""
+    """Return the breaching package; None if it is not installed."""
     if importlib.util.find_spec("breaching") is None:
         return None
     with warnings.catch_warnings():
@@ -52,7 +53,7 @@ def _declare_missing() -> None:
 
 
 class ClipVariation(nn.Module):
-    """breaching's total variation on every frame, plus the mean difference of successive frames."""
+    """Total variation of breaching on every frame, plus the mean difference of successive frames."""
 
     def __init__(self, setup: dict[str, Any], spatial: float, temporal: float) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class ClipVariation(nn.Module):
         self.temporal = temporal
 
     def initialize(self, *_: object) -> None:
-        """Nothing to prepare; breaching calls it before every trial."""
+        """Do nothing; breaching calls this before every trial."""
 
     def forward(self, clips: Tensor) -> Tensor:
         value: Tensor = self.frames(clips.transpose(1, 2).flatten(0, 1))
@@ -69,7 +70,7 @@ class ClipVariation(nn.Module):
 
 
 def clip_variation(clips: Tensor, spatial: float, temporal: float) -> float:
-    """Write breaching's formula out: zeros beyond the border, 1e-8 on each difference, mean over pixels."""
+    """Return breaching's total variation: zeros beyond the border, 1e-8 on a difference, mean over pixels."""
     padded = F.pad(clips, (0, 1, 0, 1))
     right = (padded[..., :-1, 1:] - clips).abs() + 1e-8
     below = (padded[..., 1:, :-1] - clips).abs() + 1e-8
@@ -78,7 +79,7 @@ def clip_variation(clips: Tensor, spatial: float, temporal: float) -> float:
 
 
 class BreachingLoop:
-    """breaching's attack of Inverting Gradients on one update, run a stretch at a time."""
+    """Attack of breaching, Inverting Gradients, on one update, run for some iterations at a time."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class BreachingLoop:
         self._models, self._labels, _ = self.attacker.prepare_attack([self._payload], self._shared)
 
     def run(self, iterations: int) -> None:
-        """Run breaching's loop on from where it stands, at a constant rate and without its final scoring."""
+        """Continue breaching's loop, at a constant rate and without its final scoring."""
         self.attacker.cfg.optim.max_iterations = iterations
         self.attacker.cfg.optim.step_size_decay = None
         stats: dict[str, list[float]] = {"Trial_0_Val": []}
@@ -119,14 +120,14 @@ class BreachingLoop:
         self.history += stats["Trial_0_Val"]
 
     def reconstruct(self, iterations: int, watch: Callable[[int, Tensor], None]) -> Tensor:
-        """Run the whole attack as its users do, from the start given.
+        """Run the complete attack, as its users do, from the start of this loop.
 
         Args:
-            iterations: of its schedule.
-            watch: shown the number of iterations done and the candidate, before every iteration.
+            iterations: length of its schedule.
+            watch: called before every iteration with the number of iterations done and the candidate.
 
         Returns:
-            breaching's answer, shaped like the start.
+            the answer of breaching, shaped like the start.
         """
         self.attacker.cfg.optim.max_iterations = iterations
         compute = self.attacker._compute_objective
@@ -144,7 +145,7 @@ class BreachingLoop:
 def _attacker(model: nn.Module, spatial: float | None, temporal: float) -> Any:
     breaching = importlib.import_module("breaching")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hydra speaks of its own next version
+        warnings.simplefilter("ignore")  # hydra warns about its own next version
         config = breaching.get_attack_config("invertinggradients")
     if spatial is None:
         spatial = config.regularization.total_variation.scale

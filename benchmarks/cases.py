@@ -1,6 +1,6 @@
-"""The five cases of the inner loop: models, starts and the updates that are to be matched.
+"""Cases of the inner-loop benchmark: models, starts and the updates to match.
 
-Nothing is drawn from the process-wide generators: weights, clips, starts and labels follow the case's name.
+Weights, clips, starts and labels are drawn from generators seeded by the case's name, not process-wide ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Trial:
-    """One update to be matched.
+    """Update to match, with start and labels.
 
     Attributes:
         start: (B, C, T, H, W) in [0, 1], or rows of features (B, features).
@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """A model in eval mode and the trials that share its weights."""
+    """Case: a model in eval mode and the trials that share its weights."""
 
     name: str
     title: str
@@ -118,7 +118,7 @@ CASES = tuple(_RECIPES)
 
 
 def build(name: str, *, tiny: bool = False) -> Case:
-    """Return a case; ``tiny`` is the same kind of model and input, small enough to load all code with."""
+    """Return a case; ``tiny`` is the same kind of model and input, small, for loading all code."""
     recipe = _RECIPES[name]
     width, shape = recipe.width, recipe.shape
     if tiny:

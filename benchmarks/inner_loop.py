@@ -1,8 +1,8 @@
-"""The inner loop, iteration for iteration: bare PyTorch, vleak's two engines, breaching where installed.
+"""Benchmark of the inner loop: bare PyTorch, vleak's two engines, and breaching if it is installed.
 
-All contestants of a case take turns in one process with one thread, and CPU time is counted; the figures are
-medians over the rounds. Before any of it counts, all must have computed the same objective. Peak memory is
-measured in a process of its own a contestant, above what was there before it was built.
+All contestants of a case take turns in one process with one thread; the figures are medians of CPU time over
+the rounds. Before the timing, all must compute the same objective. Peak memory is measured in a separate
+process for every contestant, relative to the memory before the contestant is built.
 
     python benchmarks/inner_loop.py [--case A ...] [--rounds 7] [--no-memory] [--json]
 
@@ -47,9 +47,9 @@ from vleak.native import loader
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 124)
 _MEMORY_ITERATIONS = 5
-_SCHEDULE = 2_400  # of memory, as in time_to_quality.py
-# How much glibc keeps of what was freed differs from run to run, in case D by tens of percent and up to four
-# times what is alive. Told to give all blocks but the smallest back at once, peaks repeat to some percent.
+_SCHEDULE = 2_400  # iterations of the schedule when memory is measured, as in time_to_quality.py
+# The freed memory that glibc retains differs from run to run, in case D by tens of percent, and is up to four
+# times the memory in use. With all but the smallest blocks returned at once, peaks repeat to a few percent.
 _FRUGAL_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "16384",
     "MALLOC_TRIM_THRESHOLD_": "16384",
@@ -59,7 +59,7 @@ _SAME = 2e-5  # relative; float32 sums of up to a million terms in different ord
 
 
 class InTurn:
-    """One loop a trial, one after the other: what there is without vleak."""
+    """Contestant without vleak: one loop a trial, one after the other."""
 
     def __init__(self, make: Callable[..., Any], case: Case, _: int) -> None:
         self.loops = [
@@ -79,7 +79,7 @@ class InTurn:
 
 
 class Vleak:
-    """The trials of a case as the library's attacks run them."""
+    """Contestant vleak: the trials of a case, run as by the library's attacks."""
 
     def __init__(self, engine: str, case: Case, schedule: int) -> None:
         descent = DescentSettings(
@@ -102,7 +102,7 @@ class Vleak:
 
 
 Contestant = InTurn | Vleak
-#: name -> (case, length of the schedule, which must suffice) -> what can be run
+#: name -> function (case, length of the schedule, at least the iterations run) -> contestant
 CONTESTANTS: dict[str, Callable[[Case, int], Contestant]] = {
     "bare": partial(InTurn, BareLoop),
     "reference": partial(Vleak, "reference"),
@@ -112,7 +112,7 @@ CONTESTANTS: dict[str, Callable[[Case, int], Contestant]] = {
 
 
 def forward_backward(case: Case) -> Callable[[int], None]:
-    """Return what every iteration cannot do without: the gradient by the parameters, of every trial."""
+    """Return the minimal work of an iteration: the gradient by the parameters, for every trial."""
     parameters = list(case.model.parameters())
 
     def run(iterations: int) -> None:
@@ -124,7 +124,7 @@ def forward_backward(case: Case) -> Callable[[int], None]:
 
 
 def in_full(contestant: Contestant) -> Callable[[int], None]:
-    """Return its `run`, refusing one that ends before the iterations asked for."""
+    """Return a contestant's `run`, checked to do all requested iterations."""
 
     def run(iterations: int) -> None:
         before = [len(history) for history in contestant.histories()]
@@ -136,11 +136,11 @@ def in_full(contestant: Contestant) -> Callable[[int], None]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Nobody is timed doing less work
+# Check that all contestants do the same work
 
 
 def check_same_work(case: Case, contestants: dict[str, Contestant]) -> None:
-    """Run one iteration of every trial; the objectives must agree, and so must where the step led."""
+    """Run one iteration of every trial, and check that objectives and positions afterwards agree."""
     for each in contestants.values():
         in_full(each)(1)
     expected, moved = contestants["bare"].histories(), contestants["bare"].positions()
@@ -207,7 +207,7 @@ def _spread(value: Measured) -> dict[str, float]:
 
 
 def peaks_in_own_process(case: str, contestant: str) -> dict[str, int]:
-    """Return how far the memory of a fresh process rises, see `peaks_here`."""
+    """Return the memory peaks of a contestant in a new process, see `peaks_here`."""
     command = [sys.executable, __file__, "--case", case, "--peaks-of", contestant]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, **_FRUGAL_MALLOC}
@@ -219,12 +219,12 @@ def peaks_in_own_process(case: str, contestant: str) -> dict[str, int]:
 
 
 def peaks_here(name: str, contestant: str) -> dict[str, int]:
-    """Build a contestant and run some iterations, and return two peaks in bytes.
+    """Return two memory peaks of a contestant in bytes, measured over some iterations.
 
-    ``peak_bytes`` is that of iterating, ``prepare_peak_bytes`` that of building it and of its first
-    iteration. Both count everything that the contestant holds: they stand above what the process held
-    before it was built, which is the case itself (weights, update, start) and all code that is needed,
-    loaded by a tiny case of the same kind.
+    ``peak_bytes`` is the peak of iterating, ``prepare_peak_bytes`` that of building the contestant and of its
+    first iteration. Both count everything that the contestant holds: they are relative to the memory of the
+    process before it was built, which has the case (weights, update, start) and all code, loaded by a tiny
+    case of the same kind.
     """
     CONTESTANTS[contestant](build(name, tiny=True), _SCHEDULE).run(2)
     case = build(name)
@@ -238,9 +238,9 @@ def peaks_here(name: str, contestant: str) -> dict[str, int]:
 
 
 def _start_over() -> int:
-    """Give freed memory back, let the peak start anew, and return what is held, in bytes."""
+    """Return freed memory to the system, reset the peak, and return the memory in use in bytes."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else what capture freed would hide what the loop takes
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed by the capture would otherwise hide the loop's own
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -251,7 +251,7 @@ def _status(field: str) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What comes out
+# Records and tables
 
 
 def environment(rounds: int) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Native operators against the same operators in plain PyTorch: one thread, CPU time, interleaved, medians.
+"""Benchmark of native operators against plain PyTorch: one thread, medians of interleaved CPU times.
 
-Both sides compute value and derivative, or the whole step. Convolutions and products have tables of their
-own, with the rate of native code; products with the zeros of a border do not count. Run it on a quiet
-machine:
+Both sides compute value and derivative, or a complete step. Convolutions and products have separate tables
+with the rate of native code; products with zeros of the padding do not count. Run it on an idle machine:
 
     python benchmarks/kernels.py [--rounds 15] [--json]
 """
@@ -105,13 +104,13 @@ def cases() -> dict[str, Call]:
 
 
 def sums_along(size: int, kernel: int, stride: int) -> int:
-    """Return how many pairs of an output and an input of one axis meet, with a padding of half the kernel."""
+    """Return the number of pairs of an output and an input along an axis, with padding of half the kernel."""
     starts = range(-(kernel // 2), size + kernel // 2 - kernel + 1, stride)
     return sum(0 <= start + tap < size for start in starts for tap in range(kernel))
 
 
 def convolutions() -> dict[str, tuple[Call, Call, float]]:
-    """Return every layer in its three directions, native and not, with the number of operations of a call."""
+    """Return every layer in its three directions, native and in PyTorch, with the operations of a call."""
     found: dict[str, tuple[Call, Call, float]] = {}
     for clips, channels, outputs, size, kernel, stride in LAYERS:
         x, w = normal(clips, channels, *size), normal(outputs, channels, *[kernel] * len(size))
@@ -131,7 +130,7 @@ def convolutions() -> dict[str, tuple[Call, Call, float]]:
 
 
 def products() -> dict[str, tuple[Call, Call, float]]:
-    """Return products with a matrix as it lies and transposed, and the number of operations of a call."""
+    """Return products with a matrix, plain and transposed, and the number of operations of a call."""
     found: dict[str, tuple[Call, Call, float]] = {}
     for rows, depth, columns in PRODUCTS:
         x, m = normal(rows, depth), normal(depth, columns)
@@ -151,7 +150,7 @@ def in_torch(call: Call) -> Call:
 
 
 def repeats(call: Call) -> int:
-    """Return how many calls fill one round."""
+    """Return the number of calls that fill one round."""
     call()
     start = time.process_time()
     call()

@@ -1,15 +1,16 @@
-"""Seconds until vleak's attack has the PSNR at which breaching's own settings end, on real clips.
+"""Benchmark of the CPU seconds until vleak's attack reaches the final PSNR of breaching, on real clips.
 
     python benchmarks/time_to_quality.py [--data FOLDER] [--clips 3] [--iterations 2400] [--json]
 
 breaching runs its published `invertinggradients` settings (signed Adam, rate 0.1 with its drops, cosine,
-total variation 0.2, box, start from a normal distribution) for so many iterations. vleak runs `matching` with
+total variation 0.2, box, start from a normal distribution) for ``--iterations``. vleak runs `matching` with
 its defaults, once with the same knowledge and once with public clips. Both are granted the label. Both run on
-one thread; CPU time is counted, without that of looking. The truth is only looked at: it sets no setting.
-vleak's attack is run again and again from the beginning with a stop at a growing number of iterations of one
-and the same schedule, so that every PSNR is that of the answer which a user would have had then.
+one thread; CPU time is counted, without the computation of PSNR. The truth serves for PSNR alone and affects
+no setting. vleak's attack is repeated from the beginning and stopped after a growing number of iterations of
+the same schedule, so that every PSNR is that of the answer that a user would get at that time.
 
-vleak captures an iteration once a process and shape of clip; every ratio counts it in full for every clip.
+vleak captures an iteration once for a process and shape of clip; the time of the capture is counted in full
+for every clip.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ from vleak.seeds import generator
 SIZES = {"8x32x32": (8, 32), "16x64x64": (16, 64)}
 STATES = ("untrained", "early")
 MODEL = "c3d_tiny"
-#: name -> whether the attacker holds public clips, which breaching has no use for
+#: name -> whether the attacker holds public clips, which breaching does not use
 KNOWLEDGE = {"matching": False, "matching, public clips": True}
 _CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "clips"
-_LOOK = 100  # iterations of breaching between two looks
-_STEP = 10  # iterations of vleak between two looks, at least
+_LOOK = 100  # iterations of breaching between two PSNR measurements
+_STEP = 10  # smallest number of iterations of vleak between two PSNR measurements
 Tell = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One clip, its update, and all that a measurement needs to know of it."""
+    """Attacked clip with its update, its model and its data set."""
 
     data: ClipSet
     index: int
@@ -71,7 +72,7 @@ class Target:
         return self.data.labels[self.index][None]
 
     def psnr(self, clips: Tensor) -> float:
-        """Return that of (1, C, T, H, W) in dB."""
+        """Return the PSNR of a reconstruction (1, C, T, H, W) in dB."""
         return psnr(clips[0].clamp(0, 1), self.truth)
 
 
@@ -80,7 +81,7 @@ class Target:
 
 
 def run_breaching(target: Target, iterations: int, tell: Tell) -> dict[str, Any]:
-    """Return its PSNR in dB over CPU seconds, and where it ends."""
+    """Return the PSNR of breaching in dB over CPU seconds, and its final PSNR."""
     start = torch.randn(target.truth[None].shape, generator=generator("time to quality", target.index))
     gradient = [target.update.tensors[name] for name, _ in target.model.named_parameters()]
     attack = breaching_loop.BreachingLoop(target.model, target.label, gradient, start)
@@ -103,7 +104,7 @@ def run_breaching(target: Target, iterations: int, tell: Tell) -> dict[str, Any]
 
 
 def run_vleak(target: Target, public: bool, wanted: float, whole: int | None, tell: Tell) -> dict[str, Any]:
-    """Return the CPU seconds after which its answer has the wanted PSNR (None: it never has), and its end."""
+    """Return the CPU seconds until vleak reaches the wanted PSNR (None: never), and its final PSNR."""
     trace: list[tuple[int, float, float]] = []
     reached = None
     for stop_after in _looks():
@@ -120,7 +121,7 @@ def run_vleak(target: Target, public: bool, wanted: float, whole: int | None, te
 
 
 def _looks() -> Iterator[int]:
-    """Yield numbers of iterations to stop after, each about a quarter above the one before it."""
+    """Yield numbers of iterations to stop after, growing by about a quarter."""
     done = 0
     while True:
         done = max(done + _STEP, math.ceil(1.25 * done / _STEP) * _STEP)
@@ -130,13 +131,13 @@ def _looks() -> Iterator[int]:
 def attack(
     target: Target, public: bool, whole: int | None, stop_after: int | None
 ) -> tuple[Reconstruction, float]:
-    """Run vleak's attack from its beginning, and return its answer and CPU seconds.
+    """Return the answer of vleak's attack and its CPU seconds, from the start on.
 
     Args:
-        target: what to attack.
+        target: the attacked clip.
         public: whether the attacker holds public clips.
-        whole: iterations of the schedule; None for the attack's own.
-        stop_after: iterations after which to ask for the answer; None for the whole.
+        whole: iterations of the schedule; None for the attack's default.
+        stop_after: iterations after which the attack is stopped; None for the full schedule.
     """
     data = target.data
     knowledge = Knowledge(
@@ -164,13 +165,13 @@ def attack(
 
 
 def preparation(target: Target, public: bool) -> float:
-    """Return what the first attack of its kind in a process takes longer than the next, in CPU seconds."""
+    """Return the extra CPU seconds of the first attack of its kind in a process, compared with the next."""
     first, again = (attack(target, public, None, _STEP)[1] for _ in range(2))
     return max(0.0, first - again)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# All of them
+# All targets
 
 
 def targets(source: str, size: str, state: str, clips: int) -> list[Target]:
@@ -196,7 +197,7 @@ def measure(arguments: argparse.Namespace, tell: Tell) -> list[dict[str, Any]]:
         prepare: dict[str, float] = {}
         for state in arguments.state:
             for target in targets(arguments.data, size, state, arguments.clips):
-                if not prepare:  # of the first in this process; states of training share what is captured
+                if not prepare:  # on the first target alone; training states share the captured iteration
                     prepare = {name: preparation(target, public) for name, public in KNOWLEDGE.items()}
                 cell = {"size": size, "training_state": state, "clip": target.data.names[target.index]}
                 theirs = run_breaching(target, arguments.iterations, tell)
@@ -210,7 +211,7 @@ def measure(arguments: argparse.Namespace, tell: Tell) -> list[dict[str, Any]]:
 
 
 def say(cell: dict[str, Any]) -> None:
-    """Print a finished clip at once: the whole takes an hour."""
+    """Print the result of a finished clip at once, since all clips take an hour."""
     theirs = cell["breaching"]
     line = f"{cell['size']} {cell['training_state']} {cell['clip']}: breaching {theirs['seconds']:.1f} s,"
     line += f" {theirs['psnr_db']:.1f} dB"
@@ -221,7 +222,7 @@ def say(cell: dict[str, Any]) -> None:
 
 
 def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return medians over the clips; a clip where the PSNR is never reached counts as infinitely long."""
+    """Return medians over the clips; a clip that never reaches the PSNR counts as infinitely long."""
     rows = []
     for size, state in dict.fromkeys((cell["size"], cell["training_state"]) for cell in cells):
         group = [cell for cell in cells if (cell["size"], cell["training_state"]) == (size, state)]

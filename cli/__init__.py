@@ -1,4 +1,4 @@
-"""The command line: only the public API is used, and nothing slow is imported before Ctrl-C is caught."""
+"""Command line of vleak, on top of the public API; slow imports come after the handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["main", "run"]
 def main() -> None:
     """Run `vleak`.
 
-    Exit code 0, or after one line on stderr 1 (a check that was asked for failed), 2 (it could not be done:
-    what is wrong and what to do), or 130 (interrupted).
+    The exit code is 0, or, after one line on stderr, 1 (a requested check failed), 2 (an error: what is wrong
+    and what to do), or 130 (interrupted).
     """
     try:
         stopping.listen()
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except OSError as error:
-        # The reader of our output went away, or its disk is full; the exit must not complain once more.
+        # The reader of stdout is gone, or its disk is full; the exit must not report it again.
         from vleak.cli import output
 
         output.close_stdout()

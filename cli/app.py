@@ -1,4 +1,4 @@
-"""The Typer application and how its errors become one line."""
+"""Typer application of the command line, and reporting of its errors in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPTIONS = {
     for command in _COMMANDS
     for name in inspect.signature(command).parameters
 } | {"defenses": "--defense", "attacks": "--attack", "metrics": "--metric"}
-"""Option of every argument of the library that errors may name."""
+"""Options of the command line, by the library arguments that errors may name."""
 _ARGUMENT = re.compile(rf"(?<![\w.:,=/'\"-])({'|'.join(_OPTIONS)})=|`({'|'.join(_OPTIONS)})`")
 app = typer.Typer(
     name="vleak",
@@ -64,11 +64,11 @@ def _root(
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run the application and return its exit code, after one line on stderr where it is not 0.
+    """Run the application and return its exit code; one line on stderr explains a code other than 0.
 
     Raises:
-        KeyboardInterrupt: the user stopped it.
-        OSError: stdout cannot be written, or nobody reads it any more.
+        KeyboardInterrupt: the user interrupted it.
+        OSError: stdout cannot be written, or its reader is gone.
     """
     warnings.showwarning = output.warning
     try:
@@ -77,7 +77,7 @@ def invoke(arguments: list[str]) -> int:
         return output.fail(str(error), stopping.INTERRUPTED)
     except VleakError as error:
         return output.fail(with_options(str(error)))
-    except SystemExit as error:  # Typer leaves this way, and with 1, when nobody reads stdout
+    except SystemExit as error:  # Typer raises it, with code 1, when the reader of stdout is gone
         raise BrokenPipeError from error
     except OSError as error:
         if error.filename is None:
@@ -91,12 +91,12 @@ def invoke(arguments: list[str]) -> int:
 
 
 def with_options(message: str) -> str:
-    """Message of the library in terms of the command line: ``clips=0`` and `` `clips` `` as ``--clips``."""
+    """Return a library message with option names: ``clips=0`` and `` `clips` `` become ``--clips``."""
     return _ARGUMENT.sub(lambda match: f"{_OPTIONS[match[1]]} " if match[1] else _OPTIONS[match[2]], message)
 
 
 def _usage_or_bug(error: Exception) -> int:
-    # Typer's usage errors are known by what they can do: their class lives in a private module.
+    # Typer's usage errors are recognised by a method, since their class is in a private module.
     if hasattr(error, "format_message"):
         return _usage(error.format_message(), getattr(getattr(error, "ctx", None), "command_path", "vleak"))
     if stopping.asked() or type(error).__name__ == "Abort":  # how older Typers report Ctrl-C
@@ -110,6 +110,6 @@ def _usage_or_bug(error: Exception) -> int:
 
 
 def _usage(message: str, command: str) -> int:
-    if not message:  # a bare `vleak`: its help is on the screen
+    if not message:  # `vleak` without arguments, which printed its help
         return 2
     return output.fail(f"{message.rstrip('.')}; see `{command} --help`")

@@ -1,4 +1,4 @@
-"""`vleak bench`: how long an iteration takes on this machine, native against reference."""
+"""`vleak bench`: CPU time of an iteration on this machine, native and reference engine."""
 
 from __future__ import annotations
 
@@ -87,30 +87,32 @@ def _environment() -> dict[str, str | None]:
     }
 
 
-def _measure(name: str, frames: int, size: int, tell: Callable[[], None]) -> dict[str, Any]:
-    """Return the row of one model; CPU seconds an iteration."""
+def _measure(name: str, frames: int, size: int, advance: Callable[[], None]) -> dict[str, Any]:
+    """Return the row of one model, in CPU seconds an iteration."""
     from vleak.descent import Descent, DescentSettings, timing
 
     problem, start = _problem(name, frames, size)
-    # The weights of total variation are those of `matching`, and no figure depends on them.
+    # The weights of total variation are those of `matching`; no timing depends on them.
     settings = DescentSettings(iterations=timing.iterations_needed(_ROUNDS), spatial=0.03, temporal=0.09)
     descents = {engine: Descent(problem, settings, start, engine=engine) for engine in _ENGINES}
     calls: dict[str, timing.Call] = {"forward_backward": _forward_backward(problem, start)}
     calls |= {engine: descent.run for engine, descent in descents.items()}
-    found = timing.interleaved(calls, rounds=_ROUNDS, seconds=_BLOCK_SECONDS, progress=tell)
+    measured = timing.interleaved(calls, rounds=_ROUNDS, seconds=_BLOCK_SECONDS, progress=advance)
     row: dict[str, Any] = {"model": name}
-    for key, value in found.items():
+    for key, value in measured.items():
         row[key] = {"cpu_s": value.median, "cpu_s_low": value.low, "cpu_s_high": value.high}
     for engine, prepared in descents.items():
         row[engine]["engine"] = prepared.engine
-        row[engine]["over_forward_backward"] = found[engine].divided_by(found["forward_backward"]).median
-    ratio = found["reference"].divided_by(found["native"])
+        row[engine]["over_forward_backward"] = (
+            measured[engine].divided_by(measured["forward_backward"]).median
+        )
+    ratio = measured["reference"].divided_by(measured["native"])
     row["reference_over_native"] = {"median": ratio.median, "low": ratio.low, "high": ratio.high}
     return row
 
 
 def _problem(name: str, frames: int, size: int) -> tuple[Problem, Tensor]:
-    """Return a model, the update of a clip of noise, and another such clip (1, 3, T, H, W) to start from."""
+    """Return the problem of matching the update of a random clip, and a random start (1, 3, T, H, W)."""
     import torch
     from torch.nn import functional as F
 
@@ -165,7 +167,7 @@ def _table(results: dict[str, Any]) -> Table:
 
 
 def _caption(results: dict[str, Any]) -> list[str]:
-    """Say how it was measured, and what "native" was here."""
+    """Return the lines that explain the measurement and the native engine of this machine."""
     environment = results["environment"]
     lines = [
         f"one thread, medians of {results['rounds']} interleaved rounds. ratio: reference / native.",

@@ -1,4 +1,4 @@
-"""`vleak doctor`: what this machine has, and what to do about it."""
+"""`vleak doctor`: versions, state of the extension and devices of this machine, and remedies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "opacus", "scikit-image", "av", "safeten
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Say which versions are here, which state the extension is in and why, and what to do."""
+    """Report versions, the state of the extension and its reason, and what to do."""
     findings = _findings()
     if json:
         output.write_json(findings)
@@ -35,20 +35,24 @@ def _findings() -> dict[str, str]:
     from vleak.native import loader
 
     status = loader.status()
-    found = {"vleak": vleak.__version__, "python": platform.python_version(), "platform": platform.platform()}
-    found |= {name: _version(name) for name in _PACKAGES}
-    found["cores"] = str(os.cpu_count())
-    found["extension"] = f"{status.state}: {status.reason}"
-    found["library"] = str(status.library or "none")
-    found["built for torch"] = status.built_for or "–"
-    found["instruction set"] = status.instruction_set or "chosen by PyTorch"
-    found["loop"] = status.loop
-    found["cuda"] = status.cuda
-    found["cuda devices"] = (
+    findings = {
+        "vleak": vleak.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    findings |= {name: _version(name) for name in _PACKAGES}
+    findings["cores"] = str(os.cpu_count())
+    findings["extension"] = f"{status.state}: {status.reason}"
+    findings["library"] = str(status.library or "none")
+    findings["built for torch"] = status.built_for or "–"
+    findings["instruction set"] = status.instruction_set or "chosen by PyTorch"
+    findings["loop"] = status.loop
+    findings["cuda"] = status.cuda
+    findings["cuda devices"] = (
         str(torch.cuda.device_count()) if torch.cuda.is_available() else "none visible to PyTorch"
     )
-    found["what to do"] = status.remedy or "nothing"
-    return found
+    findings["what to do"] = status.remedy or "nothing"
+    return findings
 
 
 def _version(name: str) -> str:

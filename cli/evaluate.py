@@ -22,10 +22,10 @@ def _option(text: str, panel: str, *names: str) -> Any:
 
 
 def _number(text: str, panel: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel, parser=_whole, metavar="N")
+    return typer.Option(help=text, rich_help_panel=panel, parser=_integer, metavar="N")
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
@@ -202,9 +202,9 @@ def _show(run: Run) -> None:
 
 
 def _refuse_empty(rows: list[Row], *, named: bool) -> None:
-    """Refuse to end well where something that was asked for has no result at all.
+    """Raise VleakError if a requested attack has no result for a defense.
 
-    Attacks that nobody named are tried: of them one that works is enough.
+    Of default attacks, which the user did not name, one with results is enough.
     """
     attacks = [row for row in rows if not row.baseline]
     empty = [row for row in attacks if not row.n]

@@ -1,4 +1,4 @@
-"""`vleak list`: the names that other commands take, and where those from outside are from."""
+"""`vleak list`: the names that other commands accept, and the origin of plug-ins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Kind = Annotated[
 
 
 class Item(NamedTuple):
-    """One line of a list."""
+    """Line of a list: name, summary and origin."""
 
     name: str
     summary: str
@@ -48,7 +48,7 @@ def list_names(kind: Kind = "") -> None:
 
 
 def _items(registry: Any) -> list[Item]:
-    """Return the things of a registry; a plug-in that cannot be used says why."""
+    """Return the entries of a registry; the summary of a broken plug-in is the reason."""
     items = []
     for name in registry:
         try:
@@ -60,7 +60,7 @@ def _items(registry: Any) -> list[Item]:
 
 
 def _extended(items: Iterable[Item], more: Callable[[str], str]) -> list[Item]:
-    """Append to each summary what ``more`` says of the thing of that name."""
+    """Return the items with the text of ``more(name)`` appended to their summaries."""
     return [
         item
         if item.origin == "outside"

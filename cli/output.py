@@ -1,4 +1,4 @@
-"""The one sink: results to stdout, everything a person reads to stderr."""
+"""Output of the command line: results to stdout, messages for people to stderr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ console = Console(stderr=True, highlight=False)
 
 
 def fail(message: str, code: int = 2) -> int:
-    """Print one line on stderr and return the exit code: 2 is that of what could not be done."""
+    """Print one line on stderr and return the exit code; 2 means an error."""
     print(f"vleak: {' '.join(message.split())}", file=sys.stderr)
     return code
 
@@ -46,15 +46,15 @@ def warning(
 
 
 def write_json(content: Any, otherwise: str = "send stdout elsewhere") -> None:
-    """Print results alone to stdout.
+    """Print results as JSON, and nothing else, to stdout.
 
     Args:
-        content: what JSON can hold.
-        otherwise: what to do, or where else they are, when stdout takes no more.
+        content: JSON values.
+        otherwise: remedy or other location of the results, for the message if stdout cannot be written.
 
     Raises:
-        BrokenPipeError: nobody reads stdout any more.
-        VleakError: it cannot be written, as on a full disk.
+        BrokenPipeError: the reader of stdout is gone.
+        VleakError: stdout cannot be written, as on a full disk.
     """
     try:
         json.dump(content, sys.stdout, ensure_ascii=False, indent=1, allow_nan=False)
@@ -68,13 +68,13 @@ def write_json(content: Any, otherwise: str = "send stdout elsewhere") -> None:
 
 
 def close_stdout() -> None:
-    """Throw away what is still to be written to stdout, so that the exit does not complain once more."""
+    """Discard the rest of the output to stdout, so that the exit does not report the error again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Show a live progress display on stderr; plain silence where stderr is no terminal."""
+    """Yield a live progress display on stderr, which is silent if stderr is no terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -87,10 +87,10 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def stdout_is_terminal() -> bool:
-    """Tell whether a person reads stdout; a script gets bare names."""
+    """Return whether stdout is a terminal; scripts get bare names."""
     return sys.stdout.isatty()
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout, for commands whose answer it is."""
+    """Print a table on stdout, for commands whose result it is."""
     Console(highlight=False).print(table)

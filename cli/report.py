@@ -1,4 +1,4 @@
-"""`vleak report`: write the page of a run again."""
+"""`vleak report`: the page of a stored run, written again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vleak.cli import output
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or stopped.")]) -> None:
-    """Write report.html of a run again and say where it is."""
+    """Write report.html of a run again and print its path."""
     from vleak import api
     from vleak.report import headline
 

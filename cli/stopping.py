@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command is asked to stop, and does, whatever it is doing."""
+"""Handling of Ctrl-C and SIGTERM, which stop a command at any time."""
 
 from __future__ import annotations
 
@@ -14,53 +14,55 @@ from types import FrameType
 from vleak.errors import VleakError
 
 INTERRUPTED = 130
-"""Exit code of a command that was stopped, as shells have it for Ctrl-C."""
+"""Exit code of an interrupted command, as in shells after Ctrl-C."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PATIENCE = 2.0  # seconds in which a second signal is an echo of the first
+_PATIENCE = 2.0  # seconds in which a second signal counts as a repetition of the first
 _asked_at: float | None = None
 
 
 class StoppedError(VleakError):
-    """The user stopped the command; says what was kept."""
+    """Error of a command that the user stopped; the message names the results that were kept."""
 
 
 def listen() -> None:
-    """Let both signals raise KeyboardInterrupt, except one that this process was started deaf to."""
+    """Let both signals raise KeyboardInterrupt, except one that the process ignores from its start."""
     for number in _SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # a script's background job is not to hear Ctrl-C
+        if signal.getsignal(number) != signal.SIG_IGN:  # background jobs of scripts ignore Ctrl-C
             signal.signal(number, _hear)
 
 
 def finish() -> None:
-    """Hear no more: nothing is left that could be stopped."""
+    """Ignore both signals from now on, when the command has ended."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def asked() -> bool:
-    """Tell whether a signal came; what goes wrong after that is no news."""
+    """Return whether a signal arrived; errors after it are consequences of stopping."""
     return _asked_at is not None
 
 
 def check() -> None:
-    """Raise the KeyboardInterrupt once more if something swallowed it, as imports of large packages do."""
+    """Raise KeyboardInterrupt again after a signal whose exception was lost, as in imports."""
     if asked():
         raise KeyboardInterrupt
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that takes up what this one was about, in the folder that it wrote to."""
+    """Return the command that resumes this one in the folder of its results."""
     path = Path(sys.argv[0])  # after `make`, vleak is in .venv and not on the PATH
     program = str(path) if path.is_file() and not shutil.which("vleak") else "vleak"
     pairs = zip(["", *sys.argv[1:]], sys.argv[1:], strict=False)
-    kept = [given for before, given in pairs if "--out" not in (before, given.partition("=")[0])]
-    return shlex.join([program, *kept, "--out", str(folder)])
+    arguments = [
+        argument for previous, argument in pairs if "--out" not in (previous, argument.partition("=")[0])
+    ]
+    return shlex.join([program, *arguments, "--out", str(folder)])
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt once: wrappers pass a signal on, so that it may come twice.
+    """Raise KeyboardInterrupt at the first signal; wrappers forward signals, so that one may arrive twice.
 
-    Whoever asks again after some seconds gets out at once; what a run finished is on the disk anyway.
+    A second signal after ``_PATIENCE`` seconds ends the process at once; finished cells are already stored.
     """
     global _asked_at
     now = time.monotonic()

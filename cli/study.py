@@ -1,4 +1,4 @@
-"""`vleak study`: which claims about inverting gradients of video hold."""
+"""`vleak study`: tests of the claims about gradient inversion of video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vleak.cli import output, stopping
 if TYPE_CHECKING:
     from vleak.study import ComparisonRecord, Study, StudyRecord
 
-_ROWS = 8  # of a claim
+_ROWS = 8  # comparisons shown for a claim
 _STYLES = {"holds": "bold green", "does not hold": "bold red", "mixed": "yellow"}
 
 Data = Annotated[str, typer.Option(help="synthetic, or videos as `vleak evaluate --data` takes them.")]

@@ -1,4 +1,4 @@
-"""The table that answers "what still leaks?"."""
+"""Table of a run's results, one line an attack and defense, with verdicts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` has no need of
+if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` does not need
     from vleak.results import Interval, ModelRecord, Row, RunRecord
 
 _STYLES = {
@@ -23,12 +23,12 @@ _STYLES = {
 
 
 def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
-    """Return one line an attack and defense, worst news readable at a glance.
+    """Return the table of a run, one line an attack and defense, styled by verdict.
 
     Args:
         record: the run.
-        rows: what `vleak.results.summarise` gives for it.
-        width: columns of the terminal; below 120 only what the verdict rests on is shown.
+        rows: its rows, from `vleak.results.summarise`.
+        width: width of the terminal in characters; below 120 only the columns behind the verdict are shown.
     """
     from vleak.report import plural, unfinished
 

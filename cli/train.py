@@ -1,4 +1,4 @@
-"""`vleak train`: make the weights that nobody ships, of extractors and the enhancement network."""
+"""`vleak train`: training of the weights that are not shipped: extractors and the enhancement network."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def train(
     names = TRAINABLE if name == "all" else (name,)
     with output.progress_bar() as bar:
         task = bar.add_task("training", total=len(names))
-        for each in names:
-            bar.update(task, description=f"training {each}")
-            told = train_weights(
-                each,
+        for weights in names:
+            bar.update(task, description=f"training {weights}")
+            message = train_weights(
+                weights,
                 again=again,
                 source=data,
                 clips=clips,
@@ -52,5 +52,5 @@ def train(
                 stride=stride,
                 seed=seed,
             )
-            output.say(told)
+            output.say(message)
             bar.advance(task)

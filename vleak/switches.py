@@ -1,7 +1,7 @@
-"""PyTorch's process-wide settings, changed for the duration of a context, from any number of threads.
+"""Context managers for PyTorch's process-wide settings, safe for use from several threads.
 
-The first context that is entered changes a setting, the last one that is left restores it: a thread that ends
-does not change the setting under one that still runs, and none leaves it changed.
+The first context that is entered changes a setting, the last one that is left restores it. A thread that
+leaves its context does not change the setting for threads that are still inside theirs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _Attribute = tuple[Any, str, object]  # object, name of the attribute, value
 
 
 class _Shared:
-    """A setting with a count of the contexts that need it; a call returns such a context."""
+    """Setting with a count of its active contexts; a call returns such a context."""
 
     def __init__(self, switch: Callable[[], AbstractContextManager[object]]) -> None:
-        """Create it from a function that returns a context which changes and restores the setting."""
+        """Take a function that returns a context in which the setting is changed."""
         self._switch, self._lock = switch, threading.Lock()
         self._stack, self._users = ExitStack(), 0
 
@@ -63,7 +63,7 @@ def _cudnn_off() -> AbstractContextManager[None]:
 
 
 def _exact() -> AbstractContextManager[None]:
-    cudnn: Any = torch.backends.cudnn  # whose stubs lack `conv` and `rnn`
+    cudnn: Any = torch.backends.cudnn  # its stubs lack `conv` and `rnn`
     matmul = torch.backends.cuda.matmul
     changes: list[_Attribute] = [(cudnn, "deterministic", True)]
     changes += [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
@@ -102,5 +102,5 @@ def differentiable_rnn(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def recurrent(model: nn.Module) -> bool:
-    """Whether the model contains an RNN, LSTM or GRU."""
+    """Return whether the model contains an RNN, LSTM or GRU."""
     return any(isinstance(module, nn.RNNBase) for module in model.modules())

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import torch
 from evaluations import cells_of, scores_of, timeless
-from observers import Onlooker, Spy, holds, tensors
+from observers import Onlooker, Shared, Spy, holds, tensors
 from torch import Tensor
 
 from runs import DP, journal_length, tiny
-from vleak.attacks import BASELINES, Observation, Reconstruction
+from vleak.attacks import BASELINES, Hooks, Observation, Reconstruction
 from vleak.certificates import identification_bound
-from vleak.data import ClipSet, load_clips
+from vleak.data import ClipSet, clip_set, load_clips
 from vleak.defenses import Compress, DpSgd, NoDefense, Prune
 from vleak.errors import InputError
 from vleak.evaluation import Settings, StoppedError, evaluate
@@ -745,3 +745,56 @@ def test_cuda_is_not_pretended() -> None:
     with pytest.raises(InputError, match="device=cuda: no CUDA device is visible to PyTorch; use device=cpu"):
         tiny(device="cuda").resolved()
     assert tiny(device="auto").resolved().device == "cpu"
+
+
+# --- what an attack is handed -----------------------------------------------------------------------------
+
+
+class Vandal(Onlooker):
+    """Writes into everything that it is handed."""
+
+    name: ClassVar[str] = "vandal"
+
+    def look(self, observation: Observation) -> Reconstruction:
+        for tensor in tensors([observation.update, observation.knowledge.public_clips]):
+            tensor.zero_()
+        return super().look(observation)
+
+
+def test_an_attack_that_writes_changes_no_other_cell_and_no_record(tmp_path: Path) -> None:
+    alone = evaluate(tiny(attacks=("matching",)), None, workers=1)
+    beside = evaluate(tiny(attacks=(Vandal(), "matching")), None, workers=1)
+    own = {cell.id: cell for cell in timeless(alone).values()}
+    assert {name: cell for name, cell in timeless(beside).items() if name in own} == own
+    vandals = cells_of(beside, "vandal", "none")
+    assert vandals
+    assert all(cell.update is not None and cell.update.cosine_to_undefended > 0.99 for cell in vandals)
+
+
+class Tap(Onlooker):
+    """Keeps the observations and the hooks of all its copies."""
+
+    name: ClassVar[str] = "tap"
+
+    def __init__(self) -> None:
+        self.seen, self.hooks = Shared(), Shared()
+
+    def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Reconstruction:
+        self.seen.append(observation)
+        self.hooks.append(hooks)  # type: ignore[arg-type]
+        return super().prepare(observation, generator, hooks)
+
+
+def test_neither_storage_nor_hooks_lead_to_the_truth() -> None:
+    drawn = torch.rand(7, 3, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    # Public clips that are a view of the storage in which the private ones lie.
+    data = clip_set(drawn[:3], torch.arange(3), public=drawn[3:], public_labels=torch.arange(4) % 3)
+    tap = Tap()
+    evaluate(tiny(data=data, attacks=(tap,), defenses=("none",), enhance="none"), None, workers=1)
+    assert len(tap.seen) == 3
+    for observation in tap.seen:
+        public = observation.knowledge.public_clips
+        assert public is not None
+        assert public.untyped_storage().nbytes() == public.numel() * 4
+    private = list(drawn[:3])
+    assert not [t for t in tensors([*tap.hooks]) if any(holds(t, clip) for clip in private)]

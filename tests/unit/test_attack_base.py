@@ -196,3 +196,45 @@ def test_threat_model_is_named() -> None:
     known = observe_clip(rehearse=True, labels=torch.tensor([1])).knowledge
     assert known.threat_model == "curious server with labels, public clips, the client's code"
     assert observe_clip(public_clips=None).knowledge.threat_model == "curious server"
+
+
+# ---- what goes into a record
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("objective", torch.zeros(())),
+        ("iterations", torch.ones(())),
+        ("iterations", -1),
+        ("flags", "one text"),
+        ("flags", (1,)),
+        ("engine", None),
+    ],
+)
+def test_a_field_that_no_record_can_hold_is_refused(field: str, value: Any) -> None:
+    class Odd(Grey):
+        def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Any:
+            return dataclasses.replace(super().prepare(observation, generator, hooks), **{field: value})
+
+    with pytest.raises(InputError, match=rf"attack 'Odd' returned {field} of type"):
+        run(Odd(), observe_clip(0))
+
+
+@pytest.mark.parametrize("change", [{"descents": []}, {"descents": [object()]}, {"iterations": -1}])
+def test_work_that_cannot_be_run_is_refused(change: dict[str, Any]) -> None:
+    class Idle(Matching):
+        def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Any:
+            return dataclasses.replace(super().prepare(observation, generator, hooks), **change)
+
+    first, second = reconstruct_all([task(Idle(iterations=2, engine="reference")), task(Grey())])
+    assert isinstance(first, InputError)
+    assert "attack 'Idle' returned Work of" in str(first)
+    assert isinstance(second, Reconstruction)
+
+
+def test_a_subclass_has_a_name_of_its_own() -> None:
+    class Sharper(Matching):
+        pass
+
+    assert Sharper.name == "Sharper"

@@ -326,7 +326,7 @@ def test_the_undefended_comes_first_and_nothing_twice() -> None:
         ("dp:noise_multipler=1", "unknown setting of defense dp 'noise_multipler'; did you mean noise_multi"),
         ("dp:name=prune", "unknown setting of defense dp 'name'; known: delta, "),
         ("dp:0.5", "defense 'dp:0.5': expected dp:setting=value, got '0.5'"),
-        ("dp:noise_multiplier=nan", "noise_multiplier is nan, expected a finite number, 0 or more"),
+        ("dp:noise_multiplier=nan", "noise_multiplier takes a finite number, got"),
         ("prune:fraction=1", "prune: fraction is 1.0, expected 0 <= fraction < 1"),
         ("compress:codec=zip", "unknown codec 'zip'; known: int8, qsgd"),
         ("none:strength=1", "defense 'none:strength=1': none has no settings, got 'strength=1'"),
@@ -361,3 +361,9 @@ class NoSweep(Defense):
 def test_a_defense_that_no_text_can_give_is_refused() -> None:
     with pytest.raises(InputError, match="defense Outside: setting strength is Tensor, expected a number"):
         defense_text(Outside(strength=torch.ones(1)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_setting_that_is_not_finite_is_refused(value: str) -> None:
+    with pytest.raises(InputError, match="noise_multiplier takes a finite number"):
+        DEFENSES.parse(f"dp:noise_multiplier={value}")

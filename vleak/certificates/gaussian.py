@@ -1,8 +1,8 @@
 """Certificates of Gaussian noise: epsilon of a release, and a bound on identifying one clip among N.
 
-Throughout, ``noise_multiplier`` is the standard deviation of the noise divided by the clipping norm, and
-two batches are neighbours when the contribution of one clip to the sum is replaced by zero ("zero out"): the
-sensitivity is then one clipping norm. The size of the batch is public, the same for both.
+``noise_multiplier`` is the standard deviation of the noise divided by the clipping norm. Adjacency is
+"zero-out": two batches are neighbours if the contribution of one clip to the sum is replaced by zero, so that
+the sensitivity is one clipping norm. The batch size is public and the same for both.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
         noise_multiplier: noise standard deviation over clipping norm, at least 0; 0 gives 1.
 
     Returns:
-        delta in [0, 1]; values below 1e-307 come out as 0.
+        delta in [0, 1]; values below 1e-307 are returned as 0.
 
     Raises:
         InputError: an argument is outside its range.
@@ -47,7 +47,7 @@ def gaussian_delta(epsilon: float, noise_multiplier: float) -> float:
 def gaussian_epsilon(noise_multiplier: float, delta: float, releases: int = 1) -> float:
     """Return the smallest epsilon for which Gaussian releases are (epsilon, delta)-private.
 
-    The analytic Gaussian mechanism (Balle and Wang, ICML 2018, arXiv 1805.06083). T releases of the whole
+    The analytic Gaussian mechanism (Balle and Wang, ICML 2018, arXiv 1805.06083). T releases of the full
     batch compose exactly into one with noise multiplier ``noise_multiplier / sqrt(T)``.
 
     Args:
@@ -68,8 +68,8 @@ def gaussian_epsilon(noise_multiplier: float, delta: float, releases: int = 1) -
         return math.inf
     mu = math.sqrt(releases) / noise_multiplier
     target = math.log(delta)
-    # The unknown is a = epsilon/mu - mu/2: it stays near 0 where epsilon itself runs to 5e7.
-    # At -40 delta would be 1 to every digit; at the upper end it is below half the target.
+    # The unknown is a = epsilon/mu - mu/2, which stays near 0 while epsilon itself reaches 5e7.
+    # At a = -40, delta is 1 to all digits; at the upper end it is below half the target.
     low, high = max(-mu / 2, -40.0), math.sqrt(-2.0 * target)
     if _log_delta(low, mu) <= target:
         return 0.0
@@ -78,12 +78,13 @@ def gaussian_epsilon(noise_multiplier: float, delta: float, releases: int = 1) -
 
 
 def identification_bound(candidates: int, noise_multiplier: float, releases: int = 1) -> float:
-    """Return the highest chance any attacker has to name the right clip among equally likely candidates.
+    """Return the highest probability with which any attacker identifies the clip among N equally likely ones.
 
     ``Phi(Phi^-1(1/N) + sqrt(T)/s)``: each candidate's release is compared with the release that has zero in
     its place through the trade-off curve of the Gaussian mechanism (Dong, Roth and Su, JRSS-B 2022,
     arXiv 1905.02383), and the curve is concave, so the mean over candidates is at most its value at 1/N.
-    An attacker who can exclude candidates beforehand (by a granted label, say) faces fewer: pass that number.
+    An attacker who can exclude candidates beforehand (by a granted label, for example) has fewer: pass that
+    number.
 
     Args:
         candidates: N, at least 1.
@@ -91,7 +92,7 @@ def identification_bound(candidates: int, noise_multiplier: float, releases: int
         releases: T, how many noisy messages about the same clip leave, at least 1.
 
     Returns:
-        a probability in [1/N, 1].
+        probability in [1/N, 1].
 
     Raises:
         InputError: an argument is outside its range.
@@ -104,26 +105,27 @@ def identification_bound(candidates: int, noise_multiplier: float, releases: int
     return float(ndtr(ndtri(1.0 / candidates) + math.sqrt(releases) / noise_multiplier))
 
 
-@lru_cache(maxsize=64)  # a run asks once a cell, and PRV takes a second
+@lru_cache(maxsize=64)  # called once a cell, and PRV takes a second
 def training_epsilon(
     noise_multiplier: float, delta: float, rounds: int, sample_rate: float = 1.0
 ) -> tuple[float, str]:
-    """Return epsilon of a whole training run whose batches are Poisson samples, and who computed it.
+    """Return epsilon of a training run with Poisson-sampled batches, and the accountant that computed it.
 
     ``sample_rate`` 1 is exact (analytic). Below 1: Opacus' PRV accountant (Gopi et al., NeurIPS 2021,
-    arXiv 2106.02848), its RDP accountant where PRV fails or would overflow; never the ``gdp`` one, which is
-    an approximation from below. Sampling cannot cost privacy, so the analytic figure also caps both. The
-    gain of sampling is that of an attacker who cannot tell from a round's batch size who was in it.
+    arXiv 2106.02848), its RDP accountant where PRV fails or would overflow; never the ``gdp`` one, which
+    approximates epsilon from below. Sampling never reduces privacy, so the analytic epsilon is an upper bound
+    for both. The benefit of sampling assumes an attacker who cannot infer from the batch size of a round
+    which clips were in it.
 
     Args:
         noise_multiplier: noise standard deviation over clipping norm, at least 0; 0 gives infinity.
         delta: failure probability in (0, 1).
         rounds: releases in the run, at least 1.
-        sample_rate: chance of each clip to be in a round's batch, in (0, 1].
+        sample_rate: probability of a clip to be in a round's batch, in (0, 1].
 
     Returns:
-        (epsilon in nats, "analytic" | "prv" | "rdp"). An attacker who knows that the clip was in the batch
-        gets no benefit of the doubt from sampling: quote ``gaussian_epsilon`` of one release beside this.
+        (epsilon in nats, "analytic" | "prv" | "rdp"). Sampling does not protect against an attacker who
+        knows that the clip was in the batch: report ``gaussian_epsilon`` of one release as well.
 
     Raises:
         InputError: an argument is outside its range.
@@ -140,7 +142,7 @@ def training_epsilon(
 def _sampled_epsilon(
     noise_multiplier: float, delta: float, rounds: int, sample_rate: float, exact: float
 ) -> tuple[float, str]:
-    """Ask Opacus: PRV where its arithmetic holds, else RDP; returns (epsilon, accountant)."""
+    """Return (epsilon, accountant) from Opacus: PRV where its arithmetic does not overflow, else RDP."""
     # Imported here because Opacus takes seconds to import.
     from opacus.accountants import PRVAccountant, RDPAccountant
 
@@ -154,11 +156,11 @@ def _sampled_epsilon(
             if math.isfinite(epsilon):
                 return epsilon, "prv"
         except (ArithmeticError, RuntimeError, ValueError, MemoryError):
-            pass  # What PRV cannot do, RDP does: looser, but still an upper bound.
+            pass  # RDP takes over: looser, but still an upper bound.
     rdp = RDPAccountant()
     rdp.history = list(history)
     with warnings.catch_warnings():
-        # The best order at the end of the list only means a looser bound.
+        # An optimal order at the end of the list only means a looser bound.
         warnings.filterwarnings("ignore", message="Optimal order is", category=UserWarning)
         return float(rdp.get_epsilon(delta)), "rdp"
 
@@ -166,7 +168,8 @@ def _sampled_epsilon(
 def _log_delta(a: float, mu: float) -> float:
     """Return log of Q(a) - e^epsilon Q(a + mu) at epsilon = mu (a + mu/2), Q the normal upper tail.
 
-    e^epsilon Q(b) is written as exp(-a^2/2) erfcx(b/sqrt 2)/2, as b^2 - a^2 = 2 epsilon: nothing overflows.
+    With b = a + mu, e^epsilon Q(b) is computed as exp(-a^2/2) erfcx(b/sqrt 2)/2, since b^2 - a^2 = 2 epsilon;
+    this cannot overflow.
     """
     scaled = float(erfcx((a + mu) / math.sqrt(2.0)))
     if a >= 0:

@@ -1,4 +1,4 @@
-"""Data sets as the rest of vleak sees them: clips of frames, and feature matrices."""
+"""Data sets that every loader returns: clips of frames (`ClipSet`) and feature matrices (`FeatureSet`)."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-DEFAULT_CLIPS = 12  # how many clips are attacked where nobody says
+DEFAULT_CLIPS = 12  # number of attacked clips where the caller gives none
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """The clips under attack and the clips that an attacker may hold, all float32 in [0, 1].
+    """Clips under attack, and public clips that an attacker may hold, all float32 in [0, 1].
 
     Attributes:
         name: ``"synthetic"``, or the base name of the file or folder (never a full path).
         clips: (N, C, T, H, W), the clips under attack; also the candidates of identification.
         labels: (N,) int64, indices into ``classes``.
         names: an id per clip, unique and safe as a file name, such as ``"again@0"``.
-        public_clips: (M, C, T, H, W), M may be 0. No frame of them is in ``clips``, and they never
-            depend on which of the clips is under attack.
+        public_clips: (M, C, T, H, W), M may be 0. No frame of them is in ``clips``, and they are the
+            same whichever of the clips is under attack.
         public_labels: (M,) int64.
         classes: the names of the classes.
-        public_source: one phrase that says where the public clips are from.
-        notes: sentences for the user: what was found, what was assumed.
-        references: (N, C, K, H, W), for every attacked clip K frames of its scene that are in no attacked
-            clip, the nearest first; None where none were asked for.
-        fine: (N, C, T, 2H, 2W), the attacked clips at twice the resolution, what super-resolution is
-            measured against; None where it was not asked for.
+        public_source: origin of the public clips, one phrase.
+        notes: sentences for the user: what the source holds and what was assumed.
+        references: (N, C, K, H, W), the reference frames: for every attacked clip K frames of its scene that
+            are in no attacked clip, the nearest first; None where none were requested.
+        fine: (N, C, T, 2H, 2W), the attacked clips at twice the resolution, the ground truth of
+            super-resolution; None where they were not requested.
         public_fine: (M, C, T, 2H, 2W), the same for the public clips.
     """
 
@@ -47,18 +47,18 @@ class ClipSet:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The feature matrices under attack and those that an attacker may hold, all float32 and finite.
+    """Feature matrices under attack, and public ones that an attacker may hold, all float32 and finite.
 
     Attributes:
         name: the base name of the file or folder (never a full path).
         features: (N, S, F), S segments of each video under attack.
         labels: (N,) int64, 0 normal, 1 anomaly.
         names: an id per video, unique and safe as a file name.
-        public_features: (M, S, F), M may be 0; other videos, which never depend on which is under attack.
+        public_features: (M, S, F), M may be 0; other videos, the same whichever video is under attack.
         public_labels: (M,) int64.
         classes: ``("normal", "anomaly")``.
-        public_source: one phrase that says where the public features are from.
-        notes: sentences for the user: what was found, what was assumed.
+        public_source: origin of the public features, one phrase.
+        notes: sentences for the user: what the source holds and what was assumed.
         nonnegative: whether no value of the public features is negative, as behind a ReLU; False without any.
         unit_norm: whether every public row has Euclidean norm 1, to a thousandth; False without any.
     """

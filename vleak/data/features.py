@@ -1,6 +1,6 @@
-"""Feature files: what extractors left of videos, such as C3D as text, I3D and CLIP as .npy.
+"""Feature files: features that extractors computed from videos, such as C3D as text, I3D and CLIP as .npy.
 
-Files are from strangers. Nothing is unpickled: the header of an .npy is read here, and the size that it
+The files are not trusted. Nothing is unpickled: the header of an .npy is parsed here, and the size that it
 claims is compared with the length of the file before a byte is allocated.
 """
 
@@ -35,35 +35,36 @@ MAX_SET_BYTES = 2**32  # all matrices together
 MAX_HEADER_BYTES = 2**16
 CROPS = (5, 10)
 _MAGIC = b"\x93NUMPY"
-_UNIT = 1e-3  # how far the norm of a row may be from 1: C3D's text has six digits, CLIP is often float16
+_UNIT = 1e-3  # tolerance of a row's norm around 1: C3D's text has six digits, CLIP is often float16
 
 
 def load_features(
     source: str, *, clips: int | None = None, segments: int = 32, seed: int = 0, public: int = 48
 ) -> FeatureSet:
-    """Load feature matrices (segments, F) to attack and to hold in public, one a video.
+    """Load feature matrices (segments, F), one a video: those under attack and the public ones.
 
-    The videos are put into an order drawn by ``seed`` in which an anomaly and a normal video alternate for
-    as long as there are both. The first ``clips`` of them are attacked, up to ``public`` further ones are
-    public, so no video is both. Only these files are read.
+    The order of the videos is drawn by ``seed``; in it anomalies and normal videos alternate for as long as
+    there are both. The first ``clips`` videos are attacked, up to ``public`` further ones are public, so no
+    video is both. Only these files are read.
 
     A file holds rows of text, or an .npy array (T, F), (T, crops, F) or (crops, T, F), with 5 or 10 crops; or
-    each crop has a file, ``NAME__0.npy`` to ``NAME__9.npy``. Of crops the first is used. T rows become
-    ``segments`` as in Sultani's and RTFM's code: the means of T cut into equal parts, rows repeated where T
-    is smaller, and nothing changed where it is equal.
+    each crop has a file, ``NAME__0.npy`` to ``NAME__9.npy``. Only the first crop is used. T rows are
+    resampled to ``segments`` as in Sultani's and RTFM's code: the T rows are cut into equal parts, and
+    a segment is the mean of a part; rows repeat where T is smaller, and nothing changes where it is equal.
 
     Args:
         source: a folder, which is searched with its sub-folders; a list, whose files are looked for in its
             folder and below; or one file.
-        clips: how many videos to attack. None: 12, or half of the videos where there are fewer than
+        clips: number of videos to attack. None: 12, or half of the videos where there are fewer than
             ``12 + public`` and that leaves too few public ones, as in ``load_clips``.
         segments: S.
-        seed: draws the order of the videos. Video i does not depend on how many are asked for.
-        public: the most public matrices to return.
+        seed: draws the order of the videos. Video i does not depend on the number of videos requested.
+        public: largest number of public matrices to return.
 
     Raises:
-        InputError: a number is out of range, the source holds no feature files, one that is needed is empty,
-            damaged, lies about its size, or has another number of columns, or labels contradict names.
+        InputError: a number is out of range; the source holds no feature files; a file that is needed is
+            empty, damaged, of another size than its header claims, or has another number of columns than
+            the others; or labels contradict names.
     """
     return features_of(
         search_source(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public
@@ -71,9 +72,9 @@ def load_features(
 
 
 def features_of(
-    found: SourceFiles, *, clips: int | None, segments: int, seed: int, public: int
+    source: SourceFiles, *, clips: int | None, segments: int, seed: int, public: int
 ) -> FeatureSet:
-    """Return the FeatureSet of a source that was looked at; ``load_features`` tells the rules and errors."""
+    """Return the FeatureSet of a searched source; ``load_features`` documents the rules and the errors."""
     for option, value, low, high in (
         ("clips", DEFAULT_CLIPS if clips is None else clips, 1, 10_000),
         ("segments", segments, 1, 4096),
@@ -82,35 +83,35 @@ def features_of(
     ):
         if not low <= value <= high:
             raise InputError(f"{option}={value}: expected a whole number from {low} to {high}")
-    files, crops = _one_a_video(found.names)
-    labels, told = _labels(files, found, seed)
+    files, crops = _one_a_video(source.names)
+    labels, label_notes = _labels(files, source, seed)
     order = _order(labels, seed)[: (DEFAULT_CLIPS if clips is None else clips) + public]
-    attacked = _attacked(len(order), clips, public, found.name)
-    loaded, notes = _load(found.root, [files[place] for place in order], segments)
+    attacked = _attacked(len(order), clips, public, source.name)
+    loaded, notes = _load(source.root, [files[index] for index in order], segments)
     names = ids([_stem(name) for name in files], [PurePosixPath(name).parent.name for name in files])
-    chosen = torch.tensor([labels[place] for place in order], dtype=torch.int64)
+    chosen = torch.tensor([labels[index] for index in order], dtype=torch.int64)
     return FeatureSet(
-        name=found.name,
+        name=source.name,
         features=loaded[:attacked],
         labels=chosen[:attacked],
-        names=tuple(names[place] for place in order[:attacked]),
-        public_features=loaded[attacked:].clone(),  # a view would carry the private ones in its storage
+        names=tuple(names[index] for index in order[:attacked]),
+        public_features=loaded[attacked:].clone(),  # a view would share storage with the private matrices
         public_labels=chosen[attacked:],
         classes=FEATURE_CLASSES,
         public_source="other videos" if attacked < len(order) else "none",
-        notes=(*found.notes, *crops, *told, *notes, *_lacking(labels, attacked, len(order))),
+        notes=(*source.notes, *crops, *label_notes, *notes, *_lacking(labels, attacked, len(order))),
         nonnegative=bool((loaded[attacked:] >= 0).all()) and attacked < len(order),
         unit_norm=bool(((loaded[attacked:].norm(dim=2) - 1).abs() < _UNIT).all()) and attacked < len(order),
     )
 
 
 def _stem(name: str) -> str:
-    """Return the base name without suffix and crop, in its own case."""
+    """Return the base name without suffix and crop number, its case unchanged."""
     return re.sub(r"__\d$", "", PurePosixPath(name).stem)
 
 
 def _one_a_video(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the file of each video, of the crops the first, and what is left out."""
+    """Return one file for each video, that of its first crop, and notes on the files left out."""
     by_video: dict[str, list[str]] = {}
     for name in names:
         by_video.setdefault(video_of(name), []).append(name)
@@ -129,34 +130,34 @@ def _one_a_video(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return sorted(files), notes
 
 
-def _labels(files: Sequence[str], found: SourceFiles, seed: int) -> tuple[list[int], list[str]]:
-    if found.entries:
-        by_video, notes = list_labels(found.listed, found.name, found.entries)
+def _labels(files: Sequence[str], source: SourceFiles, seed: int) -> tuple[list[int], list[str]]:
+    if source.entries:
+        by_video, notes = list_labels(source.listed, source.name, source.entries)
         return [by_video[video_of(name)] for name in files], notes
-    below = any("/" in name for name in files)  # then a file beside the folders has no class
-    folders = [PurePosixPath(name).parent.name if below else found.root.name for name in files]
-    told = anomalies(
+    below = any("/" in name for name in files)  # then a file outside all sub-folders has no class
+    folders = [PurePosixPath(name).parent.name if below else source.root.name for name in files]
+    flags = anomalies(
         [(_stem(name), (folder,) if folder else ()) for name, folder in zip(files, folders, strict=True)]
     )
-    unknown = [name for name, value in zip(files, told, strict=True) if value is None]
+    unknown = [name for name, value in zip(files, flags, strict=True) if value is None]
     if not unknown:
-        return [int(bool(value)) for value in told], ["0 normal, 1 anomaly, told by names and folders"]
+        return [int(bool(value)) for value in flags], ["0 normal, 1 anomaly, told by names and folders"]
     if len(unknown) == len(files):
         drawn = [int(torch.randint(2, (), generator=generator("label", seed, name))) for name in files]
         return drawn, ["no name tells normal from anomaly: labels are drawn at random; a list may tell them"]
     raise InputError(
-        f"data {found.name!r}: {len(unknown)} of {len(files)} files do not tell normal from anomaly: "
+        f"data {source.name!r}: {len(unknown)} of {len(files)} files do not tell normal from anomaly: "
         f"{first(unknown)}; expected class folders, names such as Abuse001_x264, or a list with labels"
     )
 
 
 def _order(labels: Sequence[int], seed: int) -> list[int]:
-    """Return the places in a drawn order, anomalies and normal videos alternating while there are both."""
+    """Return the indices in a drawn order, anomalies and normal videos alternating while there are both."""
     drawn = torch.randperm(len(labels), generator=generator("features", seed)).tolist()
-    anomalous = [place for place in drawn if labels[place] == 1]
-    normal = [place for place in drawn if labels[place] == 0]
+    anomalous = [index for index in drawn if labels[index] == 1]
+    normal = [index for index in drawn if labels[index] == 0]
     both = min(len(anomalous), len(normal))
-    paired = [place for pair in zip(anomalous, normal, strict=False) for place in pair]
+    paired = [index for pair in zip(anomalous, normal, strict=False) for index in pair]
     return [*paired, *anomalous[both:], *normal[both:]]
 
 
@@ -180,11 +181,11 @@ def _lacking(labels: Sequence[int], attacked: int, available: int) -> list[str]:
 
 
 def _load(root: Path, files: Sequence[str], segments: int) -> tuple[Tensor, list[str]]:
-    """Read matrices, all (segments, F) afterwards, and tell how they were stored."""
+    """Return the matrices, (file, segments, F), and notes on their layouts and lengths."""
     loaded: Tensor | None = None
     stored: dict[str, int] = {}
     lengths: set[int] = set()
-    for place, name in enumerate(files):
+    for index, name in enumerate(files):
         matrix, layout = read_features(root / name, printable(name))
         stored[layout] = stored.get(layout, 0) + 1
         lengths.add(len(matrix))
@@ -195,7 +196,7 @@ def _load(root: Path, files: Sequence[str], segments: int) -> tuple[Tensor, list
                 f"{printable(name)}: {matrix.shape[1]} columns, {printable(files[0])} has {loaded.shape[2]}; "
                 f"give files of one extractor"
             )
-        loaded[place] = torch.from_numpy(resampled(matrix, segments))
+        loaded[index] = torch.from_numpy(resampled(matrix, segments))
     assert loaded is not None
     return loaded, [_layouts(stored), *_lengths(lengths, segments)]
 
@@ -218,12 +219,12 @@ def _lengths(lengths: set[int], segments: int) -> list[str]:
     if lengths == {segments}:
         return []
     short, long = min(lengths), max(lengths)
-    told = f"{short}" if short == long else f"{short} to {long}"
-    return [f"{told} rows a video made {segments} segments, each the mean of its rows"]
+    span = f"{short}" if short == long else f"{short} to {long}"
+    return [f"{span} rows a video made {segments} segments, each the mean of its rows"]
 
 
 def resampled(matrix: NDArray[np.float32], segments: int) -> NDArray[np.float32]:
-    """Return (segments, F) of (T, F): the means of T cut into equal parts, a row where a part is empty.
+    """Return (segments, F) of (T, F): the means of equal parts of the T rows, one row where a part is empty.
 
     Sultani's and RTFM's code cut at ``linspace(0, T, segments + 1)``, rounded down.
     """
@@ -235,11 +236,11 @@ def resampled(matrix: NDArray[np.float32], segments: int) -> NDArray[np.float32]
 
 
 def read_features(path: Path, shown: str) -> tuple[NDArray[np.float32], str]:
-    """Return the matrix (T, F) of one file, float32 and finite, and how it was stored.
+    """Return the matrix (T, F) of one file, float32 and finite, and its layout in the file in words.
 
     Raises:
-        InputError: the file is empty, damaged or no matrix of numbers, lies about its size, or exceeds a
-            limit.
+        InputError: the file is empty, damaged, no matrix of numbers, of another size than its header
+            claims, or exceeds a limit.
     """
     if suffix(path.name) == ".npy":
         stored, layout = _crop(_array(path, shown), shown)
@@ -263,7 +264,7 @@ def read_features(path: Path, shown: str) -> tuple[NDArray[np.float32], str]:
 
 
 def _crop(array: NDArray[np.floating], shown: str) -> tuple[NDArray[np.floating], str]:
-    """Return the first crop of an array, (T, F), and what the array was."""
+    """Return the first crop of an array, (T, F), and the layout of the array in words."""
     if array.ndim == 2:
         return array, "rows (T, F)"
     if array.ndim == 3 and array.shape[0] == 1:
@@ -281,7 +282,7 @@ def _crop(array: NDArray[np.floating], shown: str) -> tuple[NDArray[np.floating]
 
 
 def _array(path: Path, shown: str) -> NDArray[np.floating]:
-    """Map an .npy file, once its header and its length agree."""
+    """Return an .npy file as a memory map, after checking that its header and its length agree."""
     try:
         length = path.stat().st_size
         with path.open("rb") as stream:
@@ -302,7 +303,7 @@ def _array(path: Path, shown: str) -> NDArray[np.floating]:
 
 
 def _header_size(start: bytes, length: int, shown: str) -> tuple[int, int]:
-    """Return how long the header of an .npy is and where it begins."""
+    """Return length and offset of the header of an .npy, in bytes."""
     if not length:
         raise InputError(f"{shown}: an empty file; expected an .npy array")
     if len(start) < 12 or not start.startswith(_MAGIC) or start[6] not in (1, 2, 3):
@@ -318,28 +319,32 @@ def _header_size(start: bytes, length: int, shown: str) -> tuple[int, int]:
 
 
 def _header(header: bytes, shown: str) -> tuple[np.dtype[np.floating], bool, tuple[int, ...]]:
-    """Return type, order and shape from the header of an .npy, which is a Python literal."""
+    """Return dtype, Fortran order and shape from the header of an .npy, which is a Python literal."""
     try:
-        told = ast.literal_eval(header.decode("latin-1").strip())
+        fields = ast.literal_eval(header.decode("latin-1").strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise InputError(f"{shown}: its header cannot be read; it is damaged: fetch it again") from error
-    if not isinstance(told, dict) or set(told) != {"descr", "fortran_order", "shape"}:
+    if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
         raise InputError(f"{shown}: its header is not that of an .npy array; it is damaged: fetch it again")
-    kind, shape = told["descr"], told["shape"]
+    kind, shape = fields["descr"], fields["shape"]
     if not isinstance(kind, str) or not re.fullmatch(r"[<>=]f[248]", kind):
         what = "Python objects" if kind in ("|O", "O") else f"type {printable(str(kind)[:40])}"
         raise InputError(
             f"{shown}: holds {what}; expected float16, float32 or float64: save the array itself"
         )
-    if not isinstance(shape, tuple) or not shape or any(type(one) is not int or one < 1 for one in shape):
+    if (
+        not isinstance(shape, tuple)
+        or not shape
+        or any(type(length) is not int or length < 1 for length in shape)
+    ):
         raise InputError(
             f"{shown}: its header claims shape {printable(str(shape)[:40])}; expected rows of numbers"
         )
-    return np.dtype(kind), told["fortran_order"] is True, shape
+    return np.dtype(kind), fields["fortran_order"] is True, shape
 
 
 def _text(path: Path, shown: str) -> NDArray[np.float64]:
-    """Read rows of numbers, parted by blanks or commas."""
+    """Return the rows of numbers of a text file, separated by blanks or commas."""
     rows: list[NDArray[np.float64]] = []
     for number, line in enumerate(read_text(path, shown, MAX_TEXT_BYTES).splitlines(), 1):
         words = line.replace(",", " ").split()
@@ -358,11 +363,11 @@ def _text(path: Path, shown: str) -> NDArray[np.float64]:
 
 def _numbers(words: Sequence[str], line: int, shown: str) -> list[float]:
     try:
-        if not any("_" in word for word in words):  # float() takes 01_0014 for a number
+        if not any("_" in word for word in words):  # float() parses 01_0014 as a number
             return [float(word) for word in words]
     except ValueError:
-        pass  # told below, with its place
-    wrong = next(place for place, word in enumerate(words) if not is_number(word))
+        pass  # reported below, with line and column
+    wrong = next(index for index, word in enumerate(words) if not is_number(word))
     raise InputError(
         f"{shown}: line {line}, column {wrong + 1}: {words[wrong][:40]!r} is no number; expected rows "
         f"of numbers"

@@ -1,4 +1,4 @@
-"""Clips from videos: which windows of which files are attacked, which are public, and their labels."""
+"""Clips from videos: the windows of the files that are attacked, the public ones, and their labels."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ PSEUDO_CLASSES = tuple(f"class{index}" for index in range(6))
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video: where it is, its name below the source (for errors and notes), its id, its folder's class."""
+    """A video: its path, its name below the source (for errors and notes), its id, and its folder's class."""
 
     path: Path
     shown: str
     name: str
     parent: str
     root: Path
-    images: tuple[str, ...] = field(default=(), compare=False)  # its frames below root, if it comes as images
+    images: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # its frames, relative to root, if it is stored as images
 
     def count(self, most: int) -> int:
-        """Return how many frames it has, counting no further than ``most``."""
+        """Return the number of frames, counting no further than ``most``."""
         return min(most, len(self.images)) if self.images else count_frames(self.path, self.shown, most)
 
     def read(self, wanted: Set[int], sizes: Sequence[int]) -> Squares:
-        """Decode frames by their numbers."""
+        """Return the frames of the wanted numbers, decoded and scaled to each of ``sizes``."""
         if self.images:
             return read_images(self.root, self.images, wanted, sizes)
         return read_frames(self.path, self.shown, wanted, sizes)
@@ -47,17 +49,17 @@ class VideoFile:
 
 @dataclass(frozen=True)
 class Window:
-    """A clip to cut: a file and its first frame."""
+    """Position of a clip: a file and the number of the clip's first frame."""
 
     file: VideoFile
     start: int
 
 
-Cut = tuple[VideoFile, Sequence[int]]  # frames of a file by their numbers, in their order
+Cut = tuple[VideoFile, Sequence[int]]  # a file, and numbers of its frames in order
 
 
 def load_videos(source: SourceFiles, request: ClipRequest) -> ClipSet:
-    """Return the ClipSet of videos or of images of videos; ``load_clips`` states the rules and the errors."""
+    """Return the ClipSet of videos or image sequences; ``load_clips`` documents the rules and errors."""
     size, stride = request.size, request.stride
     files = _video_files(source)
     windows, short = _windows(files, request, source.name)
@@ -77,7 +79,7 @@ def load_videos(source: SourceFiles, request: ClipRequest) -> ClipSet:
         clips=clips[:attacked],
         labels=labels[:attacked],
         names=tuple(f"{window.file.name}@{window.start}" for window in windows[:attacked]),
-        public_clips=clips[attacked:].clone(),  # a view would carry the private clips in its storage
+        public_clips=clips[attacked:].clone(),  # a view would share storage with the private clips
         public_labels=labels[attacked:],
         classes=classes or PSEUDO_CLASSES,
         public_source=_public_source(windows, attacked),
@@ -110,9 +112,9 @@ def _video_files(source: SourceFiles) -> list[VideoFile]:
 
 
 def _windows(files: Sequence[VideoFile], request: ClipRequest, source: str) -> tuple[list[Window], list[str]]:
-    """Return the windows to cut, in their order, and the names of the files that are too short.
+    """Return the windows to cut, in order, and the names of the files that are too short.
 
-    Only as many files are opened as are needed.
+    No more files are opened than are needed.
     """
     wanted, stride = request.attacked + request.public, request.stride
     order = torch.randperm(len(files), generator=generator("files", request.seed)).tolist()
@@ -140,7 +142,7 @@ def _windows(files: Sequence[VideoFile], request: ClipRequest, source: str) -> t
 
 
 def _split(available: int, request: ClipRequest, source: str) -> int:
-    """Return how many of the windows are attacked."""
+    """Return the number of windows that are attacked."""
     if request.clips is None:
         return min(DEFAULT_CLIPS, max((available + 1) // 2, available - request.public))
     if request.clips > available:
@@ -154,9 +156,9 @@ def _split(available: int, request: ClipRequest, source: str) -> int:
 def _classes(
     files: Sequence[VideoFile], source: SourceFiles
 ) -> tuple[dict[VideoFile, str], tuple[str, ...], str]:
-    """Return the class of each file, all classes, and a note on their origin; none where nothing tells them.
+    """Return the class of each file, all classes, and a note on their origin; none where no origin has any.
 
-    A column of the list comes first, then folders, names in the manner of UCF-Crime, labels of the list.
+    Origins in order of precedence: a column of the list, folders, names as in UCF-Crime, labels of the list.
     """
     listed, in_column = _listed_classes(files, source)
     in_labels, assumption = _label_column(listed, source)
@@ -177,7 +179,7 @@ def _classes(
 def _listed_classes(
     files: Sequence[VideoFile], source: SourceFiles
 ) -> tuple[dict[VideoFile, Entry], dict[VideoFile, str]]:
-    """Return the list's entry of each file, and the classes that a column of the list names."""
+    """Return the list's entry for each file, and the classes that a column of the list names."""
     if not source.entries:
         return {}, {}
     names = [video.video for video in source.images] if source.kind == "frames" else list(source.names)
@@ -186,7 +188,7 @@ def _listed_classes(
 
 
 def _label_column(listed: Mapping[VideoFile, Entry], source: SourceFiles) -> tuple[dict[VideoFile, str], str]:
-    """Return the classes that a 0/1 column of the list stands for, and what was assumed."""
+    """Return the classes of a 0/1 column of the list, and a note on the meaning assumed for it."""
     if not listed or not all(entry.numbers in ((0,), (1,)) for entry in listed.values()):
         return {}, ""
     by_video, notes = list_labels(list(listed.values()), source.name)
@@ -203,12 +205,11 @@ def _label(window: Window, class_of: Mapping[VideoFile, str], classes: tuple[str
 def _reference_frames(
     attacked: Sequence[Window], request: ClipRequest, source: str
 ) -> dict[VideoFile, list[int]]:
-    """Return for each attacked file the numbers of the reference frames that all its clips share.
+    """Return for each attacked file the numbers of the reference frames, which all its clips share.
 
-    The attacked windows of a file are its first ones, without gaps. The references are what comes next:
-    the frame after the last attacked window and every ``stride``-th from there, as in a clip. They take
-    nothing from the public clips, which are the same without them, and may be frames of these too: the
-    attacker holds both.
+    The attacked windows of a file are its first ones, without gaps. The reference frames follow them: the
+    frame after the last attacked window and every ``stride``-th from there, as in a clip. The public clips
+    are the same without them; a frame may be in both, since the attacker holds both.
     """
     count, stride = request.references, request.stride
     ends: dict[VideoFile, int] = {}
@@ -229,7 +230,7 @@ def _reference_frames(
 
 
 def _read(cuts: Sequence[Cut], sizes: Sequence[int]) -> dict[VideoFile, Squares]:
-    """Decode what is wanted of each file in one go."""
+    """Return the wanted frames of each file, decoded in one pass over it."""
     wanted: dict[VideoFile, set[int]] = {}
     for file, numbers in cuts:
         wanted.setdefault(file, set()).update(numbers)
@@ -242,7 +243,7 @@ def _stacked(cuts: Sequence[Cut], frames: Mapping[VideoFile, Squares], size: int
 
 
 def _enlarged(frames: Mapping[VideoFile, Squares], size: int) -> list[str]:
-    """Return a note on videos that have fewer pixels than their fine clips."""
+    """Return a note on videos whose frames are smaller than their fine clips."""
     small = sorted(file.shown for file, squares in frames.items() if squares.smallest < size)
     if not small:
         return []

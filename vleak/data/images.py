@@ -1,4 +1,4 @@
-"""Videos that come as images, a file a frame, such as UCF-Crime in 64x64 PNG."""
+"""Videos stored as images, one file a frame, such as UCF-Crime in 64x64 PNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vleak.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _FRAME = re.compile(r"(.*?)[-_. ]?(\d+)$")
-# Of what a frame is called where the folder, not the file, names the video: 0001.png, img_00001.jpg
+# Prefixes of frame files whose folder, not whose name, names the video: 0001.png, img_00001.jpg
 _PLAIN = frozenset({"", "img", "image", "frame", "frames", "f", "im", "thumb"})
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
@@ -27,13 +27,13 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 @dataclass(frozen=True)
 class ImageVideo:
-    """The frames of one video.
+    """Image files of one video.
 
     Attributes:
         video: the video's name with its folders, relative to the source.
         names: the image files in the order of their numbers, relative to the source.
-        step: the distance of most neighbours' numbers.
-        gaps: how many images are missing between the first and the last.
+        step: the most frequent difference between the numbers of neighbouring images.
+        gaps: number of images missing between the first and the last.
     """
 
     video: str
@@ -43,20 +43,21 @@ class ImageVideo:
 
 
 def group_images(names: Sequence[str]) -> list[ImageVideo]:
-    """Group image files by video and sort each by frame number, not by name: 100 comes after 20.
+    """Return image files grouped by video, each group sorted by frame number, not by name: 100 is after 20.
 
-    ``Abuse/Abuse001_x264_100.png`` is frame 100 of ``Abuse/Abuse001_x264``; ``Abuse/Abuse001/0100.png``,
-    also as ``img_0100``, is one of ``Abuse/Abuse001``. Images without a number are left out.
+    ``Abuse/Abuse001_x264_100.png`` is frame 100 of ``Abuse/Abuse001_x264``; ``Abuse/Abuse001/0100.png``
+    and ``Abuse/Abuse001/img_0100.png`` are frame 100 of ``Abuse/Abuse001``. Images without a number are left
+    out.
     """
     groups: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         folder, _, base = name.rpartition("/")
-        found = _FRAME.fullmatch(base.rpartition(".")[0])
-        if found is None:
+        match = _FRAME.fullmatch(base.rpartition(".")[0])
+        if match is None:
             continue
-        plain = found[1].lower() in _PLAIN
-        video = folder if plain else f"{folder}/{found[1]}" if folder else found[1]
-        groups.setdefault(video, []).append((int(found[2]), name))
+        plain = match[1].lower() in _PLAIN
+        video = folder if plain else f"{folder}/{match[1]}" if folder else match[1]
+        groups.setdefault(video, []).append((int(match[2]), name))
     return [_sorted(video, groups[video]) for video in sorted(groups)]
 
 
@@ -64,7 +65,7 @@ def _sorted(video: str, numbered: list[tuple[int, str]]) -> ImageVideo:
     numbered.sort()
     numbers = [number for number, _ in numbered]
     steps = Counter(later - now for now, later in pairwise(numbers))
-    step = max(1, min(steps, key=lambda one: (-steps[one], one))) if steps else 1
+    step = max(1, min(steps, key=lambda step_size: (-steps[step_size], step_size))) if steps else 1
     return ImageVideo(
         video=video,
         names=tuple(name for _, name in numbered),
@@ -74,14 +75,14 @@ def _sorted(video: str, numbered: list[tuple[int, str]]) -> ImageVideo:
 
 
 def read_images(root: Path, names: Sequence[str], wanted: Set[int], sizes: Sequence[int]) -> Squares:
-    """Read frames by their places in ``names``, each at every one of ``sizes``.
+    """Return the frames at the wanted positions of ``names``, each scaled to every size of ``sizes``.
 
     Raises:
         InputError: an image cannot be read, is damaged, or exceeds a limit.
     """
     squares = Squares({size: {} for size in sizes})
-    for place in sorted(wanted):
-        squares.add(place, _image(root / names[place], printable(names[place])))
+    for index in sorted(wanted):
+        squares.add(index, _image(root / names[index], printable(names[index])))
     return squares
 
 
@@ -89,7 +90,7 @@ def _image(path: Path, shown: str) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
     """Return an image, RGB (H, W, 3)."""
     try:
         with warnings.catch_warnings():
-            # Pillow only warns of what may be a bomb; the limit of frames is below that.
+            # Pillow only warns of a possible decompression bomb; the limit on frames is below that.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG")) as image:
                 check_limits(shown, *image.size)
@@ -98,7 +99,7 @@ def _image(path: Path, shown: str) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
                 return np.array(image.convert("RGB"), dtype=np.uint8)
     except (UnidentifiedImageError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(f"{shown}: is no PNG or JPEG image within the limits of a frame") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damage
+    except (OSError, SyntaxError, ValueError) as error:  # the errors that Pillow raises for damaged files
         if isinstance(error, InputError):
             raise
         raise InputError(f"{shown}: damaged or unreadable ({error}); replace or remove it") from error

@@ -1,6 +1,6 @@
-"""Lists of videos as they come with UCF-Crime and its ports, with their classes, labels and intervals.
+"""Lists of videos as published with UCF-Crime and its ports, with their classes, labels and intervals.
 
-Lists carry the absolute paths of strangers, so only base names are matched.
+Lists hold absolute paths of other machines, so only base names are matched.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from vleak.errors import InputError
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".list", ".lst"})
 MAX_LIST_BYTES = 2**26
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I)
-# A path may hold blanks; what it ends with may not be followed by more of a name.
+# A path may hold blanks; its suffix must be followed by a separator or the end of the line.
 _PATH = re.compile(
     r"\s*[\"']?(.+?\.(?:mp4|m4v|mov|3gp|3g2|mj2|avi|mkv|webm|gif|npy|txt|png|jpe?g))[\"']?(?=[\s,;|]|$)", re.I
 )
 _HEADER = re.compile(r"(path|file|name|video|filename|file_?path|video_?name)\s*([,;|\t]|$)", re.I)
-# The training lists whose loaders (RTFM, MGFN) tell classes by the number of the line: videos in the list,
-# how many of them, from the first, are anomalous.
+# Training lists whose loaders (RTFM, MGFN) derive classes from the line number: number of videos in the list,
+# and number of anomalous ones, which come first.
 _BY_LINE = {1610: 810, 238: 63}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One video of a list.
+    """Line of a list, which describes one video.
 
     Attributes:
-        line: its number, from 1.
+        line: line number, from 1.
         path: the path as written, with forward slashes.
         kind: the class that a column names, None without one.
-        numbers: the whole numbers behind, without the -1 that stand for nothing.
+        numbers: the whole numbers after the path, without the -1 that mean "none".
     """
 
     line: int
@@ -45,28 +45,28 @@ class Entry:
 
     @property
     def video(self) -> str:
-        """What names the video, see ``naming.video_of``."""
+        """Key of the video, see ``naming.video_of``."""
         return video_of(self.path)
 
     @property
     def folder(self) -> str:
-        """The folder that the path names, "" without one."""
+        """Name of the folder in the path, "" without one."""
         return PurePosixPath(self.path).parent.name
 
 
 def is_number(text: str) -> bool:
-    """Tell whether a text is a number; float() also takes ``01_0014``, which is a video of ShanghaiTech."""
+    """Return whether a text is a number; float() also parses ``01_0014``, a video of ShanghaiTech."""
     return _NUMBER.fullmatch(text) is not None
 
 
 def read_list(path: Path, shown: str) -> list[Entry]:
     """Return the videos of a list, each once, in the order of the list.
 
-    A line is a path, then, each optional, a class and whole numbers: a 0/1 label, a count of frames, the
-    first and last frames of anomalies. Blanks, commas, semicolons, bars and brackets part them.
+    A line is a path, then, all optional, a class and whole numbers: a 0/1 label, a count of frames, the
+    first and last frames of anomalies. Separators are blanks, commas, semicolons, bars and brackets.
 
     Raises:
-        InputError: the list cannot be read, is empty, is no text, or a line is none of these.
+        InputError: the list cannot be read, is empty, is no text, or a line has another format.
     """
     lines = read_text(path, shown).splitlines()
     entries: dict[str, Entry] = {}
@@ -98,10 +98,10 @@ def read_text(path: Path, shown: str, most: int = MAX_LIST_BYTES) -> str:
 
 
 def _entry(line: str, number: int, shown: str) -> Entry:
-    found = _PATH.match(line)
-    path = found[1] if found else re.split(r"[\s,;|]", line.strip(), maxsplit=1)[0]
-    behind = line[found.end() :] if found else line.strip()[len(path) :]
-    words = [word for word in re.split(r"[\s,;|\[\]\"']+", behind) if word]
+    match = _PATH.match(line)
+    path = match[1] if match else re.split(r"[\s,;|]", line.strip(), maxsplit=1)[0]
+    rest = line[match.end() :] if match else line.strip()[len(path) :]
+    words = [word for word in re.split(r"[\s,;|\[\]\"']+", rest) if word]
     kind = words.pop(0) if words and not is_number(words[0]) else None
     for word in words:
         if not re.fullmatch(r"[-+]?\d{1,12}", word):
@@ -117,7 +117,9 @@ def _entry(line: str, number: int, shown: str) -> Entry:
     intervals = [value for value in numbers if value >= 0]
     if kind is None and len(intervals) == 2 and min(intervals) <= 1:  # frames and a label, in either order
         intervals = [min(intervals)]
-    pairs = intervals[len(intervals) % 2 :]  # in front of an odd number stands a count of frames or a label
+    pairs = intervals[
+        len(intervals) % 2 :
+    ]  # an odd number of values starts with a count of frames or a label
     if any(end < start for start, end in zip(pairs[::2], pairs[1::2], strict=True)):
         raise InputError(
             f"{shown}: line {number}: {' '.join(map(str, pairs))} are no intervals; expected first and last "
@@ -129,15 +131,15 @@ def _entry(line: str, number: int, shown: str) -> Entry:
 def match_list(
     entries: Sequence[Entry], names: Sequence[str], shown: str, where: str
 ) -> tuple[dict[str, Entry], list[str]]:
-    """Find the files of a list: entries by the names of files, and what to tell of those that are missing.
+    """Return the entries of a list by the names of their files, and notes on the videos without a file.
 
-    Of several files of one video that one is taken whose folders agree most with the path in the list.
+    Of several files of one video, the one whose folders agree most with the path in the list is used.
 
     Args:
-        entries: the list.
-        names: the files there are, relative to ``where``.
-        shown: the list's name.
-        where: what to call the place that was searched.
+        entries: lines of the list.
+        names: names of the existing files, relative to the searched folder.
+        shown: name of the list in messages.
+        where: description of the searched folder in messages.
 
     Raises:
         InputError: none of the videos is there.
@@ -145,22 +147,22 @@ def match_list(
     by_video: dict[str, list[str]] = {}
     for name in names:
         by_video.setdefault(video_of(name), []).append(name)
-    found: dict[str, Entry] = {}
+    matches: dict[str, Entry] = {}
     missing = []
     for entry in entries:
         candidates = by_video.get(entry.video, [])
         if candidates:
-            found[max(candidates, key=lambda name: _agreement(name, entry.path))] = entry
+            matches[max(candidates, key=lambda name: _agreement(name, entry.path))] = entry
         else:
             missing.append(PurePosixPath(entry.path).name)
-    told = f"{len(missing)} of the {len(entries)} videos in {shown} are not {where}: {first(missing)}"
-    if not found:
-        raise InputError(f"{told}; put the list into the folder of the files, or above it")
-    return found, [told] if missing else []
+    message = f"{len(missing)} of the {len(entries)} videos in {shown} are not {where}: {first(missing)}"
+    if not matches:
+        raise InputError(f"{message}; put the list into the folder of the files, or above it")
+    return matches, [message] if missing else []
 
 
 def _agreement(name: str, path: str) -> int:
-    """Return how many folders two paths share, counted from the file."""
+    """Return the number of folders that two paths share, counted from the file upwards."""
     count = 0
     for one, other in zip(reversed(name.split("/")[:-1]), reversed(path.split("/")[:-1]), strict=False):
         if one.lower() != other.lower():
@@ -170,23 +172,24 @@ def _agreement(name: str, path: str) -> int:
 
 
 def list_labels(
-    entries: Sequence[Entry], shown: str, found: Mapping[str, Entry] | None = None
+    entries: Sequence[Entry], shown: str, matches: Mapping[str, Entry] | None = None
 ) -> tuple[dict[str, int], list[str]]:
-    """Return 1 for an anomalous and 0 for a normal video, by ``Entry.video``, and what was assumed.
+    """Return labels by ``Entry.video``, 1 for anomalous and 0 for normal, and notes on assumptions.
 
-    Lists contradict each other: Sultani's code calls an anomaly 0, its ports call it 1, RTFM and MGFN count
-    lines. Names decide where they tell; a column of labels is turned round where it contradicts them.
+    Lists contradict each other: in Sultani's code an anomaly is 0, in its ports 1, and RTFM and MGFN count
+    lines. Names that identify a class decide; a column of labels that contradicts them is inverted.
 
     Args:
-        entries: the whole list.
-        shown: its name.
-        found: the files of entries by their names, whose folders may tell what the list does not.
+        entries: all lines of the list.
+        shown: name of the list in messages.
+        matches: entries by file name, as from ``match_list``; the files' folders may name a class where the
+            list does not.
 
     Raises:
-        InputError: labels and names contradict each other in one part of the list only, or nothing tells.
+        InputError: labels contradict names in one part of the list only, or a video has no label at all.
     """
-    folders = {entry.video: PurePosixPath(name).parent.name for name, entry in (found or {}).items()}
-    told = anomalies(
+    folders = {entry.video: PurePosixPath(name).parent.name for name, entry in (matches or {}).items()}
+    flags = anomalies(
         [
             (
                 PurePosixPath(entry.path).stem,
@@ -197,7 +200,7 @@ def list_labels(
     )
     named = {
         entry.video: True if value is None and entry.kind is not None else value
-        for entry, value in zip(entries, told, strict=True)
+        for entry, value in zip(entries, flags, strict=True)
     }
     if all(entry.numbers[:1] in ((0,), (1,)) and len(entry.numbers) == 1 for entry in entries):
         return _from_column(entries, named, shown)
@@ -206,7 +209,7 @@ def list_labels(
         return known, []
     if not known and len(entries) in _BY_LINE:
         count = _BY_LINE[len(entries)]
-        labels = {entry.video: int(place < count) for place, entry in enumerate(entries)}
+        labels = {entry.video: int(index < count) for index, entry in enumerate(entries)}
         return labels, [
             f"{shown} tells no labels: taken by line number as RTFM and MGFN do, the first {count} of "
             f"{len(entries)} videos are anomalies"
@@ -222,17 +225,17 @@ def _from_column(
     entries: Sequence[Entry], named: Mapping[str, bool | None], shown: str
 ) -> tuple[dict[str, int], list[str]]:
     column = {entry.video: entry.numbers[0] for entry in entries}
-    told = [(entry, int(value)) for entry in entries if (value := named[entry.video]) is not None]
-    opposed = [PurePosixPath(entry.path).name for entry, value in told if column[entry.video] != value]
-    if not told:
+    known = [(entry, int(value)) for entry in entries if (value := named[entry.video]) is not None]
+    wrong = [PurePosixPath(entry.path).name for entry, value in known if column[entry.video] != value]
+    if not known:
         return column, [f"the labels of {shown} are taken as 1 for an anomaly; its names do not tell"]
-    if not opposed:
+    if not wrong:
         return column, [f"the labels of {shown} call an anomaly 1, as its names confirm"]
-    if len(opposed) == len(told):
+    if len(wrong) == len(known):
         return {video: 1 - value for video, value in column.items()}, [
             f"the labels of {shown} call an anomaly 0, as Sultani's code does: turned round, 1 is an anomaly"
         ]
     raise InputError(
-        f"{shown}: labels contradict the names of {len(opposed)} of {len(told)} videos: {first(opposed)}; "
+        f"{shown}: labels contradict the names of {len(wrong)} of {len(known)} videos: {first(wrong)}; "
         f"correct the list or remove its labels"
     )

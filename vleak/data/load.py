@@ -1,4 +1,4 @@
-"""The entrances to data: ``load_data`` for any source, ``load_clips`` for pixels."""
+"""Loading of data: ``load_data`` for any source, ``load_clips`` for pixels."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ def load_clips(
     references: int = 0,
     fine: bool = False,
 ) -> ClipSet:
-    """Load clips of shape (3, frames, size, size), float32 in [0, 1], to attack and to hold in public.
+    """Load clips of shape (3, frames, size, size), float32 in [0, 1]: those under attack and public ones.
 
     A video is cut into windows of ``frames * stride`` consecutive frames, of which every ``stride``-th is
-    kept; windows never overlap. The files are put into an order drawn by ``seed``; then come the first
-    windows of all files, the second windows of all files, and so on. The first ``clips`` windows are
-    attacked, up to ``public`` further ones are public: from other files where there are enough of them,
-    otherwise later parts of the same files. Sub-folders with two or more names give the classes; without
-    them labels are drawn at random, and a note says so.
+    used; windows never overlap. The order of the files is drawn by ``seed``; the first windows of all files
+    come first, then their second windows, and so on. The first ``clips`` windows are attacked, up to
+    ``public`` further ones are public: from other files where there are enough of them, otherwise later
+    parts of the same files. Sub-folders with two or more names are the classes; without them labels are
+    drawn at random, and a note says so.
 
-    Videos may come as images, a file a frame, such as UCF-Crime in PNG: ``Abuse001_x264_100.png``. Then the
-    frames are the images of a video in the order of their numbers. A list of UCF-Crime or its ports names
-    videos by their base names; they are looked for in its folder and below, in either form. The frames of
-    anomalies in it are checked and not used: a clip has the class of its video.
+    Videos may be stored as images, one file a frame, such as UCF-Crime in PNG: ``Abuse001_x264_100.png``. The
+    frames are then the images of a video in the order of their numbers. A list of UCF-Crime or its ports
+    names videos by their base names; the files are searched in its folder and below, in either form. The
+    frames of anomalies in a list are checked and not used: a clip has the class of its video.
 
     Args:
         source: a name of ``SOURCES`` such as ``"synthetic"``, with settings or without, or
             ``package.module:function`` (called with fields of `ClipRequest`). Or a path: a video file, a list
             of videos, or a folder of videos or images, which is searched with its sub-folders; hidden files
             and links to folders are left out. A folder that is itself named "synthetic" is ``"./synthetic"``.
-        clips: how many clips to attack. None: 12, but where the source gives fewer than ``12 + public``
-            windows no more than leave that many public clips, and never fewer than half of the windows
-            (up to 12): 50 windows are 12 + 38, 10 are 5 + 5, 1 is 1 + 0.
+        clips: number of clips to attack. None: 12, or, where the source has fewer than ``12 + public``
+            windows, the number that leaves ``public`` public clips, but at least half of the windows (up to
+            12): 50 windows are 12 + 38, 10 are 5 + 5, 1 is 1 + 0.
         frames: frames of a clip, T.
         size: height and width of a clip in pixels; the central square of each frame is scaled to it.
         stride: distance in frames between two frames of a clip. The synthetic motion fills the whole
             clip and ignores it.
-        seed: draws the order of the files, the random labels, and the whole of the synthetic clips.
-            Clip i does not depend on how many clips are asked for.
-        public: the most public clips to return.
-        references: K; above 0, ``references`` of the result holds K further frames of the scene of each
+        seed: draws the order of the files, the random labels, and all of the synthetic clips.
+            Clip i does not depend on the number of clips requested.
+        public: largest number of public clips to return.
+        references: K; above 0, ``references`` of the result holds K reference frames of the scene of each
             attacked clip, the nearest first. From a video they are the frames after the last attacked
             window of the file, every ``stride``-th, and all attacked clips of a file share them; they may
             also be frames of public clips, since the attacker holds both. Synthetic: the scene before and
-            after the clip, alternating, at the distance of the clip's frames.
+            after the clip, alternating, with the time step of the clip's frames.
         fine: also return ``fine`` and ``public_fine``, the same clips at twice the size, same crop.
             Neither this nor ``references`` changes any clip.
 
@@ -75,9 +75,9 @@ def load_clips(
 
 
 def recognise(source: str) -> str:
-    """Return what a source holds: "synthetic", "videos", "frames" (images of videos) or "features".
+    """Return the kind of a source: "synthetic", "videos", "frames" (images of videos) or "features".
 
-    Of a source from outside, found by name, the answer is "clips".
+    A source from a plug-in, selected by name, is "clips".
 
     Raises:
         InputError: it does not exist or holds none of these.
@@ -100,23 +100,23 @@ def load_data(
     fine: bool = False,
     segments: int = 32,
 ) -> ClipSet | FeatureSet:
-    """Load whatever a source holds; the first of the notes says what that is.
+    """Load clips or feature matrices, whichever a source holds; the first of the notes says which.
 
     Args:
-        source: as in ``load_clips`` or ``load_features``. Where a folder holds several kinds, videos come
-            before feature files and images, of which the more numerous are taken.
-        clips: how many clips, or feature matrices, to attack.
+        source: as in ``load_clips`` or ``load_features``. Where a folder holds several kinds, videos
+            take precedence; of feature files and images the more numerous are used.
+        clips: number of clips, or feature matrices, to attack.
         frames: see ``load_clips``; feature files have none.
         size: see ``load_clips``.
         stride: see ``load_clips``.
         seed: draws the order of the files.
-        public: the most public clips or matrices to return.
+        public: largest number of public clips or matrices to return.
         references: see ``load_clips``.
         fine: see ``load_clips``.
         segments: rows of a feature matrix, see ``load_features``.
 
     Raises:
-        InputError: what ``load_clips`` and ``load_features`` raise; references or fine clips of features.
+        InputError: as ``load_clips`` and ``load_features``; references or fine clips asked of features.
     """
     if find_source(source) is None and (files := search_source(source)).kind == "features":
         if references or fine:

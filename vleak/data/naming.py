@@ -1,4 +1,4 @@
-"""What the names in UCF-Crime and its kin tell: the video, its class, normal or not."""
+"""Conventions of names in UCF-Crime and similar data sets: the video, its class, and whether it is normal."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _SUFFIXES = re.compile(r"(\.(mp4|avi|mkv|mov|webm|gif|npy|txt|png|jpe?g))+$", re
 
 
 def canonical(folder: str) -> str:
-    """Return the class that a folder stands for: all folders of normal videos are one class."""
+    """Return the class of a folder: all folders of normal videos are one class."""
     return NORMAL if _NORMAL_FOLDER.fullmatch(folder) else folder
 
 
 def class_in_name(stem: str) -> str | None:
-    """Return the class that the name of a video tells in the manner of UCF-Crime, None where it does not."""
-    found = _UCF.match(stem)
-    if found is None:
+    """Return the class in the name of a video, as in UCF-Crime; None for other names."""
+    match = _UCF.match(stem)
+    if match is None:
         return None
-    return NORMAL if found[1].lower().startswith("normal") else found[1]
+    return NORMAL if match[1].lower().startswith("normal") else match[1]
 
 
 def crop_of(stem: str) -> int:
-    """Return which crop a feature file is of, 0 where its name does not say."""
-    found = _CROP.search(stem)
-    return int(found[1]) if found else 0
+    """Return the crop number in the name of a feature file, 0 without one."""
+    match = _CROP.search(stem)
+    return int(match[1]) if match else 0
 
 
 def video_of(path: str) -> str:
-    """Return what names a video whatever lies in front of and behind its base name, in lower case.
+    """Return the key of a video: its base name in lower case, without folders and suffixes.
 
     ``C:\\\\data\\\\Abuse001_x264.mp4``, ``Abuse/Abuse001_x264__7.npy`` and ``Abuse001_x264_i3d.npy`` are all
     ``abuse001_x264``.
@@ -47,18 +47,18 @@ def video_of(path: str) -> str:
 
 
 def anomalies(videos: Sequence[tuple[str, tuple[str, ...]]]) -> list[bool | None]:
-    """Return for each video whether its names tell an anomaly, None where they tell nothing.
+    """Return for each video whether its names mark an anomaly, None where they mark neither.
 
-    Where some folder or class is that of normal videos, all others are anomalies.
+    If any folder or class is that of normal videos, all others are anomalies.
 
     Args:
-        videos: the base name of each without its suffix, and the names of its class and folders.
+        videos: for each, the base name without suffix, and the names of its class and folders.
     """
-    told = [_anomalous(stem, kinds) for stem, kinds in videos]
+    flags = [_anomalous(stem, kinds) for stem, kinds in videos]
     if not any(canonical(kind) == NORMAL for _, kinds in videos for kind in kinds):
-        return told
+        return flags
     return [
-        True if value is None and kinds else value for value, (_, kinds) in zip(told, videos, strict=True)
+        True if value is None and kinds else value for value, (_, kinds) in zip(flags, videos, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Data sources by name: the synthetic clips, and functions from outside that return clips."""
+"""Data sources by name: the synthetic clips, and functions of plug-ins that return clips."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def _synthetic(
 
 
 SOURCES: Registry[ClipSet] = Registry("source", {"synthetic": _synthetic})
-"""Sources of clips by name; beside them every path is one."""
+"""Registry of sources of clips; every path is a source as well."""
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def find_source(source: str) -> Reference[ClipSet] | None:
-    """Return the source that a text names, or None where it is a path.
+    """Return the registered source that a text names, or None for a path.
 
     Raises:
         InputError: a setting is unknown or does not fit, or a plug-in cannot be used.
@@ -46,10 +46,11 @@ def find_source(source: str) -> Reference[ClipSet] | None:
 
 
 def load_source(reference: Reference[ClipSet], request: ClipRequest) -> ClipSet:
-    """Load clips from a source by name; a function gets those of the request's fields that it names.
+    """Load clips from a registered source; its function is called with the request's fields that it accepts.
 
     Raises:
-        InputError: a function from outside raised, or returned something else than such clips; names it.
+        InputError: a plug-in's function raised, or returned anything but the requested clips; the message
+            names the plug-in.
     """
     entry = reference.entry
     accepted = inspect.signature(entry.factory).parameters
@@ -68,7 +69,7 @@ def load_source(reference: Reference[ClipSet], request: ClipRequest) -> ClipSet:
 
 
 def _check(data: object, request: ClipRequest) -> None:
-    """Refuse what is no `ClipSet` of the clips that were asked for."""
+    """Raise InputError for anything but a `ClipSet` of the requested clips."""
     if not isinstance(data, ClipSet):
         raise InputError(f"returned {type(data).__name__}, expected vleak.data.ClipSet")
     shape = (request.frames, request.size, request.size)

@@ -1,4 +1,4 @@
-"""What is asked of a data source, checked before a file is opened."""
+"""Request to a data source: which clips to load, checked before a file is opened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vleak.data.clipset import DEFAULT_CLIPS
 from vleak.errors import InputError, argument
 
 FINE = 2
-"""How many times as wide and high the fine copies of clips are."""
+"""Scale of the fine copies of clips, in width and in height."""
 
 MAX_BATCH_BYTES = 2**32  # all clips together, as float32
 _RANGES = {
@@ -25,7 +25,7 @@ _ARGUMENTS = {"references": "reference_frames"}
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRequest:
-    """Clips to load; `vleak.data.load_clips` explains each number.
+    """Settings of the clips to load; `vleak.data.load_clips` documents each number.
 
     Raises:
         InputError: a number is out of range, or the clips would not fit in memory.
@@ -51,7 +51,7 @@ class ClipRequest:
 
     @property
     def attacked(self) -> int:
-        """Clips to attack where the source has enough of them."""
+        """Number of clips to attack where the source has enough of them."""
         return DEFAULT_CLIPS if self.clips is None else self.clips
 
     @property

@@ -1,4 +1,4 @@
-"""What a source on disk holds: videos, videos as images, or feature files; a folder, a list or one file."""
+"""Sources on disk: a folder, a list or one file, with videos, image sequences or feature files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _EXPECTED = {
     "frames": "numbered .png or .jpg",
     "features": ".npy, or text of numbers",
 }
-_GROUND_TRUTH = re.compile(r"gt([-_].*)?\.npy", re.I)  # labels by frame, which lie beside features
-_SNIFFED = 4096  # bytes of a text that tell numbers from names
+_GROUND_TRUTH = re.compile(r"gt([-_].*)?\.npy", re.I)  # labels by frame, stored next to features
+_SNIFFED = 4096  # bytes of a text that are read to distinguish numbers from names
 
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """What a source holds.
+    """Files of a source.
 
     Attributes:
-        kind: which of the three.
+        kind: "videos", "frames" or "features".
         name: the base name of the source.
         root: the folder that all names are relative to.
         names: the video or feature files, sorted; none for frames.
-        images: the videos that come as images.
-        entries: for a source that is a list, its entry of each name (for frames, of each ``video``).
-        listed: all entries of that list, found or not.
-        notes: what to tell the user.
+        images: the videos that are stored as images.
+        entries: for a source that is a list, its entry for each name (for frames, for each ``video``).
+        listed: all entries of that list, also those without a file.
+        notes: sentences for the user.
     """
 
     kind: Kind
@@ -53,15 +53,15 @@ class SourceFiles:
 
 
 def search_source(source: str, kinds: Sequence[Kind] = KINDS) -> SourceFiles:
-    """Find out what a source holds.
+    """Return the files of a source and their kind.
 
-    A folder is searched with its sub-folders; where it holds several kinds, videos come before feature
-    files and images, of which the more numerous are taken. The files of a list are looked for in its folder
-    and below.
+    A folder is searched with its sub-folders; where it holds several kinds, videos take precedence, and of
+    feature files and images the more numerous are used. The files of a list are searched in its folder and
+    below.
 
     Args:
         source: path of a folder, a list or one file.
-        kinds: what may be found; others are passed over.
+        kinds: accepted kinds; files of others are ignored.
 
     Raises:
         InputError: the source does not exist or holds none of these kinds.
@@ -91,12 +91,12 @@ def _one_file(kind: Kind, path: Path) -> SourceFiles:
 
 def _in_folder(root: Path, source: str, kinds: Sequence[Kind]) -> SourceFiles:
     names = walk(root, source)
-    held = {kind: _of_kind(kind, root, names) for kind in KINDS if kind in kinds}
-    if held.get("videos", ([], []))[0]:
-        kind: Kind = "videos"  # however many images or features were made of them
+    files_by_kind = {kind: _of_kind(kind, root, names) for kind in KINDS if kind in kinds}
+    if files_by_kind.get("videos", ([], []))[0]:
+        kind: Kind = "videos"  # even if more images or features were computed from them
     else:
-        kind = max(held, key=lambda kind: len(held[kind][0]))
-    chosen, images = held[kind]
+        kind = max(files_by_kind, key=lambda kind: len(files_by_kind[kind][0]))
+    chosen, images = files_by_kind[kind]
     if chosen:
         return SourceFiles(
             kind=kind,
@@ -124,19 +124,19 @@ def _in_list(path: Path, source: str, kinds: Sequence[Kind]) -> SourceFiles:
         chosen, images = _of_kind(kind, path.parent, names, wanted)
         if not chosen:
             continue
-        of = [one.video for one in images] if kind == "frames" else chosen
-        found, missing = match_list(entries, of, shown, where)
-        images = [one for one in images if one.video in found]
+        candidates = [video.video for video in images] if kind == "frames" else chosen
+        matches, missing = match_list(entries, candidates, shown, where)
+        images = [video for video in images if video.video in matches]
         return SourceFiles(
             kind=kind,
             name=shown,
             root=path.parent,
-            names=() if kind == "frames" else tuple(sorted(found)),
+            names=() if kind == "frames" else tuple(sorted(matches)),
             images=tuple(images),
-            entries=found,
+            entries=matches,
             listed=tuple(entries),
             notes=(
-                f"{len(entries)} videos listed, {len(found)} found as {_CALLED[kind]}",
+                f"{len(entries)} videos listed, {len(matches)} found as {_CALLED[kind]}",
                 *missing,
                 *_gaps(images),
             ),
@@ -148,7 +148,7 @@ def _in_list(path: Path, source: str, kinds: Sequence[Kind]) -> SourceFiles:
 def _of_kind(
     kind: Kind, root: Path, names: Sequence[str], wanted: set[str] | None = None
 ) -> tuple[list[str], list[ImageVideo]]:
-    """Return the files of a kind, of the wanted videos only, and for frames also their videos."""
+    """Return the files of a kind that belong to the wanted videos, and for frames also these videos."""
     if kind == "videos":
         chosen = [name for name in names if suffix(name) in SUFFIXES]
     elif kind == "features":
@@ -156,8 +156,8 @@ def _of_kind(
     else:
         images = group_images([name for name in names if suffix(name) in IMAGE_SUFFIXES])
         if wanted is not None:
-            images = [one for one in images if video_of(one.video) in wanted]
-        return [name for one in images for name in one.names], images
+            images = [video for video in images if video_of(video.video) in wanted]
+        return [name for video in images for name in video.names], images
     return [name for name in chosen if wanted is None or video_of(name) in wanted], []
 
 
@@ -169,7 +169,7 @@ def _holds_features(root: Path, name: str) -> bool:
 
 
 def _first_token(path: Path) -> str | None:
-    """Return what a text starts with up to the first blank or comma, None for an empty file."""
+    """Return the first word of a text, up to a blank, comma or semicolon; None for an empty file."""
     try:
         with path.open("rb") as stream:
             start = stream.read(_SNIFFED).decode("utf-8-sig", errors="replace")
@@ -193,13 +193,13 @@ def _ignored(kind: Kind, names: Sequence[str], chosen: Sequence[str]) -> list[st
 
 
 def _gaps(images: Sequence[ImageVideo]) -> list[str]:
-    """Tell how far the images are apart and of videos that lack some."""
+    """Return notes on the distance between image numbers and on videos with missing images."""
     notes = []
-    steps = sorted({one.step for one in images if len(one.names) > 1})
+    steps = sorted({video.step for video in images if len(video.names) > 1})
     if steps and steps != [1]:
-        told = " or ".join(map(str, steps[:3]))
-        notes.append(f"the images' numbers are {told} apart; `stride` counts images, not these numbers")
-    holes = [one.video for one in images if one.gaps]
+        distances = " or ".join(map(str, steps[:3]))
+        notes.append(f"the images' numbers are {distances} apart; `stride` counts images, not these numbers")
+    holes = [video.video for video in images if video.gaps]
     if holes:
         notes.append(f"{len(holes)} videos lack images, which counts as a jump: {first(holes)}")
     return notes

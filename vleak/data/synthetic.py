@@ -1,8 +1,8 @@
 """Synthetic motion: textured objects over photographs, labelled by how the object moves.
 
-The photographs are those inside the scikit-image wheel, so nothing is downloaded. Only the motion tells the
-class: background, texture, shape, and the object's position, size and angle at the middle of the clip are
-drawn before the class is looked at and have the same distribution for every class.
+The photographs are those inside the scikit-image wheel, so nothing is downloaded. Only the motion depends
+on the class: background, texture, shape, and the object's position, size and angle at the middle of the clip
+are drawn without the class and have the same distribution for every class.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from vleak.data.request import ClipRequest
 from vleak.seeds import generator
 
 MOTIONS = ("left", "right", "up", "down", "approach", "rotate")
-# Name in skimage.data: least and largest side of a crop, as a share of the photograph's shorter side. Fine
-# textures are cut closer, or they would be noise at 32x32 pixels.
+# Name in skimage.data: smallest and largest side of a crop, as a share of the photograph's shorter side.
+# Crops of fine textures are smaller; larger ones would be noise at 32x32 pixels.
 PHOTOS = {
     "astronaut": (0.4, 0.9),
     "brick": (0.12, 0.3),
@@ -38,12 +38,12 @@ PHOTOS = {
     "stereo_motorcycle": (0.4, 0.9),
 }
 OVERSAMPLING = 2  # frames are drawn at twice the size and averaged, which keeps edges smooth at 32x32
-COAST = 1.5  # how much further than half of its way the object goes before and after the clip
+COAST = 1.5  # largest distance the object moves outside the clip, in halves of its path within the clip
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip without its class. Lengths are in frame sides, from -0.5 to 0.5; angles in radians."""
+    """Scene of a clip, without its class. Lengths are in frame sides, from -0.5 to 0.5; angles in radians."""
 
     background: Tensor  # (3, K, K), K = OVERSAMPLING * size
     texture: Tensor  # (3, L, L)
@@ -51,16 +51,16 @@ class Scene:
     exponent: float  # of the superellipse: 2 is an ellipse, 6 nearly a rectangle
     centre: tuple[float, float]  # x and y at the middle of the clip
     angle: float
-    travel: float  # half of the way of a class that shifts
+    travel: float  # half of the path length of the classes that translate
     growth: float  # half of the logarithm of the growth of "approach"
     turn: float  # half of the angle of "rotate"
-    ease: float  # of the speed: below 0 fast in the middle, above 0 slow there
-    wobble: tuple[float, float, float, float]  # small x, y, log scale, angle that every class makes
+    ease: float  # change of the speed over time: below 0 fast in the middle, above 0 slow there
+    wobble: tuple[float, float, float, float]  # small motion in x, y, log scale and angle, in every class
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A scene with its motion: what a clip, its larger original and its references are rendered from."""
+    """Scene with its motion, from which a clip, its fine version and its references are rendered."""
 
     scene: Scene
     label: int  # index into MOTIONS
@@ -71,19 +71,19 @@ class Drawn:
         return _render(self.scene, MOTIONS[self.label], self.frames)
 
     def fine(self) -> Tensor:
-        """Return the clip before it was averaged down, (3, T, 2H, 2W)."""
+        """Return the clip at twice the resolution, before averaging, (3, T, 2H, 2W)."""
         return _ordered(_image(self.scene, MOTIONS[self.label], torch.linspace(-1, 1, self.frames)))
 
     def references(self, count: int) -> Tensor:
-        """Return frames of the scene outside the time of the clip, (3, count, H, W)."""
+        """Return frames of the scene from before and after the clip, (3, count, H, W)."""
         return _pooled(_image(self.scene, MOTIONS[self.label], _outside(self.frames, count)))
 
 
 def load_synthetic(request: ClipRequest) -> ClipSet:
     """Return a ClipSet of synthetic clips, of shape (3, frames, size, size).
 
-    The clips are the same whether or not references and fine clips are asked for. The references of a clip
-    show its scene before and after it, see ``_outside``.
+    The clips are the same with and without references and fine clips. The references of a clip show its
+    scene before and after it, see ``_outside``.
     """
     frames, size, seed = request.frames, request.size, request.seed
     attacked = [_draw("clips", index, frames, size, seed) for index in range(request.attacked)]
@@ -115,16 +115,17 @@ def synthetic_clip(
 ) -> tuple[Tensor, int]:
     """Draw clip ``index`` of a stream: float32 (3, frames, size, size) in [0, 1] and its index in MOTIONS.
 
-    It depends on these arguments and on nothing else. Every six consecutive clips hold each motion once.
+    The clip depends on these arguments alone. Six consecutive clips, from a multiple of six on, show all
+    six motions.
     """
     drawn = _draw(stream, index, frames, size, seed)
     return drawn.clip(), drawn.label
 
 
 def _draw(stream: str, index: int, frames: int, size: int, seed: int) -> Drawn:
-    block, place = divmod(index, len(MOTIONS))
+    block, position = divmod(index, len(MOTIONS))
     order = torch.randperm(len(MOTIONS), generator=generator("synthetic", seed, stream, "labels", block))
-    label = int(order[place])
+    label = int(order[position])
     return Drawn(_draw_scene(generator("synthetic", seed, stream, index), size * OVERSAMPLING), label, frames)
 
 
@@ -145,7 +146,7 @@ def _sign(source: torch.Generator) -> float:
 
 
 def _draw_crop(name: str, side: int, source: torch.Generator) -> Tensor:
-    """Cut a random square, mirror, tint and scale it: float32 (3, side, side) in [0, 1]."""
+    """Return a random square of a photograph, tinted and scaled: float32 (3, side, side) in [0, 1]."""
     photo = _photo(name)
     _, height, width = photo.shape
     extent = int(min(height, width) * _uniform(*PHOTOS[name], source))
@@ -200,15 +201,15 @@ def _stand_out(texture: Tensor, background: Tensor, gap: float = 0.2) -> Tensor:
 def _outside(frames: int, count: int) -> Tensor:
     """Return times outside [-1, 1]: just before the clip, just after it, a frame earlier, and so on."""
     step = 2 / (frames - 1)
-    places = torch.arange(count)
-    return (1 + step * (1 + places // 2)) * torch.where(places % 2 == 0, -1.0, 1.0)
+    positions = torch.arange(count)
+    return (1 + step * (1 + positions // 2)) * torch.where(positions % 2 == 0, -1.0, 1.0)
 
 
 def _eased(time: Tensor, ease: float) -> Tensor:
-    """Return where on its path the object is, -1 at the first and 1 at the last frame of the clip.
+    """Return the object's position on its path, -1 at the first and 1 at the last frame of the clip.
 
-    Outside the clip it goes on at the speed it had there and comes to rest at -1 - COAST and 1 + COAST, so
-    that it neither turns back nor leaves or fills the frame.
+    Outside the clip it continues at the speed that it had at the first or last frame and slows down to rest
+    at -1 - COAST and 1 + COAST, so that it neither turns back nor leaves or fills the frame.
     """
     inside = time * (1 + ease * (time.square() - 1))  # odd, so that the middle stays in the middle
     beyond = COAST * (1 - (-(1 + 2 * ease) / COAST * (time.abs() - 1)).exp())
@@ -216,7 +217,7 @@ def _eased(time: Tensor, ease: float) -> Tensor:
 
 
 def _path(scene: Scene, motion: str, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x, y, scale and angle of the object at the times, each (T,)."""
+    """Return x, y, scale and angle of the object at the times, four tensors (T,)."""
     time = _eased(time, scene.ease)
     x, y, growth, turn = scene.wobble
     x += scene.travel * ((motion == "right") - (motion == "left"))
@@ -261,7 +262,7 @@ def _image(scene: Scene, motion: str, time: Tensor) -> Tensor:
 
 
 def _coverage(across: Tensor, along: Tensor, scene: Scene, side: int) -> Tensor:
-    """Return how much of each pixel the object covers, (T, K, K), with an edge about a pixel wide."""
+    """Return the share of each pixel that the object covers, (T, K, K), with an edge about a pixel wide."""
     a, b = scene.half_axes
     p = scene.exponent
     radius = ((across / a).abs().pow(p) + (along / b).abs().pow(p)).pow(1 / p)

@@ -1,4 +1,4 @@
-"""Data sets of tensors that the caller holds."""
+"""Data sets from the caller's own tensors, and their first clips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vleak.seeds import generator
 
 __all__ = ["clip_set", "first_of"]
 
-_CLASSES = 6  # of labels that are drawn, as for videos without classes
+_CLASSES = 6  # number of classes of drawn labels, as for videos without classes
 
 
 def clip_set(
@@ -25,12 +25,12 @@ def clip_set(
     classes: tuple[str, ...] | None = None,
     name: str = "tensors",
 ) -> ClipSet:
-    """Make a data set of tensors.
+    """Return a data set of the caller's tensors.
 
     Args:
         clips: (N, 3, T, H, H) in [0, 1], the clips under attack.
         labels: (N,) integers from 0; None draws them over six classes.
-        public: (M, 3, T, H, H), clips that the attacker holds, others than those under attack.
+        public: (M, 3, T, H, H), clips that the attacker holds, none of them under attack.
         public_labels: (M,); None draws them.
         classes: names of the classes; None numbers them.
         name: name of the data in records.
@@ -39,10 +39,15 @@ def clip_set(
         InputError: other shapes, values outside [0, 1], or labels that are no classes.
     """
     clips = _checked("clips", clips)
-    held = clips.new_empty(0, *clips.shape[1:]) if public is None else _checked("public", public)
-    if held.shape[1:] != clips.shape[1:]:
-        raise InputError(f"public: expected clips of shape {tuple(clips.shape[1:])}, got {tuple(held.shape)}")
-    own, others = _labels("labels", labels, len(clips)), _labels("public_labels", public_labels, len(held))
+    public_clips = clips.new_empty(0, *clips.shape[1:]) if public is None else _checked("public", public)
+    if public_clips.shape[1:] != clips.shape[1:]:
+        raise InputError(
+            f"public: expected clips of shape {tuple(clips.shape[1:])}, got {tuple(public_clips.shape)}"
+        )
+    own, others = (
+        _labels("labels", labels, len(clips)),
+        _labels("public_labels", public_labels, len(public_clips)),
+    )
     count = _CLASSES if labels is None else int(torch.cat([own, others]).max()) + 1
     names = classes or tuple(f"class{index}" for index in range(max(2, count)))
     if count > len(names):
@@ -52,19 +57,19 @@ def clip_set(
         clips=clips,
         labels=own,
         names=tuple(f"{name}{index}" for index in range(len(clips))),
-        public_clips=held,
+        public_clips=public_clips,
         public_labels=others,
         classes=names,
-        public_source="tensors" if len(held) else "",
+        public_source="tensors" if len(public_clips) else "",
         notes=("labels are drawn at random",) if labels is None else (),
     )
 
 
 def first_of(data: ClipSet | FeatureSet, count: int | None) -> ClipSet | FeatureSet:
-    """Data set with the first private clips alone; None keeps all.
+    """Return a data set with only the first ``count`` clips under attack; None keeps all of them.
 
     Raises:
-        InputError: there are not so many.
+        InputError: there are fewer clips.
     """
     total = len(data.names)
     if count is None or count == total:

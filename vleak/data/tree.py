@@ -1,4 +1,4 @@
-"""Where a source is on disk, which files lie below it, and how they are called."""
+"""Paths of a source, the files below it, and their names in messages and as ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def existing(source: str) -> Path:
     """Return the absolute path of a source.
 
     Raises:
-        InputError: it is neither a file nor a folder, or cannot be looked at.
+        InputError: the path is neither a file nor a folder, or cannot be accessed.
     """
     path = Path(os.path.abspath(source))
     try:
@@ -30,29 +30,29 @@ def existing(source: str) -> Path:
 
 
 def walk(root: Path, source: str) -> list[str]:
-    """Return the files below a folder as sorted names relative to it, without hidden and linked folders.
+    """Return the sorted names of the files below a folder, relative to it; no hidden or linked folders.
 
     Raises:
         InputError: a folder cannot be read, or there are more than MAX_FILES files.
     """
-    found: list[str] = []
+    names: list[str] = []
     folders = [""]
     try:
         while folders:
-            below = folders.pop()
-            with os.scandir(root / below) as entries:
+            folder = folders.pop()
+            with os.scandir(root / folder) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(f"{below}{entry.name}/")
+                        folders.append(f"{folder}{entry.name}/")
                     elif entry.is_file():
-                        found.append(f"{below}{entry.name}")
-            if len(found) > MAX_FILES:
+                        names.append(f"{folder}{entry.name}")
+            if len(names) > MAX_FILES:
                 raise InputError(f"data {source!r}: more than {MAX_FILES} files; give a smaller folder")
     except OSError as error:
         raise InputError(f"data {source!r}: cannot read {error.filename!r}: {error.strerror}") from error
-    return sorted(found)
+    return sorted(names)
 
 
 def suffix(name: str) -> str:
@@ -61,37 +61,37 @@ def suffix(name: str) -> str:
 
 
 def parent(name: str) -> str:
-    """Return the name of the folder that a name relative to the source stands in, "" for the source."""
+    """Return the name of the folder of a file, given its name relative to the source; "" for the source."""
     return PurePosixPath(name).parent.name
 
 
 def printable(name: str) -> str:
-    """Return the name, escaped where it holds line breaks or bytes that are no text."""
+    """Return the name, escaped if it holds line breaks or bytes that are no text."""
     return name if name.isprintable() else ascii(name)
 
 
 def first(names: Sequence[str]) -> str:
-    """Return the first three names, and dots where there are more."""
+    """Return the first three names, and dots if there are more."""
     return ", ".join(printable(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def ids(stems: Sequence[str], parents: Sequence[str]) -> list[str]:
-    """Return an id for each file that is unique, whatever the case, and safe as a file name.
+    """Return an id for each file that is unique, ignoring case, and safe as a file name.
 
-    It is the stem, with the folder in front, then a number, where that is not unique.
+    The id is the stem; the folder is put before it, and then a number after it, if that is not unique.
     """
     plain = [_safe(stem) for stem in stems]
-    shared = Counter(stem.lower() for stem in plain)  # some file systems do not tell cases apart
+    shared = Counter(stem.lower() for stem in plain)  # some file systems ignore case
     used: set[str] = set()
-    found = []
+    names = []
     for stem, folder in zip(plain, parents, strict=True):
         base = stem if shared[stem.lower()] == 1 else f"{_safe(folder)}-{stem}"
         name, number = base, 2
         while name.lower() in used:
             name, number = f"{base}-{number}", number + 1
         used.add(name.lower())
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def _safe(name: str) -> str:

@@ -1,8 +1,8 @@
-"""One video file: what its header says, and chosen frames of it. Files are from strangers.
+"""Decoding of a video file: the number of its frames, and chosen frames. The files are not trusted.
 
-FFmpeg is told to open a few containers and local files only: a playlist that poses as a video would make it
-open other files. Limits are checked against the header before a frame is decoded, and a file that gives
-fewer frames than it declares is an error as soon as one of the missing frames is wanted.
+FFmpeg is restricted to a few containers and to local files: a playlist disguised as a video would make it
+open other files. Limits are checked against the header before a frame is decoded, and a file with fewer
+frames than it declares is an error as soon as one of the missing frames is wanted.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif"
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2", ".avi", ".mkv", ".webm", ".gif"})
 MAX_FRAME_PIXELS = 8192 * 4320
 MAX_SECONDS = 24 * 3600
-# Of one file: 100 000 frames of 1920x1080, about half an hour's decoding.
+# Limit for one file: 100 000 frames of 1920x1080, about half an hour of decoding.
 MAX_DECODED_PIXELS = 200_000_000_000
 
 
 def count_frames(path: Path, shown: str, most: int) -> int:
-    """Return how many frames a video declares, counting no further than ``most``; nothing is decoded.
+    """Return the number of frames that a video declares, counting up to ``most``; nothing is decoded.
 
     Packets are counted, since Matroska stores no frame count and edit lists hide frames. Where the file
     ends well before the time that its header declares, the missing frames count as declared.
@@ -41,7 +41,7 @@ def count_frames(path: Path, shown: str, most: int) -> int:
     Args:
         path: the file.
         shown: its name in error messages.
-        most: where to stop counting.
+        most: number at which counting stops.
 
     Raises:
         InputError: the file cannot be opened, is no video, or exceeds a limit of this module.
@@ -69,10 +69,10 @@ def count_frames(path: Path, shown: str, most: int) -> int:
 
 @dataclass
 class Squares:
-    """Frames that were read from one video.
+    """Square frames of one video, at one or more sizes.
 
     Attributes:
-        by_size: for each size asked for, the frames by their number, float32 (3, size, size) in [0, 1].
+        by_size: for each requested size, the frames by their number, float32 (3, size, size) in [0, 1].
         smallest: the shorter side of the smallest frame, in pixels as stored.
     """
 
@@ -80,7 +80,7 @@ class Squares:
     smallest: int = MAX_FRAME_PIXELS
 
     def add(self, number: int, image: NDArray[np.uint8]) -> None:
-        """Cut and scale an upright frame, RGB (H, W, 3)."""
+        """Add an upright frame, RGB (H, W, 3), cut and scaled to every size."""
         self.smallest = min(self.smallest, *image.shape[:2])
         for size, squares in self.by_size.items():
             squares[number] = _square(image, size)
@@ -91,7 +91,7 @@ class Squares:
 
 
 def read_frames(path: Path, shown: str, wanted: Set[int], sizes: Sequence[int]) -> Squares:
-    """Decode frames of one file, each at every one of ``sizes``.
+    """Return the wanted frames of one file, each scaled to every size of ``sizes``.
 
     Frames are turned upright (display matrix), cut to the central square and scaled with antialiasing.
     Decoding stops at the last wanted frame. Non-square pixels are taken as they are.
@@ -100,7 +100,7 @@ def read_frames(path: Path, shown: str, wanted: Set[int], sizes: Sequence[int]) 
         path: the file.
         shown: its name in error messages.
         wanted: the numbers of the frames, from 0; at least one.
-        sizes: heights and widths of what is returned.
+        sizes: heights (and widths) of the frames to return, in pixels.
 
     Raises:
         InputError: a wanted frame, or one before it, is missing or damaged, or exceeds a limit.
@@ -109,7 +109,7 @@ def read_frames(path: Path, shown: str, wanted: Set[int], sizes: Sequence[int]) 
     with _opened(path, shown) as (container, stream):
         context = stream.codec_context
         _check_decoding(shown, context.width, context.height, last + 1)
-        # Without "explode" FFmpeg paints over damage and reports success.
+        # Without "explode" FFmpeg conceals damage and reports success.
         context.options = {"err_detect": "explode"}
         decoded = 0
         for frame in _decode(container, stream):
@@ -153,7 +153,7 @@ def _opened(path: Path, shown: str) -> Iterator[tuple[av.container.InputContaine
 
 
 def check_limits(shown: str, width: int, height: int, seconds: float = 0) -> None:
-    """Refuse frames or lengths that no camera gives.
+    """Check the size of frames and the duration of a video against the limits.
 
     Raises:
         InputError: a frame has no pixels or more than MAX_FRAME_PIXELS, or the video lasts too long.
@@ -179,7 +179,7 @@ def _check_decoding(shown: str, width: int, height: int, frames: int) -> None:
 
 
 def _declared_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[float, bool]:
-    """Return the declared time at which the video ends, 0 if unknown, and whether it is the video's own."""
+    """Return the declared end of the video in seconds, 0 if unknown, and whether its stream declares it."""
     if stream.duration and stream.time_base:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base), True
     hours, *rest = stream.metadata.get("DURATION", "").split(":")  # Matroska: "00:00:02.600000000"
@@ -204,13 +204,13 @@ def _end_of(packet: av.Packet[av.VideoStream]) -> float:
 def _missing_frames(container: av.container.InputContainer, stream: av.VideoStream, end: float) -> int:
     """Return how many frames the header declares beyond the time ``end`` where the file ends."""
     seconds, own = _declared_seconds(container, stream)
-    # Only the audio may be longer, and rounded times may miss a frame or two.
+    # The container's duration may be that of longer audio; rounded times may miss a frame or two.
     slack = max(0.1, 3 / _rate(stream)) if own else 1.0
     return round((seconds - end) * _rate(stream)) if seconds - end > slack else 0
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Yield frames until the file ends or cannot be decoded any further; the caller counts them."""
+    """Yield frames until the file ends or cannot be decoded further; the caller checks their number."""
     try:
         yield from container.decode(stream)
     except av.FFmpegError:
@@ -218,7 +218,7 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
 
 
 def _upright(frame: av.VideoFrame, shown: str) -> NDArray[np.uint8]:
-    """Return the frame as it is to be shown, RGB (H, W, 3), following the display matrix."""
+    """Return the frame in display orientation, RGB (H, W, 3), following the display matrix."""
     # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says.
     image = np.asarray(frame.to_ndarray(format="gbrp"), dtype=np.uint8)
     stored: SideData | None = cast(SideDataContainer, frame.side_data).get("DISPLAYMATRIX")

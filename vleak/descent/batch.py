@@ -1,7 +1,7 @@
-"""Descents that share a captured iteration, run as one program with a trial axis.
+"""Batches of descents that share a captured iteration and run as one program with a trial axis.
 
-The captured iteration of one trial is mapped over the trials, so what it holds, derivatives included, holds
-for each of them. They share the model's weights, and whatever else is the same tensor.
+The captured iteration of one trial, derivatives included, is mapped over all trials. The trials share the
+model's weights and every other value that is the same tensor for all of them.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ __all__ = ["Batch", "Trial", "TrialRunner", "batch_key", "make_batch", "share_we
 
 @dataclass(frozen=True)
 class Trial:
-    """A descent before its first iteration: its step, and the tensors that the iteration reads."""
+    """Descent before its first iteration: its step, and the tensors that the iteration reads."""
 
     step: Step
     values: Values
 
 
 def batch_key(trial: Trial) -> Hashable:
-    """Return what trials of one batch have in common: the weights, and all but the numbers of tensors."""
+    """Return a key, equal for trials of one batch, of the weights and all but the contents of tensors."""
     weights = tuple(v.data_ptr() for name, v in trial.values.items() if name.startswith("parameter:"))
     return program_key(trial.step, trial.values), weights
 
 
 def share_weights(trials: Sequence[Trial]) -> list[Trial]:
-    """Let trials whose weights or buffers are equal use the same tensors: copies of a model are one model."""
+    """Return trials in which equal weights and buffers are the same tensors: copies of a model become one."""
     known: dict[Hashable, list[Tensor]] = {}
 
     def shared(name: str, value: Tensor) -> Tensor:
@@ -64,23 +64,23 @@ def share_weights(trials: Sequence[Trial]) -> list[Trial]:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Programs, one for every kind and number of trials
+# Programs, cached by kind and number of trials
 
 _lock = threading.Lock()
 _programs: dict[Hashable, Capture | None] = {}
-#: Programs kept; all are dropped beyond, which costs capturing those again that are still in use.
+#: Largest number of cached programs; beyond it all are dropped, and those in use are captured again.
 _KEPT = 16
 
 
 def make_batch(trials: Sequence[Trial]) -> Batch | None:
-    """Put descents together; None where their iteration cannot be mapped over trials.
+    """Return a batch of descents; None if their iteration cannot be mapped over trials.
 
     Args:
-        trials: at least one, all of one `batch_key`; on a CUDA device they become one CUDA graph.
+        trials: at least one, all with the same `batch_key`; on a CUDA device they run as one CUDA graph.
     """
     shared = _shared_names(trials)
     values = _stacked_values(trials, shared)
-    # The weights come with the values: copies of a model that come and go share a program.
+    # Weights are inputs of the program, so that successive copies of a model share one program.
     key = (program_key(trials[0].step, trials[0].values), len(trials), shared)
     with _lock:
         if key not in _programs:
@@ -117,7 +117,7 @@ def _captured(trials: Sequence[Trial], values: Values, shared: Sequence[str]) ->
 
 
 def _agrees(batch: Capture, trials: Sequence[Trial], values: Values) -> bool:
-    """Compare one iteration with the reference's of every trial."""
+    """Return whether one iteration of the batch agrees with the reference iteration of every trial."""
     with torch.no_grad():
         after = as_step(batch)({name: value.clone() for name, value in values.items()})
     return all(
@@ -138,38 +138,38 @@ def _start(program: Capture, values: Values) -> Runner:
 
 
 class Batch:
-    """Descents under way side by side.
+    """Batch of running descents.
 
     Attributes:
-        runners: one for every trial, in their order.
+        runners: runners of the single trials, in order.
     """
 
     def __init__(self, runner: Runner, trials: int) -> None:
-        """Take over the runner of all trials; use `make_batch`."""
+        """Wrap the runner of all trials; call `make_batch` instead."""
         self._runner, self._trials = runner, trials
         self._lock = threading.Lock()
         self.runners = [TrialRunner(self, index) for index in range(trials)]
 
     def value(self, name: str, trial: int) -> Tensor:
-        """Return a trial's value of what differs by trial."""
+        """Return the value of a trial for a name that is not shared by the trials."""
         return self._runner.values[name][trial]
 
     def run(
         self, settings: Mapping[int, Tensor], interrupted: Callable[[], bool]
     ) -> dict[int, IterationBlock]:
-        """Run iterations of some trials; the others stay where they are.
+        """Run iterations of some trials; the state of the others does not change.
 
         Args:
-            settings: (iterations, numbers) by trial, all of one length, at most `BLOCK`.
-            interrupted: called now and then between iterations.
+            settings: (iterations, numbers) by trial, all of the same length, at most `BLOCK`.
+            interrupted: called regularly between iterations.
 
         Returns:
-            their objectives, by trial.
+            the iterations' objectives, by trial.
         """
         with self._lock:
             resting = [trial for trial in range(self._trials) if trial not in settings]
             before = self._runner.state() if resting else {}
-            # Resting trials run with another's settings; their steps are undone.
+            # Resting trials run with the settings of another trial; their steps are undone afterwards.
             other = next(iter(settings.values()))
             rows = torch.stack([settings.get(trial, other)[:BLOCK] for trial in range(self._trials)], 1)
             block = self._runner.run(rows, interrupted)
@@ -177,12 +177,12 @@ class Batch:
         return {trial: replace(block, objectives=block.objectives[:, trial]) for trial in settings}
 
     def state(self, trial: int) -> Values:
-        """Return what iterations change of a trial; later iterations leave the tensors alone."""
+        """Return copies of a trial's tensors that iterations change."""
         with self._lock:
             return {name: value[trial].clone() for name, value in self._runner.state().items()}
 
     def restore(self, trial: int, state: Values) -> None:
-        """Put a trial back to a state, and leave the others where they are."""
+        """Reset a trial to an earlier state; the others do not change."""
         with self._lock:
             now = self._runner.state()
             for name, value in state.items():
@@ -201,7 +201,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class TrialRunner:
-    """Runner of one descent of a batch; run alone, it costs as much as all of them."""
+    """Runner of one descent of a batch; running it alone costs as much as running the batch."""
 
     batch: Batch
     trial: int
@@ -216,9 +216,9 @@ class TrialRunner:
         return self.batch.run({self.trial: settings}, interrupted)[self.trial]
 
     def state(self) -> Values:
-        """Return copies of what iterations change."""
+        """Return copies of the tensors that iterations change."""
         return self.batch.state(self.trial)
 
     def restore(self, state: Values) -> None:
-        """Go back to a state."""
+        """Reset the descent to an earlier state."""
         self.batch.restore(self.trial, state)

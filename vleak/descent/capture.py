@@ -1,8 +1,9 @@
-"""One iteration of an attack, recorded once as a flat graph of ATen and vleak operators.
+"""Capture of one iteration of an attack as a flat graph of ATen and vleak operators.
 
 A step is a function of named tensors. It is run a single time on tensors without contents (PyTorch's meta
 device), derivatives included, and every operator that reaches the dispatcher below autograd is recorded.
-What depends on the contents of a tensor (a branch, a shape, a random draw) cannot be, and is refused.
+Operations that depend on the contents of a tensor (a branch, a shape, a random draw) cannot be recorded, and
+raise `CaptureError`.
 """
 
 from __future__ import annotations
@@ -29,37 +30,37 @@ from vleak.switches import math_attention
 __all__ = ["OWN_LAYOUT", "Capture", "CaptureError", "Step", "as_step", "capture", "empty_like"]
 
 Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""Named tensors in, named tensors out; differentiates inside, and branches on no tensor's contents."""
+"""Function from named tensors to named tensors; may differentiate, but not branch on tensor contents."""
 
-#: Which lay results out as suits the device where their arguments are not contiguous.
+#: Operators that choose the layout of their results by device if their arguments are not contiguous.
 OWN_LAYOUT = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 
-# functional_call, which steps use, swaps the tensors of a module while it runs.
+# One capture at a time: functional_call, which steps use, swaps the tensors of a module while it runs.
 _tracing = threading.Lock()
 
 
 class CaptureError(CapabilityError):
-    """A step cannot be recorded as a graph; the message is one line that names the operator and why."""
+    """Error for a step that cannot be captured; its one-line message names the operator and the reason."""
 
     def __init__(self, why: str) -> None:
-        """Take the reason."""
+        """Build the message from the reason ``why``."""
         super().__init__(f"the step cannot be captured: {why}")
 
 
 @dataclass(frozen=True)
 class Capture:
-    """A step as a graph.
+    """Captured step: its graph, and the names of its inputs and outputs.
 
     Attributes:
         graph: calls ATen and vleak operators only; placeholders in the order of `inputs`, returns a list in
             the order of `outputs`. Every node's ``meta["val"]`` is a meta tensor of its shape, dtype and
             strides, or a list of them. Tensors that are not among the inputs are attributes of the module.
         inputs: names of the placeholders.
-        outputs: names of what is returned.
-        fixed: inputs that stay the same over all iterations.
-        device: where the graph is to run.
+        outputs: names of the returned tensors.
+        fixed: inputs that are constant over all iterations.
+        device: device on which the graph runs.
     """
 
     graph: GraphModule
@@ -70,25 +71,25 @@ class Capture:
 
 
 def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) -> Capture:
-    """Record one call of a step; nothing is computed, and no tensor in ``values`` is read or changed.
+    """Return one call of a step as a graph; nothing is computed, and ``values`` are neither read nor changed.
 
     Scaled-dot-product attention is recorded from its math backend, which alone has a second derivative, and
-    recurrent layers as plain operators. Calls from several threads take turns. A module that keeps tensors
-    of its forward pass as attributes would keep empty ones: record a step on a copy of such a module.
+    recurrent layers as plain operators. Calls from several threads are serialised. A module that stores
+    tensors of its forward pass as attributes would store empty ones: capture a step on a copy of it.
 
     Args:
-        step: may differentiate; runs in the grad mode of the caller.
+        step: the function to capture, which may differentiate; runs in the caller's grad mode.
         values: every tensor that the step reads, by name, any shapes; only shape, strides, dtype and device
             matter.
-        fixed: names among ``values`` that stay the same over all iterations.
+        fixed: names among ``values`` that are constant over all iterations.
 
     Returns:
-        the graph, with ``values`` flattened in their own order.
+        the captured step, its inputs in the order of ``values``.
 
     Raises:
         InputError: a name in ``fixed`` is not in ``values``.
-        CaptureError: the step draws random numbers, branches or sizes a tensor on contents, changes a tensor
-            that is meant to stay, has an operator without second derivative, or cannot be traced.
+        CaptureError: the step draws random numbers, has a branch or a shape that depends on tensor contents,
+            changes a fixed tensor, has an operator without second derivative, or cannot be traced.
     """
     strangers = sorted(set(fixed) - set(values))
     if strangers:
@@ -100,19 +101,19 @@ def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) ->
     for name, node in returned.items():
         _check_output(name, node, inputs.get(name), name in fixed)
     recorder.graph.output(list(returned.values()))
-    module = _LazyGraphModule(recorder.constants, recorder.graph)  # compiled if anybody calls it
+    module = _LazyGraphModule(recorder.constants, recorder.graph)  # compiled on its first call
     return Capture(module, tuple(values), tuple(returned), frozenset(fixed), recorder.device)
 
 
 def as_step(capture: Capture) -> Step:
-    """Return a captured step as a function; values that it does not know are ignored."""
+    """Return a captured step as a function; values that are no inputs of the graph are ignored."""
     return lambda values: dict(
         zip(capture.outputs, capture.graph(*(values[name] for name in capture.inputs)), strict=True)
     )
 
 
 def _check_changes(graph: Graph, changeable: Mapping[Node, str]) -> None:
-    """Refuse in-place operators on what has to stay: fixed inputs and tensors of the model's own."""
+    """Raise CaptureError for in-place operators on fixed inputs or on tensors that are no inputs."""
     memory = Memory(graph)
     for node in graph.nodes:
         for root in (memory.owner[changed] for changed in changed_arguments(node)):
@@ -138,11 +139,11 @@ def _check_output(name: str, node: object, before: Node | None, fixed: bool) -> 
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Mode that runs every operator on meta tensors, and records it."""
+    """Dispatch mode that runs every operator on meta tensors and records it in a graph."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Else every call is wrapped to keep PyTorch's compiler away, which never meets this mode.
+        # Avoids a wrapper on every call that disables PyTorch's compiler, which is never active in this mode.
         return False
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -151,13 +152,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.graph, self.constants = Graph(), nn.Module()
         self.device = Counter(value.device for value in values.values()).most_common(1)[0][0]
         self._nodes: dict[int, Node] = {}
-        self._alive: list[Tensor] = []  # as long as `_nodes` names tensors by their identity
+        self._alive: list[Tensor] = []  # keeps tensors alive, since `_nodes` has their id() as keys
         self._running: Any = None
         self._known: dict[Hashable, Tensor] = {}
         self._inputs = {name: self._input(name, value) for name, value in values.items()}
 
     def run(self, step: Step) -> dict[str, Any]:
-        """Return the node of every output, or what is no tensor as it is."""
+        """Return the node of every output by name; outputs that are no tensors are returned unchanged."""
         try:
             with _tracing, math_attention(), PlainLstm(), self:
                 returned = {
@@ -175,7 +176,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = dict(kwargs or {})
         if torch.Tag.data_dependent_output in func.tags and not _any_meta(args):
-            return func(*args, **kwargs)  # of a constant
+            return func(*args, **kwargs)  # reads a constant
         _check_operator(func, args)
         self._running = func
         node = self.graph.call_function(func, *torch.fx.node.map_aggregate((args, kwargs), self._find))  # type: ignore[arg-type]
@@ -189,7 +190,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._copied(result) if func in OWN_LAYOUT and not _plain(args) else result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator, or copy its result for like arguments: recurrent layers repeat themselves."""
+        """Return an operator's result, cached by shapes of the arguments: recurrent layers repeat calls."""
         if any(argument.alias_info for argument in (*func._schema.arguments, *func._schema.returns)):
             return func(*args, **kwargs)
         key = func, _likeness(args), _likeness(tuple(kwargs.items()))
@@ -201,7 +202,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _copied(self, result: Any) -> Any:
-        """Copy results whose strides are the device's choice, so that those in the graph are right."""
+        """Return contiguous copies of results, for recorded strides that do not depend on the device."""
         if isinstance(result, (list, tuple)):
             return type(result)(self._copied(item) for item in result)
         if result is None:
@@ -217,7 +218,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _find(self, value: Any) -> Any:
-        """Return the node of a tensor; a tensor without one becomes a constant."""
+        """Return the node of a tensor; a tensor without a node becomes a constant of the graph."""
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self._nodes:
@@ -254,9 +255,9 @@ def _plain(args: tuple[Any, ...]) -> bool:
 
 
 def _laid_out(value: Any, taken: Tensor | None) -> Any:
-    """Copy an output into the strides as which the next iteration takes it: its views fit no others."""
+    """Return an output with the strides of its input of the next iteration, whose views require them."""
     if not isinstance(value, Tensor) or taken is None or value.shape != taken.shape:
-        return value  # kept, carried nowhere, or refused
+        return value  # no input of the next iteration, or rejected later
     pairs = zip(value.shape, value.stride(), taken.stride(), strict=True)
     if all(mine == its for size, mine, its in pairs if size > 1):
         return value
@@ -266,12 +267,12 @@ def _laid_out(value: Any, taken: Tensor | None) -> Any:
 
 
 def empty_like(meta: Tensor) -> Tensor:
-    """Return another meta tensor of the same shape, strides and type."""
+    """Return a new meta tensor of the same shape, strides and dtype."""
     return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=_META)
 
 
 def _likeness(value: Any) -> Hashable:
-    """Return what an operator's result may depend on, but for the contents of tensors."""
+    """Return a key of everything that an operator's result depends on, except the contents of tensors."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
@@ -284,7 +285,7 @@ def _any_meta(args: tuple[Any, ...]) -> bool:
 
 
 def _without_contents(value: Any) -> Any:
-    """Return a meta tensor of the same shape and strides; lists of tensors alike."""
+    """Return a meta tensor of the same shape and strides; lists of tensors likewise."""
     if isinstance(value, (list, tuple)):
         return type(value)(_without_contents(item) for item in value)
     if not isinstance(value, Tensor) or value.is_meta:
@@ -293,7 +294,7 @@ def _without_contents(value: Any) -> Any:
 
 
 def _check_operator(func: Any, args: tuple[Any, ...]) -> None:
-    """Refuse an operator whose result depends on more than a graph can hold."""
+    """Raise CaptureError for an operator whose result a graph cannot represent."""
     if torch.Tag.nondeterministic_seeded in func.tags:
         raise CaptureError(f"{func} draws random numbers; put the model in eval mode")
     if torch.Tag.data_dependent_output in func.tags:
@@ -303,14 +304,14 @@ def _check_operator(func: Any, args: tuple[Any, ...]) -> None:
 
 
 def _at_places(func: Any, args: tuple[Any, ...]) -> bool:
-    """Tell whether a call reads a tensor at numbered places, as opposed to what a mask selects."""
+    """Return whether a call indexes a tensor by integers, and not by a mask."""
     if func is not torch.ops.aten.index.Tensor:
         return False
     return not any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in args[1])
 
 
 def _explain(error: Exception, running: Any) -> str:
-    """Return why a trace failed, in one line that names the operator where there is one."""
+    """Return the reason why a trace failed, in one line, with the operator if there is one."""
     message = str(error).strip()
     missing = re.search(r"derivative for (\S+) is not implemented", message)
     if missing:

@@ -1,7 +1,7 @@
 """Lowering of a captured step to a flat list of instructions, which the C++ runner executes.
 
-Operators that depend on fixed inputs only are the prologue, which runs once a descent; all others are the
-body, which runs once an iteration. An instruction names the values that are read for the last time.
+Operators that depend on fixed inputs only form the prologue, which runs once a descent; all others form the
+body, which runs once an iteration. An instruction lists the values that it is the last to read.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from vleak.errors import CapabilityError
 
 __all__ = ["UNREAD", "Instruction", "Lowered", "Slot", "lower"]
 
-#: In place of a result's slot: nobody reads it.
+#: Stands for the slot of a result that is never read.
 UNREAD = -1
 
 SlotTree = int | tuple["SlotTree", ...]
-"""The slot of a value, or those of a list's items."""
+"""Slot of a value, or the slots of a list's items."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Stands in an instruction's arguments for the value of a slot."""
+    """Placeholder in an instruction's arguments for the value of a slot."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One call of an operator.
+    """Call of an operator on values in slots.
 
     Attributes:
         target: the operator.
-        arguments, keywords: as in the graph; values are replaced by `Slot`, also inside lists.
-        results: a slot for each tensor that comes back, lists flattened.
-        freed: slots that nobody reads after this call.
+        arguments, keywords: as in the graph, with values replaced by `Slot`, also inside lists.
+        results: slots of the returned tensors, lists flattened.
+        freed: slots that are not read after this call.
     """
 
     target: OpOverload
@@ -55,29 +55,29 @@ class Instruction:
 
     @property
     def name(self) -> str:
-        """The operator's name without its overload, such as ``"aten::add"``."""
+        """Name of the operator without its overload, such as ``"aten::add"``."""
         return self.target._schema.name
 
     @property
     def overload(self) -> str:
-        """The overload's name, such as ``"Tensor"``; empty for the default one."""
+        """Name of the overload, such as ``"Tensor"``; empty for the default one."""
         return self.target._schema.overload_name
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A captured step as the C++ runner takes it.
+    """Captured step as input of the C++ runner.
 
     Attributes:
         slots: number of slots.
         inputs: slot of every input, by name.
-        constants: tensors of the graph itself, by slot.
-        changed: slots of inputs and constants that are changed in place, or are views of such.
-        prologue: run once.
-        body: run every iteration.
+        constants: tensors that are attributes of the graph, by slot.
+        changed: slots of inputs and constants whose memory is changed in place.
+        prologue: instructions that run once.
+        body: instructions that run in every iteration.
         outputs: slot of every output, in the capture's order.
-        leftover: slots that hold only outputs when an iteration ends.
-        carries: (position of an output, slot of the input that it becomes).
+        leftover: slots that the body writes and that hold only outputs when an iteration ends.
+        carries: (position of an output, slot of the input that it becomes in the next iteration).
         settings: slot of the input "settings", if there is one.
         objective: position of the output "objective".
     """
@@ -96,10 +96,10 @@ class Lowered:
 
 
 def lower(capture: Capture) -> Lowered:
-    """Lower a captured step.
+    """Return a captured step as instructions.
 
     Raises:
-        CapabilityError: the graph calls something that is no operator, or returns no "objective".
+        CapabilityError: the graph calls anything but operators, or returns no "objective".
     """
     nodes = list(capture.graph.graph.nodes)
     slots_of = _assign_slots(nodes)
@@ -110,7 +110,7 @@ def lower(capture: Capture) -> Lowered:
         index: placeholders[name] for index, name in enumerate(capture.outputs) if name in placeholders
     }
     pairs = [(returned[index], node) for index, node in carried.items()]
-    # The tensors that one operator returns are computed together, so what changes one keeps all in the body.
+    # The tensors that one operator returns are computed together: if one changes, all belong to the body.
     pairs += [(node, node.args[0]) for node in nodes if node.target is operator.getitem]
     memory = Memory(capture.graph.graph, pairs)
     held = {node for node in nodes if node.op in ("placeholder", "get_attr")}
@@ -149,7 +149,7 @@ def _attribute(capture: Capture, node: Node) -> Tensor:
 
 
 def _assign_slots(nodes: Sequence[Node]) -> dict[Node, SlotTree]:
-    """Give every value of the graph its slots; an item of a list has the list's own."""
+    """Return the slots of every value of the graph; an item of a list has its slot in the list."""
     slots_of: dict[Node, SlotTree] = {}
     free = iter(range(1 << 30))
     for node in nodes:
@@ -166,7 +166,7 @@ def _assign_slots(nodes: Sequence[Node]) -> dict[Node, SlotTree]:
 
 
 def _example(node: Node) -> Any:
-    """Return something of the structure of a node's value."""
+    """Return an example of a node's value, with its nesting of lists."""
     returns = node.target._schema.returns if isinstance(node.target, OpOverload) else [None]
     if not returns:
         return ()
@@ -200,7 +200,7 @@ def _single(tree: SlotTree) -> int:
 
 
 def _hoisted(nodes: Sequence[Node], memory: Memory, fixed: set[Node]) -> set[Node]:
-    """Return the nodes whose value is the same in every iteration, fixed inputs and constants included."""
+    """Return the nodes of constant value over all iterations, fixed inputs and constants included."""
     once: set[Node] = set()
     for node in nodes:
         if memory.changed(node) or node.op == "output":
@@ -223,10 +223,10 @@ def _draws(node: Node) -> bool:
 def _instructions(
     nodes: Sequence[Node], slots_of: Mapping[Node, SlotTree], once: set[Node], outputs: Sequence[int]
 ) -> tuple[tuple[Instruction, ...], tuple[Instruction, ...]]:
-    """Return the instructions of prologue and body."""
+    """Return the instructions of the prologue and of the body."""
     calls = [node for node in nodes if isinstance(node.target, OpOverload)]
     parts = [n for n in calls if n in once], [n for n in calls if n not in once]
-    # What the prologue leaves behind for the body lives as long as the descent.
+    # Values that the body reads from the prologue live as long as the descent.
     kept = {slot for node in parts[1] for slot in _read(node, slots_of)} | set(outputs)
     return _lower_part(parts[0], slots_of, kept), _lower_part(parts[1], slots_of, set(outputs))
 

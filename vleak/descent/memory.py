@@ -1,6 +1,6 @@
-"""Which values of a graph share memory, and which operators change memory in place.
+"""Memory of a graph: values that share memory, and operators that change memory in place.
 
-Decided by the operators' schemas, with the few exceptions that PyTorch's schemas leave out.
+Derived from the operators' schemas, and from lists of the few operators whose schemas are incomplete.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ __all__ = ["SILENT_VIEWS", "Memory", "changed_arguments"]
 
 _aten = torch.ops.aten
 
-#: Operators whose results are views of their first argument, though their schemas do not say so.
+#: Operators whose results are views of their first argument, although their schemas do not declare it.
 SILENT_VIEWS = (
     _aten._unsafe_view.default,
     _aten.unsafe_split.Tensor,  # a GRU writes into the parts
     _aten.unsafe_split_with_sizes.default,
 )
 
-#: In training they change arguments 3 and 4, the running statistics, though their schemas do not say so.
+#: Operators that change arguments 3 and 4, the running statistics, in training; schemas do not declare it.
 _SILENT_CHANGES = (_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default)
 
 
 class Memory:
-    """Memory of a graph.
+    """Memory of a graph: owners of shared memory, and nodes whose memory changes.
 
     Attributes:
-        owner: for every node, the node that allocated its memory: itself, or what it is a view of.
+        owner: for every node, the node that allocated its memory: itself, or the node that it is a view of.
     """
 
     def __init__(self, graph: Graph, carried: Iterable[tuple[Node, Node]] = ()) -> None:
-        """Analyse a graph as it is now.
+        """Analyse the present state of a graph.
 
         Args:
-            graph: calls operators, and getitem on their results.
-            carried: (output, input) pairs: the output becomes the input of the next iteration, so that what
-                changes one changes the other.
+            graph: graph of operator calls, and of getitem on their results.
+            carried: (output, input) pairs: the output becomes the input of the next iteration, so that a
+                change of one changes the other.
         """
         self._graph = graph
         self.owner: dict[Node, Node] = {}
@@ -62,11 +62,11 @@ class Memory:
         return {self.owner[changed] for node in self._graph.nodes for changed in changed_arguments(node)}
 
     def changed(self, node: Node) -> bool:
-        """Tell whether some operator changes a node's memory in place."""
+        """Return whether an operator changes a node's memory in place."""
         return self.owner[node] in self._changed
 
     def unchanged(self) -> set[Node]:
-        """Return the nodes whose memory nothing changes in place: they may be read at any later place."""
+        """Return the nodes whose memory no operator changes in place; they may be read at any later node."""
         return {node for node, owner in self.owner.items() if owner not in self._changed}
 
 
@@ -87,7 +87,7 @@ def _viewed_arguments(node: Node) -> list[Node]:
     target = node.target
     if node.op != "call_function":
         return []
-    if not isinstance(target, OpOverload):  # getitem: of a list of views, or of fresh tensors
+    if not isinstance(target, OpOverload):  # getitem on a list of views, or of new tensors
         source = node.args[0]
         assert isinstance(source, Node)
         return [source] if _viewed_arguments(source) else []
@@ -102,7 +102,7 @@ def _aliases(argument: torch._C.Argument) -> set[str]:
 
 
 def _arguments(node: Node) -> Iterator[tuple[torch._C.Argument, Node]]:
-    """Yield every node that an operator takes, with the parameter of the schema that it is for."""
+    """Yield every node in an operator's arguments, with its parameter in the schema."""
     assert isinstance(node.target, OpOverload)
     for position, argument in enumerate(node.target._schema.arguments):
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)

@@ -1,6 +1,6 @@
-"""Enhancement of what an attack rebuilt: twice the resolution, less noise, and no new evidence.
+"""Enhancement of rebuilt clips: twice the resolution and less noise, but no new evidence.
 
-Nothing in here sees the truth; `vleak.metrics.score_enhanced` says what it was worth.
+No enhancer sees the private clip; `vleak.metrics.score_enhanced` scores the effect.
 """
 
 from vleak.enhance.base import Enhanced, Enhancer, plain

@@ -1,4 +1,4 @@
-"""What every enhancer takes and returns, and the bicubic picture that each is held against."""
+"""Interface of enhancers, and the bicubic enlargement that they are compared with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_SCALE = 4
 
 @dataclass(frozen=True)
 class Enhanced:
-    """An enhanced clip and how it came about.
+    """Result of an enhancer: the enhanced clip, the estimated noise and the steps taken.
 
     Attributes:
         clip: (C, T, scale * H, scale * W) float32 in [0, 1].
-        noise: standard deviation of the noise that was estimated in the given clip, in units of the pixel
-            range. Of what an attack got wrong it sees only what looks like noise.
-        steps: what was done, in that order, such as ``("fusion", "nl_means", "bicubic")``.
+        noise: estimated standard deviation of the noise in the input clip, in units of the pixel range. Of an
+            attack's errors it covers only those that look like noise.
+        steps: names of the processing steps, in order, such as ``("fusion", "nl_means", "bicubic")``.
     """
 
     clip: Tensor
@@ -31,21 +31,21 @@ class Enhanced:
 
 
 Enhancer = Callable[[Tensor], Enhanced]
-"""Takes a clip (C, T, H, W) in [0, 1]; may be called from several threads at once."""
+"""Function of a clip (C, T, H, W) in [0, 1]; may be called from several threads at once."""
 
 
 def plain(clip: Tensor, scale: int = 2) -> Tensor:
-    """Return every frame enlarged by bicubic interpolation: the picture before enhancement.
+    """Return a clip enlarged by bicubic interpolation, the reference point without enhancement.
 
     Args:
         clip: (C, T, H, W) in [0, 1].
-        scale: how many times as wide and high, 1 to ``MAX_SCALE``.
+        scale: factor for width and height, 1 to ``MAX_SCALE``.
 
     Returns:
         (C, T, scale * H, scale * W) float32 in [0, 1].
 
     Raises:
-        InputError: no clip of finite frames, or a scale out of range.
+        InputError: the clip has another shape or non-finite values, or the scale is out of range.
     """
     return enlarged(checked(clip, scale), scale)
 
@@ -54,7 +54,7 @@ def checked(clip: Tensor, scale: int) -> Tensor:
     """Return a clip (C, T, H, W) as float32 on the CPU, clamped to [0, 1].
 
     Raises:
-        InputError: no clip of finite frames, or a scale out of range.
+        InputError: the clip has another shape or non-finite values, or the scale is out of range.
     """
     if not 1 <= scale <= MAX_SCALE:
         raise InputError(f"enhance: scale {scale}; expected a whole number from 1 to {MAX_SCALE}")
@@ -68,13 +68,13 @@ def checked(clip: Tensor, scale: int) -> Tensor:
 
 
 def enlarged(clips: Tensor, scale: int) -> Tensor:
-    """Enlarge (..., T, H, W) by bicubic interpolation, clamped to [0, 1]."""
+    """Return (..., T, H, W) enlarged by bicubic interpolation and clamped to [0, 1]."""
     frames = clips.flatten(0, -3)[:, None]
     fine = functional.interpolate(frames, scale_factor=scale, mode="bicubic")
     return fine.reshape(*clips.shape[:-2], *fine.shape[-2:]).clamp(0, 1)
 
 
 def pooled(clips: Tensor, scale: int) -> Tensor:
-    """Average squares of ``scale`` by ``scale`` pixels of (..., T, H, W): how a coarse clip is made."""
+    """Return the coarse clips of (..., T, H, W): the means of squares of ``scale`` by ``scale`` pixels."""
     frames = functional.avg_pool2d(clips.flatten(0, -3)[:, None], scale)
     return frames.reshape(*clips.shape[:-2], *frames.shape[-2:])

@@ -1,4 +1,4 @@
-"""An enhancer by name."""
+"""Building of enhancers by name."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vleak.registry import Registry
 
 
 def _classical(scale: int) -> Enhancer:
-    """Estimates the noise, averages along time, denoises, enlarges; sharpens only what is clean."""
+    """Noise estimation, averaging along time, denoising and enlargement; sharpens clean clips only."""
     return partial(classical, scale=scale)
 
 
 def _network(scale: int, weights: Mapping[str, Tensor] | None = None) -> Enhancer:
-    """Refines that by a small network, trained on the public clips on this machine."""
+    """Classical enhancement, refined by a small network trained on the public clips on this machine."""
     if scale != SCALE:
         raise InputError(f"enhance: the network enlarges by {SCALE}, not by {scale}; use classical")
     if weights is None:
@@ -34,22 +34,22 @@ def _network(scale: int, weights: Mapping[str, Tensor] | None = None) -> Enhance
 
 
 ENHANCERS: Registry[Enhancer] = Registry("enhancer", {"classical": _classical, "network": _network})
-"""Functions (scale, settings) -> enhancer by name; beside them ``spandrel:PATH`` takes a checkpoint file."""
+"""Functions (scale, settings) -> enhancer by name; ``spandrel:PATH`` names a checkpoint file as well."""
 
 _PREFIX = "spandrel:"
 
 
 def build_enhancer(name: str, *, scale: int = 2, network: Mapping[str, Tensor] | None = None) -> Enhancer:
-    """Return an enhancer, made once and called on every clip, from any thread.
+    """Return an enhancer, which is built once and called on every clip, from any thread.
 
     Args:
-        name: a name of ``ENHANCERS``, with settings or without, or ``spandrel:PATH``.
-        scale: how many times as wide and high clips become; the network knows only 2.
-        network: the weights of "network", as `train_network` or `cached_network` returns them.
+        name: a name of ``ENHANCERS``, optionally with settings, or ``spandrel:PATH``.
+        scale: factor for width and height; "network" supports only 2.
+        network: weights of "network", as `train_network` or `cached_network` returns them.
 
     Raises:
         InputError: the name, the scale, the weights or the checkpoint is not usable.
-        CapabilityError: what a checkpoint needs is not installed.
+        CapabilityError: a package that the checkpoint needs is not installed.
     """
     if not 1 <= scale <= MAX_SCALE:
         raise InputError(f"enhance: scale {scale}; expected a whole number from 1 to {MAX_SCALE}")
@@ -63,7 +63,7 @@ def build_enhancer(name: str, *, scale: int = 2, network: Mapping[str, Tensor] |
 
 
 def _enhanced_by(enhancer: Enhancer, name: str, scale: int, clip: Tensor) -> Enhanced:
-    """Run an enhancer from outside on a copy, and check what it returns."""
+    """Return the result of a plug-in's enhancer, which gets a copy of the clip, after checking it."""
     channels, frames, height, width = clip.shape
     try:
         result = enhancer(clip.clone())
@@ -86,16 +86,16 @@ def _enhanced_by(enhancer: Enhancer, name: str, scale: int, clip: Tensor) -> Enh
 def enhance(
     clip: Tensor, method: str = "classical", *, scale: int = 2, network: Mapping[str, Tensor] | None = None
 ) -> Enhanced:
-    """Enhance one clip (C, T, H, W) in [0, 1]; for many, call `build_enhancer` once.
+    """Return one clip (C, T, H, W) in [0, 1] enhanced; for many clips, call `build_enhancer` once.
 
     Args:
-        clip: as rebuilt.
-        method: as ``name`` of `build_enhancer`.
-        scale: how many times as wide and high it becomes.
-        network: as of `build_enhancer`.
+        clip: the rebuilt clip.
+        method: ``name`` of `build_enhancer`.
+        scale: factor for width and height.
+        network: as in `build_enhancer`.
 
     Raises:
-        InputError: as `build_enhancer`, or no clip of finite frames.
+        InputError: as `build_enhancer`, or the clip has another shape or non-finite values.
         CapabilityError: as `build_enhancer`.
     """
     return build_enhancer(method, scale=scale, network=network)(clip)

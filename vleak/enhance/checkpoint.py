@@ -1,6 +1,6 @@
-"""Enhancement by a checkpoint that the user names, of any architecture that `spandrel` knows.
+"""Enhancement by a user's checkpoint, of any architecture that `spandrel` supports.
 
-`spandrel` comes with the extra ``vleak[spandrel]``; it is imported only when a checkpoint is asked for.
+`spandrel` is installed by the extra ``vleak[spandrel]``; it is imported only when a checkpoint is used.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from vleak.enhance.classical import estimate_noise
 from vleak.errors import CapabilityError, InputError
 
 SUFFIXES = (".pth", ".ckpt", ".safetensors")
-"""Read as tensors alone. A ``.pt`` may hold a program, which `spandrel` would load; it is refused."""
+"""Suffixes of files that are loaded as tensors only. A ``.pt`` may hold a program, which `spandrel` would
+load; it is rejected."""
 
 
 def build_checkpoint(path: str, scale: int = 2) -> Callable[[Tensor], Enhanced]:
-    """Return the enhancer of a checkpoint; frames go through it one by one, and are resized to the scale.
+    """Return the enhancer of a checkpoint; it processes single frames and resizes them to the scale.
 
     Args:
-        path: of the file.
-        scale: how many times as wide and high the clip becomes, whatever the model's own scale is.
+        path: path of the file.
+        scale: factor for width and height, which may differ from the model's own scale.
 
     Raises:
         InputError: no such file, not one of ``SUFFIXES``, or no model of images with one or three channels.
@@ -44,18 +45,18 @@ def build_checkpoint(path: str, scale: int = 2) -> Callable[[Tensor], Enhanced]:
     if not file.is_file():
         raise InputError(f"spandrel: there is no file {path!r}; give the path of a checkpoint")
     model = _load(file)
-    lock = threading.Lock()  # strangers' modules may keep state between calls, and pad in place
+    lock = threading.Lock()  # loaded modules may keep state between calls, and pad in place
 
     def run(clip: Tensor) -> Enhanced:
-        given = checked(clip, scale)
+        coarse = checked(clip, scale)
         with lock:
-            frames = [_frame(model, frame) for frame in given.unbind(1)]
-        size = [scale * side for side in given.shape[2:]]
+            frames = [_frame(model, frame) for frame in coarse.unbind(1)]
+        size = [scale * side for side in coarse.shape[2:]]
         fine = torch.stack(frames, 1)
         steps: tuple[str, ...] = (f"spandrel {model.architecture.name} x{model.scale}",)
         if list(fine.shape[2:]) != size:
             fine, steps = _resized(fine, size), (*steps, "bicubic")
-        return Enhanced(fine.clamp(0, 1), estimate_noise(given), steps)
+        return Enhanced(fine.clamp(0, 1), estimate_noise(coarse), steps)
 
     return run
 
@@ -96,7 +97,7 @@ def _spandrel() -> Any:
         raise CapabilityError(
             f"spandrel: {_line(error)}; pip install 'vleak[spandrel]' to use a checkpoint"
         ) from error
-    except RuntimeError as error:  # torchvision's operators miss where it was built for another torch
+    except RuntimeError as error:  # a torchvision built for another torch lacks operators
         raise CapabilityError(
             f"spandrel: torchvision does not fit the installed torch ({_line(error)}); install the "
             f"torchvision that belongs to torch {torch.__version__}"
@@ -105,21 +106,21 @@ def _spandrel() -> Any:
 
 
 def _frame(model: Any, frame: Tensor) -> Tensor:
-    """Run a frame (C, H, W) through the model; a model of one channel sees the channels one by one."""
+    """Return the model's output for a frame (C, H, W); a one-channel model processes single channels."""
     if len(frame) not in (1, 3) and model.input_channels == 3:
         raise InputError(
             f"spandrel: the checkpoint takes images of 3 channels, the clip has {len(frame)}; give another"
         )
     images = frame[:, None, None] if model.input_channels == 1 else frame.expand(3, -1, -1)[None, None]
     # The model may run in inference mode; its tensors are cloned so that they can be used anywhere.
-    done = torch.cat([model(image.contiguous()).clone() for image in images])
+    outputs = torch.cat([model(image.contiguous()).clone() for image in images])
     if model.input_channels == 1:
-        return done[:, 0]
-    return done[0] if len(frame) == 3 else done[0].mean(0, keepdim=True)
+        return outputs[:, 0]
+    return outputs[0] if len(frame) == 3 else outputs[0].mean(0, keepdim=True)
 
 
 def _resized(clip: Tensor, size: list[int]) -> Tensor:
-    """Resize the frames of (C, T, h, w)."""
+    """Return the frames of a clip (C, T, h, w) resized."""
     frames = functional.interpolate(
         clip.transpose(0, 1), size, mode="bicubic", antialias=True, align_corners=False
     )
@@ -127,5 +128,5 @@ def _resized(clip: Tensor, size: list[int]) -> Tensor:
 
 
 def _line(error: BaseException) -> str:
-    """Return an error's first line, or its type where it says nothing."""
+    """Return an error's first line, or its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,9 +1,9 @@
-"""Enhancement without training: what the clip itself says of its noise and of its detail.
+"""Enhancement without training, from the noise and the detail of the clip itself.
 
-A reconstruction is not a small clean picture. Super-resolution of a noisy one sharpens the noise, so the
-order is: estimate the noise; where there is any, average along time what agrees within it, and denoise what
-is left; enlarge; and only if next to no noise is left, sharpen until the enlarged clip, made small again, is
-the clip. The figures below were chosen by clips that no default run draws.
+A reconstruction is noisy, and super-resolution of a noisy clip sharpens its noise. So the order is: estimate
+the noise; if there is any, average frames along time where they agree within the noise, and denoise the
+result; enlarge; and only if almost no noise remains, sharpen until the enlarged clip, scaled down again,
+equals the clip. The constants below were chosen on clips that no default run draws.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch.nn import functional
 from vleak.enhance.base import Enhanced, checked, enlarged, pooled
 
 CLEAN = 0.003
-"""Estimates below this are those of a clean video, 0.8 of 255 grey levels; it is left as it is."""
+"""Noise estimate below which a clip counts as clean and is not denoised, 0.8 of 255 grey levels."""
 
 GATE = 0.005
-"""Sharpen only where the noise that is left is below this; above, sharpening it cost more than it won."""
+"""Largest remaining noise at which clips are sharpened; above it, sharpening lost more than it gained."""
 
-TOLERANCE = 1.5  # frames agree when their squared difference exceeds that of noise by this many variances
-LEFT = 0.5  # share of the noise that fusion leaves; taking it for more blurs
+TOLERANCE = 1.5  # scale, in noise variances, at which excess squared differences lower a frame's weight
+LEFT = 0.5  # assumed share of the noise that fusion leaves; a larger one blurs
 NL_FILTER = 0.8  # strength of non-local means, in units of the noise
-SHARPENINGS = 3  # steps of back-projection; ten won 0.04 dB more where there was no noise
+SHARPENINGS = 3  # steps of back-projection; ten gained 0.04 dB more on clips without noise
 _NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
 
 # scikit-image ships no signatures
@@ -35,18 +35,18 @@ _nl_means: Callable[..., Any] = denoise_nl_means
 
 
 def classical(clip: Tensor, scale: int = 2) -> Enhanced:
-    """Enhance a clip by fusion, denoising and, where hardly any noise is left, zero-shot super-resolution.
+    """Return a clip after fusion, denoising and, if hardly any noise remains, zero-shot super-resolution.
 
     Args:
         clip: (C, T, H, W) in [0, 1].
-        scale: how many times as wide and high.
+        scale: factor for width and height.
 
     Raises:
-        InputError: no clip of finite frames, or a scale out of range.
+        InputError: the clip has another shape or non-finite values, or the scale is out of range.
     """
-    given = checked(clip, scale)
-    noise = estimate_noise(given)
-    quiet, steps = denoise(given, noise)
+    coarse = checked(clip, scale)
+    noise = estimate_noise(coarse)
+    quiet, steps = denoise(coarse, noise)
     fine, steps = enlarged(quiet, scale), (*steps, "bicubic")
     if scale > 1 and estimate_noise(quiet) < GATE:
         fine, steps = back_project(fine, quiet, scale), (*steps, "back_projection")
@@ -57,8 +57,9 @@ def estimate_noise(clip: Tensor) -> float:
     """Return the standard deviation of the noise in a clip (C, T, H, W), in units of the pixel range.
 
     The median of the diagonal Haar details (Donoho and Johnstone 1994, Biometrika) of differences between
-    neighbouring frames: texture that stands still cancels, texture that moves is outvoted as long as it
-    covers less than half. A single frame has its texture counted in. 0 for frames of a single row or column.
+    neighbouring frames: static texture cancels, and moving texture does not change the median as long as it
+    covers less than half of the frame. In a single frame texture counts as noise. 0 for frames of a single
+    row or column.
     """
     height, width = (side // 2 * 2 for side in clip.shape[-2:])
     if not height or not width:
@@ -73,18 +74,23 @@ def estimate_noise(clip: Tensor) -> float:
 def denoise(clip: Tensor, noise: float) -> tuple[Tensor, tuple[str, ...]]:
     """Return a clip (C, T, H, W) with less noise, and the steps taken; the clip itself if it is clean.
 
-    Fusion comes first: non-local means smooth what fusion could still have recovered.
+    Fusion comes first: non-local means would smooth away detail that fusion can recover.
     """
     if noise < CLEAN:
         return clip, ()
     steps: tuple[str, ...] = ("nl_means",)
     if clip.shape[1] > 1:
         clip, steps = fuse(clip, noise), ("fusion", *steps)
-    left = noise * (LEFT if clip.shape[1] > 1 else 1.0)
-    # A patch reaches over three pixels; searched are eleven.
+    remaining = noise * (LEFT if clip.shape[1] > 1 else 1.0)
+    # Patches of 3 x 3 pixels, searched within windows of 11 x 11.
     frames = [
         _nl_means(
-            frame.numpy(), patch_size=3, patch_distance=5, h=NL_FILTER * left, sigma=left, channel_axis=0
+            frame.numpy(),
+            patch_size=3,
+            patch_distance=5,
+            h=NL_FILTER * remaining,
+            sigma=remaining,
+            channel_axis=0,
         )
         for frame in clip.unbind(1)
     ]
@@ -94,10 +100,10 @@ def denoise(clip: Tensor, noise: float) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def fuse(clip: Tensor, noise: float) -> Tensor:
-    """Average every pixel of (C, T, H, W) along time over the frames that agree with it within the noise.
+    """Return (C, T, H, W) with every pixel averaged over the frames that agree with it within the noise.
 
-    Two frames of one still picture differ by twice the noise's variance; what exceeds that, averaged over
-    three by three pixels and all channels, is motion and lowers a frame's weight.
+    The squared difference of two frames of a still scene is on average twice the variance of the noise; an
+    excess, averaged over 3 x 3 pixels and all channels, counts as motion and lowers a frame's weight.
     """
     variance = max(noise, 1e-6) ** 2
     fused = []
@@ -110,12 +116,12 @@ def fuse(clip: Tensor, noise: float) -> Tensor:
 
 
 def back_project(fine: Tensor, coarse: Tensor, scale: int) -> Tensor:
-    """Sharpen a fine clip until it pools to the coarse one (Irani and Peleg 1991, CVGIP).
+    """Return a fine clip sharpened so that it pools to the coarse one (Irani and Peleg 1991, CVGIP).
 
     Args:
         fine: (C, T, scale * H, scale * W) in [0, 1], an enlargement of ``coarse``.
         coarse: (C, T, H, W) in [0, 1].
-        scale: how many times as wide and high.
+        scale: factor for width and height.
     """
     for _ in range(SHARPENINGS):
         missing = coarse - pooled(fine, scale)

@@ -1,8 +1,8 @@
 """Enhancement by a small network, trained on public clips on the user's machine.
 
-It refines what `classical` returns: four convolutions would learn fusion and denoising worse in half a
-minute. A network fills in what clips like those it saw usually look like: what it adds may be false, which is
-why scores are always given before and after.
+It refines the result of `classical`, because in half a minute four convolutions would learn fusion and
+denoising less well. A network adds detail that is typical of its training clips and may be wrong for this
+one; scores are therefore always reported before and after.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ BATCH = 24  # crops a step
 CROP = (3, 16, 16)  # frames, and height and width in pixels of the coarse clip
 WIDTH = 32
 LEARNING_RATE = 2e-3
-CONTRAST = 8.0  # what details are multiplied by, so that a network sees numbers of about 1
-_LAYOUT = 1  # of the network and of its training: weights of another one are not loaded from the cache
+CONTRAST = 8.0  # factor on details, so that the inputs of the network are of the order of 1
+_LAYOUT = 1  # version of the network and its training: cached weights of other versions are not loaded
 
 
 class Refiner(nn.Module):
     """Residual convolutions over a frame and its two neighbours, with pixel shuffle (arXiv 1609.05158)."""
 
     def __init__(self, channels: int) -> None:
-        """Size it for clips of this many channels; the weights are those of `fresh_weights` or loaded."""
+        """Build the layers for clips of ``channels`` channels; weights are loaded or from `fresh_weights`."""
         super().__init__()
         shuffled = channels * SCALE**2
         self.entry = nn.Conv2d(3 * shuffled + channels + 1, WIDTH, 3, padding=1)
@@ -46,30 +46,30 @@ class Refiner(nn.Module):
         """Return fine clips (N, C, T, 2H, 2W), refined and not clamped.
 
         Args:
-            fine: (N, C, T, 2H, 2W) in [0, 1], what `classical` made of ``coarse``.
-            coarse: (N, C, T, H, W) in [0, 1], as rebuilt.
-            noise: (N,) the estimate of each.
+            fine: (N, C, T, 2H, 2W) in [0, 1], the result of `classical` for ``coarse``.
+            coarse: (N, C, T, H, W) in [0, 1], the rebuilt clips.
+            noise: (N,), the noise estimates of the clips.
         """
         count, _, frames = coarse.shape[:3]
-        given = coarse.transpose(1, 2)
-        # Brightness tells nothing of detail; without it the first steps already learn of edges.
+        frames_first = coarse.transpose(1, 2)
+        # The local mean is removed: it carries no detail, and training on edges starts from the first step.
         base = functional.avg_pool2d(
-            functional.pad(given.flatten(0, 1), (2, 2, 2, 2), mode="replicate"), 5, 1
+            functional.pad(frames_first.flatten(0, 1), (2, 2, 2, 2), mode="replicate"), 5, 1
         )
-        base = base.view(given.shape)
+        base = base.view(frames_first.shape)
         small = functional.pixel_unshuffle(fine.transpose(1, 2), SCALE)  # (N, T, 4C, H, W)
         small = CONTRAST * (small - base.repeat_interleave(SCALE**2, 2))
         before = torch.cat((small[:, :1], small[:, :-1]), 1)
         after = torch.cat((small[:, 1:], small[:, -1:]), 1)
         level = noise.view(-1, 1, 1, 1, 1).expand(-1, frames, 1, *coarse.shape[3:])
-        known = torch.cat((small, before, after, CONTRAST * (given - base), CONTRAST * level), 2).flatten(
-            0, 1
-        )
-        hidden = self.entry(known).relu()
+        inputs = torch.cat(
+            (small, before, after, CONTRAST * (frames_first - base), CONTRAST * level), 2
+        ).flatten(0, 1)
+        hidden = self.entry(inputs).relu()
         for layer in self.middle:
             hidden = hidden + layer(hidden).relu()
-        added = functional.pixel_shuffle(self.exit(hidden), SCALE) / CONTRAST
-        refined: Tensor = fine + added.view(count, frames, *added.shape[1:]).transpose(1, 2)
+        detail = functional.pixel_shuffle(self.exit(hidden), SCALE) / CONTRAST
+        refined: Tensor = fine + detail.view(count, frames, *detail.shape[1:]).transpose(1, 2)
         return refined
 
 
@@ -82,22 +82,22 @@ def train_network(
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, Tensor]:
-    """Train the network on public clips and return its weights; half a minute on one core.
+    """Return the weights of the network, trained on public clips; takes half a minute on one core.
 
     Args:
         fine: (M, C, T, 2H, 2W) in [0, 1], public clips at twice the resolution, at least one.
         generator: the only source of randomness, a CPU generator.
-        steps: of Adam.
-        examples: degraded clips that are made of the public ones before the first step.
-        progress: called now and then with the number of steps done.
-        stop: asked between steps; True ends the training with what there is.
+        steps: steps of Adam.
+        examples: number of degraded clips that are generated from the public ones before the first step.
+        progress: called every 20 steps with the number of steps done.
+        stop: called between steps; True ends the training with the weights so far.
 
     Raises:
         InputError: no clips, odd sides, frames too small, or values that are not finite.
     """
     _check_fine(fine, min(steps, examples))
     clips = fine.detach().to("cpu", torch.float32).clamp(0, 1)
-    truth, small, begun, noise = _examples(clips, examples, generator)
+    truth, small, classical_clips, noise = _examples(clips, examples, generator)
     network = _network(fine.shape[1], fresh_weights(fine.shape[1], generator)).train()
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     for step in range(steps):
@@ -106,8 +106,8 @@ def train_network(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 10) * _cosine(step / steps)
         chosen = torch.randint(len(truth), (BATCH,), generator=generator)
-        target, start, coarse = _crops((truth, begun, small), chosen, generator)
-        # In units of what is wrong already: else the noisiest clips, where least can be won, outweigh all.
+        target, start, coarse = _crops((truth, classical_clips, small), chosen, generator)
+        # Relative to the initial error: otherwise the noisiest clips, with the least to gain, dominate.
         wrong = (start - target).abs().mean((1, 2, 3, 4)) + 1e-3
         loss = ((network(start, coarse, noise[chosen]) - target).abs().mean((1, 2, 3, 4)) / wrong).mean()
         optimizer.zero_grad()
@@ -127,23 +127,23 @@ def cached_network(
     again: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the weights of a recipe from the cache, or train and keep them.
+    """Return the weights of a recipe from the cache, trained and stored there if they are missing.
 
     Args:
         recipe: everything that the clips depend on, such as the source, its size and the seed.
-        clips: gives the public clips (M, C, T, 2H, 2W); called only when there is something to train.
-        steps, examples: as of `train_network`.
+        clips: returns the public clips (M, C, T, 2H, 2W); called only if the cache has no weights.
+        steps, examples: as in `train_network`.
         again: train even if the cache has the weights.
-        progress: as of `train_network`.
+        progress: as in `train_network`.
 
     Raises:
         InputError: as `train_network`.
     """
-    whole: Recipe = {**recipe, "layout": _LAYOUT, "steps": steps, "examples": examples}
-    seed = sorted(whole.items(), key=lambda item: item[0])
+    full_recipe: Recipe = {**recipe, "layout": _LAYOUT, "steps": steps, "examples": examples}
+    seed = sorted(full_recipe.items(), key=lambda item: item[0])
     return cached_tensors(
         "enhance",
-        whole,
+        full_recipe,
         lambda: train_network(
             clips(), derived("enhance", seed), steps=steps, examples=examples, progress=progress
         ),
@@ -155,7 +155,7 @@ def build_network(weights: Mapping[str, Tensor]) -> Callable[[Tensor], Enhanced]
     """Return the enhancer of trained weights.
 
     Raises:
-        InputError: the weights are not those of this network.
+        InputError: the weights are those of another network.
     """
     last = weights.get("exit.bias")
     network = _network(0 if last is None else len(last) // SCALE**2, weights)
@@ -169,16 +169,16 @@ def build_network(weights: Mapping[str, Tensor]) -> Callable[[Tensor], Enhanced]
             raise InputError(
                 f"enhance: the network was trained on clips of {channels} channels, got {len(coarse)}"
             )
-        begun = classical(coarse, SCALE)
+        base = classical(coarse, SCALE)
         with torch.no_grad():
-            fine = network(begun.clip[None], coarse[None], torch.tensor([begun.noise]))[0]
-        return Enhanced(fine.clamp(0, 1), begun.noise, (*begun.steps, "network"))
+            fine = network(base.clip[None], coarse[None], torch.tensor([base.noise]))[0]
+        return Enhanced(fine.clamp(0, 1), base.noise, (*base.steps, "network"))
 
     return run
 
 
 def fresh_weights(channels: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw weights of which the network adds nothing yet."""
+    """Return initial weights, with which the network leaves its input unchanged."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Refiner(channels).state_dict().items()}
     weights = {}
@@ -217,21 +217,21 @@ def _check_fine(fine: Tensor, least: int) -> None:
 def _examples(
     fine: Tensor, examples: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return fine clips, degraded coarse ones, what `classical` makes of those, and the estimates."""
+    """Return fine clips, degraded coarse ones, the results of `classical` for these, and noise estimates."""
     rows = torch.arange(examples) % len(fine)
     truth = torch.stack([_turned(fine[row], generator) for row in rows])
     coarse = torch.stack([degrade(pooled(clip, SCALE), generator) for clip in truth])
-    begun = [classical(clip, SCALE) for clip in coarse]
+    results = [classical(clip, SCALE) for clip in coarse]
     return (
         truth,
         coarse,
-        torch.stack([each.clip for each in begun]),
-        torch.tensor([each.noise for each in begun]),
+        torch.stack([result.clip for result in results]),
+        torch.tensor([result.noise for result in results]),
     )
 
 
 def degrade(clip: Tensor, generator: torch.Generator) -> Tensor:
-    """Spoil a clip (C, T, H, W) as attacks do: blur, smooth errors, white noise, each by a random amount."""
+    """Return a clip (C, T, H, W) with errors like an attack's: random blur, smooth errors and white noise."""
     blur, smooth, white, width = torch.rand(4, generator=generator).tolist()
     clip = _blurred(clip, max(0.0, 2 * blur - 1))  # half of the clips are not blurred
     errors = _blurred(torch.randn(clip.shape, generator=generator), 0.5 + width)
@@ -242,7 +242,7 @@ def degrade(clip: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blurred(clip: Tensor, sigma: float) -> Tensor:
-    """Blur the frames of (C, T, H, W) with a Gaussian of this many pixels."""
+    """Return the frames of (C, T, H, W) blurred with a Gaussian of ``sigma`` pixels."""
     if sigma < 0.1:
         return clip
     reach = torch.arange(-3.0, 4.0)
@@ -254,7 +254,7 @@ def _blurred(clip: Tensor, sigma: float) -> Tensor:
 
 
 def _turned(clip: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror a clip (C, T, H, W) in space and time at random."""
+    """Return a clip (C, T, H, W), mirrored in space and time at random."""
     flips = torch.randint(2, (3,), generator=generator)
     return clip.flip([axis + 1 for axis in range(3) if flips[axis]])
 
@@ -262,23 +262,23 @@ def _turned(clip: Tensor, generator: torch.Generator) -> Tensor:
 def _crops(
     examples: tuple[Tensor, Tensor, Tensor], chosen: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut a block out of each chosen example (truth, start, coarse), for each at a place of its own."""
-    sides = [min(side, whole) for side, whole in zip(CROP, examples[-1].shape[2:], strict=True)]
+    """Return a block of each chosen example (truth, start, coarse), at a random position of its own."""
+    sides = [min(side, length) for side, length in zip(CROP, examples[-1].shape[2:], strict=True)]
     cuts = []
     for row in chosen.tolist():
-        places = [
-            int(torch.randint(whole - side + 1, (), generator=generator))
-            for side, whole in zip(sides, examples[-1].shape[2:], strict=True)
+        offsets = [
+            int(torch.randint(length - side + 1, (), generator=generator))
+            for side, length in zip(sides, examples[-1].shape[2:], strict=True)
         ]
-        coarse = [slice(place, place + side) for place, side in zip(places, sides, strict=True)]
+        coarse = [slice(offset, offset + side) for offset, side in zip(offsets, sides, strict=True)]
         fine = [coarse[0], *(slice(SCALE * cut.start, SCALE * cut.stop) for cut in coarse[1:])]
         cuts.append(
             tuple(
-                each[row][(slice(None), *cut)]
-                for each, cut in zip(examples, (fine, fine, coarse), strict=True)
+                tensor[row][(slice(None), *cut)]
+                for tensor, cut in zip(examples, (fine, fine, coarse), strict=True)
             )
         )
-    truth, start, small = (torch.stack(each) for each in zip(*cuts, strict=True))
+    truth, start, small = (torch.stack(blocks) for blocks in zip(*cuts, strict=True))
     return truth, start, small
 
 

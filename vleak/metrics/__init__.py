@@ -1,4 +1,4 @@
-"""Scores of a rebuilt clip: fidelity, motion, whether it points at the right clip, what enhancing it adds."""
+"""Scores of a rebuilt clip: fidelity, motion, identification among candidates, and effect of enhancement."""
 
 from vleak.metrics.enhancement import invented_share, score_enhanced
 from vleak.metrics.fidelity import (

@@ -1,4 +1,4 @@
-"""Worth of an enhancement: scores before and after, and how much of the new detail is invented."""
+"""Effect of an enhancement: scores before and after, and the share of the new detail that is invented."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vleak.errors import InputError
 from vleak.metrics.fidelity import pair
 from vleak.metrics.score import score_clip
 
-_KEPT = ("psnr_db", "psnr_gain_db", "ssim", "motion_psnr_db", "identified", "rank")
+_SCORES = ("psnr_db", "psnr_gain_db", "ssim", "motion_psnr_db", "identified", "rank")
 _FLAT = 1e-5  # a detail with a smaller root mean square is rounding, not content
 
 
@@ -26,27 +26,27 @@ def score_enhanced(
 ) -> dict[str, Any]:
     """Return the scores of a rebuilt clip before and after enhancement, against the truth at that resolution.
 
-    Both sides are of the same size, so that nothing but the enhancement differs; a gain is over
-    baselines whose answers were treated like the clip.
+    Both clips have the same size and differ by the enhancement alone; gains are over baselines whose answers
+    were processed like the clip.
 
     Args:
-        before: (C, T, 2H, 2W), the rebuilt clip enlarged by plain interpolation.
+        before: (C, T, 2H, 2W), the rebuilt clip enlarged by interpolation.
         after: (C, T, 2H, 2W), the rebuilt clip enhanced.
         truth_fine: (C, T, 2H, 2W) in [0, 1], the private clip; equal to ``candidates_fine[index]``.
-        index: which candidate is the truth.
+        index: index of the private clip among the candidates.
         candidates_fine: (N, C, T, 2H, 2W) in [0, 1].
         baselines_before: answers of the baselines, enlarged; by name, at least one.
-        baselines_after: the same answers, enhanced; of the same names.
+        baselines_after: the same answers, enhanced; by the same names.
 
     Returns:
-        A dict that JSON can hold. ``before`` and ``after``: ``psnr_db``, ``psnr_gain_db``, ``ssim``,
+        A dict of JSON values. ``before`` and ``after``: ``psnr_db``, ``psnr_gain_db``, ``ssim``,
         ``motion_psnr_db`` (None when nothing moves), ``identified``, ``rank``, ``detail_rms`` and
-        ``invented`` as of `invented_share`. ``psnr_change_db`` and ``psnr_gain_change_db``: after minus
+        ``invented`` as in `invented_share`. ``psnr_change_db`` and ``psnr_gain_change_db``: after minus
         before. ``identification_moved``: "gained" when only ``after`` points at the private clip, "lost"
         when only ``before`` does, else "none". A baseline's clip, given as the answer, gains nothing.
 
     Raises:
-        InputError: as `score_clip`; other baselines before than after; or sides that are odd.
+        InputError: as `score_clip`; the baselines before and after differ; or sides are odd.
     """
     if set(baselines_before) != set(baselines_after):
         raise InputError(
@@ -57,22 +57,22 @@ def score_enhanced(
     for name, clip, baselines in (("before", before, baselines_before), ("after", after, baselines_after)):
         scores = score_clip(clip, truth_fine, index, candidates_fine, baselines, candidates_fine.mean(0))
         rms, invented = invented_share(clip.clamp(0, 1), truth_fine)
-        sides[name] = {key: scores[key] for key in _KEPT} | {"detail_rms": rms, "invented": invented}
+        sides[name] = {key: scores[key] for key in _SCORES} | {"detail_rms": rms, "invented": invented}
     first, then = sides["before"], sides["after"]
-    moved = {(False, True): "gained", (True, False): "lost"}
+    changes = {(False, True): "gained", (True, False): "lost"}
     return {
         **sides,
         "psnr_change_db": then["psnr_db"] - first["psnr_db"],
         "psnr_gain_change_db": then["psnr_gain_db"] - first["psnr_gain_db"],
-        "identification_moved": moved.get((first["identified"], then["identified"]), "none"),
+        "identification_moved": changes.get((first["identified"], then["identified"]), "none"),
     }
 
 
 def invented_share(x: Tensor, truth: Tensor) -> tuple[float, float | None]:
-    """Return how much detail a fine clip shows, and which share of it has no counterpart in the truth.
+    """Return the amount of detail in a fine clip, and the share of it without counterpart in the truth.
 
-    Detail is what remains of every square of two by two pixels after its mean is subtracted: the part that a
-    clip of half the resolution leaves open.
+    Detail is a square of two by two pixels minus its mean: the part of a clip that its version at half the
+    resolution does not determine.
 
     Args:
         x: (C, T, 2H, 2W) in [0, 1].

@@ -1,4 +1,4 @@
-"""Fidelity of a rebuilt clip to the private one, over all pixels and where something moves."""
+"""Fidelity of a rebuilt clip to the private one, over all pixels and over moving pixels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from vleak.errors import InputError
 
 PSNR_CAP_DB = 100.0
-"""What a perfect frame scores; infinity could be neither averaged nor written as JSON."""
+"""PSNR of a perfect frame; infinity could be neither averaged nor written as JSON."""
 
 MOTION_THRESHOLD = 0.05
-"""A pixel moves when a channel changes by more than this between neighbouring frames: 13 of 255 grey
+"""Change of a channel between neighbouring frames above which a pixel counts as moving: 13 of 255 grey
 levels, above the noise of a compressed still video and below the contrast of a person walking by."""
 
 Array = npt.NDArray[np.float64]
@@ -63,11 +63,11 @@ def ssim(x: Tensor, truth: Tensor) -> float:
 
 
 def motion_mask(truth: Tensor, threshold: float = MOTION_THRESHOLD) -> Tensor:
-    """Return which pixels change against the frame before or the frame after.
+    """Return the mask of moving pixels, which differ from the frame before or from the frame after.
 
     Args:
         truth: (C, T, H, W) in [0, 1], the private clip.
-        threshold: least change of any channel that counts, in units of the pixel range.
+        threshold: change of a channel above which a pixel moves, in units of the pixel range.
 
     Returns:
         (T, H, W) bool; all False for a clip of one frame.
@@ -120,7 +120,7 @@ def pair(name: str, x: Tensor, truth: Tensor) -> tuple[Array, Array]:
     """Check two clips and return them as float64 arrays of shape (C, T, H, W).
 
     Args:
-        name: the metric that asks, for the message.
+        name: name of the metric in the error message.
         x: (C, T, H, W), the rebuilt clip.
         truth: (C, T, H, W), the private clip.
 
@@ -140,7 +140,7 @@ def pair(name: str, x: Tensor, truth: Tensor) -> tuple[Array, Array]:
 
 
 def _frame_psnr(a: Array, b: Array) -> float:
-    """Return the PSNR of any two equal shapes, capped; equal ones would divide by zero."""
+    """Return the capped PSNR of two arrays of one shape; equal arrays would cause a division by zero."""
     if np.array_equal(a, b):
         return PSNR_CAP_DB
     return min(PSNR_CAP_DB, float(_skimage_psnr(b, a, data_range=1.0)))

@@ -1,4 +1,4 @@
-"""Identification: whether a rebuilt clip is nearer to the private clip than to other clips of the scene."""
+"""Identification: rank of the private clip among candidates, by similarity to the rebuilt clip."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from vleak.errors import InputError
 
-_FLAT = 1e-6  # a residual with a smaller root mean square is rounding, not content
-_TIE = 1e-9  # correlations nearer than this are equal: sums in another order differ by about 1e-15
+_FLAT = 1e-6  # root mean square below which a residual is rounding error, not content
+_TIE = 1e-9  # difference below which correlations are equal: the order of a sum changes it by about 1e-15
 
 
 def residual_correlation(x: Tensor, truth: Tensor, prior: Tensor) -> float:
-    """Return how much of what is new in the truth the answer carries: r of x - prior and truth - prior.
+    """Return how far the answer follows the truth beyond the prior: r of x - prior and truth - prior.
 
     Args:
         x: (C, T, H, W) in [0, 1], the rebuilt clip.
         truth: (C, T, H, W) in [0, 1], the private clip.
-        prior: (C, T, H, W) in [0, 1], what the attacker could say without the update.
+        prior: (C, T, H, W) in [0, 1], the attacker's best answer without the update.
 
     Returns:
         A value in [-1, 1]; 0 when x or the truth equals the prior up to a constant.
@@ -38,21 +38,21 @@ def residual_correlation(x: Tensor, truth: Tensor, prior: Tensor) -> float:
 
 
 def identification_rank(x: Tensor, candidates: Tensor, index: int) -> int:
-    """Return the place of the private clip when all candidates are sorted by their similarity to x.
+    """Return the rank of the private clip among all candidates, by similarity to x.
 
     Similarity is Pearson's r after the mean of ALL candidates, the truth among them, is subtracted from both
-    sides. The subtrahend must not depend on `index`: centred by the mean of the other candidates, an answer
-    that knows nothing would lean away from the others and so "identify" whichever clip is called the truth.
+    sides. The mean must not depend on `index`: with the mean of the other candidates, an uninformed answer
+    would be less similar to the others and so "identify" whichever clip is called the truth.
 
     Args:
         x: (C, T, H, W) in [0, 1], the rebuilt clip.
         candidates: (N, C, T, H, W) in [0, 1], the private clip and its rivals.
-        index: which candidate is the private clip.
+        index: index of the private clip among the candidates.
 
     Returns:
-        1 (best) to N. Ties count against the attacker, so an answer that does not depend on `index` is
-        placed first for at most one of the N choices. An answer without content (NaN, infinite, or equal to
-        the mean) is placed last.
+        1 (best) to N. Ties count against the attacker, so an answer that does not depend on `index` has
+        rank 1 for at most one of the N choices. An answer without content (NaN, infinite, or equal to the
+        mean) has rank N.
 
     Raises:
         InputError: shapes do not match, or the index is outside 0..N-1.
@@ -81,7 +81,7 @@ def _rows(clip: Tensor) -> Tensor:
 
 
 def _correlations(a: Tensor, b: Tensor) -> Tensor:
-    """Return Pearson's r of one row (1, D) with each of (N, D) rows as (N,); 0 where a side is flat."""
+    """Return Pearson's r of one row (1, D) with every row of (N, D), (N,); 0 where a row is constant."""
     a, b = (side - side.mean(1, keepdim=True) for side in (a, b))
     norms = a.norm(dim=1) * b.norm(dim=1)
     flat = (_rms(a) < _FLAT) | (_rms(b) < _FLAT)

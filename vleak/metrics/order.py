@@ -1,4 +1,4 @@
-"""Order of frames: fidelity in the order given, and after the best one-to-one matching of frames."""
+"""Order of frames: fidelity in the original order, and after the best one-to-one matching of frames."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from vleak.metrics.fidelity import PSNR_CAP_DB, pair, psnr
 
 
 def order_scores(reconstruction: Tensor, truth: Tensor) -> dict[str, float]:
-    """Return how much of a clip is there, in order and in whatever order.
+    """Return the fidelity of a rebuilt clip in the original order of frames, and in the best order.
 
-    A model that averages over frames gives the same gradient for every order of them.
+    A model that averages over frames has the same gradient for every order of them.
 
     Args:
         reconstruction: (C, T, H, W) in [0, 1], the rebuilt clip.
         truth: (C, T, H, W) in [0, 1], the private clip.
 
     Returns:
-        ``psnr_db`` in order; ``matched_psnr_db`` after the one-to-one matching of frames with the largest
-        sum; ``frames_in_place``, the share of frames that this matching leaves where they are. Of equally
-        good matchings that counts which leaves the most.
+        ``psnr_db`` in the original order; ``matched_psnr_db`` after the one-to-one matching of frames with
+        the largest sum; ``frames_in_place``, the share of frames that this matching leaves in place. Of
+        equally good matchings the one that leaves most frames in place is used.
 
     Raises:
         InputError: shapes differ, are not 4-D, or a value is NaN or infinite.

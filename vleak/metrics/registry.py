@@ -1,4 +1,4 @@
-"""Metrics of a rebuilt clip by name, those from outside included."""
+"""Registry of metrics of a rebuilt clip, built in or from plug-ins."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from vleak.registry import Registry
 
 
 class Metric(ABC):
-    """Base of all metrics: one number for a rebuilt clip beside the truth.
+    """Base class of all metrics, each a number for a rebuilt clip and the truth.
 
-    A subclass has its settings as keyword-only arguments of ``__init__``.
+    The settings of a subclass are keyword-only arguments of ``__init__``.
 
     Attributes:
-        name: as in tables and records; the name of the class where a subclass gives none.
+        name: name in tables and records; by default the name of the class.
     """
 
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        """Give the class a name where it has none of its own."""
+        """Set the name of a class that does not define one."""
         super().__init_subclass__()
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
 
     @abstractmethod
     def score(self, reconstruction: Tensor, truth: Tensor) -> float | None:
-        """Return the number of a rebuilt clip; None where it has no meaning, such as for a still clip.
+        """Return the score of a rebuilt clip; None where it is undefined, such as for a still clip.
 
         Args:
             reconstruction: (C, T, H, W) in [0, 1].
@@ -83,20 +83,20 @@ class MotionSsim(Metric):
 METRICS: Registry[Metric] = Registry(
     "metric", {kind.name: kind for kind in (Psnr, Ssim, MotionPsnr, MotionSsim)}, base=Metric
 )
-"""Every metric by the name that the command line takes."""
+"""Registry of metrics, by their names on the command line."""
 
 
 def measure(name: str, metric: Metric, reconstruction: Tensor, truth: Tensor) -> float | None:
-    """Return the score of a metric, which gets copies of both clips.
+    """Return the score of a metric, which is called on copies of both clips.
 
     Args:
         name: of the metric, for messages.
-        metric: built in or from outside.
+        metric: a built-in metric or one of a plug-in.
         reconstruction: (C, T, H, W) in [0, 1].
         truth: of the same shape.
 
     Raises:
-        InputError: the metric raised, or returned something else than a finite number or None; names it.
+        InputError: the metric raised, or returned neither a finite number nor None; the message names it.
     """
     kind = type(metric)
     where = f"metric {name!r} ({kind.__module__}:{kind.__qualname__})"

@@ -1,4 +1,4 @@
-"""All scores of one rebuilt clip in one record."""
+"""Record of all scores of one rebuilt clip."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def score_clip(
     baselines: dict[str, Tensor],
     prior: Tensor,
 ) -> dict[str, Any]:
-    """Return fidelity, motion and identification of a rebuilt clip, each beside what needs no update at all.
+    """Return fidelity, motion and identification of a rebuilt clip, with gains over the baselines.
 
-    Values outside [0, 1] are clamped first, as any attacker would do before showing a picture.
+    Values outside [0, 1] are clamped first, as any attacker would do.
 
     Args:
         reconstruction: (C, T, H, W), the attack's answer.
         truth: (C, T, H, W) in [0, 1], the private clip; equal to ``candidates[index]``.
-        index: which candidate is the truth.
+        index: index of the private clip among the candidates.
         candidates: (N, C, T, H, W) in [0, 1].
         baselines: answers (C, T, H, W) of the baselines, who never see the update, by name; at least one.
         prior: (C, T, H, W) in [0, 1], subtracted for the residual correlation.
 
     Returns:
-        A dict that JSON can hold: ``psnr_db``, ``psnr_gain_db``, ``ssim``, ``ssim_gain``, ``motion_psnr_db``,
+        A dict of JSON values: ``psnr_db``, ``psnr_gain_db``, ``ssim``, ``ssim_gain``, ``motion_psnr_db``,
         ``motion_psnr_gain_db`` and ``motion_ssim`` (None when nothing moves), ``residual_correlation``,
         ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``, ``null``
         (name -> ``psnr_db``, ``ssim``) and ``best_null`` (by PSNR). Every gain is over the baseline that is
-        best on that very score for this clip, so no baseline ever gains.
+        best in that score for this clip, so no baseline has a positive gain.
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
-            candidate.
+            candidate at ``index``.
     """
     pair("score_clip", reconstruction, truth)
     _check_truth(truth, index, candidates)
@@ -82,7 +82,7 @@ def _motion(x: Tensor, truth: Tensor, baselines: dict[str, Tensor]) -> dict[str,
 
 
 def _check_truth(truth: Tensor, index: int, candidates: Tensor) -> None:
-    """Refuse an index that names another clip: every identification would be wrong without a sign."""
+    """Raise InputError for an index of another clip, with which every identification would be wrong."""
     inside = candidates.dim() == 5 and 0 <= index < len(candidates) and candidates.shape[1:] == truth.shape
     if not inside or not torch.allclose(candidates[index].to(truth), truth, atol=1e-5):
         raise InputError(

@@ -14,19 +14,19 @@ from vleak.federated.gradients import Loss
 from vleak.switches import differentiable_rnn
 
 RECOVERED = 0.99
-"""A segment counts as recovered above this cosine to the truth."""
+"""Cosine to the truth above which a segment counts as recovered."""
 
 EXACT = 0.01
-"""A segment counts as exact below this relative error: no guess, however near, comes so near by luck."""
+"""Relative error below which a segment counts as exact; no guess gets that near by chance."""
 
 _TIE = 1e-9
-_FLAT = 1e-6  # a segment nearer than this to the mean is rounding, not content
-#: Below this part of the largest gradient of a segment there is only rounding.
+_FLAT = 1e-6  # distance from the mean below which a segment is rounding error, not content
+#: Share of the largest gradient of a segment below which a gradient is rounding error.
 _ROUNDING = 1e-7
 
 
 def match_segments(reconstruction: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Match answers to true segments, one to one, so that the sum of cosines is largest.
+    """Return the one-to-one matching of rebuilt and true segments with the largest sum of cosines.
 
     Args:
         reconstruction: (S, F), the rebuilt segments.
@@ -34,10 +34,11 @@ def match_segments(reconstruction: Tensor, truth: Tensor) -> tuple[Tensor, Tenso
 
     Returns:
         (S,) int64, for every true segment the index of its answer, and (S,) float64, their cosines; the
-        cosine with a segment of zeros is 0. Of equally good matchings, segments stay in their own place.
+        cosine with a segment of zeros is 0. Among equally good matchings, one that leaves segments in
+        place is preferred.
     """
     cosines = _rows(truth) @ _rows(reconstruction).T
-    # A preference far below what counts, so that equal segments are not called out of order.
+    # A negligible preference for the original order, so that equal segments do not count as out of order.
     costs = -cosines - 1e-9 * torch.eye(len(cosines), dtype=cosines.dtype)
     rows, columns = linear_sum_assignment(costs.numpy())
     matching = torch.from_numpy(np.asarray(columns))[torch.from_numpy(np.asarray(rows)).argsort()]
@@ -45,16 +46,16 @@ def match_segments(reconstruction: Tensor, truth: Tensor) -> tuple[Tensor, Tenso
 
 
 def carrying_segments(model: nn.Module, loss: Loss, sample: Tensor, label: Tensor) -> Tensor:
-    """Return which segments of a private sample have any gradient: no attack can see the others.
+    """Return the mask of segments of a private sample with a gradient; no attack can recover the others.
 
     Args:
-        model: the head, maps (1, S, F) or (1, 2, S, F) to what the loss takes; used in the mode it is in.
+        model: head, maps (1, S, F) or (1, 2, S, F) to the outputs that the loss takes; its mode is unchanged.
         loss: (outputs, labels) -> scalar.
         sample: (S, F) or (2, S, F), on the model's device.
         label: () int64.
 
     Returns:
-        (S,) or (2 S,) bool: the loss moves with the segment by more than rounding.
+        (S,) or (2 S,) bool: whether the loss depends on the segment by more than rounding.
     """
     variable = sample.detach().clone()[None].requires_grad_()
     with torch.enable_grad(), differentiable_rnn(model):
@@ -75,32 +76,33 @@ def score_segments(
     *,
     ordered: bool = True,
 ) -> dict[str, Any]:
-    """Return what of a feature matrix was recovered, each figure beside what needs no update at all.
+    """Return the scores of a rebuilt feature matrix, with gains over the baselines.
 
-    Segments that carry no gradient are left out of ``recovered``, ``cosine`` and ``relative_error``: that a
-    loss never selected them is no merit of a defense.
+    Segments that carry no gradient are excluded from ``recovered``, ``cosine`` and ``relative_error``: a
+    defense gets no credit for segments that the loss did not select.
 
     Args:
         reconstruction: (S, F), the attack's answer; a pair of bags as (2 S, F).
         truth: (S, F), the private matrix; equal to ``candidates[index]``.
-        index: which candidate is the truth.
+        index: index of the private matrix among the candidates.
         candidates: (N, S, F).
         baselines: answers (S, F) of baselines, who never see the update, by name; at least one.
-        carries: (S,) bool, which true segments have any gradient; None for all.
+        carries: (S,) bool, whether a true segment has a gradient; None for all.
         ordered: whether the attack claims the order of segments.
 
     Returns:
-        A dict that JSON can hold: ``segments``, ``carrying``, ``recovered`` (of those carrying, cosine above
+        A dict of JSON values: ``segments``, ``carrying``, ``recovered`` (of those carrying, cosine above
         0.99 after optimal matching), ``exact`` (with a relative error below 0.01), ``null_exact``
-        (the same of the best guess), ``cosine`` and ``relative_error`` (medians over those carrying, matched;
-        None where none does), ``in_order`` (share of them that stand in their own place; None without a claim
-        to order), ``cosine_gain`` (median cosine over that of the best baseline, matched alike),
+        (the same for the best baseline), ``cosine`` and ``relative_error`` (medians over those carrying,
+        matched; None without any), ``in_order`` (share of them that the matching leaves in place; None
+        without a claim of order), ``cosine_gain`` (median cosine less that of the best baseline, matched
+        likewise),
         ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``,
         ``null`` (name -> ``cosine``) and ``best_null``.
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
-            candidate.
+            candidate at ``index``.
     """
     _check(reconstruction, truth, index, candidates, baselines, carries)
     mask = torch.ones(len(truth), dtype=torch.bool) if carries is None else carries.cpu()
@@ -133,18 +135,18 @@ def score_segments(
 
 
 def segment_rank(reconstruction: Tensor, candidates: Tensor, index: int) -> int:
-    """Return the place of the private matrix when all candidates are sorted by their similarity to an answer.
+    """Return the rank of the private matrix among all candidates, by similarity to an answer.
 
     Similarity is the mean cosine of segments, matched in any order, after the mean segment of ALL candidates
-    is subtracted from both sides: else the candidate that is most ordinary is nearest to any answer.
+    is subtracted from both sides; otherwise the most average candidate would be nearest to any answer.
 
     Args:
         reconstruction: (S, F), the attack's answer.
         candidates: (N, S, F), the private matrix and its rivals.
-        index: which candidate is the private one.
+        index: index of the private matrix among the candidates.
 
     Returns:
-        1 (best) to N; ties count against the attacker, and an answer without content is placed last.
+        1 (best) to N; ties count against the attacker, and an answer without content has rank N.
     """
     mean = candidates.detach().cpu().double().flatten(0, 1).mean(0)
     answer = reconstruction.detach().cpu().double() - mean

@@ -1,4 +1,4 @@
-"""Classifiers of raw frames, frozen extractors and heads on features, and any factory of the user."""
+"""Models: classifiers of raw frames, frozen extractors, heads on features, and factories of the user."""
 
 from vleak.models.build import MODELS, build_model, call_factory
 from vleak.models.extractors import (

@@ -1,4 +1,4 @@
-"""Build a classifier by name, with weights that depend on the seed alone."""
+"""Building of classifiers by name, with weights that depend on the name and the seed alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from vleak.seeds import derive_seed, generator
 MODELS: Registry[nn.Module] = Registry(
     "model", {"c3d_tiny": C3DTiny, "c3d_tiny_pool": partial(C3DTiny, pool=True), "lrcn": LRCN}
 )
-"""Classifiers of clips: those built in are made of (frames, size, classes)."""
+"""Classifiers of clips; the built-in ones are called with (frames, size, classes)."""
 
 
 def build_model(name: str, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
     """Return a classifier with freshly drawn weights, in eval mode on the CPU.
 
     Args:
-        name: a name of ``MODELS``, with settings where others than the default ones are wanted, such as
-            ``c3d_tiny:width=16,depth=2``; or ``package.module:factory``. A factory from outside is called
-            with its settings and with those of ``frames``, ``size``, ``num_classes`` and ``classes`` (the
-            same number) that it names.
-        frames: T of the clips (N, 3, T, size, size) that it will see.
+        name: a name of ``MODELS``, optionally with settings, such as ``c3d_tiny:width=16,depth=2``; or
+            ``package.module:factory``. A factory of a plug-in is called with its settings and with those of
+            ``frames``, ``size``, ``num_classes`` and ``classes`` (the same number) that it accepts.
+        frames: T of the input clips (N, 3, T, size, size).
         size: height and width of the clips.
         classes: number of logits.
         seed: the weights depend on this number and on the name alone.
@@ -49,19 +48,19 @@ def build_module(
     seed: int,
     stream: str,
 ) -> nn.Module:
-    """Build what a reference stands for, with weights drawn from the seed and its canonical text.
+    """Return the module of a reference, with weights drawn from the seed and its canonical text.
 
     Args:
-        reference: as the registry of models, extractors or heads parsed it.
+        reference: parsed by the registry of models, extractors or heads.
         sizes: positional arguments of a built-in class.
-        arguments: what a factory from outside may ask for by name.
-        seed, stream: what the weights depend on, beside the canonical text.
+        arguments: arguments that a factory of a plug-in may accept by name.
+        seed, stream: numbers and text that the weights depend on, beside the canonical text.
 
     Returns:
         the module in float32 on the CPU.
 
     Raises:
-        InputError: a setting is out of range, or a factory from outside raises or returns no module.
+        InputError: a setting is out of range, or a plug-in's factory raises or returns no module.
     """
     if not reference.entry.built_in:
         return call_factory(reference, arguments, derive_seed(seed, stream, reference.text))
@@ -73,12 +72,12 @@ def build_module(
 
 
 def call_factory(reference: Reference[nn.Module], arguments: Mapping[str, object], seed: int) -> nn.Module:
-    """Call a factory from outside with its settings and those of the arguments that it names.
+    """Return the module of a plug-in's factory, called with its settings and the arguments that it accepts.
 
     Args:
         reference: the factory.
-        arguments: what it may ask for.
-        seed: of the random numbers that it draws.
+        arguments: arguments that it may accept, by name.
+        seed: seed of the process-wide generator during the call.
 
     Returns:
         the module in float32 on the CPU.
@@ -90,8 +89,8 @@ def call_factory(reference: Reference[nn.Module], arguments: Mapping[str, object
     where = f"{entry.kind} {entry.name!r}"
     if entry.origin != entry.name:
         where += f" ({entry.origin})"
-    # A factory from outside draws from the process-wide generator; it is forked and put back, so that
-    # the weights follow the seed and nothing else in the process notices.
+    # Factories of plug-ins draw from the process-wide generator; its state is saved and restored, so that
+    # the weights depend on the seed and no other code in the process is affected.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:

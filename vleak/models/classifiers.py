@@ -1,6 +1,6 @@
-"""Raw-frame classifiers: clips (N, 3, T, H, W) in [0, 1] to logits (N, classes).
+"""Classifiers of raw frames: clips (N, 3, T, H, W) in [0, 1] to logits (N, classes).
 
-Normalisation belongs to the model, so that clips are in [0, 1] everywhere else.
+The models normalise their input themselves; clips are in [0, 1] everywhere else.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from vleak.errors import InputError
 class C3DTiny(nn.Module):
     """Strided 3-D convolutions and a linear head, after C3D (Tran et al., ICCV 2015, arXiv 1412.0767).
 
-    The head decides how much leaks: ``pool=False`` flattens the last feature map, as C3D does,
-    ``pool=True`` averages it over space and time, as residual networks do.
+    The input of the head determines how much leaks: ``pool=False`` flattens the last feature map, as in C3D;
+    ``pool=True`` averages it over space and time, as in residual networks.
     """
 
     def __init__(
         self, frames: int, size: int, classes: int, *, pool: bool = False, width: int = 32, depth: int = 3
     ) -> None:
-        """Size the head for clips (3, frames, size, size).
+        """Build the layers for clips (3, frames, size, size).
 
         Args:
             frames, size: T, and height and width, of the clips.
@@ -39,7 +39,7 @@ class C3DTiny(nn.Module):
         check_range("width", width, 1024)
         check_range("depth", depth, 8)
         super().__init__()
-        # (1, 2, 2) in the middle, once: a deeper network does not run out of frames and pixels.
+        # A single stride of (1, 2, 2) in the middle, so that a deeper network keeps some frames and pixels.
         middle = [(1, 2, 2), *[(1, 1, 1)] * (depth - 3)] if depth > 2 else []
         strides = [(2, 2, 2), *middle, (2, 2, 2)] if depth > 1 else [(2, 2, 2)]
         channels = [3, *[width] * (depth - 1), 2 * width]
@@ -58,10 +58,10 @@ class C3DTiny(nn.Module):
 
 
 class LRCN(nn.Module):
-    """A small CNN on every frame, an LSTM over time (Donahue et al., CVPR 2015, arXiv 1411.4389)."""
+    """A small CNN on every frame and an LSTM over time (Donahue et al., CVPR 2015, arXiv 1411.4389)."""
 
     def __init__(self, frames: int, size: int, classes: int, *, width: int = 64, depth: int = 1) -> None:
-        """Size the LSTM for frames (3, size, size); any number of frames will do.
+        """Build the layers for frames (3, size, size), any number of them.
 
         Args:
             frames, size: T, and height and width, of the clips.
@@ -94,17 +94,17 @@ class LRCN(nn.Module):
 
 
 def check_range(setting: str, value: int, high: int, *, low: int = 1) -> None:
-    """Refuse a size of a network that is out of range.
+    """Check that a size of a network is in range.
 
     Raises:
-        InputError: names the setting and the range.
+        InputError: it is not; the message names the setting and the range.
     """
     if not low <= value <= high:
         raise InputError(f"{setting} is {value}, expected a whole number from {low} to {high}")
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw PyTorch's default weights from an explicit generator; the process-wide one is not touched."""
+    """Initialise a model as PyTorch does, from an explicit generator; the process-wide one is not used."""
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if own:
@@ -122,7 +122,7 @@ def _default_bound(module: nn.Module) -> float:
 
 
 def halved(length: int, times: int) -> int:
-    """Return what is left of a length after convolutions of stride 2, kernel 3, padding 1."""
+    """Return the length of an axis after ``times`` convolutions of stride 2, kernel 3, padding 1."""
     for _ in range(times):
         length = (length + 1) // 2
     return length

@@ -1,7 +1,7 @@
 """Frozen extractors: clips (N, 3, T, H, W) in [0, 1] to feature matrices (N, S, F), one row a segment.
 
-A net of features maps segments (M, 3, segment_frames, H, W) to (M, F) and says in attributes what everybody
-knows of it; an `Extractor` cuts clips into segments and keeps the net frozen.
+A feature network maps segments (M, 3, segment_frames, H, W) to (M, F) and states the public properties of its
+features as attributes; an `Extractor` cuts clips into segments and keeps the network frozen.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from vleak.seeds import generator
 
 __all__ = ["EXTRACTORS", "Extractor", "build_extractor", "pretrained", "train_extractor"]
 
-#: Of `train_extractor`, fixed beforehand: steps, clips a step, first rate of Adam, part that is held out.
+#: Fixed settings of `train_extractor`: steps, clips a step, initial learning rate of Adam, held-out share.
 STEPS, BATCH, RATE, HELD_OUT = 200, 32, 1e-3, 0.2
 
 
 class C3DSmall(nn.Module):
-    """A small 3-D CNN on segments of two frames; its features are at least 0 and have norm 1.
+    """Feature network: a small 3-D CNN on segments of two frames; features are at least 0 and have norm 1.
 
-    Rectified, then brought to Euclidean norm 1: what the C3D features are that anomaly detectors are
-    trained on (Sultani et al., CVPR 2018, arXiv 1801.04264).
+    The features are rectified, then normalised to Euclidean norm 1, like the C3D features that anomaly
+    detectors are trained on (Sultani et al., CVPR 2018, arXiv 1801.04264).
     """
 
     nonnegative, unit_norm = True, True
 
     def __init__(self, size: int, *, segment_frames: int = 2, features: int = 256) -> None:
-        """Size it for frames (3, size, size).
+        """Build the layers for frames (3, size, size).
 
         Args:
             size: height and width of the frames.
@@ -75,13 +75,13 @@ class C3DSmall(nn.Module):
 
 
 class FrameCNN(nn.Module):
-    """A small CNN on every frame by itself; its features are at least 0."""
+    """Feature network: a small CNN on single frames; its features are at least 0."""
 
     nonnegative, unit_norm = True, False
     segment_frames = 1
 
     def __init__(self, size: int, *, features: int = 256) -> None:
-        """Size it for frames (3, size, size); `features` is F.
+        """Build the layers for frames (3, size, size); `features` is F.
 
         Raises:
             InputError: a setting is out of range.
@@ -119,11 +119,11 @@ EXTRACTORS: Registry[nn.Module] = Registry(
         **{f"torchvision.{name}": partial(KineticsNet, name) for name in VIDEO_MODELS},
     },
 )
-"""Networks of features: those built in are made of (size), torchvision's with weights of their own."""
+"""Feature networks; the built-in ones are called with (size), torchvision's bring trained weights."""
 
 
 class Extractor(nn.Module):
-    """A frozen net of features, asked about every segment of a clip. It stays in eval mode.
+    """Extractor: a frozen feature network, applied to every segment of a clip. It stays in eval mode.
 
     Attributes:
         net: maps segments (M, 3, segment_frames, H, W) in [0, 1] to features (M, F).
@@ -141,13 +141,13 @@ class Extractor(nn.Module):
         self.nonnegative = bool(getattr(net, "nonnegative", False))
         self.unit_norm = bool(getattr(net, "unit_norm", False))
         self.net = net
-        if next(net.parameters(), None) is None:  # what tells the device of a network without weights
+        if next(net.parameters(), None) is None:  # marks the device of a network without weights
             self.placement = nn.Parameter(torch.zeros(()))
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> Extractor:
-        """Stay in eval mode: what is frozen has no other."""
+        """Stay in eval mode, the only mode of a frozen network."""
         super().train(False)
         return self
 
@@ -172,8 +172,8 @@ class Extractor(nn.Module):
         Raises:
             InputError: T is no multiple of ``segment_frames``.
         """
-        found: Tensor = self.net(self.segments(clips))
-        return found.reshape(len(clips), -1, self.features)
+        features: Tensor = self.net(self.segments(clips))
+        return features.reshape(len(clips), -1, self.features)
 
 
 class _Facts(Protocol):
@@ -181,23 +181,22 @@ class _Facts(Protocol):
 
 
 def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extractor:
-    """Return a frozen extractor on the CPU; those built in have freshly drawn weights, see `pretrained`.
+    """Return a frozen extractor on the CPU; built-in ones get freshly drawn weights, see `pretrained`.
 
     Args:
-        name: a name of ``EXTRACTORS``, with settings where others than the default ones are wanted, such as
-            ``c3d_small:features=64`` or ``torchvision.r3d_18:weights=FILE``; or ``package.module:factory``. A
-            factory from outside is called with its settings and those of ``size`` and ``frames`` that it
-            names, and returns a frozen module from segments (M, 3, segment_frames, size, size) to features
-            (M, F) with the attribute ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is
-            true.
+        name: a name of ``EXTRACTORS``, optionally with settings, such as ``c3d_small:features=64`` or
+            ``torchvision.r3d_18:weights=FILE``; or ``package.module:factory``. A factory of a plug-in is
+            called with its settings and those of ``size`` and ``frames`` that it accepts, and returns a
+            frozen module from segments (M, 3, segment_frames, size, size) to features (M, F) with the
+            attribute ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is true.
         size: height and width of the clips.
         frames: T of the clips, a multiple of ``segment_frames``.
         seed: drawn weights depend on this number and on the name alone.
 
     Raises:
-        InputError: the name or a setting is unknown, weights cannot be had, a factory's module is not
-            frozen or does not take the segments, or frames is no multiple of ``segment_frames``.
-        CapabilityError: torchvision is asked for and cannot be imported.
+        InputError: the name or a setting is unknown, weights are not available, a factory's module is
+            not frozen or does not accept the segments, or frames is no multiple of ``segment_frames``.
+        CapabilityError: torchvision is needed and cannot be imported.
     """
     reference = EXTRACTORS.parse(name)
     if _is_torchvision(reference):
@@ -211,16 +210,16 @@ def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extracto
 
 
 def wrap_extractor(name: str, net: nn.Module, *, size: int, frames: int) -> Extractor:
-    """Return the extractor of a module of the user.
+    """Return the extractor of a user's module.
 
     Args:
-        name: for messages.
-        net: frozen, from segments (M, 3, segment_frames, size, size) to features (M, F), with the attribute
-            ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is true.
+        name: name in messages.
+        net: frozen module from segments (M, 3, segment_frames, size, size) to features (M, F), with the
+            attribute ``segment_frames``, and ``nonnegative`` or ``unit_norm`` where that is true.
         size, frames: of the clips.
 
     Raises:
-        InputError: it is not frozen, does not take the segments, or frames is no multiple of them.
+        InputError: it is not frozen, does not accept the segments, or frames is no multiple of their length.
     """
     _check_net(name, net)
     return _wrapped(name, net, frames, size)
@@ -229,13 +228,13 @@ def wrap_extractor(name: str, net: nn.Module, *, size: int, frames: int) -> Extr
 def train_extractor(
     extractor: Extractor, clips: Tensor, labels: Tensor, generator: torch.Generator, *, steps: int = STEPS
 ) -> float:
-    """Train a built-in extractor in place to tell the classes of clips apart, and freeze it again.
+    """Train a built-in extractor in place to classify clips, freeze it again, and return its accuracy.
 
-    What is trained beside it, and dropped, is one linear layer on the features of all segments in their
-    order, so that also a net of single frames learns where things are.
+    A linear layer on the features of all segments in their order is trained with it and dropped, so that a
+    network of single frames learns positions as well.
 
     Args:
-        extractor: what `build_extractor` returned for "c3d_small" or "frame_cnn".
+        extractor: as `build_extractor` returns it for "c3d_small" or "frame_cnn".
         clips: (M, 3, T, H, W) in [0, 1], never those of an evaluation; the last fifth is held out.
         labels: (M,) int64, classes in any order.
         generator: draws the batches and the weights of the linear layer.
@@ -245,14 +244,14 @@ def train_extractor(
         the accuracy on the clips held out.
 
     Raises:
-        InputError: the extractor is none of those, or there are fewer than ten clips.
+        InputError: it is another extractor, or there are fewer than ten clips.
     """
     net = extractor.net
     if not isinstance(net, C3DSmall | FrameCNN):
         raise InputError("extractor: only c3d_small and frame_cnn are trained here; bring others trained")
     if len(clips) < 10:
         raise InputError(f"extractor: training needs at least 10 clips, got {len(clips)}; give more")
-    kept = len(clips) - int(HELD_OUT * len(clips))
+    trained = len(clips) - int(HELD_OUT * len(clips))
     count = clips.shape[2] // extractor.segment_frames
     weight = torch.zeros(int(labels.max()) + 1, count * extractor.features)
     head = [weight.requires_grad_(), torch.zeros(len(weight)).requires_grad_()]
@@ -264,7 +263,7 @@ def train_extractor(
     optimiser = torch.optim.Adam([*net.parameters(), *head])
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = RATE * (1 - step / steps)
-        batch = torch.randint(kept, (BATCH,), generator=generator)
+        batch = torch.randint(trained, (BATCH,), generator=generator)
         loss = F.cross_entropy(logits(clips[batch]), labels[batch])
         optimiser.zero_grad()
         torch.autograd.backward(loss)
@@ -275,7 +274,7 @@ def train_extractor(
         hits = [
             logits(part).argmax(1) == wanted
             for part, wanted in zip(
-                *(torch.split(part[kept:], BATCH) for part in (clips, labels)), strict=True
+                *(torch.split(part[trained:], BATCH) for part in (clips, labels)), strict=True
             )
         ]
     return float(torch.cat(hits).float().mean())
@@ -291,14 +290,15 @@ def pretrained(
     clips: Callable[[], tuple[Tensor, Tensor]],
     again: bool = False,
 ) -> tuple[Extractor, float]:
-    """Return a built-in extractor with weights that were trained on this machine, from the user's cache.
+    """Return a built-in extractor with weights trained on this machine, from the user's cache.
 
     Args:
         name: "c3d_small" or "frame_cnn", with settings or without.
-        size, frames, seed: as of `build_extractor`; the training draws from the seed as well.
-        recipe: what the clips depend on, such as their source, number and seed.
-        clips: makes (clips, labels) where the cache has no weights, see `train_extractor`.
-        again: train even if the cache has them.
+        size, frames, seed: as in `build_extractor`; the training draws from the seed as well.
+        recipe: everything that the clips depend on, such as their source, number and seed.
+        clips: returns (clips, labels) for the training, see `train_extractor`; called only if the weights
+            are not in the cache.
+        again: train even if the cache has the weights.
 
     Returns:
         the extractor, and its accuracy on the clips that were held out.
@@ -313,7 +313,7 @@ def pretrained(
         accuracy = train_extractor(extractor, *clips(), generator(seed, "extractor training", reference.text))
         return {**extractor.net.state_dict(), _ACCURACY: torch.tensor(accuracy)}
 
-    whole: dict[str, str | int | float | bool | None] = {
+    own_recipe: dict[str, str | int | float | bool | None] = {
         "name": reference.text,
         "size": size,
         "frames": frames,
@@ -323,10 +323,10 @@ def pretrained(
         "held_out": HELD_OUT,
         "batch": BATCH,
     }
-    clash = sorted(set(whole) & set(recipe))
+    clash = sorted(set(own_recipe) & set(recipe))
     if clash:
         raise InputError(f"extractor: the recipe of the clips names {clash[0]!r}; call it something else")
-    tensors = cached_tensors(reference.entry.name, {**whole, **recipe}, make, again=again)
+    tensors = cached_tensors(reference.entry.name, {**own_recipe, **recipe}, make, again=again)
     accuracy = float(tensors.pop(_ACCURACY))
     extractor.net.load_state_dict(tensors)
     return extractor, accuracy
@@ -340,7 +340,7 @@ def _is_torchvision(reference: Reference[nn.Module]) -> bool:
 
 
 def _check_net(name: str, net: nn.Module) -> None:
-    """Refuse a user's module that is not frozen or does not say how long a segment is."""
+    """Raise InputError for a user's module that is not frozen or has no valid `segment_frames`."""
     for key, parameter in net.named_parameters():
         if parameter.requires_grad:
             raise InputError(
@@ -358,7 +358,7 @@ def _check_net(name: str, net: nn.Module) -> None:
 
 
 def _wrapped(name: str, net: nn.Module, frames: int, size: int) -> Extractor:
-    """Freeze a net, after one look at the features of a grey segment."""
+    """Return a network as a frozen extractor, after checking its features of one grey segment."""
     length = cast("_Facts", net).segment_frames
     if frames % length or frames < 1:
         raise InputError(
@@ -368,17 +368,17 @@ def _wrapped(name: str, net: nn.Module, frames: int, size: int) -> Extractor:
     net.eval()
     try:
         with torch.no_grad():
-            found = net(torch.full((1, 3, length, size, size), 0.5))
+            features = net(torch.full((1, 3, length, size, size), 0.5))
     except Exception as error:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
             f"extractor {name!r} does not take segments of shape (1, 3, {length}, {size}, {size}) (segment, "
             f"channel, frame, height, width): {first}; choose a `size` that fits it"
         ) from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1 or not found.shape[1]:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 1 or not features.shape[1]:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise InputError(
             f"extractor {name!r} returned {got} for one segment, expected features (segment, feature); "
             "pool over time and space"
         )
-    return Extractor(net, found.shape[1])
+    return Extractor(net, features.shape[1])

@@ -1,8 +1,8 @@
-"""Heads on frozen features: what a client of the feature pipeline trains, and whose update leaks.
+"""Heads on frozen features: the trained part of the feature pipeline, whose update is sent.
 
-A head takes feature matrices (N, S, F): S segments of a clip with F features each. Built for classes it
-returns logits (N, classes), the mean over the segments; built for scores it returns how anomalous each
-segment is, in [0, 1], of shape (N, S, 1), or (N, 1, 1) where it pools the segments first.
+A head maps feature matrices (N, S, F), S segments of a clip with F features a segment, to logits or scores.
+Logits (N, classes) are the mean over the segments; scores are the anomaly scores of the segments in [0, 1],
+(N, S, 1), or (N, 1, 1) for a head that pools the segments first.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["HEADS", "BagPair", "build_head"]
 
 
 class Head(nn.Module):
-    """Base of the heads: subclasses answer segment by segment, or for all of them at once.
+    """Base class of the heads; subclasses give one answer a segment, or one for all segments.
 
     Attributes:
         outputs: number of logits; None for scores.
     """
 
     def __init__(self, outputs: int | None) -> None:
-        """Take the number of logits, or None."""
+        """Store the number of logits, or None for scores."""
         super().__init__()
         self.outputs = outputs
 
@@ -34,31 +34,31 @@ class Head(nn.Module):
         return answers.sigmoid() if self.outputs is None else answers.mean(1)
 
     def answer(self, features: Tensor) -> Tensor:
-        """Return what is squashed or averaged, (N, S or 1, outputs), of features (N, S, F)."""
+        """Return answers (N, S or 1, outputs) of features (N, S, F), before the sigmoid or the mean."""
         raise NotImplementedError
 
 
 class LinearHead(Head):
-    """One linear layer on every segment."""
+    """Head of one linear layer, applied to every segment."""
 
     def __init__(self, segments: int, features: int, outputs: int | None) -> None:
-        """Size it for `features` numbers a segment; any number of segments will do."""
+        """Build the layers for `features` numbers a segment, any number of segments."""
         super().__init__(outputs)
         self.layer = nn.Linear(features, outputs or 1)
 
     def answer(self, features: Tensor) -> Tensor:
-        """See the base."""
+        """Return the answers of all segments, see `Head.answer`."""
         answers: Tensor = self.layer(features)
         return answers
 
 
 class MLPHead(Head):
-    """Linear layers with ReLU between them, on every segment."""
+    """Head of linear layers with ReLU between them, applied to every segment."""
 
     def __init__(
         self, segments: int, features: int, outputs: int | None, *, depth: int = 2, width: int = 64
     ) -> None:
-        """Size it for `features` numbers a segment; any number of segments will do.
+        """Build the layers for `features` numbers a segment, any number of segments.
 
         Args:
             segments, features: S and F of the feature matrices.
@@ -79,19 +79,19 @@ class MLPHead(Head):
         self.layers = nn.Sequential(*layers)
 
     def answer(self, features: Tensor) -> Tensor:
-        """See the base."""
+        """Return the answers of all segments, see `Head.answer`."""
         answers: Tensor = self.layers(features)
         return answers
 
 
 class SultaniHead(Head):
-    """The anomaly detector of Sultani et al. (CVPR 2018, arXiv 1801.04264), as its authors' code has it.
+    """Anomaly detector of Sultani et al. (CVPR 2018, arXiv 1801.04264), as in its authors' code.
 
     Linear to 512, ReLU, dropout, linear to 32 without activation, dropout, linear to 1, sigmoid.
     """
 
     def __init__(self, segments: int, features: int, outputs: int | None) -> None:
-        """Size it for `features` numbers a segment; any number of segments will do."""
+        """Build the layers for `features` numbers a segment, any number of segments."""
         super().__init__(outputs)
         self.layers = nn.Sequential(
             nn.Linear(features, 512),
@@ -103,7 +103,7 @@ class SultaniHead(Head):
         )
 
     def answer(self, features: Tensor) -> Tensor:
-        """See the base."""
+        """Return the answers of all segments, see `Head.answer`."""
         answers: Tensor = self.layers(features)
         return answers
 
@@ -112,7 +112,7 @@ class AttentionHead(Head):
     """Gated attention over the segments, one answer a clip (Ilse et al., ICML 2018, arXiv 1802.04712)."""
 
     def __init__(self, segments: int, features: int, outputs: int | None, *, width: int = 64) -> None:
-        """Size it for `features` numbers a segment; any number of segments will do.
+        """Build the layers for `features` numbers a segment, any number of segments.
 
         Args:
             segments, features: S and F of the feature matrices.
@@ -131,7 +131,7 @@ class AttentionHead(Head):
         self.classify = nn.Linear(width, outputs or 1)
 
     def answer(self, features: Tensor) -> Tensor:
-        """See the base."""
+        """Return the answers of all segments, see `Head.answer`."""
         embedded = self.embed(features).relu()
         attention = self.weigh(self.content(embedded).tanh() * self.gate(embedded).sigmoid()).softmax(1)
         answers: Tensor = self.classify((attention * embedded).sum(1, keepdim=True))
@@ -139,10 +139,10 @@ class AttentionHead(Head):
 
 
 class LSTMHead(Head):
-    """An LSTM over the segments and a linear layer on what it says at each."""
+    """Head with an LSTM over the segments and a linear layer on its output at every segment."""
 
     def __init__(self, segments: int, features: int, outputs: int | None, *, width: int = 64) -> None:
-        """Size it for `features` numbers a segment; any number of segments will do.
+        """Build the layers for `features` numbers a segment, any number of segments.
 
         Args:
             segments, features: S and F of the feature matrices.
@@ -158,21 +158,21 @@ class LSTMHead(Head):
         self.classify = nn.Linear(width, outputs or 1)
 
     def answer(self, features: Tensor) -> Tensor:
-        """See the base."""
+        """Return the answers of all segments, see `Head.answer`."""
         sequence, _ = self.lstm(features)
         answers: Tensor = self.classify(sequence)
         return answers
 
 
 class BagPair(nn.Module):
-    """A head of scores, asked about pairs of bags: what the ranking loss compares is one private sample.
+    """Head of scores, applied to pairs of bags: the two bags that the ranking loss compares are one sample.
 
-    The unit of privacy then is the pair, and gradients a sample, clipping and batch sizes mean what they
-    mean for clips; a loss that ranked bags of different samples would void the guarantee of any of them.
+    The unit of privacy is then the pair, and per-sample gradients, clipping and batch sizes have the same
+    meaning as for clips; a loss that ranked bags of different samples would void their guarantees.
     """
 
     def __init__(self, head: nn.Module) -> None:
-        """Take a head from (N, S, F) to scores (N, S or 1, 1)."""
+        """Wrap a head that maps (N, S, F) to scores (N, S or 1, 1)."""
         super().__init__()
         self.head = head
 
@@ -192,17 +192,17 @@ HEADS: Registry[nn.Module] = Registry(
         "lstm": LSTMHead,
     },
 )
-"""Heads on features: those built in are made of (segments, features, outputs)."""
+"""Heads on features; the built-in ones are called with (segments, features, outputs)."""
 
 
 def build_head(name: str, *, segments: int, features: int, outputs: int | None, seed: int) -> nn.Module:
     """Return a head with freshly drawn weights, in eval mode on the CPU.
 
     Args:
-        name: a name of ``HEADS``, with settings where others than the default ones are wanted, such as
-            ``mlp:depth=3,width=256``; or ``package.module:factory``. A factory from outside is called with
-            its settings and those of ``segments``, ``features`` and ``outputs`` that it names.
-        segments, features: S and F of the feature matrices that it will see.
+        name: a name of ``HEADS``, optionally with settings, such as ``mlp:depth=3,width=256``; or
+            ``package.module:factory``. A factory of a plug-in is called with its settings and those of
+            ``segments``, ``features`` and ``outputs`` that it accepts.
+        segments, features: S and F of the input feature matrices.
         outputs: number of logits for "cross_entropy"; None for the scores that "bce" and "ranking" take.
         seed: the weights depend on this number and on the name alone.
 

@@ -1,4 +1,4 @@
-"""torchvision's video models as extractors: trained on Kinetics, cut before their classification layer."""
+"""Video models of torchvision as extractors: trained on Kinetics, without their classification layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vleak.errors import CapabilityError, InputError
 from vleak.models.classifiers import check_range
 
-#: name -> attribute that holds the classification layer, whether what it reads is rectified.
+#: name -> attribute of the classification layer, and whether its input is rectified.
 VIDEO_MODELS: dict[str, tuple[str, bool]] = {
     "r3d_18": ("fc", True),
     "mc3_18": ("fc", True),
@@ -27,9 +27,9 @@ VIDEO_MODELS: dict[str, tuple[str, bool]] = {
 
 
 class KineticsNet(nn.Module):
-    """A video model of torchvision, trained on Kinetics-400; segments of 16 frames.
+    """Feature network: a video model of torchvision, trained on Kinetics-400, on segments of 16 frames.
 
-    Frames are brought to the size, mean and spread that it was trained with.
+    Frames are resized and normalised to the size, mean and standard deviation of its training.
     """
 
     unit_norm = False
@@ -56,7 +56,7 @@ class KineticsNet(nn.Module):
         layer, self.nonnegative = VIDEO_MODELS[architecture]
         models = _torchvision(architecture)
         known = models.get_model_weights(architecture).DEFAULT
-        with torch.random.fork_rng(devices=[]):  # what it draws is replaced
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
             self.model: nn.Module = models.get_model(architecture, weights=None)
         _load(self.model, architecture, weights, known.url)
         setattr(self.model, layer, nn.Identity())
@@ -87,7 +87,7 @@ def _torchvision(architecture: str) -> Any:
 
 
 def _load(model: nn.Module, architecture: str, weights: str, url: str) -> None:
-    """Load a state dict, from a file or from torchvision's cache."""
+    """Load a state dict into the model, from a file or from torchvision's cache."""
     path = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     name = f"extractor 'torchvision.{architecture}'"
     if not path.is_file():
@@ -98,7 +98,7 @@ def _load(model: nn.Module, architecture: str, weights: str, url: str) -> None:
         raise InputError(f"{name}: there are no weights at {path}; {remedy}")
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a file may hold anything
+    except Exception as error:  # an untrusted file can raise any error
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
             f"{name}: {path} holds no state dict of it ({first}); download {url}, or save model.state_dict()"

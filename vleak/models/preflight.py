@@ -1,4 +1,4 @@
-"""Before an evening is spent: does the model take the clips, return logits, and allow a second derivative?"""
+"""Checks of a model before a run: its input, its output, and whether it can be differentiated twice."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def check_classifier(model: nn.Module, clip: Tensor, classes: int) -> int:
     """Check weights, input and output of a classifier; return its number of logits.
 
     Args:
-        model: what `build_model` returned.
-        clip: one clip (1, C, T, H, W) in [0, 1] that the model will have to take; moved to its device.
+        model: classifier, as from `build_model`.
+        clip: one input clip (1, C, T, H, W) in [0, 1]; moved to the model's device.
         classes: number of classes in the data.
 
     Raises:
@@ -46,19 +46,19 @@ def check_head(head: nn.Module, features: Tensor, loss: str, classes: int | None
     """Check weights, input and output of a head; return its number of logits, or of scores a bag.
 
     Args:
-        head: what `build_head` returned, in a `BagPair` for the loss "ranking".
+        head: head, as from `build_head`, wrapped in a `BagPair` for the loss "ranking".
         features: one feature matrix (1, S, F), or one pair (1, 2, S, F) for "ranking"; moved to its device.
         loss: name of the loss that it is trained with: "cross_entropy", "bce" or "ranking".
         classes: number of classes in the data, for "cross_entropy".
 
     Raises:
-        InputError: no parameters, NaN weights, an input that does not fit, or an output that the loss cannot
-            take: logits (1, classes) for "cross_entropy", scores in [0, 1] of shape (1, S or 1, 1) for "bce"
-            and (1, 2, S or 1, 1) for "ranking".
+        InputError: no parameters, NaN weights, an input that does not fit, or an output that does not fit
+            the loss: logits (1, classes) for "cross_entropy", scores in [0, 1] of shape (1, S or 1, 1) for
+            "bce" and (1, 2, S or 1, 1) for "ranking".
     """
     _check_weights(head)
-    given = f"features of shape {tuple(features.shape)}"
-    answers = _answer(head, features, given, "choose an extractor and segments that fit it")
+    shape_text = f"features of shape {tuple(features.shape)}"
+    answers = _answer(head, features, shape_text, "choose an extractor and segments that fit it")
     if loss == "cross_entropy":
         return _check_logits(answers, classes or 1, "feature matrix")
     pair = loss == "ranking"
@@ -66,7 +66,7 @@ def check_head(head: nn.Module, features: Tensor, loss: str, classes: int | None
     shapes = [(*front, count, 1) for count in dict.fromkeys((segments, 1))]
     if not isinstance(answers, Tensor) or tuple(answers.shape) not in shapes:
         raise InputError(
-            f"the head returned {_shape(answers)} for {given}, expected scores of shape "
+            f"the head returned {_shape(answers)} for {shape_text}, expected scores of shape "
             f"{' or '.join(map(str, shapes))} for the loss {loss!r}; return one score in [0, 1] a segment"
             + (", and wrap the head in BagPair" if pair else "")
         )
@@ -88,10 +88,10 @@ def _check_weights(model: nn.Module) -> None:
             raise InputError(f"weight {name!r} of the model holds NaN or infinity; load other weights")
 
 
-def _answer(model: nn.Module, given: Tensor, what: str, remedy: str) -> object:
+def _answer(model: nn.Module, inputs: Tensor, what: str, remedy: str) -> object:
     try:
         with torch.no_grad():
-            return model(given.to(next(model.parameters()).device))
+            return model(inputs.to(next(model.parameters()).device))
     except Exception as error:
         first = _first_line(str(error)) or type(error).__name__
         raise InputError(f"the model does not take {what}: {first}; {remedy}") from error
@@ -121,12 +121,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_second_derivative(model: nn.Module, clip: Tensor, loss: Loss = F.cross_entropy) -> None:
-    """Run one mixed second derivative d<dL/dw, dL/dw>/dx, the heart of gradient matching.
+    """Compute one mixed second derivative d<dL/dw, dL/dw>/dx, as gradient matching needs it, as a check.
 
     Args:
         model: a classifier that passed `check_classifier`, or a head that passed `check_head`.
         clip: one clip (1, C, T, H, W) in [0, 1], or features (1, ...); moved to the model's device.
-        loss: (logits or scores, labels) -> scalar, what the client trains with.
+        loss: (logits or scores, labels) -> scalar, the client's training loss.
 
     Raises:
         CapabilityError: an operator of the model cannot be differentiated twice (the message names it and
@@ -162,8 +162,8 @@ def _influence(model: nn.Module, x: Tensor, loss_of: Loss) -> Tensor:
 
 
 def _explain(message: str) -> str:
-    found = re.search(r"derivative for (\S+) is not implemented", message)
-    why = f"{found.group(1)} has no second derivative" if found else _first_line(message)
+    match = re.search(r"derivative for (\S+) is not implemented", message)
+    why = f"{match.group(1)} has no second derivative" if match else _first_line(message)
     remedy = next(
         (text for key, text in _REMEDIES.items() if key in message.lower()),
         "replace that layer by one built from ordinary operators",

@@ -1,4 +1,4 @@
-"""A short real training: gradients of untrained, early and late models leak differently."""
+"""Short training of models: gradients of untrained, early and late models leak differently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vleak.errors import InputError
 from vleak.switches import differentiable_rnn
 
-#: state -> optimiser steps; fixed beforehand, so that no result can choose them.
+#: training state -> optimiser steps; fixed, so that they cannot be tuned on results.
 TRAINING_STATES: dict[str, int] = {"untrained": 0, "early": 20, "late": 300}
 _BATCH = 16
 
@@ -24,7 +24,7 @@ def train(
     generator: torch.Generator,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> None:
-    """Train in place with Adam (lr 1e-3), in eval mode as the client computes its loss.
+    """Train a model in place with Adam (lr 1e-3), in eval mode, like the client's loss.
 
     Args:
         model: a classifier or head; left in eval mode. Frozen parameters (``requires_grad=False``) stay as
@@ -34,7 +34,7 @@ def train(
         labels: (M,) int64.
         steps: optimiser steps of at most 16 clips each; 0 changes nothing.
         generator: draws the batches.
-        loss: (output, labels) -> scalar, the client's.
+        loss: (output, labels) -> scalar, the client's training loss.
 
     Raises:
         InputError: there is nothing to train on, every parameter is frozen, or the loss became NaN.
@@ -68,15 +68,16 @@ def train(
 
 
 def accuracy(model: nn.Module, clips: Tensor, labels: Tensor) -> float | None:
-    """Return the fraction of clips that the model gets right; None without clips.
+    """Return the fraction of clips that the model classifies correctly; None without clips.
 
-    Logits (N, classes): the largest is the label. Scores (N, S, 1): the largest segment's is above a half for
-    label 1 and at most that for 0. Scores of bag pairs (N, 2, S, 1): the first bag's largest is the larger.
+    Correct means, for logits (N, classes): the largest one is the label's. For scores (N, S, 1): the largest
+    over the segments is above 0.5 for label 1 and at most 0.5 for label 0. For scores of bag pairs
+    (N, 2, S, 1): the largest of the first bag exceeds the largest of the second.
 
     Args:
         model: a classifier or head.
-        clips: (M, *clip shape), as the model takes them.
-        labels: (M,) int64; of pairs they do not matter.
+        clips: (M, *clip shape), inputs of the model.
+        labels: (M,) int64; ignored for pairs.
     """
     if len(clips) == 0:
         return None

@@ -1,6 +1,6 @@
-"""Graph passes: each changes the graph of a captured step to one with less work.
+"""Graph passes, which rewrite the graph of a captured step into one with less work.
 
-Numbers agree to rounding; `simplify` rounds as the graph before.
+Results agree to rounding; those of `simplify` are rounded like the original graph's.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ PASSES: dict[str, Pass] = {
     "low_rank": low_rank,
     "products": products,
 }
-"""In the order in which `optimize` runs them."""
+"""All passes by name, in the order in which `optimize` runs them."""
 
 
 def optimize(capture: Capture, passes: Sequence[str] = tuple(PASSES)) -> Capture:
-    """Return a captured step after some passes, in the order given.
+    """Return a captured step after the named passes, run in order.
 
     Args:
-        capture: is left alone.
-        passes: names in `PASSES`; later ones look for what earlier ones produce.
+        capture: the captured step; not changed.
+        passes: names in `PASSES`; later passes match the patterns that earlier ones produce.
 
     Raises:
-        InputError: there is no pass of such a name.
+        InputError: a name is unknown.
     """
     for name in passes:
         if name not in PASSES:

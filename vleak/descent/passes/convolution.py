@@ -29,9 +29,9 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def convolution(capture: Capture) -> None:
-    """Call vleak.conv_output, conv_input and conv_weight where they apply, and merge those in one sum.
+    """Call vleak.conv_output, conv_input and conv_weight where supported, and merge those of one sum.
 
-    They apply to two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. The numbers
+    Supported are two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. Results
     agree to rounding.
     """
     graph = capture.graph.graph
@@ -60,7 +60,7 @@ def _applies(node: Node, x: Any) -> bool:
 
 
 def _per_axis(node: Node, name: str) -> list[int]:
-    """Return the stride or padding of every axis; PyTorch lets one number stand for all."""
+    """Return the stride or padding of every axis; PyTorch accepts one number for all axes."""
     lengths = list(argument(node, name))
     axes = value(argument(node, "weight")).ndim - 2
     return lengths * axes if len(lengths) == 1 else lengths
@@ -112,7 +112,7 @@ def _backward(node: Node) -> None:
 
 
 def _merge(root: Node, terms: list[Node]) -> None:
-    """Let convolutions among the terms of a sum become one call, which also takes a bias."""
+    """Merge the convolutions among the terms of a sum into one call, including a bias."""
     if value(root).ndim not in (4, 5):
         return
     with root.graph.inserting_before(root):
@@ -126,7 +126,7 @@ def _merge(root: Node, terms: list[Node]) -> None:
 
 
 def _joined(terms: list[Node], root: Node) -> list[Node]:
-    """Return the terms with convolutions of the same geometry merged."""
+    """Return the terms of a sum, convolutions of the same geometry merged."""
     kept: list[Node] = []
     places: dict[Hashable, int] = {}
     for term in terms:
@@ -144,7 +144,7 @@ def _joined(terms: list[Node], root: Node) -> list[Node]:
 
 
 def _geometry(term: Node) -> Hashable:
-    """Return what two convolutions must share to be added up in one call; None for what else is added."""
+    """Return the properties that convolutions merged into one call share; None for other terms."""
     operators = torch.ops.vleak
     if not (calls(term, operators.conv_output.default, operators.conv_input.default) and is_term(term)):
         return None
@@ -155,7 +155,7 @@ def _geometry(term: Node) -> Hashable:
 
 
 def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
-    """Return the arguments of a call that adds two calls up; None if both have a bias."""
+    """Return the arguments of a call that computes the sum of two calls; None if both have a bias."""
     (firsts, weights, *rest), (more, more_weights, *other) = left.args, right.args
     if left.target is torch.ops.vleak.conv_output.default:
         if rest[0] is not None and other[0] is not None:
@@ -165,7 +165,7 @@ def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
 
 
 def _with_bias(terms: list[Node], root: Node) -> list[Node]:
-    """Return the terms with a vector over channels moved into a convolution that has no bias."""
+    """Return the terms, a vector over channels moved into a convolution without bias."""
     vectors = [(at, vector) for at, term in enumerate(terms) if (vector := _channel_vector(term, root))]
     for place, term in enumerate(terms):
         if not vectors or not calls(term, torch.ops.vleak.conv_output.default) or term.args[2] is not None:
@@ -175,14 +175,14 @@ def _with_bias(terms: list[Node], root: Node) -> list[Node]:
         absorbed, vector = vectors[-1]
         xs, ws, _, *geometry = term.args
         result = emit(root.graph, term.target, xs, ws, vector, *geometry)
-        # By place: a sum may have a term twice.
+        # By index, since a sum may contain the same term twice.
         fewer = [*terms[:place], result, *terms[place + 1 :]]
         return [*fewer[:absorbed], *fewer[absorbed + 1 :]]
     return terms
 
 
 def _channel_vector(term: Node, root: Node) -> Node | None:
-    """Return the vector of which a term is (1, channel, 1, ...), expanded or not."""
+    """Return the vector behind a term that is its view (1, channel, 1, ...), expanded or not; else None."""
     viewed = term.args[0] if calls(term, aten.expand.default) else term
     if not calls(viewed, aten.view.default):
         return None

@@ -1,4 +1,4 @@
-"""Editing of captured graphs, which the passes share: copies, new nodes with shapes, users of a node."""
+"""Editing of captured graphs, shared by the passes: copies, new nodes with shapes, users of a node."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ __all__ = [
 aten = torch.ops.aten
 
 Pass = Callable[[Capture], None]
-"""Changes the graph of a capture in place; the numbers that it computes agree to rounding."""
+"""Function that rewrites the graph of a capture in place; the graph's results agree to rounding."""
 
 
 def edited(capture: Capture, passes: Iterable[Pass]) -> Capture:
-    """Return a copy of a capture whose graph went through some passes."""
+    """Return a copy of a capture, its graph rewritten by passes."""
     fresh = Graph()
     copies: dict[Node, Node] = {}
     output = fresh.graph_copy(capture.graph.graph, copies)
@@ -55,7 +55,7 @@ def edited(capture: Capture, passes: Iterable[Pass]) -> Capture:
 
 
 def drop_dead(graph: Graph) -> None:
-    """Remove what nobody reads, unless it changes memory."""
+    """Remove nodes without users, unless they change memory in place."""
     for node in reversed(graph.nodes):
         if not node.users and node.op in ("call_function", "get_attr") and not changed_arguments(node):
             graph.erase_node(node)
@@ -74,10 +74,10 @@ def calls(node: Any, *targets: Any) -> bool:
 
 
 def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
-    """Add a call at the graph's insertion point; what it computes is derived on meta tensors.
+    """Add a call at the graph's insertion point; its shapes are derived on meta tensors.
 
     Returns:
-        the node; where the operator returns several tensors or lists of them, as nested lists of nodes.
+        the node; nested lists of nodes for an operator that returns several tensors or lists of them.
     """
     node = graph.call_function(target, args, kwargs)
     metas = torch.fx.map_arg((args, kwargs), lambda item: item.meta["val"])
@@ -87,7 +87,7 @@ def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def total(graph: Graph, terms: list[Node]) -> Node:
-    """Add calls at the insertion point that sum up nodes, at least one, in their order."""
+    """Add calls at the insertion point that sum at least one node, in order, and return the sum."""
     result = terms[0]
     for term in terms[1:]:
         result = emit(graph, aten.add.Tensor, result, term)
@@ -95,7 +95,7 @@ def total(graph: Graph, terms: list[Node]) -> Node:
 
 
 def full(graph: Graph, like: Tensor, number: float, device: torch.device) -> Node:
-    """Add a contiguous tensor of one number, of another's shape and type."""
+    """Add a contiguous tensor filled with a number, of the shape and dtype of ``like``."""
     options: dict[str, Any] = {"dtype": like.dtype, "device": device, "pin_memory": False}
     node = graph.call_function(aten.full.default, (list(like.shape), number), options)
     node.meta["val"] = torch.empty(like.shape, dtype=like.dtype, device="meta")
@@ -114,13 +114,13 @@ def _items(graph: Graph, node: Node) -> Any:
 
 
 def substitute(node: Node, by: Node) -> None:
-    """Let every user of a node use another one, and remove the node."""
+    """Replace a node by another one for all its users, and remove it."""
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
 
 
 def parts(node: Node) -> dict[int, Node]:
-    """Return the getitems of a call that returns several tensors, by index; repeated ones are merged."""
+    """Return the getitem nodes of a call that returns several tensors, by index; duplicates are merged."""
     items: dict[int, Node] = {}
     for user in list(node.users):
         if user.target is not operator.getitem:
@@ -148,7 +148,7 @@ def argument(node: Node, name: str) -> Any:
 def terms_of_sums(graph: Graph) -> list[tuple[Node, list[Node]]]:
     """Return every sum that is not a term of another, with its terms in order, all of them tensors.
 
-    The terms may be computed anew where the sum is: neither they nor what they are of change in between.
+    The terms may be recomputed at the place of the sum: nothing changes them or their inputs in place.
     """
     stable = unchanged(graph)
     sums = [(node, _terms(node, node)) for node in graph.nodes if _plain_sum(node) and not is_term(node)]
@@ -160,7 +160,7 @@ def _may_move(term: Any, stable: set[Node]) -> bool:
 
 
 def is_term(node: Any) -> bool:
-    """Tell whether a node is a term of a sum, of its shape and type, and nothing else reads it."""
+    """Return whether a node's only user is a sum of the same shape and dtype."""
     if len(node.users) != 1:
         return False
     (user,) = node.users
@@ -181,5 +181,5 @@ def _terms(node: Any, root: Node) -> list[Any]:
 
 
 def unchanged(graph: Graph) -> set[Node]:
-    """Return the nodes whose memory nothing changes in place: they may be read at any later place."""
+    """Return the nodes whose memory no operator changes in place; they may be read at any later node."""
     return Memory(graph).unchanged()

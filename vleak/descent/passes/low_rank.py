@@ -1,7 +1,7 @@
-"""Pass that matches gradients of wide linear layers on few rows by their factors, never computing them.
+"""Pass that matches gradients of wide linear layers on few rows by their factors, without computing them.
 
-Such a gradient is g = d^T x for n rows d (n, out) and x (n, in). What the match and its derivative need of it
-are products with d and x: <g, t> = sum(d * (x t^T)), |g|^2 = sum((d d^T) * (x x^T)), and for any rows z,
+Such a gradient is g = d^T x for n rows d (n, out) and x (n, in). The match and its derivative need only
+products with d and x: <g, t> = sum(d * (x t^T)), |g|^2 = sum((d d^T) * (x x^T)), and for any rows z,
 z g = (z d^T) x and z g^T = (z x^T) d.
 """
 
@@ -19,15 +19,15 @@ from vleak.descent.passes.simplify import sweep
 
 __all__ = ["low_rank"]
 
-#: Entries from which a gradient is not computed.
+#: Number of entries from which a gradient is not computed.
 _LARGE = 1 << 17
-#: Entries that are summed at once on a CPU, where PyTorch converts all of them to float64 first.
+#: Largest number of entries in one sum on a CPU, where PyTorch first converts all of them to float64.
 _AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
 class _Factored:
-    """A gradient rows^T columns, its target, and the products that its residual enters."""
+    """Gradient rows^T columns, its target, and the products that read its residual."""
 
     rows: Node
     columns: Node
@@ -36,7 +36,7 @@ class _Factored:
 
 
 def low_rank(capture: Capture) -> None:
-    """Match the gradients of wide linear layers on few rows by their factors; numbers agree to rounding."""
+    """Match the gradients of wide linear layers on few rows by their factors; results agree to rounding."""
     graph = capture.graph.graph
     for match in graph.find_nodes(op="call_function", target=torch.ops.vleak.gradient_match.default):
         gradients, targets, masks = _lists(match)
@@ -45,7 +45,7 @@ def low_rank(capture: Capture) -> None:
             factored_gradients.pop(min(factored_gradients, key=lambda index: value(gradients[index]).numel()))
         if factored_gradients:
             _match_in_parts(match, factored_gradients, at_once=capture.device.type != "cpu")
-    sweep(graph)  # products with the target enter both the match and its derivative
+    sweep(graph)  # merges products with the target, which the match and its derivative share
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def _factors(match: Node, gradients: list[Node], targets: list[Node]) -> dict[in
     for index, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
         factors = _few_rows(gradient)
         products = _products(residuals[index]) if index in residuals else []
-        # They are read later than the gradient and its match were.
+        # The factors and the target are now read later than the gradient was.
         if factors is not None and products is not None and stable.issuperset((*factors, target)):
             factored_gradients[index] = _Factored(*factors, target, products)
     return factored_gradients
@@ -75,7 +75,7 @@ def _residuals(match: Node) -> dict[int, Node]:
 
 
 def _few_rows(gradient: Any) -> tuple[Node, Node] | None:
-    """Return d and x of a gradient d^T x that nothing but the match reads, where they are much smaller."""
+    """Return d and x of a gradient d^T x if they are much smaller and only the match reads the gradient."""
     if (
         not calls(gradient, aten.mm.default)
         or len(gradient.users) != 1
@@ -162,7 +162,7 @@ def _dot(graph: Graph, left: Node, right: Node) -> Node:
 
 
 def _square(graph: Graph, target: Node, at_once: bool) -> Node:
-    """Return |t|^2, at once or in pieces."""
+    """Return |t|^2, as one sum or as a sum over pieces."""
     count = value(target).numel()
     if at_once or count <= _AT_ONCE:
         return _dot(graph, target, target)
@@ -175,7 +175,7 @@ def _square(graph: Graph, target: Node, at_once: bool) -> Node:
 
 
 def _multiply(product: Any, factored: _Factored, scales: list[Node], residuals: dict[int, Node]) -> None:
-    """Replace a product with a residual, or with its transpose, on either side."""
+    """Replace a product that has a residual, or its transpose, on either side."""
     graph = product.graph
     left, right = product.args
     on_the_right = _untransposed(right)[0] in residuals.values()

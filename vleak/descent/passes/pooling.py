@@ -1,7 +1,7 @@
-"""Pass that moves a ReLU from before a max pooling to behind it, where the tensors are smaller.
+"""Pass that moves a ReLU from before a max pooling to after it, where the tensors are smaller.
 
-A maximum is at the same place before and after ReLU, or it is 0 and no derivative passes it. So with p the
-pooled values and i their places, on a tensor as large as the pooled one:
+A maximum has the same index before and after ReLU, or it is 0 and its derivative is 0. So with p the pooled
+values and i their indices, the right-hand sides need only tensors of the pooled size:
 
     maxpool(relu(x)) = relu(maxpool(x))
     mask(scatter(g, i), relu(x)) = scatter(mask(g, p), i)
@@ -41,7 +41,7 @@ _AXES: dict[Any, int] = {
 
 
 def pooling(capture: Capture) -> None:
-    """Put the masks of a ReLU on pooled tensors, and pool before it; sums agree to rounding."""
+    """Apply a ReLU and its masks to pooled tensors, after the pooling; sums agree to rounding."""
     graph = capture.graph.graph
     for node in list(graph.nodes):
         if node.target in _BACKWARD and calls(node.args[0], aten.relu.default):
@@ -58,7 +58,7 @@ def _swap(graph: Graph, pool: Node) -> None:
     relu, pooled, places = pool.args[0], results[0], results[1]
     assert isinstance(relu, Node)
     stable = unchanged(graph)
-    if not stable.issuperset((relu, relu.args[0], pooled, places)):  # all are read later than before
+    if not stable.issuperset((relu, relu.args[0], pooled, places)):  # all of them are now read later
         return
     for user in list(relu.users):
         masks = calls(user, aten.threshold_backward.default) and user.args[1:] == (relu, 0)
@@ -74,7 +74,7 @@ def _swap(graph: Graph, pool: Node) -> None:
 
 
 def _mask_pooled(graph: Graph, mask: Any, pool: Node, pooled: Node, places: Node) -> None:
-    """Move a mask before a scatter, or behind the gathers that read it."""
+    """Move a mask before a scatter, or after the gathers that read it."""
     scatter = mask.args[0]
     if (
         calls(scatter, _BACKWARD[pool.target])
@@ -88,7 +88,7 @@ def _mask_pooled(graph: Graph, mask: Any, pool: Node, pooled: Node, places: Node
         return
     views = list(mask.users)
     gathers = [user for view in views for user in view.users]
-    alike = value(mask).stride() == value(mask.args[0]).stride()  # as the views need them
+    alike = value(mask).stride() == value(mask.args[0]).stride()  # as the views require
     flat = alike and all(calls(view, aten.view.default) for view in views)
     if flat and all(_gathers(user, places) for user in gathers):
         for gather in gathers:
@@ -96,7 +96,7 @@ def _mask_pooled(graph: Graph, mask: Any, pool: Node, pooled: Node, places: Node
 
 
 def _gathers(node: Any, places: Node) -> bool:
-    """Tell whether a call reads the places of the maxima, over flattened spatial axes."""
+    """Return whether a call gathers the maxima by index, over flattened spatial axes."""
     if not calls(node, aten.gather.default) or node.args[1] not in (-1, value(node).ndim - 1):
         return False
     index = node.args[2]
@@ -104,7 +104,7 @@ def _gathers(node: Any, places: Node) -> bool:
 
 
 def _only_where_positive(places: Node, pooled: Node, backward: Any) -> bool:
-    """Tell whether places count only where the maximum is not 0: elsewhere they are others before ReLU."""
+    """Return whether indices are used only where the maximum is not 0; elsewhere ReLU changes them."""
     return all(
         _masked(user.args[0], pooled)
         if calls(user, backward) and user.args[-1] is places
@@ -121,7 +121,7 @@ def _reads_masked(gather: Node, places: Node, pooled: Node) -> bool:
 
 
 def _masked(node: Any, pooled: Node) -> bool:
-    """Tell whether a node is zero where the maximum is."""
+    """Return whether a node is masked to zero where the maximum is 0."""
     if not calls(node, aten.threshold_backward.default) or node.args[2] != 0:
         return False
     by = node.args[1]
@@ -150,11 +150,11 @@ def _pool_first(graph: Graph, relu: Node, pool: Node, pooled: Node) -> None:
 
 
 def _sum_pooled(node: Any, stable: set[Node]) -> None:
-    """Sum what is scattered within its channel before it is."""
+    """Sum values before a scatter within their channel, which does not change the sum."""
     scatter = node.args[0]
     if scatter.target not in _AXES or not stable.issuperset((scatter, scatter.args[0])):
         return
     rank = value(scatter).ndim
-    axes = argument(node, "dim") or range(rank)  # none are all
+    axes = argument(node, "dim") or range(rank)  # no axes mean all axes
     if set(range(rank - _AXES[scatter.target], rank)) <= {axis % rank for axis in axes}:
         node.args = (scatter.args[0], *node.args[1:])

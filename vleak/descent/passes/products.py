@@ -1,4 +1,4 @@
-"""Pass that calls vleak's own kernel for products of few rows with large matrices, which it reads once."""
+"""Pass that calls vleak's kernel for products of few rows with large matrices, which reads them once."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from vleak.native.bilinear import PANEL
 
 __all__ = ["products"]
 
-#: Rows, columns and multiplications from which our kernel is faster.
+#: Number of rows, columns and multiplications from which vleak's kernel is faster.
 _ROWS, _COLUMNS, _WORK = 4, 16, 1 << 19
-#: Entries from which a fixed matrix is worth a copy that is read faster.
+#: Number of entries from which copying a fixed matrix into panels pays off.
 _FAR = 1 << 18
 
 
 def products(capture: Capture) -> None:
-    """Call vleak.product, on a CPU in float32, for all matrix products that are not small.
+    """Call vleak.product for all matrix products that are large enough, on a CPU in float32.
 
-    x m + y n is one call; remaining addends are accumulated in place. Large matrices that stay the same
-    are copied once, into panels. Numbers agree to rounding.
+    x m + y n is one call; remaining addends are accumulated in place. Large fixed matrices are copied
+    into panels once. Results agree to rounding.
     """
     graph = capture.graph.graph
     if capture.device.type != "cpu":
@@ -52,7 +52,7 @@ def products(capture: Capture) -> None:
 
 
 def _worthwhile(terms: list[Node]) -> bool:
-    """Tell whether products of one shape are large enough together."""
+    """Return whether products of one shape are together large enough for vleak's kernel."""
     if not all(calls(term, aten.mm.default) for term in terms):
         return False
     result = value(terms[0])
@@ -62,7 +62,7 @@ def _worthwhile(terms: list[Node]) -> bool:
 
 
 def _product(graph: Graph, terms: list[Node]) -> Node:
-    """Add the sum of products, as one."""
+    """Add one call that computes the sum of products, and return it."""
     xs, ms = ([term.args[place] for term in terms] for place in (0, 1))
     result: Node = emit(graph, torch.ops.vleak.product.default, xs, ms)
     return result
@@ -94,11 +94,11 @@ def _add_up(root: Node, terms: list[Node]) -> None:
 
 
 def _cut_fixed(capture: Capture) -> None:
-    """Let products read large matrices that stay the same from panels, which are cut once.
+    """Replace large fixed matrices in products by their panels, which are computed once.
 
-    One copy serves products with the matrix and with its transpose, and is read from end to end, which the
-    processor sees coming; of the matrix itself one of the two reads a few entries of as many pages as it has
-    rows.
+    One copy in panels serves products with the matrix and with its transpose, and both read it sequentially,
+    which the processor prefetches. Without panels one of the two would read a few entries from as many pages
+    as the matrix has rows.
     """
     graph = capture.graph.graph
     placeholders = graph.find_nodes(op="placeholder")
@@ -121,14 +121,14 @@ def _cut_fixed(capture: Capture) -> None:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Rows, and the matrix that they are multiplied with, or with whose transpose."""
+    """Rows of a product, and the matrix that they are multiplied by, transposed or not."""
 
     rows: Node
     matrix: Node
 
 
 def _sorted_by_matrix(product: Any, stable: set[Node]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
-    """Return the pairs of a product with large fixed matrices, with transposes of such, and with others."""
+    """Return the pairs of a product: with large fixed matrices, with their transposes, and the others."""
     plain: list[_Pair] = []
     turned: list[_Pair] = []
     others: list[_Pair] = []
@@ -157,7 +157,7 @@ def _panel_product(graph: Graph, pairs: list[_Pair], turned: bool, panels_of: di
 
 
 def _panels(graph: Graph, matrix: Node) -> Node:
-    """Cut a matrix as `vleak.native.bilinear.panels` does."""
+    """Add the panels of a matrix, laid out as by `vleak.native.bilinear.panels`."""
     depth, columns = value(matrix).shape
     count = -(-columns // PANEL)
     missing = count * PANEL - columns

@@ -28,21 +28,23 @@ from vleak.descent.passes.editing import (
 __all__ = ["simplify", "sweep"]
 
 Rule = Callable[[Node], Any]
-"""Returns the node whose value a node has already, or None."""
+"""Function of a node that returns an existing node of the same value, or None."""
 
 
 def simplify(capture: Capture) -> None:
-    """Make temporaries' in-place operators pure, then drop what is dead, repeated or without effect.
+    """Make in-place operators on temporaries pure; remove nodes that are dead, repeated or without effect.
 
-    What is left rounds as the graph before. But 0 + x may be another zero than x, and a product with zeros
-    is zeros whatever the other factor: infinity and NaN in it are not passed on.
+    Results are rounded like the original graph's, with two exceptions: 0 + x may differ from x in the sign of
+    zero, and a product with zeros is zero even if the other factor holds infinity or NaN.
     """
     graph = capture.graph.graph
     _purify(graph)
-    for _ in range(2):  # once the loss itself is not read, its values are not
+    for _ in range(
+        2
+    ):  # the first round removes the loss value, which leaves its inputs unread for the second
         drop_dead(graph)
         _forget_values(graph, capture.device)
-    for _ in range(2):  # what one sweep removes lets another see more
+    for _ in range(2):  # the first sweep enables further matches in the second
         sweep(graph)
         _narrow_masks(graph)
         drop_dead(graph)
@@ -53,7 +55,7 @@ def simplify(capture: Capture) -> None:
 
 
 def _purify(graph: Graph) -> None:
-    """Replace in-place operators whose effect nobody sees but through their result."""
+    """Replace in-place operators whose effect is visible only through their result."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         changes = changed_arguments(node)
@@ -65,7 +67,7 @@ def _purify(graph: Graph) -> None:
 
 
 def _private(changed: Node, by: Node, owner: dict[Node, Node], order: dict[Node, int]) -> bool:
-    """Tell whether memory is a temporary whose old names nobody reads after it changed."""
+    """Return whether memory is a temporary whose earlier nodes are not read after the change."""
     root = owner[changed]
     if root.op != "call_function":
         return False
@@ -77,7 +79,7 @@ def _private(changed: Node, by: Node, owner: dict[Node, Node], order: dict[Node,
 
 
 def _reads(user: Node, name: Node) -> bool:
-    """Tell whether a call reads an argument; batch norm in train mode leaves the running statistics alone."""
+    """Return whether a call reads an argument; batch norm in train mode ignores the running statistics."""
     if user.target is aten.native_batch_norm_backward.default and argument(user, "train"):
         return name in user.args[:3] or name in user.args[5:7]
     return name in user.all_input_nodes
@@ -100,7 +102,7 @@ def _make_pure(node: Node, order: dict[Node, int]) -> None:
 
 
 def _makes_the_same(pure: Any, node: Node) -> bool:
-    """Tell whether a pure operator's result is of the type and layout of the memory that a call changes."""
+    """Return whether a pure operator's result has the dtype and layout of the memory that a call changes."""
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda item: item.meta["val"])
     with torch.no_grad():
         result = pure(*args, **kwargs)
@@ -115,7 +117,7 @@ def _makes_the_same(pure: Any, node: Node) -> bool:
 
 
 def _forget_values(graph: Graph, device: torch.device) -> None:
-    """Let what reads only the shape of a tensor depend on nothing, so that it is done once."""
+    """Remove the inputs of operators that read only a tensor's shape, so that they run once a descent."""
     for node in list(graph.nodes):
         if node.target in _FILLED and node.all_input_nodes and value(node).is_contiguous():
             with graph.inserting_before(node):
@@ -127,7 +129,7 @@ def _forget_values(graph: Graph, device: torch.device) -> None:
 
 
 def _forget_argument(node: Node, place: int, device: torch.device) -> None:
-    """Give log-likelihood zeros: what it divides by, and its derivative, depend on the labels alone."""
+    """Replace a log-likelihood's argument by zeros: its divisor and derivative depend on labels alone."""
     with node.graph.inserting_before(node):
         zeros = full(node.graph, value(node.args[place]), 0, device)
     node.args = (*node.args[:place], zeros, *node.args[place + 1 :])
@@ -138,7 +140,7 @@ def _forget_argument(node: Node, place: int, device: torch.device) -> None:
 
 
 def sweep(graph: Graph) -> None:
-    """Go once over pure operators, in order: drop those without effect, and share those that are repeated."""
+    """Remove pure operators without effect, and merge repeated ones, in one pass over the graph in order."""
     stable = unchanged(graph)
     seen: dict[Hashable, Node] = {}
     for node in list(graph.nodes):
@@ -150,18 +152,18 @@ def sweep(graph: Graph) -> None:
             other = seen.setdefault(_key(node), node)
         if other is not None and other is not node:
             if not touched:
-                stable.add(other)  # it may be new
+                stable.add(other)  # it may be a new node
             substitute(node, other)
 
 
 def _results(node: Node) -> list[Node]:
-    """Return the tensors of a call that returns several."""
+    """Return the getitem nodes of a call that returns several tensors, nested ones included."""
     items = [user for user in node.users if user.target is operator.getitem]
     return [*items, *(result for item in items for result in _results(item))]
 
 
 def _already(node: Node, stable: set[Node]) -> Any:
-    """Return the node whose value a node has already, or None; `stable` is from `unchanged`."""
+    """Return an existing node of the same value, or None; `stable` is from `unchanged`."""
     if node.target in _NEUTRAL:
         return _with_neutral(node, _NEUTRAL[node.target], stable)
     rule = _RULES.get(node.target)
@@ -188,19 +190,19 @@ def _same_layout(node: Node, other: Any) -> bool:
 
 
 def _nothing(node: Node) -> Any:
-    """Skip a copy or view that is laid out as its argument."""
+    """Return the argument of a copy or view with the same layout."""
     return node.args[0] if _same_layout(node, node.args[0]) else None
 
 
 def _clone(node: Node) -> Any:
-    """Skip a copy, unless it gives strides that only the device knows."""
+    """Return the argument of a copy with the same layout, unless the device determines its strides."""
     source: Any = node.args[0]
     maker = source.args[0] if source.target is operator.getitem else source
     return None if maker.target in OWN_LAYOUT else _nothing(node)
 
 
 def _view(node: Node) -> Any:
-    """Skip a view without effect, and let a view of a view look at the first."""
+    """Return the argument of a view without effect, or a direct view for a view of a view."""
     source: Any = node.args[0]
     if _same_layout(node, source):
         return source
@@ -211,13 +213,13 @@ def _view(node: Node) -> Any:
 
 
 def _transpose(node: Node) -> Any:
-    """Skip a transpose of a transpose."""
+    """Return the argument of two transposes that cancel."""
     inner: Any = node.args[0]
     return inner.args[0] if calls(inner, *_TRANSPOSES) and _same_layout(node, inner.args[0]) else None
 
 
 def _with_neutral(node: Node, rule: tuple[float, bool], stable: set[Node]) -> Any:
-    """Skip zeros that are added, and ones that are multiplied with."""
+    """Return the other operand of an addition of zeros or a multiplication by ones."""
     (number, commutes), (left, right, *scale) = rule, node.args
     for kept, other in ((left, right), (right, left))[: 1 + commutes]:
         scaled = other is left and (scale or node.kwargs)  # left + alpha right
@@ -227,14 +229,14 @@ def _with_neutral(node: Node, rule: tuple[float, bool], stable: set[Node]) -> An
 
 
 def _threshold(node: Node) -> Any:
-    """Skip a mask that was put on already."""
+    """Return the argument of a mask that is already applied to it."""
     inner: Any = node.args[0]
     masked = calls(inner, node.target) and inner.args[1:] == node.args[1:]
     return inner if masked and _same_layout(node, inner) else None
 
 
 def _constant(node: Any, number: float, stable: set[Node]) -> bool:
-    """Tell whether an argument is this number, or a tensor filled with it, and nothing else since."""
+    """Return whether an argument is a number, or a tensor filled with it and not changed since."""
     if isinstance(node, (int, float)):
         return node == number
     if not isinstance(node, Node) or node.op != "call_function" or node not in stable:
@@ -268,7 +270,7 @@ _FILLED: dict[Any, Callable[[Node], Any]] = {
 }
 _LOSSES = (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
 _LOSS_BACKWARDS = (aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
-#: The number that changes nothing, and whether also as the first operand.
+#: Neutral number of an operator, and whether it is neutral as the first operand too.
 _NEUTRAL: dict[Any, tuple[float, bool]] = {
     aten.add.Tensor: (0, True),
     aten.add.Scalar: (0, False),
@@ -290,11 +292,11 @@ _RULES: dict[Any, Rule] = {
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Results that nobody reads
+# Results without readers
 
 
 def _narrow_masks(graph: Graph) -> None:
-    """Let a backward operator with a mask of outputs compute only those that are read."""
+    """Restrict backward operators with an output mask to the outputs that are read."""
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue

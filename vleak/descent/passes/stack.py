@@ -1,4 +1,4 @@
-"""Pass that joins products over time: sums of outer products, and rows times the same matrix."""
+"""Pass that merges matrix products over time: sums of outer products, and rows times the same matrix."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vleak.descent.passes.editing import (
 
 __all__ = ["stack"]
 
-#: Products from which one with copied operands is cheaper.
+#: Number of products from which a single one with concatenated operands is cheaper.
 _MANY = 3
 
 
 def stack(capture: Capture) -> None:
-    """Make one product of many small ones, as a recurrent network leaves them; numbers agree to rounding."""
+    """Merge the many small products of a recurrent network into single ones; results agree to rounding."""
     graph = capture.graph.graph
     for root, terms in terms_of_sums(graph):
         _sum_outer_products(root, terms)
@@ -35,7 +35,7 @@ def stack(capture: Capture) -> None:
 
 
 def _sum_outer_products(root: Node, terms: list[Node]) -> None:
-    """Turn a1 b1 + a2 b2 + ... into (a1 a2 ...) (b1 b2 ...), where each has few columns and rows."""
+    """Replace a1 b1 + a2 b2 + ... by (a1 a2 ...) (b1 b2 ...), for a with few columns and b with few rows."""
     outer: list[Any] = [term for term in terms if _is_outer(term)]
     if len(outer) < _MANY:
         return
@@ -57,14 +57,14 @@ def _is_outer(term: Any) -> bool:
 
 
 def _columns(parts: list[Any], graph: Graph) -> Any:
-    """Put matrices side by side; transposed ones as rows, which other products may share."""
+    """Concatenate matrices along columns; transposed ones along rows, which other products may share."""
     if all(calls(part, aten.t.default) for part in parts):
         return emit(graph, aten.t.default, emit(graph, aten.cat.default, [part.args[0] for part in parts]))
     return emit(graph, aten.cat.default, parts, 1)
 
 
 def _batch_rows(graph: Graph) -> None:
-    """Multiply all rows by a matrix at once where the matrix comes after all of them."""
+    """Multiply all rows by a matrix in one product if the matrix is computed after all of them."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     stable = unchanged(graph)
     groups: dict[Node, list[Node]] = defaultdict(list)
