@@ -126,6 +126,7 @@ def test_breachings_variation_by_hand(breaching_loop: Any) -> None:
     assert breaching_loop.clip_variation(torch.ones(1, 1, 1, 2, 2), 1.0, 0.0) == pytest.approx(4 / 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["nowhere", None])
 def test_time_to_quality_says_what_is_missing(data: str | None, tmp_path: Path, breaching_loop: Any) -> None:
     if data is None and breaching_loop.load() is not None:

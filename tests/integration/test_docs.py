@@ -69,7 +69,14 @@ def test_guides_show_code_that_is_run() -> None:
         assert re.fullmatch(r'--8<-- "examples/\S+"\n', block), f"{page}:\n{block}"
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+SLOW_EXAMPLES = {"own_model", "own_metric"}
+RUN = [
+    pytest.param(script, id=script.stem, marks=[pytest.mark.slow] if script.stem in SLOW_EXAMPLES else [])
+    for script in EXAMPLES
+]
+
+
+@pytest.mark.parametrize("script", RUN)
 def test_the_example_runs(script: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
