@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vleak.errors import InputError
-from vleak.native import build, first_use, libraries, loader, operators
+from vleak.native import build, libraries, loader, operators
 
 
 def test_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,16 +85,3 @@ def test_one_warning_where_the_runner_is_missing(monkeypatch: pytest.MonkeyPatch
     with pytest.warns(loader.ExtensionWarning, match=expected):
         assert loader.loop_module() is None
     assert loader.loop_module() is None
-
-
-def test_only_an_intact_cache_entry_counts(tmp_path: Path) -> None:
-    library, digest = tmp_path / "libvleak_cpu.so", tmp_path / "sha256"
-    assert first_use.intact_library(tmp_path, "cpu") is None
-    library.write_bytes(b"library")
-    assert first_use.intact_library(tmp_path, "cpu") is None, "written, but not signed off"
-    digest.write_text(first_use.digest(library))
-    assert first_use.intact_library(tmp_path, "cpu") == library
-    library.write_bytes(b"librarz")
-    assert first_use.intact_library(tmp_path, "cpu") is None
-    library.unlink()
-    assert first_use.intact_library(tmp_path, "cpu") is None
