@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, ClassVar
@@ -798,3 +799,24 @@ def test_neither_storage_nor_hooks_lead_to_the_truth() -> None:
         assert public.untyped_storage().nbytes() == public.numel() * 4
     private = list(drawn[:3])
     assert not [t for t in tensors([*tap.hooks]) if any(holds(t, clip) for clip in private)]
+
+
+def test_two_attacks_of_one_text_are_refused() -> None:
+    with pytest.raises(InputError, match="attacks: two are called 'tap'"):
+        tiny(attacks=(Tap(), Tap()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ("a", "a", "b")}, "names that are not one a clip"),
+        ({"labels": torch.tensor([0, 1, 9])}, "labels outside 0 to"),
+        ({"clips": torch.zeros(3, 3, 4, 16, 16, dtype=torch.uint8)}, "torch.uint8, expected"),
+        ({"clips": torch.zeros(3, 4, 16, 16)}, "expected clips of shape"),
+    ],
+)
+def test_a_data_set_whose_parts_do_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    data = clip_set(torch.zeros(3, 3, 4, 16, 16), torch.arange(3), public=torch.ones(2, 3, 4, 16, 16),
+                    public_labels=torch.arange(2))  # fmt: skip
+    with pytest.raises(InputError, match=message):
+        evaluate(tiny(data=replace(data, **change), defenses=("none",)), None, workers=1)

@@ -129,7 +129,7 @@ class Attack(ABC):
 def _granted_knowledge(observation: Observation) -> DefenseKnowledge:
     if observation.channel is not None:
         return knowledge_of_defense(observation.channel)
-    return "none" if observation.knowledge.simulate is None else "simulated"
+    return "none"  # nothing was simulated for an update that is empty
 
 
 # ---------------------------------------------------------------------------------------------------------

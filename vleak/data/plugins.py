@@ -72,32 +72,47 @@ def _check(data: object, request: ClipRequest) -> None:
     """Raise InputError for anything but a `ClipSet` of the requested clips."""
     if not isinstance(data, ClipSet):
         raise InputError(f"returned {type(data).__name__}, expected vleak.data.ClipSet")
-    shape = (request.frames, request.size, request.size)
-    _check_clips("clips", data.clips, shape)
-    _check_clips("public_clips", data.public_clips, shape)
-    if not len(data.clips):
-        raise InputError("returned no clips to attack")
-    for name, labels, clips in (("labels", data.labels, data.clips),
-                                ("public_labels", data.public_labels, data.public_clips)):  # fmt: skip
-        if labels.dtype != torch.int64 or labels.shape != clips.shape[:1]:
-            raise InputError(
-                f"returned {name} {tuple(labels.shape)}, {labels.dtype}, expected one int64 a clip"
-            )
-        if len(labels) and not (labels.min() >= 0 and labels.max() < len(data.classes)):
-            raise InputError(f"returned {name} outside 0 to {len(data.classes) - 1}, the number of classes")
-    if len(set(data.names)) != len(data.clips) or not all(re.fullmatch(r"[\w.@+-]+", n) for n in data.names):
-        raise InputError("returned names that are not one a clip, unique and safe as file names")
+    check_clip_set(data, (request.frames, request.size, request.size), verb="returned")
     if request.references and data.references is None:
         raise InputError("returned no reference frames, which were asked for")
     if request.fine and data.fine is None:
         raise InputError("returned no clips at twice the size; give them, or enhance nothing")
 
 
-def _check_clips(name: str, clips: Tensor, shape: tuple[int, int, int]) -> None:
+def check_clip_set(data: ClipSet, shape: tuple[int, int, int], *, verb: str = "holds") -> None:
+    """Refuse a data set whose parts do not fit together.
+
+    Args:
+        data: of the caller, or of a plug-in.
+        shape: (T, H, W) of every clip.
+        verb: of the messages, whose subject the caller puts in front.
+
+    Raises:
+        InputError: clips of another shape, type or range, no clips, labels that are no classes, or names
+            that are not one a clip, unique and safe as file names.
+    """
+    for name, clips, labels in (
+        ("clips", data.clips, data.labels), ("public_clips", data.public_clips, data.public_labels)
+    ):  # fmt: skip
+        _check_clips(f"{verb} {name}", clips, shape)
+        prefix = "public_" if name.startswith("public") else ""
+        if labels.dtype != torch.int64 or labels.shape != clips.shape[:1]:
+            given = f"{tuple(labels.shape)}, {labels.dtype}"
+            raise InputError(f"{verb} {prefix}labels {given}, expected one int64 a clip")
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(data.classes)):
+            last = len(data.classes) - 1
+            raise InputError(f"{verb} {prefix}labels outside 0 to {last}, the number of classes")
+    if not len(data.clips):
+        raise InputError(f"{verb} no clips to attack")
+    if len(set(data.names)) != len(data.clips) or not all(re.fullmatch(r"[\w.@+-]+", n) for n in data.names):
+        raise InputError(f"{verb} names that are not one a clip, unique and safe as file names")
+
+
+def _check_clips(subject: str, clips: Tensor, shape: tuple[int, int, int]) -> None:
     if clips.ndim != 5 or clips.shape[1:] != (3, *shape) or clips.dtype != torch.float32:
         raise InputError(
-            f"returned {name} of shape {tuple(clips.shape)}, {clips.dtype}, expected (clip, 3, "
+            f"{subject} of shape {tuple(clips.shape)}, {clips.dtype}, expected (clip, 3, "
             f"{', '.join(map(str, shape))}), float32"
         )
     if len(clips) and not (clips.min() >= 0 and clips.max() <= 1):
-        raise InputError(f"returned {name} with values outside [0, 1] or NaN")
+        raise InputError(f"{subject} with values outside [0, 1] or NaN")

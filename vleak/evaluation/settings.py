@@ -132,6 +132,9 @@ class Settings:
         """Take frames and size from clips that were handed over, and enhance nothing that has no truth."""
         data = data_set(self.data)
         if isinstance(data, ClipSet):
+            if data.clips.ndim != 5:
+                shape = tuple(data.clips.shape)
+                raise InputError(f"data: expected clips of shape (clip, 3, frame, size, size), got {shape}")
             object.__setattr__(self, "frames", data.clips.shape[2])
             object.__setattr__(self, "size", data.clips.shape[3])
         if data is not None and getattr(data, "fine", None) is None:
@@ -182,9 +185,11 @@ class Settings:
         }  # fmt: skip
         chosen = [choose_attack(name, shared) for name in names]
         distinct: dict[str, ChosenAttack] = {}
-        for attack in chosen:
+        for name, attack in zip(names, chosen, strict=True):
             other = distinct.setdefault(attack.text, attack)
-            if type(other.attack) is not type(attack.attack):
+            # Two objects of one text may differ in what the text does not say.
+            apart = other.attack is not attack.attack and not isinstance(name, str)
+            if type(other.attack) is not type(attack.attack) or apart:
                 raise InputError(f"attacks: two are called {attack.text!r}; give one of them another name")
         return tuple(distinct.values())
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import vleak
 from vleak.attacks import FeatureInversion
-from vleak.data import ClipSet, FeatureSet, first_of, load_data, recognise
+from vleak.data import ClipSet, FeatureSet, check_clip_set, first_of, load_data, recognise
 from vleak.enhance import Enhancer, build_enhancer
 from vleak.errors import InputError, argument
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
@@ -102,6 +102,10 @@ def _check_data(data: Data, settings: Settings) -> None:
 
 @_check_data.register
 def _check_clips(data: ClipSet, settings: Settings) -> None:
+    try:
+        check_clip_set(data, (settings.frames, settings.size, settings.size))
+    except InputError as error:
+        raise InputError(f"data: the ClipSet {error}") from error
     asked = max(settings.reference_frames)
     held = 0 if data.references is None else data.references.shape[2]
     if asked > held:

@@ -86,20 +86,22 @@ METRICS: Registry[Metric] = Registry(
 """Registry of metrics, by their names on the command line."""
 
 
-def measure(name: str, metric: Metric, reconstruction: Tensor, truth: Tensor) -> float | None:
+def measure(
+    metric: Metric, reconstruction: Tensor, truth: Tensor, *, name: str | None = None
+) -> float | None:
     """Return the score of a metric, which is called on copies of both clips.
 
     Args:
-        name: of the metric, for messages.
         metric: a built-in metric or one of a plug-in.
         reconstruction: (C, T, H, W) in [0, 1].
         truth: of the same shape.
+        name: of the metric, for messages; None for its own.
 
     Raises:
         InputError: the metric raised, or returned neither a finite number nor None; the message names it.
     """
     kind = type(metric)
-    where = f"metric {name!r} ({kind.__module__}:{kind.__qualname__})"
+    where = f"metric {name or metric.name!r} ({kind.__module__}:{kind.__qualname__})"
     try:
         value = metric.score(reconstruction.clone(), truth.clone())
         number = None if value is None else float(value)

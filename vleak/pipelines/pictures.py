@@ -126,7 +126,7 @@ class ClipPictures(Pictures):
                 if references
                 else None,
                 "metrics": {
-                    name: measure(name, metric, clip, self.data.clips[index])
+                    name: measure(metric, clip, self.data.clips[index], name=name)
                     for name, metric in self.metrics.items()
                 },
             }
