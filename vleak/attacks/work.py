@@ -73,7 +73,7 @@ class Work:
                 from 0.
         """
         descents = list(self.descents)
-        if not descents or not all(isinstance(descent, Descent) for descent in descents):
+        if not descents or not all(hasattr(d, "run") and hasattr(d, "state") for d in descents):
             kinds = ", ".join(sorted({type(descent).__name__ for descent in descents})) or "none"
             raise InputError(f"attack {attack!r} returned Work of {kinds}, expected at least one Descent")
         if not isinstance(self.iterations, int) or self.iterations < 0:
