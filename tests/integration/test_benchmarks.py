@@ -37,7 +37,7 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_bare_loop_is_as_long_as_it_says() -> None:
     text = (BENCHMARKS / "bare_loop.py").read_text(encoding="utf-8")
-    assert "The file has 30 lines" in text
+    assert "the file has 30 lines" in text
     assert len(text.splitlines()) == 30
 
 
@@ -106,6 +106,7 @@ def test_the_contract_of_the_figures() -> None:
     assert "MLP 2048-512-32-2" in done.stderr
 
 
+@pytest.mark.slow
 def test_peaks_count_what_is_alive() -> None:
     done = script("inner_loop.py", "--case", "B", "--peaks-of", "bare")
     assert done.returncode == 0, done.stderr

@@ -152,6 +152,7 @@ def test_all_built_in_models_by_default(quick: dict[str, Any], capsys: pytest.Ca
     assert [row["model"] for row in json.loads(capsys.readouterr().out)["models"]] == list(MODELS)
 
 
+@pytest.mark.slow
 def test_without_native_code_it_says_so(tmp_path: Path) -> None:
     environment = {**os.environ, "VLEAK_EXTENSION": "off", "COLUMNS": "200"}
     done = subprocess.run(
