@@ -10,7 +10,7 @@ from vleak.defenses.compress import Compress
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.none import NoDefense
 from vleak.defenses.prune import Prune
-from vleak.errors import InputError, VleakError
+from vleak.errors import InputError, VleakError, first_line
 from vleak.federated import Defense
 from vleak.registry import Entry, Registry, Setting, split_reference, write_reference
 
@@ -82,7 +82,7 @@ def _sweep(entry: Entry[Defense]) -> list[Defense]:
     except VleakError:
         raise
     except Exception as error:
-        line = str(error).strip().partition("\n")[0]
+        line = first_line(error)
         raise InputError(
             f"defense {entry.name!r} ({entry.origin}): sweep raised {type(error).__name__}: {line}"
         ) from error

@@ -25,6 +25,11 @@ def argument(name: str, value: object) -> str:
     return f"{name}={value}"
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's text; empty where it says nothing."""
+    return str(error).strip().partition("\n")[0]
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> InputError:
     """Build the error for a name that does not exist, with the nearest names that do.
 

@@ -20,7 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from vleak.errors import InputError, VleakError, unknown_name
+from vleak.errors import InputError, VleakError, first_line, unknown_name
 
 T = TypeVar("T")
 Setting = int | float | str | bool
@@ -112,7 +112,7 @@ class Reference(Generic[T]):
                 raise
             raise InputError(
                 f"{entry.kind} {entry.name!r} ({entry.origin}) cannot be made: "
-                f"{type(error).__name__}: {_line(error)}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
         if entry.base is not None and not isinstance(result, entry.base):
             raise InputError(
@@ -293,7 +293,7 @@ def load_object(kind: str, path: str) -> Any:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{kind} {path!r}: cannot import {module_name!r}: {type(error).__name__}: {_line(error)}; "
+            f"{kind} {path!r}: cannot import {module_name!r}: {type(error).__name__}: {first_line(error)}; "
             "mend it, or give something installed or in this folder"
         ) from error
     thing: Any = module
@@ -341,7 +341,7 @@ def _load_point(kind: str, point: EntryPoint) -> Any:
     except (Exception, SystemExit) as error:
         raise InputError(
             f"{kind} {point.name!r} ({_origin(point)}) cannot be imported: {type(error).__name__}: "
-            f"{_line(error)}; mend or uninstall that package"
+            f"{first_line(error)}; mend or uninstall that package"
         ) from error
 
 
@@ -368,7 +368,3 @@ def _as(wanted: type, value: str) -> Setting | None:
     except ValueError:
         return None
     return converted
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -26,7 +26,7 @@ from tiny import Residual, build
 from torch import Tensor, nn
 
 from vleak.attacks import Decoder, DeepPrior, Inverter, Knowledge, Observation, PublicMean
-from vleak.attacks.cache import Cache, digest_of, digest_of_model
+from vleak.attacks.cache import Cache, digest_of_model
 from vleak.attacks.learned import forget_maps, rehearsal, ridge
 from vleak.attacks.learned.augment import augment
 from vleak.attacks.learned.decoded import DecodedSetup, Interpolate, Regularisers, decoded_problem
@@ -35,7 +35,7 @@ from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
 from vleak.descent.loop import Descent, DescentSettings
 from vleak.errors import InputError
 from vleak.federated import Channel, Client, Update
-from vleak.seeds import generator
+from vleak.seeds import generator, tensor_digest
 
 PRIORS = ["deep_prior", "decoder", "inverter"]
 every_prior = pytest.mark.parametrize("attack", PRIORS)
@@ -309,7 +309,7 @@ def test_versions_of_a_clip_are_clips_and_come_in_order() -> None:
     assert torch.equal(made[:3], clips)
     assert ((made >= 0) & (made <= 1)).all()
     assert torch.equal(made, augment(clips, 4, generator(0)))
-    assert len({digest_of(clip) for clip in made}) == 12
+    assert len({tensor_digest(clip) for clip in made}) == 12
     # A clip of one colour stays one: whatever is altered, row i comes from clip i modulo 3.
     flat = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1, 1, 1).expand(3, 1, 2, 4, 4)
     order = augment(flat, 5, generator(0)).mean((1, 2, 3, 4)).view(5, 3)
@@ -341,7 +341,7 @@ def test_cache_makes_once_and_forgets_the_oldest() -> None:
 def test_digest_tells_models_apart() -> None:
     same = [digest_of_model(built_in("c3d_tiny", seed)) for seed in (0, 0, 1)]
     assert same[0] == same[1] != same[2]
-    assert digest_of(torch.zeros(2, 3)) != digest_of(torch.zeros(3, 2))
+    assert tensor_digest(torch.zeros(2, 3)) != tensor_digest(torch.zeros(3, 2))
     assert math.isfinite(int(same[0], 16))
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["Cache", "digest_of", "digest_of_model"]
+from vleak.seeds import tensor_digest
+
+__all__ = ["Cache", "digest_of_model"]
 
 T = TypeVar("T")
 
@@ -52,16 +54,7 @@ class Cache(Generic[T]):
             self._entries.clear()
 
 
-def digest_of(*tensors: Tensor) -> str:
-    """Return a digest of tensors, their shapes and types included."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def digest_of_model(model: nn.Module) -> str:
     """Return a digest of a model's parameters, buffers and kind; not of its code."""
     kinds = repr([(name, type(module).__qualname__) for name, module in model.named_modules()])
-    return hashlib.sha256((kinds + digest_of(*model.parameters(), *model.buffers())).encode()).hexdigest()
+    return hashlib.sha256((kinds + tensor_digest(*model.parameters(), *model.buffers())).encode()).hexdigest()

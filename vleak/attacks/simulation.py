@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vleak.attacks.cache import digest_of
 from vleak.attacks.knowledge import Knowledge, Simulate
 from vleak.attacks.observation import Observation
 from vleak.federated import LOSSES, Channel
 from vleak.federated.channel import surviving_entries
 from vleak.federated.gradients import mean_gradient
-from vleak.seeds import generator
+from vleak.seeds import generator, tensor_digest
 
 __all__ = ["known_channel", "simulated_channel"]
 
@@ -61,7 +60,7 @@ def simulated_channel(observation: Observation, simulate: Simulate) -> Channel:
     return Channel(
         masks=surviving_entries(observation.update) if zeroes else None,
         noise_energy=sum(energies) / len(energies),
-        key=("simulated", digest_of(*messages)),
+        key=("simulated", tensor_digest(*messages)),
         source="simulated",
     )
 

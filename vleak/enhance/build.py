@@ -13,7 +13,7 @@ from vleak.enhance.base import MAX_SCALE, Enhanced, Enhancer
 from vleak.enhance.checkpoint import build_checkpoint
 from vleak.enhance.classical import classical
 from vleak.enhance.network import SCALE, build_network
-from vleak.errors import InputError
+from vleak.errors import InputError, first_line
 from vleak.registry import Registry
 
 
@@ -68,7 +68,7 @@ def _enhanced_by(enhancer: Enhancer, name: str, scale: int, clip: Tensor) -> Enh
     try:
         result = enhancer(clip.clone())
     except Exception as error:
-        line = str(error).strip().partition("\n")[0]
+        line = first_line(error)
         raise InputError(f"enhancer {name!r} raised {type(error).__name__}: {line}") from error
     if not isinstance(result, Enhanced) or not isinstance(result.clip, Tensor):
         raise InputError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vleak.attacks import Observation, Reconstruction, Task, reconstruct_all
-from vleak.errors import VleakError
+from vleak.errors import VleakError, first_line
 from vleak.evaluation.plan import PlannedCell
 from vleak.federated import Update
 from vleak.pipelines import Answer, Case, Judgement, Pipeline, Stop
@@ -74,7 +74,7 @@ class _Attempt:
         except VleakError as error:
             self.failure = str(error)
         except Exception as error:  # noqa: BLE001  a plug-in may raise anything; other cells go on
-            line = str(error).strip().partition("\n")[0]
+            line = first_line(error)
             self.failure = f"{who} raised {type(error).__name__}: {line}"
 
     def task(self, stop: Stop) -> Task:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, InputError, unknown_name
+from vleak.errors import CapabilityError, InputError, first_line, unknown_name
 from vleak.federated import steps
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Privacy
@@ -131,7 +131,7 @@ class Client:
             try:
                 outputs = torch.func.functional_call(self.model, buffers, (clips,))
             except (RuntimeError, ValueError) as error:
-                why = str(error).strip().partition("\n")[0]
+                why = first_line(error)
                 fit = "frames and size" if clips.dim() == 5 else "segments and features"
                 raise CapabilityError(f"the model failed on {batch}: {why}; check {fit}") from error
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, VleakError
+from vleak.errors import CapabilityError, VleakError, first_line
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss
@@ -113,7 +113,9 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
         channel.check(update)
         hash(channel.key)
     except (VleakError, TypeError) as error:
-        raise _broken(defense, "channel", f"returned a channel that does not fit: {_line(error)}") from error
+        raise _broken(
+            defense, "channel", f"returned a channel that does not fit: {first_line(error)}"
+        ) from error
     if channel.key:  # keys of two defenses never meet
         kind = type(defense)
         return replace(channel, key=(kind.__module__, kind.__qualname__, channel.key))
@@ -146,7 +148,7 @@ def _call(defense: Defense, step: str, function: Callable[..., Result], *argumen
     except Exception as error:
         if not _from_outside(defense):
             raise
-        raise _broken(defense, step, f"raised {type(error).__name__}: {_line(error)}") from error
+        raise _broken(defense, step, f"raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def _from_outside(defense: Defense) -> bool:
@@ -191,7 +193,3 @@ def _kind(thing: object) -> str:
 
 def _form(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}, {tensor.dtype}"
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vleak.errors import InputError, VleakError
+from vleak.errors import InputError, VleakError, first_line
 from vleak.metrics.fidelity import motion_psnr, motion_ssim, psnr, ssim
 from vleak.registry import Registry
 
@@ -108,7 +108,7 @@ def measure(
     except VleakError:
         raise
     except Exception as error:
-        line = str(error).strip().partition("\n")[0]
+        line = first_line(error)
         raise InputError(f"{where} raised {type(error).__name__}: {line}") from error
     if number is not None and not math.isfinite(number):
         raise InputError(f"{where} returned {number}, expected a finite number, or None without a meaning")

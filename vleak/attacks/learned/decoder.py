@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.attacks.base import Hooks, Observation, Reconstruction, Work
-from vleak.attacks.cache import Cache, digest_of
+from vleak.attacks.cache import Cache
 from vleak.attacks.learned.augment import augment
 from vleak.attacks.learned.decoded import DecodedSetup, Interpolate, Regularisers, decoded_problem
 from vleak.attacks.learned.public import PublicClipsAttack, check_public
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.errors import InputError
 from vleak.seeds import generator as seeded
+from vleak.seeds import tensor_digest
 
 __all__ = ["Decoder", "PublicDecoder", "train_decoder"]
 
@@ -100,7 +101,7 @@ class Decoder(PublicClipsAttack):
         """Return a descent a restart, on latents of the decoder of public clips."""
         public = check_public(observation.knowledge, self.name)
         setup = DecodedSetup.of(observation)
-        key = digest_of(public), self.steps, self.copies
+        key = tensor_digest(public), self.steps, self.copies
         decoder = _decoders.get(key, lambda: train_decoder(public, self.steps, self.copies))
         # A module of one's own: others may be running what is kept.
         decoder = copy.deepcopy(decoder).to(setup.weight.device)

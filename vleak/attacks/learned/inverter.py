@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vleak.attacks.base import Hooks, Observation, Reconstruction
-from vleak.attacks.cache import Cache, digest_of, digest_of_model
+from vleak.attacks.cache import Cache, digest_of_model
 from vleak.attacks.learned.public import PublicClipsAttack, check_public
 from vleak.attacks.learned.rehearsal import Rehearsal, Sender, StoppedError, rehearse
 from vleak.attacks.learned.ridge import UpdateMap, fit
@@ -16,6 +16,7 @@ from vleak.attacks.simulation import known_channel
 from vleak.attacks.work import knowledge_of_defense
 from vleak.errors import InputError
 from vleak.federated import Channel
+from vleak.seeds import tensor_digest
 
 __all__ = ["Inverter", "forget_maps"]
 
@@ -77,7 +78,7 @@ class Inverter(PublicClipsAttack):
             observation.model, facts.loss, facts.mode, observation.labels, channel,
             observation.knowledge.simulate,
         )  # fmt: skip
-        key = (digest_of_model(observation.model), digest_of(public, observation.labels), facts.loss,
+        key = (digest_of_model(observation.model), tensor_digest(public, observation.labels), facts.loss,
                facts.mode, self.copies)  # fmt: skip
         deterministic = (channel.kept_fraction, channel.clip_norm)
         try:

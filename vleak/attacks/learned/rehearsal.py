@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.attacks.base import Hooks
-from vleak.attacks.cache import digest_of
 from vleak.attacks.knowledge import Simulate
 from vleak.attacks.learned.augment import augment
 from vleak.federated import LOSSES, Channel, Client, Update
 from vleak.federated.gradients import mean_gradient, per_clip_gradients
 from vleak.seeds import generator as seeded
+from vleak.seeds import tensor_digest
 
 __all__ = ["Rehearsal", "Sender", "StoppedError", "folded", "rehearse", "stop_or_report"]
 
@@ -82,7 +82,7 @@ class Sender:
         """Return what tells the defense from others: its channel's key, else a digest of one message."""
         if self.channel.key or self.simulate is None:
             return self.channel.key, self.simulate is None
-        return digest_of(*self.sent(clips, seeded("inverter", "key")).tensors.values())
+        return tensor_digest(*self.sent(clips, seeded("inverter", "key")).tensors.values())
 
 
 @dataclass(frozen=True)
