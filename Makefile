@@ -7,8 +7,10 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 .PHONY: help evaluate test test-core test-all check docs layout format clean
 
-# The tests that hold the parts by themselves and the walls between them: no run from end to end.
-CORE := tests/unit tests/descent
+# The tests that hold the parts by themselves and the walls between them, in about a minute: no run from end to
+# end, no attack and no training.
+HEAVY := test_attack* test_learned.py test_exact.py test_reference_frames.py test_extractors.py test_models.py
+CORE := tests/unit $(patsubst %,--ignore-glob='*/%',$(HEAVY))
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
