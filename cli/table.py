@@ -59,11 +59,11 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
             no_wrap=name not in ("defense", "verdict"),
             min_width=len("linkable,") if name == "verdict" else None,
         )
-    place: tuple[str, str] | None = None
+    shown: tuple[str, str] | None = None
     for row in rows:
-        if place not in (None, (row.pipeline, row.model)):
+        if shown not in (None, (row.pipeline, row.model)):
             table.add_section()
-        place = row.pipeline, row.model
+        shown = row.pipeline, row.model
         table.add_row(*(cell(row) for cell in columns.values()), style="dim" if row.baseline else None)
     return table
 

@@ -99,7 +99,7 @@ def evaluate(
         training_state=training_state, defenses=_several(defenses, Defense),
         attacks=None if attacks is None else _several(attacks, Attack), metrics=_metrics(metrics),
         clips=clips, frames=frames, size=size, stride=stride, segments=segments,
-        reference_frames=(reference_frames,) if isinstance(reference_frames, int) else reference_frames,
+        reference_frames=reference_frames if isinstance(reference_frames, Sequence) else (reference_frames,),
         enhance=enhance, restarts=restarts, iterations=iterations, labels=labels, seed=seed, device=device,
         engine=engine,
     )  # fmt: skip

@@ -45,6 +45,12 @@ class Thief(Defense):
     name: ClassVar[str] = "dp"
 
 
+class Unmarked(Defense):
+    """Has a setting, but is no dataclass."""
+
+    strength: float = 0.5
+
+
 class Impatient(Matching):
     """An attack of the caller's."""
 
@@ -203,7 +209,14 @@ REFUSED: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: {"data": CLIPS * 255}, r"expected values in \[0, 1\]"),
     (lambda: {"data": 7}, "data: expected a path, a ClipSet"),
     (lambda: {"clips": 0}, "clips=0: expected a whole number from 1"),
-    (lambda: {"workers": 0}, "workers=0: expected at least 1"),
+    (lambda: {"clips": 1.5}, "clips=1.5: expected a whole number, or None"),
+    (lambda: {"workers": 0}, "workers=0: expected a whole number from 1"),
+    (lambda: {"workers": "a"}, "workers='a': expected a whole number from 1"),
+    (lambda: {"enhance": None}, "enhance=None: expected a name"),
+    (lambda: {"labels": None}, "labels 'None'"),
+    (lambda: {"device": ["cpu"]}, "device"),
+    (lambda: {"reference_frames": 1.5}, "reference_frames=1.5: expected numbers from 0"),
+    (lambda: {"defenses": Unmarked()}, "setting 'strength' is annotated, but the class is no dataclass"),
 ]  # fmt: skip
 
 

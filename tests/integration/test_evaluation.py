@@ -717,7 +717,7 @@ def test_wrong_settings_are_known_at_once(changes: dict[str, Any], message: str)
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_workers_are_at_least_one(workers: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"workers={workers}: expected at least 1"):
+    with pytest.raises(InputError, match=f"workers={workers}: expected a whole number from 1"):
         evaluate(tiny(), tmp_path / "run", workers=workers)
     assert not (tmp_path / "run").exists()
 

@@ -87,8 +87,8 @@ def test_closed_form_is_exact_for_one_row() -> None:
     truth = matrices(1, segments=1)[0]
     answer = run(ClosedForm(), observe(head(), truth))
     assert float((answer.clips[0] - truth).norm()) < 1e-5
-    assert answer.found is not None
-    assert answer.found.all()
+    assert answer.recovered is not None
+    assert answer.recovered.all()
     assert not answer.flags
 
 
@@ -97,7 +97,7 @@ def test_closed_form_of_a_whole_matrix_that_is_flattened() -> None:
     model = filled(nn.Sequential(nn.Flatten(), nn.Linear(SEGMENTS * FEATURES, 8), nn.ReLU(), nn.Linear(8, 2)))
     answer = run(ClosedForm(), observe(model, truth, "cross_entropy"))
     assert float((answer.clips[0] - truth).norm() / truth.norm()) < 1e-5
-    assert answer.found.all()
+    assert answer.recovered.all()
     assert answer.ordered
 
 
@@ -105,7 +105,7 @@ def test_closed_form_of_several_rows_is_their_mean_and_says_so() -> None:
     truth = matrices(1)[0]
     answer = run(ClosedForm(), observe(head(), truth))
     assert answer.flags == (f"the mean of {SEGMENTS} segments, weighted by their gradients",)
-    assert not answer.found.any()
+    assert not answer.recovered.any()
     row = answer.clips[0, 0]
     weights = torch.linalg.lstsq(truth.T.double(), row[:, None].double()).solution[:, 0]
     assert torch.allclose(truth.T.double() @ weights, row.double(), atol=1e-5)
@@ -115,7 +115,7 @@ def test_closed_form_of_several_rows_is_their_mean_and_says_so() -> None:
 def test_closed_form_claims_one_of_equal_segments() -> None:
     truth = matrices(1)[0, :1].expand(SEGMENTS, -1).contiguous()
     answer = run(ClosedForm(), observe(head(), truth))
-    assert answer.found.sum() == 1
+    assert answer.recovered.sum() == 1
     assert torch.allclose(answer.clips[0], truth, atol=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_low_rank_finds_every_segment(second: bool, known: bool) -> None:
     truth = matrices(1)[0]
     observation = observe(head(second=second), truth, nonnegative=known, unit_norm=known)
     answer = run(LowRank(), observation)
-    assert answer.found.all()
+    assert answer.recovered.all()
     assert not answer.ordered
     assert answer.objective < 1e-5
     assert float(cosines(answer.clips[0], truth).min()) > 0.9999
@@ -140,7 +140,7 @@ def test_low_rank_finds_features_of_both_signs(second: bool) -> None:
     truth = matrices(1, sign=True)[0]
     model = head(units=128, second=second)
     answer = run(LowRank(), observe(model, truth, nonnegative=False, unit_norm=False))
-    assert answer.found.all()
+    assert answer.recovered.all()
     assert float(cosines(answer.clips[0], truth).min()) > 0.9999
 
 
@@ -149,7 +149,7 @@ def test_low_rank_tells_how_often_a_segment_occurred() -> None:
     truth[3] = truth[1]
     truth[4] = truth[1]
     answer = run(LowRank(), observe(head(), truth))
-    assert answer.found.all()
+    assert answer.recovered.all()
     assert float(cosines(answer.clips[0], truth).min()) > 0.9999
 
 
@@ -159,10 +159,10 @@ def test_low_rank_finds_what_the_ranking_loss_selects() -> None:
     scores = model(pair[None])[0, :, :, 0]
     for bag in (0, 1):
         selected = pair[bag, int(scores[bag].argmax())]
-        found = answer.clips[0, bag][answer.found[0, bag]]
+        found = answer.clips[0, bag][answer.recovered[0, bag]]
         assert float(torch.cosine_similarity(found, selected[None]).max()) > 0.99
     # Of the normal bag nothing else has a gradient.
-    assert answer.found[0, 1].sum() == 1
+    assert answer.recovered[0, 1].sum() == 1
     assert any(flag.endswith("segments not seen in the gradient") for flag in answer.flags)
 
 
@@ -170,7 +170,7 @@ def test_low_rank_of_a_built_in_head_with_classes() -> None:
     truth = matrices(1)[0]
     model = build_head("mlp", segments=SEGMENTS, features=FEATURES, outputs=2, seed=0)
     answer = run(LowRank(), observe(model, truth, "cross_entropy"))
-    assert answer.found.sum() == SEGMENTS
+    assert answer.recovered.sum() == SEGMENTS
     assert float(cosines(answer.clips[0], truth).min()) > 0.999
 
 
@@ -178,7 +178,7 @@ def test_low_rank_without_relu_claims_nothing_of_signed_features() -> None:
     model = filled(nn.Sequential(nn.Linear(FEATURES, 32), nn.Tanh(), nn.Linear(32, 1), nn.Sigmoid()))
     answer = run(LowRank(), observe(model, matrices(1, sign=True)[0], nonnegative=False))
     assert ROW_SPACE_ONLY in answer.flags
-    assert not answer.found.any()
+    assert not answer.recovered.any()
 
 
 @pytest.mark.parametrize("defense", [DpSgd(noise_multiplier=0.1), Prune(fraction=0.9)])
@@ -186,14 +186,14 @@ def test_low_rank_claims_nothing_that_a_defense_hides(defense: Defense) -> None:
     truth = matrices(1)[0]
     answer = run(LowRank(), observe(head(), truth, defense=defense))
     assert answer.flags == (NOTHING_VERIFIED,)
-    assert not answer.found.any()
+    assert not answer.recovered.any()
     assert float(cosines(answer.clips[0], truth).min()) < 0.99
 
 
 def test_low_rank_stops_when_told() -> None:
     observation = observe(head(), matrices(1)[0])
     answer = LowRank().reconstruct(observation, generator("attack"), stop=lambda: True)
-    assert not answer.found.any()
+    assert not answer.recovered.any()
 
 
 # --- independence -----------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_independent_beats_the_mean_where_segments_are_independent() -> None:
     )
     assert float(cosines(answer.clips[0], truth).median()) > best + 0.2
     assert not answer.ordered
-    assert not answer.found.any()
+    assert not answer.recovered.any()
     assert answer.objective == answer.history[-1]
 
 
@@ -230,7 +230,7 @@ def test_an_empty_update_is_flagged(attack: str) -> None:
     empty = Observation(observation.model, Update(zeros, 0, observation.update.facts), observation.knowledge)
     answer = run(ATTACKS[attack](), empty)
     assert answer.flags == (NEAR_ZERO,)
-    assert not answer.found.any()
+    assert not answer.recovered.any()
 
 
 @exact

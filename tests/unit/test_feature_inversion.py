@@ -61,10 +61,12 @@ def knowledge(batch: int = 1, **known: Any) -> Knowledge:
 
 
 def rebuild(
-    name: str, clips: Tensor, known: Knowledge, *, found: Any = None, **settings: Any
+    name: str, clips: Tensor, known: Knowledge, *, recovered: Any = None, **settings: Any
 ) -> Reconstruction:
     attack = FeatureInversion(**{"iterations": 150, **settings})
-    return attack.rebuild(extractor(name), extractor(name)(clips), known, generator("fi"), found=found)
+    return attack.rebuild(
+        extractor(name), extractor(name)(clips), known, generator("fi"), recovered=recovered
+    )
 
 
 def psnr(answer: Tensor, truth: Tensor) -> float:
@@ -106,14 +108,14 @@ def test_both_engines_agree() -> None:
 def test_distance_is_the_relative_one_and_its_derivative_that_of_autograd() -> None:
     clips, x = scene().clips[:2], torch.rand(2, *SHAPE, generator=generator("x"))
     features = extractor()(clips)
-    found = torch.tensor([[True, False], [True, True]])
+    recovered = torch.tensor([[True, False], [True, True]])
     loop = Descent(
-        _problem(extractor(), features, found), DescentSettings(iterations=1), x, engine="reference"
+        _problem(extractor(), features, recovered), DescentSettings(iterations=1), x, engine="reference"
     )
     distance, gradient = loop.distance_and_gradient(x)
     x.requires_grad_()
     relative = (extractor()(x) - features).square().sum(2) / features.square().sum(2)
-    expected = relative[found].mean()
+    expected = relative[recovered].mean()
     torch.testing.assert_close(distance.to(expected), expected.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0], rtol=1e-4, atol=1e-7)
 
@@ -136,13 +138,13 @@ def test_units_of_the_features_do_not_matter() -> None:
 
 def test_what_was_not_found_pulls_at_nothing() -> None:
     truth = scene().clips[:1]
-    found = torch.tensor([[True, False]])
+    recovered = torch.tensor([[True, False]])
     features = extractor()(truth)
     garbage = features.clone()
     garbage[:, 1] = 50.0
     attack = FeatureInversion(iterations=60)
     first, second = (
-        attack.rebuild(extractor(), each, knowledge(), generator("fi"), found=found)
+        attack.rebuild(extractor(), each, knowledge(), generator("fi"), recovered=recovered)
         for each in (features, garbage)
     )
     assert torch.equal(first.clips, second.clips)
@@ -156,19 +158,21 @@ def test_what_was_not_found_pulls_at_nothing() -> None:
 
 
 def test_nothing_found_is_what_was_expected() -> None:
-    answer = rebuild("segments", scene().clips[:1], knowledge(), found=torch.zeros(1, 2, dtype=torch.bool))
+    answer = rebuild(
+        "segments", scene().clips[:1], knowledge(), recovered=torch.zeros(1, 2, dtype=torch.bool)
+    )
     assert torch.equal(answer.clips[0], scene().public_clips.mean(0))
     assert answer.flags == (NOTHING_FOUND,)
 
 
 def test_scale_makes_norms_add_up_to_one_and_a_segment_of_zeros_stays_finite() -> None:
     features = torch.rand(2, 3, 5, generator=generator("features"))
-    found = torch.tensor([[True, True, False], [True, True, True]])
-    weighed = _scale(features, found) * features
-    torch.testing.assert_close(weighed[found].square().sum(), torch.tensor(1.0))
-    assert torch.isfinite(_scale(torch.zeros(2, 3, 5), found)).all()
+    recovered = torch.tensor([[True, True, False], [True, True, True]])
+    weighed = _scale(features, recovered) * features
+    torch.testing.assert_close(weighed[recovered].square().sum(), torch.tensor(1.0))
+    assert torch.isfinite(_scale(torch.zeros(2, 3, 5), recovered)).all()
     features[0, 0] = 0
-    assert torch.isfinite(_scale(features, found)).all()
+    assert torch.isfinite(_scale(features, recovered)).all()
 
 
 def test_it_depends_on_its_generator_alone_and_stops_when_told() -> None:
@@ -183,12 +187,12 @@ def test_it_depends_on_its_generator_alone_and_stops_when_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "known", "found", "message"),
+    ("features", "known", "recovered", "message"),
     [
         (torch.rand(1, 2), {}, None, "expected features of shape"),
         (torch.rand(2, 2, 96), {}, None, "expected features of shape"),
         (torch.full((1, 2, 96), math.nan), {}, None, "NaN or infinity"),
-        (torch.rand(1, 2, 96), {}, torch.ones(1, 2), "expected `found` as bool"),
+        (torch.rand(1, 2, 96), {}, torch.ones(1, 2), "expected `recovered` as bool"),
         (
             torch.rand(1, 2, 96),
             {"clip_shape": (2, 96), "public_clips": None},
@@ -198,11 +202,13 @@ def test_it_depends_on_its_generator_alone_and_stops_when_told() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    features: Tensor, known: dict[str, Any], found: Tensor | None, message: str
+    features: Tensor, known: dict[str, Any], recovered: Tensor | None, message: str
 ) -> None:
     given = Knowledge(**{"clip_shape": SHAPE, "batch_size": 1, "classes": 6, **known})
     with pytest.raises(InputError, match=message):
-        FeatureInversion(iterations=1).rebuild(extractor(), features, given, generator("fi"), found=found)
+        FeatureInversion(iterations=1).rebuild(
+            extractor(), features, given, generator("fi"), recovered=recovered
+        )
 
 
 def test_no_iterations_are_refused() -> None:

@@ -282,16 +282,16 @@ def test_score_clip_of_the_truth_and_its_schema():
             "motion_psnr_gain_db",
             "motion_ssim",
         ),
-        *("residual_correlation", "identified", "rank", "candidates", "null", "best_null"),
+        *("residual_correlation", "identified", "rank", "candidates", "baselines", "best_baseline"),
     }
     assert scores["psnr_db"] == 100.0
     assert scores["rank"] == 1
     assert scores["identified"] is True
     assert scores["candidates"] == 12
     assert scores["residual_correlation"] == pytest.approx(1.0)
-    assert scores["best_null"] == "public_mean"
-    assert set(scores["null"]["grey"]) == {"psnr_db", "ssim"}
-    gain = 100.0 - max(null["psnr_db"] for null in scores["null"].values())
+    assert scores["best_baseline"] == "public_mean"
+    assert set(scores["baselines"]["grey"]) == {"psnr_db", "ssim"}
+    gain = 100.0 - max(null["psnr_db"] for null in scores["baselines"].values())
     assert scores["psnr_gain_db"] == pytest.approx(gain)
 
 

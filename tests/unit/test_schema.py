@@ -44,6 +44,7 @@ def as_version_1(record: RunRecord) -> dict[str, Any]:
     content["versions"] = {name: content["environment"][name] for name in ("vleak", "torch")}
     del content["settings"]["metrics"]
     for cell in content["cells"]:
+        cell["flags"] = [flag.replace("the best baseline", "the prior") for flag in cell["flags"]]
         for name in ("baseline", "counterpart", "defense_knowledge", "settings"):
             del cell["attack"][name]
         for scores in (cell["scores"], (cell["scores"] or {}).get("segments")):

@@ -56,11 +56,11 @@ def test_segments_without_gradient_are_left_out() -> None:
     assert nothing["cosine"] is nothing["cosine_gain"] is nothing["relative_error"] is None
 
 
-def test_the_best_null_does_not_gain() -> None:
+def test_the_best_baseline_does_not_gain() -> None:
     scores = score_segments(BASELINES["mean"], TRUTH, 2, CANDIDATES, BASELINES)
-    assert scores["best_null"] == "mean"
+    assert scores["best_baseline"] == "mean"
     assert scores["cosine_gain"] == 0
-    assert scores["null"]["zeros"] == {"cosine": 0}
+    assert scores["baselines"]["zeros"] == {"cosine": 0}
 
 
 def test_an_answer_without_content_is_last_and_another_clip_is_not_the_truth() -> None:

@@ -338,6 +338,8 @@ EDITS: list[tuple[str, Any, str]] = [
     ("cells.0.attack.nane", "x", "cells.0.attack.nane is no field that this vleak knows"),
     ("cells.0.knowledge.labels", "known", "cells.0.knowledge.labels is \"known\", expected 'inferred' or"),
     ("cells.0.update.bytes", 1.5, "cells.0.update.bytes is 1.5, expected a valid integer"),
+    ("cells.0.status", "done", "cells.0.status is \"done\", expected"),
+    ("planned_cells", -1, "planned_cells is -1, expected greater than or equal to 0"),
     ("settings", None, "settings is null, expected"),
     ("cells", {}, "cells is {}, expected a valid tuple"),
     ("schema_version", 3, "schema_version is 3, this vleak reads up to 2; update vleak to read it"),
@@ -359,6 +361,17 @@ def test_an_edited_file_is_refused_by_file_field_and_expectation(
         read_run(tmp_path)
     assert str(caught.value).startswith(f"{file}: {message}")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_two_cells_of_one_id_are_refused(tmp_path: Path) -> None:
+    with FolderStore(tmp_path).open(HEADER) as store:
+        store.add(cell("c0"), PICTURE)
+        store.finish(["c0"])
+    file = tmp_path / "results.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"cells": content["cells"] * 2}))
+    with pytest.raises(InputError, match="expected one cell of each id, got 'c0' twice"):
+        read_run(tmp_path)
 
 
 def test_an_edited_line_of_the_journal_is_named(tmp_path: Path) -> None:

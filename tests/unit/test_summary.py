@@ -343,7 +343,7 @@ def test_headline_of_a_good_run():
         group([2.1] * 12, 3, defense={"name": "prune", "label": "prune 90 %"}, update={"bytes": 150}),
     )
     assert headline(found) == [
-        "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior).",
+        "Without defense 12 of 12 clips are recognised (+9.8 dB over the best baseline).",
         "Still leaking: prune 90 % (3 of 12 recognised; +2.1 dB).",
         "Nothing found: dp σ=1 (ε 5; 1 of 12 recognised (at most 38 %); −5.0 dB (at most −5.0 dB); "
         "the guarantee allows at most 35 % recognised).",
@@ -364,9 +364,9 @@ def test_where_nothing_was_found_the_upper_ends_are_given():
 
 def test_a_negative_gain_is_said_to_be_below_the_prior():
     (line,) = headline(rows(group([-2.0] * 12, 0)))
-    assert "0 of 12 clips are recognised (2.0 dB below the prior): nothing found, so" in line
+    assert "0 of 12 clips are recognised (2.0 dB below the best baseline): nothing found, so" in line
     (line,) = headline(rows(group([-0.01] * 12, 0)))
-    assert "(+0.0 dB over the prior)" in line
+    assert "(+0.0 dB over the best baseline)" in line
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_a_negative_gain_is_said_to_be_below_the_prior():
     [
         (56, "12 of 56 cells finished; rows may be missing."),
         (None, "12 cells finished, the run did not; rows may be missing."),
-        (12, "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior)."),
+        (12, "Without defense 12 of 12 clips are recognised (+9.8 dB over the best baseline)."),
     ],
 )
 def test_a_run_that_is_not_finished_says_so_first(planned: int | None, first: str):
@@ -397,7 +397,9 @@ def test_headline_judges_a_defense_by_its_worst_attack_and_names_it():
         group([9.0] * 12, 11, defense=DP, attack="strong"),
     )
     text = " ".join(headline(found))
-    assert "Without defense 12 of 12 clips are recognised (+9.8 dB over the prior) by matching." in text
+    assert (
+        "Without defense 12 of 12 clips are recognised (+9.8 dB over the best baseline) by matching." in text
+    )
     assert "Still leaking: dp σ=1 (ε 5; 11 of 12 recognised by strong; +9.0 dB)" in text
     assert "Nothing found" not in text
 

@@ -14,6 +14,7 @@ from vleak.attacks.matching import Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
 from vleak.attacks.reconstruction import Reconstruction
+from vleak.attacks.simulation import simulated_channel
 from vleak.registry import Registry
 
 ATTACKS: Registry[Attack] = Registry(
@@ -73,4 +74,5 @@ __all__ = [
     "link_scores",
     "order_identifiable",
     "reconstruct_all",
+    "simulated_channel",
 ]

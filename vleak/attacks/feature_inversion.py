@@ -72,7 +72,7 @@ class FeatureInversion:
         knowledge: Knowledge,
         generator: torch.Generator,
         *,
-        found: Tensor | None = None,
+        recovered: Tensor | None = None,
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Reconstruction:
@@ -85,7 +85,7 @@ class FeatureInversion:
             knowledge: of the clips of frames: their ``clip_shape`` (C, T, H, W), and what else is held of
                 them, ``public_clips`` and ``references``.
             generator: the only source of randomness, a CPU generator.
-            found: (B, S) bool, which segments the features are of; others pull at nothing. None for all.
+            recovered: (B, S) bool, which segments the features are of; others pull at nothing. None for all.
             progress: called now and then with the number of iterations done.
             stop: asked between iterations; True returns what there is.
 
@@ -96,25 +96,25 @@ class FeatureInversion:
             InputError: shapes do not fit, or the features are not finite.
         """
         started = time.perf_counter()
-        _check(features, found, knowledge)
+        _check(features, recovered, knowledge)
         labels = (
             torch.zeros(len(features), dtype=torch.long) if knowledge.labels is None else knowledge.labels
         )
-        found = torch.ones(features.shape[:2], dtype=torch.bool) if found is None else found.cpu()
-        if not found.any():
+        recovered = torch.ones(features.shape[:2], dtype=torch.bool) if recovered is None else recovered.cpu()
+        if not recovered.any():
             clips = prior_answer(knowledge).clone()
             return Reconstruction(clips=clips, labels=labels, flags=(NOTHING_FOUND,))
         weight = next(extractor.parameters(), torch.empty(0))
         noise = torch.rand(knowledge.batch_shape, generator=generator) * 0.2 - 0.1
-        features, found, noise = features.to(weight), found.to(weight.device), noise.to(weight)
-        work = replace(self._work(extractor, features, found, knowledge, noise), labels=labels)
+        features, recovered, noise = features.to(weight), recovered.to(weight.device), noise.to(weight)
+        work = replace(self._work(extractor, features, recovered, knowledge, noise), labels=labels)
         run_descents(work.descents, work.iterations, progress=progress, stop=stop)
         answer = work.answer()
         clips = torch.nan_to_num(answer.clips, nan=0.5).clamp(0, 1)
         return replace(answer, clips=clips, seconds=time.perf_counter() - started)
 
     def _work(
-        self, extractor: nn.Module, features: Tensor, found: Tensor, knowledge: Knowledge, noise: Tensor
+        self, extractor: nn.Module, features: Tensor, recovered: Tensor, knowledge: Knowledge, noise: Tensor
     ) -> Work:
         """Return the descent on clips, or on their difference from the background of reference frames."""
         background_model = _background_model(extractor, knowledge, noise)
@@ -124,7 +124,7 @@ class FeatureInversion:
         else:
             start, decode = noise, [background_model.compose]
             settings = replace(self._settings(knowledge, torch.zeros_like(noise)), low=-1.0, high=1.0)
-        problem = _problem(background_model or extractor, features, found)
+        problem = _problem(background_model or extractor, features, recovered)
         descent = Descent(problem, settings, start, engine=self.engine)
         labels = torch.zeros(len(features), dtype=torch.long)
         return Work(descents=[descent], iterations=self.iterations, labels=labels, decode=decode)
@@ -177,27 +177,29 @@ def _sum(outputs: Tensor, labels: Tensor) -> Tensor:
     return outputs.sum()
 
 
-def _problem(extractor: nn.Module, features: Tensor, found: Tensor) -> Problem:
-    """Return feature matching as gradient matching: the mean over found segments of the relative distance."""
-    scale = _scale(features, found)
+def _problem(extractor: nn.Module, features: Tensor, recovered: Tensor) -> Problem:
+    """Return feature matching as gradient matching: the mean relative distance of the recovered segments."""
+    scale = _scale(features, recovered)
     return Problem(
         model=_Probe(extractor, scale, features.shape[2]),
         loss=_sum,
         labels=torch.zeros(len(features), dtype=torch.long, device=features.device),
         target={"probe": scale * features},
-        masks=None if bool(found.all()) else {"probe": found[..., None].expand_as(features).contiguous()},
+        masks=None
+        if bool(recovered.all())
+        else {"probe": recovered[..., None].expand_as(features).contiguous()},
         distance="l2",
     )
 
 
-def _scale(features: Tensor, found: Tensor) -> Tensor:
-    """Return (B, S, 1) factors that make the squared norms of the found segments add up to 1.
+def _scale(features: Tensor, recovered: Tensor) -> Tensor:
+    """Return (B, S, 1) factors that make the squared norms of the recovered segments add up to 1.
 
     A segment far below the others is measured by a hundredth of their mean norm: one of zeros has no unit.
     """
     norms = features.norm(dim=2)
-    mean = float(norms[found].mean()) or 1.0
-    units: Tensor = norms.clamp(min=0.01 * mean) * math.sqrt(int(found.sum()))
+    mean = float(norms[recovered].mean()) or 1.0
+    units: Tensor = norms.clamp(min=0.01 * mean) * math.sqrt(int(recovered.sum()))
     return (1 / units)[..., None]
 
 
@@ -211,7 +213,7 @@ def _frozen(extractor: nn.Module) -> nn.Module:
     return copied
 
 
-def _check(features: Tensor, found: Tensor | None, knowledge: Knowledge) -> None:
+def _check(features: Tensor, recovered: Tensor | None, knowledge: Knowledge) -> None:
     if knowledge.of_features:
         raise InputError(
             "feature inversion: expected knowledge of clips (C, T, H, W), got clip_shape "
@@ -223,9 +225,11 @@ def _check(features: Tensor, found: Tensor | None, knowledge: Knowledge) -> None
             f"features), got {tuple(features.shape)}"
         )
     if not bool(torch.isfinite(features).all()):
-        raise InputError("feature inversion: the features hold NaN or infinity; leave them out by `found`")
-    if found is not None and (found.dtype != torch.bool or found.shape != features.shape[:2]):
         raise InputError(
-            f"feature inversion: expected `found` as bool of shape {tuple(features.shape[:2])}, got "
-            f"{found.dtype} of shape {tuple(found.shape)}"
+            "feature inversion: the features hold NaN or infinity; leave them out by `recovered`"
+        )
+    if recovered is not None and (recovered.dtype != torch.bool or recovered.shape != features.shape[:2]):
+        raise InputError(
+            f"feature inversion: expected `recovered` as bool of shape {tuple(features.shape[:2])}, got "
+            f"{recovered.dtype} of shape {tuple(recovered.shape)}"
         )

@@ -22,8 +22,8 @@ class Reconstruction:
     Attributes:
         clips: (B, C, T, H, W) in [0, 1], or (B, S, F) or (B, 2, S, F) features.
         labels: (B,) int64, as granted or inferred.
-        found: for features, (B, S) or (B, 2, S) bool, the segments that the attack claims to have; None for
-            all.
+        recovered: for features, (B, S) or (B, 2, S) bool, the segments that the attack claims to have; None
+            for all.
         ordered: whether the attack claims the order of frames or segments; an exact method that solves for
             a set of segments does not.
         defense_knowledge: how the attack took the defense into account: by the channel that the defense
@@ -40,7 +40,7 @@ class Reconstruction:
 
     clips: Tensor
     labels: Tensor
-    found: Tensor | None = None
+    recovered: Tensor | None = None
     ordered: bool = True
     defense_knowledge: DefenseKnowledge = "none"
     engine: str = "none"

@@ -226,7 +226,7 @@ def _upright(frame: av.VideoFrame, shown: str) -> NDArray[np.uint8]:
         return image
     # Nine 16.16 fixed-point numbers [a b u; c d v; x y w]: x' = a x + c y, y' = b x + d y.
     matrix = struct.unpack("=9i", bytes(stored))
-    a, b, c, d = (round(matrix[place] / 65536) for place in (0, 1, 3, 4))
+    a, b, c, d = (round(matrix[index] / 65536) for index in (0, 1, 3, 4))
     if abs(a * d) == 1 and b == c == 0:
         return image[::d, ::a]
     if abs(b * c) == 1 and a == d == 0:

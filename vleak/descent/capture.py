@@ -240,7 +240,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive.append(result)
         elif isinstance(result, (list, tuple)):
             items = [
-                self.graph.call_function(operator.getitem, (node, place)) for place in range(len(result))
+                self.graph.call_function(operator.getitem, (node, index)) for index in range(len(result))
             ]
             for item, part in zip(items, result, strict=True):
                 self._track(item, part)

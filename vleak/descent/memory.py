@@ -50,8 +50,8 @@ class Memory:
             self.owner[node] = first
             for other in others:
                 self._join(other, first)
-        for output, place in carried:
-            self._join(self.owner[output], self.owner[place])
+        for output, index in carried:
+            self._join(self.owner[output], self.owner[index])
 
     def _join(self, one: Node, other: Node) -> None:
         if one is not other:

@@ -334,8 +334,8 @@ def _within_frame(steps: dict[int, Tensor], square: Tensor, axis: int) -> Tensor
 
 def _ends(axis: int) -> tuple[list[int], list[int]]:
     """Return the paddings by one before and after an axis of clips."""
-    place = 2 * (4 - axis)
-    return [int(i == place) for i in range(6)], [int(i == place + 1) for i in range(6)]
+    index = 2 * (4 - axis)
+    return [int(i == index) for i in range(6)], [int(i == index + 1) for i in range(6)]
 
 
 # ---------------------------------------------------------------------------------------------------------

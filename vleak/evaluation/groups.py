@@ -124,10 +124,9 @@ def run_group(
 def _begin(cell: PlannedCell) -> _Attempt:
     """Let the client send its message, and collect what the attacker may use."""
     pipeline, case = cell.pipeline, cell.case
-    record, numbers = pipeline.blank(case, stated=False), pipeline.attack_generator(case)
-    attempt = _Attempt(pipeline, case, record, numbers)
+    attempt = _Attempt(pipeline, case, pipeline.blank(case), pipeline.attack_generator(case))
     with attempt.recorded(f"defense {case.defense.name!r}"):
-        attempt.record = pipeline.blank(case)
+        attempt.record = pipeline.stated(attempt.record, case)
     if attempt.failure is not None:
         return attempt
     with attempt.recorded(f"client with defense {case.defense.name!r}"):

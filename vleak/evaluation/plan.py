@@ -64,7 +64,7 @@ def _case(pipeline: Pipeline, clip: int, defense: Defense, attack: ChosenAttack,
     granted = f"+{references}ref" if references else ""
     name = pipeline.clip_names[clip]
     return Case(
-        id=f"{pipeline.place}/{defense_text(defense)}/{attack.text}{granted}/{name}",
+        id=f"{pipeline.id_prefix}/{defense_text(defense)}/{attack.text}{granted}/{name}",
         clip=clip,
         defense=defense,
         attack=attack.attack,

@@ -89,8 +89,8 @@ def _store(store: RunStore | Path | None) -> RunStore:
 def _workers(workers: int | None, least: int) -> int:
     if workers is None:
         return max(len(os.sched_getaffinity(0)), least)
-    if workers < 1:
-        raise InputError(f"{argument('workers', workers)}: expected at least 1")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise InputError(f"{argument('workers', repr(workers))}: expected a whole number from 1")
     return workers
 
 

@@ -117,11 +117,15 @@ class Settings:
             ("loss", self.loss, LOSSES),
         )
         for kind, value, known in choices:
-            if value not in known:
-                raise unknown_name(kind, value, known)
+            if not isinstance(value, str) or value not in known:
+                raise unknown_name(kind, str(value), known)
         for name in ("frames", "size", "stride", "segments", "restarts", "iterations", "seed"):
-            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool):
+            if not _is_whole(value := getattr(self, name)):
                 raise InputError(f"{argument(name, repr(value))}: expected a whole number")
+        if self.clips is not None and not _is_whole(self.clips):
+            raise InputError(f"{argument('clips', repr(self.clips))}: expected a whole number, or None")
+        if not isinstance(self.enhance, str):
+            raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
         for name, count in (("restarts", self.restarts), ("iterations", self.iterations)):
             if count < 1:
                 raise InputError(f"{argument(name, count)}: expected at least 1")
@@ -142,8 +146,8 @@ class Settings:
 
     def _check_references(self) -> None:
         counts = tuple(dict.fromkeys(self.reference_frames))
-        if not counts or min(counts) < 0:
-            text = ",".join(map(str, self.reference_frames))
+        if not counts or not all(_is_whole(count) and count >= 0 for count in counts):
+            text = ",".join(map(str, counts))
             raise InputError(f"{argument('reference_frames', text)}: expected numbers from 0, such as 0,1,4")
         object.__setattr__(self, "reference_frames", counts)
 
@@ -274,6 +278,10 @@ class Settings:
         if self.engine == "reference" or operators.backend(self.torch_device()) != "native":
             return "reference"
         return cast("Engine", self.engine)  # checked above
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_own_name(defense: Defense) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
@@ -9,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from vleak.errors import InputError
 from vleak.federated.channel import Channel
 from vleak.federated.gradients import Loss, mean_gradient
 from vleak.federated.update import Update
@@ -77,6 +79,21 @@ class Defense:
         super().__init_subclass__()
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
+
+    def __new__(cls, *arguments: object, **settings: object) -> Self:
+        """Refuse a class whose annotated settings are no fields: no record would have them.
+
+        Raises:
+            InputError: the class has settings, but is no dataclass.
+        """
+        own = inspect.get_annotations(cls)
+        unseen = [name for name, kind in own.items() if "ClassVar" not in str(kind)]
+        if unseen and "__dataclass_fields__" not in vars(cls):
+            raise InputError(
+                f"defense {cls.__name__}: setting {unseen[0]!r} is annotated, but the class is no dataclass; "
+                "write @dataclass(frozen=True, kw_only=True) above it"
+            )
+        return super().__new__(cls)
 
     @property
     def label(self) -> str:

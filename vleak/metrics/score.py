@@ -35,9 +35,9 @@ def score_clip(
     Returns:
         A dict of JSON values: ``psnr_db``, ``psnr_gain_db``, ``ssim``, ``ssim_gain``, ``motion_psnr_db``,
         ``motion_psnr_gain_db`` and ``motion_ssim`` (None when nothing moves), ``residual_correlation``,
-        ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``, ``null``
-        (name -> ``psnr_db``, ``ssim``) and ``best_null`` (by PSNR). Every gain is over the baseline that is
-        best in that score for this clip, so no baseline has a positive gain.
+        ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``,
+        ``baselines`` (name -> ``psnr_db``, ``ssim``) and ``best_baseline`` (by PSNR). Every gain is over the
+        baseline that is best in that score for this clip, so no baseline has a positive gain.
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
@@ -66,8 +66,8 @@ def score_clip(
         "identified": rank == 1 and len(candidates) > 1,
         "rank": rank,
         "candidates": len(candidates),
-        "null": scored,
-        "best_null": best,
+        "baselines": scored,
+        "best_baseline": best,
     }
 
 

@@ -92,13 +92,13 @@ def score_segments(
 
     Returns:
         A dict of JSON values: ``segments``, ``carrying``, ``recovered`` (of those carrying, cosine above
-        0.99 after optimal matching), ``exact`` (with a relative error below 0.01), ``null_exact``
+        0.99 after optimal matching), ``exact`` (with a relative error below 0.01), ``baseline_exact``
         (the same for the best baseline), ``cosine`` and ``relative_error`` (medians over those carrying,
         matched; None without any), ``in_order`` (share of them that the matching leaves in place; None
         without a claim of order), ``cosine_gain`` (median cosine less that of the best baseline, matched
         likewise),
         ``identified`` (first of at least two candidates), ``rank`` (1 is best), ``candidates``,
-        ``null`` (name -> ``cosine``) and ``best_null``.
+        ``baselines`` (name -> ``cosine``) and ``best_baseline``.
 
     Raises:
         InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
@@ -118,7 +118,7 @@ def score_segments(
         "carrying": int(mask.sum()),
         "recovered": int((cosines[mask] > RECOVERED).sum()),
         "exact": int((_errors(reconstruction[matching], truth)[mask] < EXACT).sum()),
-        "null_exact": max(
+        "baseline_exact": max(
             int((_errors(baselines[name][match[0]], truth)[mask] < EXACT).sum())
             for name, match in matched_baselines.items()
         ),
@@ -129,8 +129,8 @@ def score_segments(
         "identified": rank == 1 and len(candidates) > 1,
         "rank": rank,
         "candidates": len(candidates),
-        "null": {name: {"cosine": value} for name, value in cosines_of.items()},
-        "best_null": best,
+        "baselines": {name: {"cosine": value} for name, value in cosines_of.items()},
+        "best_baseline": best,
     }
 
 

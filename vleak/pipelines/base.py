@@ -20,10 +20,11 @@ from vleak.attacks import (
     link_rank,
     link_scores,
     order_identifiable,
+    simulated_channel,
 )
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, defense_text
-from vleak.federated import Client, Privacy, Update
+from vleak.federated import Channel, Client, Privacy, Update
 from vleak.models import TRAINING_STATES, accuracy
 from vleak.pipelines.case import Answer, Case, Judgement
 from vleak.pipelines.honest import HonestUpdates
@@ -125,7 +126,7 @@ class Pipeline(ABC):
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
 
     @property
-    def place(self) -> str:
+    def id_prefix(self) -> str:
         """Model and training state: first part of the ids of cells."""
         return f"{self.name}.{self.conditions.training_state}"
 
@@ -147,12 +148,12 @@ class Pipeline(ABC):
     def seed(self, case: Case) -> int:
         """Seed of the client's message: every attack meets the same message."""
         return derive_seed(
-            self.conditions.seed, self.place, defense_text(case.defense), self.clip_names[case.clip]
+            self.conditions.seed, self.id_prefix, defense_text(case.defense), self.clip_names[case.clip]
         )
 
     def attack_generator(self, case: Case) -> torch.Generator:
         """Random numbers of the attack: the same for every defense and attack on a clip."""
-        return generator(self.conditions.seed, self.place, self.clip_names[case.clip], "attack")
+        return generator(self.conditions.seed, self.id_prefix, self.clip_names[case.clip], "attack")
 
     def client(self, defense: Defense) -> Client:
         """Client with a defense and a model of its own: a call swaps the tensors of a module."""
@@ -258,33 +259,27 @@ class Pipeline(ABC):
             return None, None
         # Who looks for the sharpest attacker knows the defense, whatever the attack of the cell knows.
         channel = Client(self.model, self.loss, case.defense).channel(update)
+        if channel is None:
+            channel = self._simulated_channel(case.defense, observation)
         ranked = link_scores(replace(observation, channel=channel), hypotheses)
         rank = link_rank(ranked, candidates.index(case.clip))
         return rank == 1 and len(hypotheses) > 1, rank
 
-    def blank(self, case: Case, *, stated: bool = True) -> Cell:
-        """Record of a cell as far as it is known before the cell runs.
+    def _simulated_channel(self, defense: Defense, observation: Observation) -> Channel:
+        """Channel of a defense that states none, as an attacker finds it who runs the defense himself."""
+        knowledge = observation.knowledge
+        if knowledge.labels is None:  # of public clips, for which one label is as good as another
+            knowledge = replace(knowledge, labels=torch.zeros(knowledge.batch_size, dtype=torch.int64))
+        return simulated_channel(replace(observation, knowledge=knowledge), self.client(defense).update)
 
-        Args:
-            case: the cell.
-            stated: whether the defense is asked for its label, settings and certificate; False for one from
-                outside that failed to state them.
-
-        Raises:
-            VleakError: what the defense states is of no use.
-        """
-        privacy = Client(self.model, self.loss, case.defense).privacy() if stated else None
-        bound = None
-        if privacy is not None:
-            bound = identification_bound(self._open_candidates(case), privacy.noise_multiplier)
-        name = case.defense.name
-        unstated = DefenseRecord(name=name, label=name)
+    def blank(self, case: Case) -> Cell:
+        """Record of a cell as far as it is known before the cell runs and its defense has said anything."""
         return Cell(
             id=case.id,
             pipeline=self.kind,
             model=self.name,
             training_state=self.conditions.training_state,
-            defense=_defense_record(case.defense, privacy) if stated else unstated,
+            defense=DefenseRecord(name=case.defense.name, label=case.defense.name),
             attack=AttackRecord(
                 name=case.attack_name,
                 baseline=case.baseline,
@@ -305,9 +300,25 @@ class Pipeline(ABC):
             clip_index=case.clip,
             seed=self.seed(case),
             order_identifiable=self.order_identifiable,
-            certificate=None if bound is None else CertificateRecord(kind="identification", bound=bound),
             status="",
         )
+
+    def stated(self, record: Cell, case: Case) -> Cell:
+        """Record of a cell with what its defense says about itself: label, settings and certificate.
+
+        Args:
+            record: of the cell, from `blank`.
+            case: the cell.
+
+        Raises:
+            VleakError: what the defense states is of no use.
+        """
+        privacy = Client(self.model, self.loss, case.defense).privacy()
+        changes: dict[str, object] = {"defense": _defense_record(case.defense, privacy)}
+        if privacy is not None:
+            bound = identification_bound(self._open_candidates(case), privacy.noise_multiplier)
+            changes["certificate"] = CertificateRecord(kind="identification", bound=bound)
+        return record.model_copy(update=changes)
 
     def _open_candidates(self, case: Case) -> int:
         """Number of candidates that only the update can exclude.

@@ -102,7 +102,7 @@ class FeaturePipeline(Pipeline):
         if case.baseline:
             return self.source.guess(reconstruction, lambda sample: self._own_bag(case.clip, sample))
         features = self._own_bag(case.clip, reconstruction.clips[0])
-        recovered = reconstruction.found
+        recovered = reconstruction.recovered
         if recovered is not None:
             recovered = self._own_bag(case.clip, recovered[0])
         inversion = self.source.to_frames(case, features, recovered, generator, stop)

@@ -43,8 +43,8 @@ def clip_scores(
     """
     figures = score_clip(clip, candidates[index], index, candidates, dict(baselines), prior)
     return Scores(
-        baselines={name: BaselineScore(**score) for name, score in figures.pop("null").items()},
-        best_baseline=figures.pop("best_null"),
+        baselines={name: BaselineScore(**score) for name, score in figures.pop("baselines").items()},
+        best_baseline=figures.pop("best_baseline"),
         order=OrderScores(**order_scores(clip, candidates[index])),
         **figures,
     )
@@ -76,9 +76,9 @@ def segment_scores(
         features, candidates[index], index, candidates, dict(baselines), carrying, ordered=ordered
     )
     return SegmentScores(
-        baselines={name: BaselineScore(**score) for name, score in figures.pop("null").items()},
-        best_baseline=figures.pop("best_null"),
-        baseline_exact=figures.pop("null_exact"),
+        baselines={name: BaselineScore(**score) for name, score in figures.pop("baselines").items()},
+        best_baseline=figures.pop("best_baseline"),
+        baseline_exact=figures.pop("baseline_exact"),
         **figures,
     )
 

@@ -158,7 +158,7 @@ class ExtractedFeatures(FeatureSource):
             features[None],
             self.pictures.knowledge(case.clip, case.reference_frames),
             generator,
-            found=None if recovered is None else recovered[None],
+            recovered=None if recovered is None else recovered[None],
             stop=stop,
         )
 

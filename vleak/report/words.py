@@ -244,8 +244,8 @@ def _gain(row: Row) -> str:
     if gain is None:
         return ""
     if round(gain, 1) < 0:
-        return f" ({-gain:.1f} dB below the prior)"
-    return f" ({decibel(gain)} over the prior)"
+        return f" ({-gain:.1f} dB below the best baseline)"
+    return f" ({decibel(gain)} over the best baseline)"
 
 
 def _broken_sentence(row: Row) -> str:

@@ -8,7 +8,7 @@ from vleak.results.records import Cell, Scores
 
 __all__ = ["BEATS_UNDEFENDED", "FAILS_UNDEFENDED", "NO_BETTER", "WEAKER_BEATS", "with_flags"]
 
-NO_BETTER = "no better than the prior"
+NO_BETTER = "no better than the best baseline"
 FAILS_UNDEFENDED = "fails even undefended"
 BEATS_UNDEFENDED = "leaks more than undefended"
 WEAKER_BEATS = "weaker attack beats stronger"

@@ -77,7 +77,7 @@ def read_journal(folder: Path) -> dict[str, Cell]:
     header = _versioned(read_json(folder / HEADER)) if (folder / HEADER).exists() else {"schema_version": 1}
     lines = _whole_lines(path)
     cells = migrate({"schema_version": header["schema_version"], "cells": lines}, str(path))["cells"]
-    read = [validate(Cell, cell, f"{path}, line {place + 1}") for place, cell in enumerate(cells)]
+    read = [validate(Cell, cell, f"{path}, line {index + 1}") for index, cell in enumerate(cells)]
     return {cell.id: cell for cell in read}
 
 

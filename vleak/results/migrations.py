@@ -14,6 +14,8 @@ _BASELINES = ("grey", "public_mean", "reference_still", "reference_mean")
 """Names of the baselines of version 1, whose records did not say which attackers are baselines."""
 _COUNTERPARTS = {"matching_blind": "matching"}
 """Non-adaptive attacks of version 1, each with its adaptive form."""
+_FLAGS = {"no better than the prior": "no better than the best baseline"}
+"""Flags of version 1 by what they are called now."""
 _SETTINGS: JsonObject = {
     "pipeline": "raw", "extractor": "c3d_small", "head": "mlp", "loss": "bce", "stride": 2, "segments": 32,
     "reference_frames": [0], "enhance": "none",
@@ -82,6 +84,8 @@ def _cell_from_1(cell: JsonObject, baselines: set[str]) -> JsonObject:
             "defense_knowledge": "channel" if attack.get("adaptive") is True else "none",
         }
         cell["attack"] = facts | attack
+    if isinstance(flags := cell.get("flags"), list):
+        cell["flags"] = [_FLAGS.get(str(flag), flag) for flag in flags]
     if isinstance(scores := cell.get("scores"), dict):
         scores = _renamed(scores, {"null": "baselines", "best_null": "best_baseline",
                                    "null_identified": "baseline_identified"})  # fmt: skip

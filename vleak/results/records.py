@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -179,7 +180,7 @@ class Cell(Record):
         enhanced: None without enhancement.
         certificate: None without a guarantee.
         flags: health flags of the attack.
-        status: "ok", or "failed: " and the reason.
+        status: "ok", or "failed: " and the reason; empty before the cell has run.
         media, media_enhanced: files of the pictures, relative to the folder of the run.
     """
 
@@ -199,7 +200,7 @@ class Cell(Record):
     certificate: CertificateRecord | None = None
     update: UpdateRecord | None = None
     flags: tuple[str, ...] = ()
-    status: str = "ok"
+    status: str = Field("ok", pattern=r"^(ok$|failed: |$)")
     media: str | None = None
     media_enhanced: str | None = None
 
@@ -313,7 +314,7 @@ class RunRecord(RunHeader):
     """
 
     schema_version: int = SCHEMA_VERSION
-    planned_cells: int | None
+    planned_cells: int | None = Field(ge=0)
     cells: tuple[Cell, ...]
 
     @field_validator("schema_version")
@@ -322,6 +323,14 @@ class RunRecord(RunHeader):
         if version != SCHEMA_VERSION:
             raise ValueError(f"expected schema version {SCHEMA_VERSION}")
         return version
+
+    @field_validator("cells")
+    @classmethod
+    def _distinct(cls, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+        counts = Counter(cell.id for cell in cells)
+        if twice := next((name for name, count in counts.items() if count > 1), None):
+            raise ValueError(f"expected one cell of each id, got {twice!r} twice")
+        return cells
 
     def content(self) -> dict[str, object]:
         """Content of results.json as JSON values, the schema version first."""

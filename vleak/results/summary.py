@@ -80,15 +80,15 @@ def _labels(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
 
 def _ordered(groups: Mapping[RowKey, Mapping[str, Cell]]) -> list[RowKey]:
     """Keys by first appearance of their model, baselines and the undefended first within it."""
-    models = {key[:3]: place for place, key in reversed(list(enumerate(groups)))}
-    defenses = {key[3:5]: place for place, key in reversed(list(enumerate(groups)))}
+    models = {key[:3]: index for index, key in reversed(list(enumerate(groups)))}
+    defenses = {key[3:5]: index for index, key in reversed(list(enumerate(groups)))}
 
-    def place(key: RowKey) -> tuple[int, bool, int]:
+    def position(key: RowKey) -> tuple[int, bool, int]:
         cell = next(iter(groups[key].values()))
         first = -1 if cell.defense.undefended else defenses[key[3:5]]
         return models[key[:3]], not cell.attack.baseline, first
 
-    return sorted(groups, key=place)
+    return sorted(groups, key=position)
 
 
 def _row(key: RowKey, cells: list[Cell], label: str) -> Row:

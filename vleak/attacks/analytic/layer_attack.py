@@ -58,9 +58,9 @@ class LayerGradient:
         self, rows: Tensor, claimed: Tensor, flags: tuple[str, ...] = (), *, ordered: bool = False
     ) -> Reconstruction:
         """Return rows (rows, width), of which some are claimed (rows,), as an answer."""
-        clips, found = placed(self.knowledge, rows, claimed)
+        clips, recovered = placed(self.knowledge, rows, claimed)
         return Reconstruction(
-            clips=clips, labels=self.observation.labels, found=found, ordered=ordered, flags=flags
+            clips=clips, labels=self.observation.labels, recovered=recovered, ordered=ordered, flags=flags
         )
 
 

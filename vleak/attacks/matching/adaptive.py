@@ -1,4 +1,4 @@
-"""Adaptive weights of the regularisers: with noise in the update the prior must carry more."""
+"""Adaptive weights of the regularisers: the noisier the update, the stronger they must be."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AdaptiveWeights:
 
     @property
     def smoothness(self) -> float:
-        """Factor on total variation: with noise the prior must carry more of the answer.
+        """Factor on total variation: the noisier the update, the stronger it must be.
 
         1 + min(rho n / (8 sqrt(P)), 15): the noise pulls at a pixel in proportion to rho / sqrt(P), total
         variation, being a mean, to 1 / n. The constants here and in `prior_weight` were set on synthetic
@@ -47,8 +47,8 @@ class AdaptiveWeights:
     def background_smoothness(self) -> float:
         """Factor on total variation of the difference from a background that the attacker holds.
 
-        `smoothness`, and at least sqrt(n / P): what fewer entries than pixels leave open is the prior's, and
-        a background is a far better one than the public mean.
+        `smoothness`, and at least sqrt(n / P): what fewer entries than pixels leave open is left to total
+        variation, and a background is a far better start than the public mean.
         """
         return max(self.smoothness, math.sqrt(self.pixels / self.entries))
 

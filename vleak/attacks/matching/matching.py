@@ -109,7 +109,7 @@ class Matching(Attack):
         Args:
             iterations: of each restart, at least 1.
             restarts: independent starts, at least 1; the smallest objective is the answer.
-            distance: between gradients; for "l2" the priors are in units of the target's squared norm.
+            distance: between gradients; for "l2" the regularisers are in units of the target's squared norm.
             rule, schedule, learning_rate, warmup, coarse, patience, tolerance: how each start descends, see
                 `vleak.descent.loop.DescentSettings`.
             spatial: weight of anisotropic total variation within frames.

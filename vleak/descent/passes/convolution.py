@@ -167,7 +167,7 @@ def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
 def _with_bias(terms: list[Node], root: Node) -> list[Node]:
     """Return the terms, a vector over channels moved into a convolution without bias."""
     vectors = [(at, vector) for at, term in enumerate(terms) if (vector := _channel_vector(term, root))]
-    for place, term in enumerate(terms):
+    for index, term in enumerate(terms):
         if not vectors or not calls(term, torch.ops.vleak.conv_output.default) or term.args[2] is not None:
             continue
         if term.users and not is_term(term):
@@ -176,7 +176,7 @@ def _with_bias(terms: list[Node], root: Node) -> list[Node]:
         xs, ws, _, *geometry = term.args
         result = emit(root.graph, term.target, xs, ws, vector, *geometry)
         # By index, since a sum may contain the same term twice.
-        fewer = [*terms[:place], result, *terms[place + 1 :]]
+        fewer = [*terms[:index], result, *terms[index + 1 :]]
         return [*fewer[:absorbed], *fewer[absorbed + 1 :]]
     return terms
 

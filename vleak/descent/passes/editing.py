@@ -137,10 +137,10 @@ def parts(node: Node) -> dict[int, Node]:
 def argument(node: Node, name: str) -> Any:
     """Return an argument of an operator call by its name, or its default."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    for place, known in enumerate(node.target._schema.arguments):
+    for index, known in enumerate(node.target._schema.arguments):
         if known.name == name:
-            if place < len(node.args):
-                return node.args[place]
+            if index < len(node.args):
+                return node.args[index]
             return node.kwargs.get(name, known.default_value if known.has_default_value() else None)
     raise KeyError(name)
 

@@ -118,7 +118,7 @@ def _match_in_parts(match: Any, factored_gradients: dict[int, _Factored], *, at_
         lists = [gradients[index] for index in kept], [targets[index] for index in kept]
         partial = torch.ops.vleak.gradient_match_partial.default
         distance, residuals, factors = emit(graph, partial, *lists, [], sums, kind)
-        scales = [emit(graph, aten.select.int, factors, 0, place) for place in (0, 1)]
+        scales = [emit(graph, aten.select.int, factors, 0, index) for index in (0, 1)]
     old = _residuals(match)
     for factored in factored_gradients.values():
         for product in factored.products:

@@ -63,7 +63,7 @@ def _worthwhile(terms: list[Node]) -> bool:
 
 def _product(graph: Graph, terms: list[Node]) -> Node:
     """Add one call that computes the sum of products, and return it."""
-    xs, ms = ([term.args[place] for term in terms] for place in (0, 1))
+    xs, ms = ([term.args[index] for term in terms] for index in (0, 1))
     result: Node = emit(graph, torch.ops.vleak.product.default, xs, ms)
     return result
 

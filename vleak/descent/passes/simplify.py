@@ -56,7 +56,7 @@ def simplify(capture: Capture) -> None:
 
 def _purify(graph: Graph) -> None:
     """Replace in-place operators whose effect is visible only through their result."""
-    order = {node: place for place, node in enumerate(graph.nodes)}
+    order = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         changes = changed_arguments(node)
         if not changes:
@@ -128,11 +128,11 @@ def _forget_values(graph: Graph, device: torch.device) -> None:
             _forget_argument(node, 0, device)
 
 
-def _forget_argument(node: Node, place: int, device: torch.device) -> None:
+def _forget_argument(node: Node, index: int, device: torch.device) -> None:
     """Replace a log-likelihood's argument by zeros: its divisor and derivative depend on labels alone."""
     with node.graph.inserting_before(node):
-        zeros = full(node.graph, value(node.args[place]), 0, device)
-    node.args = (*node.args[:place], zeros, *node.args[place + 1 :])
+        zeros = full(node.graph, value(node.args[index]), 0, device)
+    node.args = (*node.args[:index], zeros, *node.args[index + 1 :])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -304,6 +304,6 @@ def _narrow_masks(graph: Graph) -> None:
         if "output_mask" not in names:
             continue
         used = {index for index, part in parts(node).items() if part.users}
-        place = names.index("output_mask")
+        index = names.index("output_mask")
         mask = [bool(wanted) and index in used for index, wanted in enumerate(argument(node, "output_mask"))]
-        node.args = (*node.args[:place], mask, *node.args[place + 1 :])
+        node.args = (*node.args[:index], mask, *node.args[index + 1 :])

@@ -65,7 +65,7 @@ def _columns(parts: list[Any], graph: Graph) -> Any:
 
 def _batch_rows(graph: Graph) -> None:
     """Multiply all rows by a matrix in one product if the matrix is computed after all of them."""
-    order = {node: place for place, node in enumerate(graph.nodes)}
+    order = {node: index for index, node in enumerate(graph.nodes)}
     stable = unchanged(graph)
     groups: dict[Node, list[Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
