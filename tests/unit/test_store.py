@@ -338,7 +338,7 @@ EDITS: list[tuple[str, Any, str]] = [
     ("cells.0.attack.nane", "x", "cells.0.attack.nane is no field that this vleak knows"),
     ("cells.0.knowledge.labels", "known", "cells.0.knowledge.labels is \"known\", expected 'inferred' or"),
     ("cells.0.update.bytes", 1.5, "cells.0.update.bytes is 1.5, expected a valid integer"),
-    ("cells.0.status", "done", "cells.0.status is \"done\", expected"),
+    ("cells.0.status", "done", 'cells.0.status is "done", expected'),
     ("planned_cells", -1, "planned_cells is -1, expected greater than or equal to 0"),
     ("settings", None, "settings is null, expected"),
     ("cells", {}, "cells is {}, expected a valid tuple"),
