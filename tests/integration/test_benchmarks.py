@@ -137,3 +137,10 @@ def test_time_to_quality_says_what_is_missing(data: str | None, tmp_path: Path, 
     assert done.stderr.startswith("time_to_quality: ")
     assert done.stderr.count("\n") == 1
     assert ("there are no clips at" if data else "breaching is not installed") in done.stderr
+
+
+@pytest.mark.slow
+def test_the_worth_of_a_pass_is_a_ratio() -> None:
+    done = script("passes.py", "--case", "A", "--pass", "convolution", "--rounds", "1", "--json")
+    (record,) = json.loads(done.stdout)["cases"]
+    assert record["without"]["convolution"]["median"] > 1.2

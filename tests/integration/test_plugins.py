@@ -94,7 +94,8 @@ def test_lists_show_what_came_from_outside_and_from_where(python: Path, tmp_path
 def test_the_command_line_runs_what_came_from_outside(python: Path, tmp_path: Path) -> None:
     finished = vleak(
         python, tmp_path, "evaluate", *SMALL, "--pipeline", "all", "--model", "one_layer:width=3",
-        "--extractor", "frame_means", "--head", "linear", "--attack", "short", "--defense", "zero_small",
+        "--extractor", "frame_means", "--head", "linear", "--attack", "short:smooth=0.5",
+        "--metric", "brightness_error:scale=0.5", "--defense", "zero_small",
         "--defense", "outside_parts:ZeroSmall:part=0.25", "--defense", "careless", "--out", "run",
     )  # fmt: skip
     broken = "defense Careless (outside_parts:Careless): transmit returned"
@@ -110,6 +111,11 @@ def test_the_command_line_runs_what_came_from_outside(python: Path, tmp_path: Pa
             if cell["defense"]["name"] == "zero_small" and cell["model"] == model
         }
         assert 0 < changed[0.1] < changed[0.25] < changed[0.5] < 1
+    assert {cell["attack"]["settings"]["smooth"] for cell in attacked} == {0.5}
+    scored = [
+        cell["scores"]["metrics"] for cell in cells if cell["model"] == "one_layer:width=3" and cell["scores"]
+    ]
+    assert all(metrics["brightness_error:scale=0.5"] >= 0 for metrics in scored)
     failed = [cell["status"] for cell in attacked if cell["status"] != "ok"]
     assert len(failed) == 2 * 2  # two clips in two pipelines
     assert all(broken in line for line in failed)
@@ -148,6 +154,12 @@ assert measure(metric, clips[0], clips[0]) == 0.0
 assert abs(measure(metric, clips[0] * 0, clips[0]) - 2 * clips.mean()) < 1e-6
 features = build_extractor("frame_means", size=8, frames=4, seed=0)(clips)
 assert features.shape == (1, 4, 48)
+run = vleak.evaluate(
+    model="one_layer:width=3", defenses="zero_small:part=0.5", attacks="short:iterations=2,smooth=0.5",
+    metrics="brightness_error:scale=0.5", clips=2, frames=4, size=16, enhance="none",
+)
+assert all(cell.ok for cell in run.cells), [cell.status for cell in run.cells]
+assert all(cell.scores.metrics["brightness_error:scale=0.5"] >= 0 for cell in run.cells)
 try:
     parse_defenses("torn")
 except InputError as error:
