@@ -4,6 +4,7 @@ from vleak.federated.channel import Channel, surviving_entries
 from vleak.federated.client import Client
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
+from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS
 from vleak.federated.update import PublicFacts, Update
 
@@ -13,6 +14,7 @@ __all__ = [
     "Channel",
     "Client",
     "Defense",
+    "LocalTraining",
     "Loss",
     "Message",
     "Privacy",

@@ -14,6 +14,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from vleak.errors import InputError, unknown_name
+from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES
 from vleak.files import write_atomic
 
@@ -25,8 +26,9 @@ _EXPECTED = (
 )
 
 
-KINDS = ("fedsgd",)
-"""What an update can be: "fedsgd", the gradient of one batch."""
+KINDS = ("fedsgd", "fedavg")
+"""What an update can be: "fedsgd", the gradient +dL/dw of one batch; "fedavg", the weights after local
+training less those before it."""
 
 MODES = ("eval", "train")
 """Mode of the model while the client computes."""
@@ -37,16 +39,19 @@ class PublicFacts:
     """Public facts of an update.
 
     Attributes:
-        kind: "fedsgd", the gradient of one batch.
+        kind: "fedsgd", the gradient +dL/dw of one batch; "fedavg", a delta: weights after local training less
+            those before it.
         batch_size: number of clips behind the update, at least 1.
         loss: a key of `vleak.federated.LOSSES`.
         mode: mode of the model while the client computed, "eval" or "train".
+        local: the local training behind a delta; None of a gradient.
     """
 
-    kind: Literal["fedsgd"] = "fedsgd"
+    kind: Literal["fedsgd", "fedavg"] = "fedsgd"
     batch_size: int = 1
     loss: str = "cross_entropy"
     mode: Literal["eval", "train"] = "eval"
+    local: LocalTraining | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -60,10 +65,15 @@ class PublicFacts:
                 raise unknown_name(name, str(value), known)
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size!r}, expected a whole number from 1")
+        if (self.kind == "fedavg") != isinstance(self.local, LocalTraining):
+            raise InputError(
+                f"kind is {self.kind!r}, local is {self.local!r}: a delta (fedavg) needs its LocalTraining, "
+                "a gradient (fedsgd) has none"
+            )
 
-    def to_dict(self) -> dict[str, str | int]:
-        """Return the facts by name, as the file of an update keeps them."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, object]:
+        """Return the facts by name, as the file of an update keeps them; of a gradient without "local"."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, object]) -> PublicFacts:
@@ -76,6 +86,11 @@ class PublicFacts:
         for name in facts:
             if name not in known:
                 raise unknown_name("public fact", str(name), known)
+        local = facts.get("local")
+        if local is not None:
+            if not isinstance(local, Mapping):
+                raise InputError(f"local is {type(local).__name__}, expected an object of settings by name")
+            facts = {**facts, "local": LocalTraining.from_dict(local)}
         return cls(**facts)  # type: ignore[arg-type]  # __post_init__ checks the types
 
 
