@@ -2,6 +2,7 @@
 
 from vleak.defenses.compress import Compress
 from vleak.defenses.dp import DpSgd
+from vleak.defenses.dp_client import DpClient
 from vleak.defenses.none import NoDefense
 from vleak.defenses.prune import Prune
 from vleak.defenses.references import DEFENSES, defense_text, parse_defenses
@@ -11,6 +12,7 @@ __all__ = [
     "DEFENSES",
     "Compress",
     "Defense",
+    "DpClient",
     "DpSgd",
     "NoDefense",
     "Prune",

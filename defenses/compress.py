@@ -27,12 +27,14 @@ class Compress(Defense):
         codec: "int8" (a scale a tensor) or "qsgd" (a norm a bucket).
         bits: bits an entry, sign included, 2 to 8; "int8" takes 8 only.
         bucket: entries that share a norm; "qsgd" only.
+        error_feedback: whether what one round rounds off is added to the next one.
     """
 
     name: ClassVar[str] = "compress"
     codec: str = "int8"
     bits: int = 8
     bucket: int = 512
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         """Check the codec and its settings."""
@@ -54,7 +56,13 @@ class Compress(Defense):
 
     def settings(self) -> dict[str, Setting]:
         """Return the codec and what it uses."""
-        return {"codec": "int8"} if self.codec == "int8" else super().settings()
+        own = super().settings()
+        unused = ("bits", "bucket") if self.codec == "int8" else ()
+        return {
+            name: value
+            for name, value in own.items()
+            if name not in unused and (name != "error_feedback" or value)
+        }
 
     @classmethod
     def sweep(cls) -> Sequence[Self]:
@@ -65,6 +73,10 @@ class Compress(Defense):
         """Return the energy of the rounding, from what was transmitted."""
         noise = int8_noise(update) if self.codec == "int8" else qsgd_noise(update, self.bits, self.bucket)
         return Channel(noise_energy=noise, key=(self.name, self.codec, self.bits, self.bucket))
+
+    def keeps_error(self) -> bool:
+        """Return whether rounding errors are carried on."""
+        return self.error_feedback
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send the quantised entries; what arrives lies on the codec's grid."""

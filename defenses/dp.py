@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -75,15 +75,26 @@ class DpSgd(Defense):
         """Return the noise multipliers 0.001, 0.01, 0.1 and 1."""
         return [cls(noise_multiplier=noise) for noise in (0.001, 0.01, 0.1, 1.0)]
 
-    def channel(self, update: Update) -> Channel:
-        """Return the clipping norm and the noise, in every entry ``noise_multiplier * max_grad_norm / B``."""
-        deviation = self.noise_multiplier * self.max_grad_norm
+    def channel(self, update: Update) -> Channel | None:
+        """Return the clipping norm and the noise, in every entry ``noise_multiplier * max_grad_norm / B``.
+
+        In a delta of K steps of SGD on b clips each the noises add up, to K times the variance of the
+        learning rate times ``noise_multiplier * max_grad_norm / b``. With momentum or Adam nothing is stated.
+        """
+        deviation, norm, key = self.noise_multiplier * self.max_grad_norm, self.max_grad_norm, ()
+        local, clips = update.facts.local, update.facts.batch_size
+        if local is not None:
+            if local.optimizer != "sgd" or local.momentum:
+                return None
+            rate = local.learning_rate
+            deviation *= rate * math.sqrt(local.steps) * clips / local.step_size(clips)
+            norm, key = norm * rate * local.steps, (local,)
         entries = sum(tensor.numel() for tensor in update.tensors.values())
         return Channel(
-            noise_energy=(deviation / update.facts.batch_size) ** 2 * entries,
+            noise_energy=(deviation / clips) ** 2 * entries,
             noise_deviation=deviation,
-            clip_norm=self.max_grad_norm,
-            key=(self.name, self.noise_multiplier, self.max_grad_norm),
+            clip_norm=norm,
+            key=(self.name, self.noise_multiplier, self.max_grad_norm, *key),
         )
 
     def aggregate(
@@ -121,6 +132,10 @@ class DpSgd(Defense):
             training_epsilon=total,
             accountant=accountant,
         )
+
+    def privacy_of(self, uses: int) -> Privacy | None:
+        """Return the certificate of a delta: a clip in K steps is as in one with 1 / sqrt(K) of the noise."""
+        return replace(self, noise_multiplier=self.noise_multiplier / math.sqrt(uses)).privacy()
 
     def _clip_and_noise(
         self, samples: dict[str, Tensor], clips: int, generator: torch.Generator

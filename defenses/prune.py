@@ -18,15 +18,17 @@ from vleak.federated import Channel, Defense, Message, Update, surviving_entries
 class Prune(Defense):
     """Keep the entries of largest magnitude over the whole update and send nothing of the others.
 
-    The sparsification of Deep Gradient Compression (Lin et al., ICLR 2018, arXiv 1712.01887) for one
-    message, so without its error feedback. Of n entries exactly ``max(1, round((1 - fraction) n))`` go out.
+    The sparsification of Deep Gradient Compression (Lin et al., ICLR 2018, arXiv 1712.01887). Of n entries
+    exactly ``max(1, round((1 - fraction) n))`` go out.
 
     Attributes:
         fraction: part of the entries that is dropped, in [0, 1).
+        error_feedback: whether what one round drops is added to the next one.
     """
 
     name: ClassVar[str] = "prune"
     fraction: float = 0.9
+    error_feedback: bool = False
 
     def __post_init__(self) -> None:
         """Check the fraction."""
@@ -52,6 +54,10 @@ class Prune(Defense):
             kept_fraction=1 - self.fraction,
             key=(self.name, self.fraction),
         )
+
+    def keeps_error(self) -> bool:
+        """Return whether dropped entries are carried on."""
+        return self.error_feedback
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send values and positions of the entries kept; the rest arrives as 0."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from vleak.defenses.compress import Compress
 from vleak.defenses.dp import DpSgd
+from vleak.defenses.dp_client import DpClient
 from vleak.defenses.none import NoDefense
 from vleak.defenses.prune import Prune
 from vleak.errors import InputError, VleakError, first_line
@@ -15,7 +16,9 @@ from vleak.federated import Defense
 from vleak.registry import Entry, Registry, Setting, split_reference, write_reference
 
 DEFENSES: Registry[Defense] = Registry(
-    "defense", {"none": NoDefense, "dp": DpSgd, "prune": Prune, "compress": Compress}, base=Defense
+    "defense",
+    {"none": NoDefense, "dp": DpSgd, "dp_client": DpClient, "prune": Prune, "compress": Compress},
+    base=Defense,
 )
 """Every defense by the name that the command line takes."""
 

@@ -716,3 +716,18 @@ def test_factors_that_change_after_their_product_are_multiplied_before() -> None
 
     made = agrees("low_rank", function, draw(2, 400), draw(2, 400, seed=1), draw(400, 400))
     assert count(made, PARTIAL) == 0
+
+
+@pytest.mark.parametrize("name", ["products", "stack", "convolution"])
+def test_a_sum_within_a_sum_may_be_read_twice(name: str) -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        inner = x.mm(y) + x.mm(y.sin())
+        return (inner + x.cos().mm(y)) * (inner + x.sin().mm(y) + inner.exp())
+
+    agrees(name, function, draw(64, 64), draw(64, 64), rtol=1e-9)
+
+    def convolved(x: Tensor, y: Tensor) -> Tensor:
+        inner = F.conv2d(x, y) + F.conv2d(x.sin(), y)
+        return (inner + F.conv2d(x.cos(), y)) * (inner + F.conv2d(x.exp(), y))
+
+    agrees(name, convolved, draw(2, 3, 8, 8), draw(4, 3, 3, 3))

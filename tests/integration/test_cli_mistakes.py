@@ -108,9 +108,10 @@ OPTIONS: dict[str, str] = {
     },
     **{
         f"--{name} {value}": f"--{name} {value}: expected at least 1"
-        for name in ("restarts", "iterations", "workers")
+        for name in ("restarts", "iterations")
         for value in (0, -1)
     },
+    **{f"--workers {value}": f"--workers {value}: expected a whole number from 1" for value in (0, -1)},
 }
 
 #: after `vleak evaluate` with a tiny run

@@ -32,7 +32,7 @@ FORBIDDEN = {
     "data": {"native", "models"},
     "models": {"native", "data"},
     "federated": {"native", "data", "models"},
-    "descent": {"data", "models", "federated"},
+    "descent": {"data", "models"},
     "defenses": {"data", "metrics", "descent"},
     "metrics": {"data", "defenses"},
     "certificates": {"data", "metrics", "defenses"},

@@ -18,7 +18,7 @@ from tiny import Conv, Recurrent, Residual, batch, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.defenses import DEFENSES, Compress, DpSgd, NoDefense, Prune
+from vleak.defenses import DEFENSES, Compress, DpClient, DpSgd, NoDefense, Prune
 from vleak.defenses.codecs import decode, encode_int8, encode_qsgd, encode_sparse
 from vleak.defenses.dp_checks import per_clip_norms
 from vleak.errors import CapabilityError, InputError
@@ -60,13 +60,14 @@ def same(first: Update, second: Update) -> bool:
     return torch.equal(flat(first.tensors), flat(second.tensors))
 
 
+NOISY = (DpSgd, DpClient)
 EVERY = [defense for name in DEFENSES for defense in DEFENSES[name].sweep()] + [
     DpSgd(noise_multiplier=0.0, max_grad_norm=0.05),
     Compress(codec="qsgd", bits=3, bucket=7),
     Prune(fraction=0.0),
 ]
 RANDOM = [
-    d for d in EVERY if (isinstance(d, DpSgd) and d.noise_multiplier) or d.settings().get("codec") == "qsgd"
+    d for d in EVERY if (isinstance(d, NOISY) and d.noise_multiplier) or d.settings().get("codec") == "qsgd"
 ]
 every = pytest.mark.parametrize("defense", EVERY, ids=repr)
 
@@ -158,7 +159,7 @@ def test_one_parameter_and_zero_gradient(defense: Defense) -> None:
     black, labels = torch.zeros(2, 1, 1, 1, 5), torch.tensor([0, 1])
     sent = Client(model, defense=defense).update(black, labels, generator(0)).tensors["scale"]
     assert sent.shape == (1,)
-    assert (sent.item() != 0) == (isinstance(defense, DpSgd) and defense.noise_multiplier > 0)
+    assert (sent.item() != 0) == (isinstance(defense, NOISY) and defense.noise_multiplier > 0)
     lit = torch.rand(2, 1, 1, 1, 5, generator=generator("lit"))
     assert Client(model, defense=defense).update(lit, labels, generator(0)).tensors["scale"].item() != 0
 
@@ -175,7 +176,7 @@ def test_settings_rebuild_the_defense_and_label_is_short(defense: Defense) -> No
 
 @every
 def test_only_noise_claims_privacy(defense: Defense) -> None:
-    assert (defense.privacy() is not None) == (isinstance(defense, DpSgd) and defense.noise_multiplier > 0)
+    assert (defense.privacy() is not None) == (isinstance(defense, NOISY) and defense.noise_multiplier > 0)
 
 
 def test_sweeps() -> None:
@@ -183,6 +184,7 @@ def test_sweeps() -> None:
     assert labels == {
         "none": ["none"],
         "dp": ["dp σ=0.001", "dp σ=0.01", "dp σ=0.1", "dp σ=1"],
+        "dp_client": ["client σ=0.001", "client σ=0.01", "client σ=0.1", "client σ=1"],
         "prune": ["prune 70 %", "prune 90 %", "prune 99 %", "prune 99.9 %"],
         "compress": ["int8", "qsgd 8 bit", "qsgd 4 bit", "qsgd 2 bit"],
     }

@@ -99,13 +99,6 @@ def test_client_changes_nothing_of_the_model(mode: str) -> None:
     assert python_state == random.getstate()
 
 
-def test_frozen_parameters_have_their_gradient() -> None:
-    model, (clips, labels) = build(Conv), batch()
-    free = Client(model).update(clips, labels, generator(0))
-    frozen = Client(model.requires_grad_(False)).update(clips, labels, generator(0))
-    assert all(torch.equal(free.tensors[name], frozen.tensors[name]) for name in free.tensors)
-
-
 def test_training_mode_uses_the_batch_statistics_and_eval_the_running_ones() -> None:
     model, (clips, labels) = build(lambda: Residual(nn.BatchNorm3d)), batch()
     modes = {mode: Client(model, mode=mode).update(clips, labels, generator(0)) for mode in ("eval", "train")}

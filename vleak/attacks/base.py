@@ -28,6 +28,7 @@ from vleak.attacks.reconstruction import DefenseKnowledge, Reconstruction
 from vleak.attacks.work import Hooks, Work, knowledge_of_defense
 from vleak.descent.scheduler import Group, run_descents, run_groups
 from vleak.errors import InputError
+from vleak.federated import trained_part
 from vleak.registry import Setting
 
 __all__ = ["Attack", "Hooks", "Knowledge", "Observation", "Reconstruction", "Task", "Work", "reconstruct_all"]
@@ -41,12 +42,15 @@ class Attack(ABC):
         takes: what it can rebuild, of "frames" and "features".
         adaptive: whether the attacker knows the defense; False: he gets neither its channel nor its code.
         baseline: whether the attacker never looks at the update; what a baseline scores is no leak.
+        local_steps: whether `prepare` takes deltas; False: it gets the gradient that a delta stands for
+            (`Observation.as_gradient`).
     """
 
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"frames"})
     adaptive: ClassVar[bool] = True
     baseline: ClassVar[bool] = False
+    local_steps: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Give the class a name where it has none."""
@@ -271,6 +275,8 @@ class _Run:
         if attack.baseline:
             return attack.prepare(observation, generator, self.hooks)
         observation = _as_the_client(observation)
+        if not attack.local_steps:
+            observation = observation.as_gradient()
         answer = attack.answer_to_empty(observation) if observation.empty else None
         return attack.prepare(observation, generator, self.hooks) if answer is None else answer
 
@@ -289,11 +295,13 @@ class _Run:
 
 
 def _as_the_client(observation: Observation) -> Observation:
-    """Return the observation with the model in the client's mode and with labels, granted or inferred."""
-    observation = replace(observation, model=_in_mode(observation.model, observation.update.facts.mode))
+    """Return the observation with the trained part of the model, in the client's mode, and with labels."""
+    model = _in_mode(trained_part(observation.model), observation.update.facts.mode)
+    observation = replace(observation, model=model)
     if observation.knowledge.labels is not None:
         return observation
-    return replace(observation, knowledge=replace(observation.knowledge, labels=infer_labels(observation)))
+    labels = infer_labels(observation.as_gradient())
+    return replace(observation, knowledge=replace(observation.knowledge, labels=labels))
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:

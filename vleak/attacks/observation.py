@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from vleak.attacks.knowledge import Knowledge
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES, Channel, Update
+from vleak.federated import LOSSES, Channel, LocalTraining, Update
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,29 @@ class Observation:
             raise InputError("observation: the labels are not granted; infer them with infer_labels()")
         return self.knowledge.labels
 
+    def as_gradient(self) -> Observation:
+        """Return a delta as the gradient that it stands for; of a gradient the observation itself.
+
+        The gradient of several steps is a mean over the weights' path. It is attacked at the middle of that
+        path, w + delta / 2: the surrogate model of Zhu et al. (ICML 2023, arXiv 2306.00127), halfway.
+        """
+        local, simulate = self.update.facts.local, self.knowledge.simulate
+        if local is None:
+            return self
+        rate = local.learning_rate * local.steps
+
+        def simulated(clips: Tensor, labels: Tensor, generator: torch.Generator) -> Update:
+            assert simulate is not None
+            return simulate(clips, labels, generator).as_gradient()
+
+        model = self.model if local.steps == 1 else _moved(self.model, self.update, 0.5)
+        return Observation(
+            model=model,
+            update=_without_decay(self.update.as_gradient(), model, local),
+            knowledge=replace(self.knowledge, simulate=None if simulate is None else simulated),
+            channel=None if self.channel is None else self.channel.scaled(1 / rate),
+        )
+
     @property
     def empty(self) -> bool:
         """Whether every entry of the update is zero."""
@@ -68,3 +92,25 @@ class Observation:
         for name, tensor in self.update.tensors.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(f"update tensor {name!r} holds NaN or infinity; it cannot be attacked")
+
+
+def _without_decay(gradient: Update, model: nn.Module, local: LocalTraining) -> Update:
+    """Return a gradient without the weight decay of SGD, which depends on nothing private."""
+    if not local.weight_decay or local.optimizer != "sgd":
+        return gradient
+    weights = dict(model.named_parameters())
+    tensors = {
+        name: tensor - local.weight_decay * weights[name].detach().to(tensor)
+        for name, tensor in gradient.tensors.items()
+    }
+    return replace(gradient, tensors=tensors)
+
+
+def _moved(model: nn.Module, delta: Update, part: float) -> nn.Module:
+    """Return a copy of the model a part of the way along a delta."""
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if name in delta.tensors:
+                parameter.add_(part * delta.tensors[name].to(parameter))
+    return moved

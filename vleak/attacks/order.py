@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES
+from vleak.federated import LOSSES, trained_part
 from vleak.seeds import generator
 from vleak.switches import differentiable_rnn, math_attention
 
@@ -48,6 +48,8 @@ def order_identifiable(
             f"{tuple(clips.shape)}"
         )
     weight = next(model.parameters(), None)
+    if weight is not None:
+        model = trained_part(model)
     if weight is None:
         raise InputError("the model has no parameters, so it has no gradient that could tell an order")
     axis = 1 if len(clip_shape) == 2 else 2

@@ -29,6 +29,10 @@ def check(problem: Problem, descent: DescentSettings, start: Tensor) -> None:
     _check_labels(problem, start)
     _check_target(problem, start)
     _check_model(problem, start)
+    if problem.local is not None and descent.rule == "gauss_newton":
+        raise InputError(
+            'rule "gauss_newton" takes gradients, not local steps; give another rule, or the path "midpoint"'
+        )
 
 
 def _check_descent(descent: DescentSettings) -> None:

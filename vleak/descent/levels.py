@@ -36,7 +36,8 @@ class Level:
     @property
     def step(self) -> Step:
         """One of its iterations."""
-        return Step(self.problem.model, self.problem.loss, self.problem.distance, self.settings)
+        problem = self.problem
+        return Step(problem.model, problem.loss, problem.distance, self.settings, problem.local)
 
 
 def levels_of(problem: Problem, settings: DescentSettings, start: Tensor) -> list[Level]:

@@ -22,7 +22,9 @@ def program_key(step: Step, values: Values) -> Hashable:
     """
     tensors = tuple((name, v.shape, v.stride(), v.dtype, v.device) for name, v in values.items())
     settings = step.settings
-    written_into_the_graph = (settings.rule, settings.isotropic, settings.smoothing, step.distance)
+    written_into_the_graph = (
+        settings.rule, settings.isotropic, settings.smoothing, step.distance, step.local
+    )  # fmt: skip
     return _structure(step.model), tensors, written_into_the_graph, _comparable(step.loss)
 
 

@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from vleak.federated import LocalTraining
+
 __all__ = [
     "RULES",
     "SCHEDULES",
@@ -45,6 +47,7 @@ class Problem:
         target: one tensor a parameter, by name; what arrived at the server.
         masks: boolean tensors by name, True where an entry is to be matched; None matches all.
         distance: "cosine" or "l2".
+        local: local training whose mean step is matched, see `vleak.descent.unrolled`; None for a gradient.
     """
 
     model: nn.Module
@@ -53,6 +56,7 @@ class Problem:
     target: Mapping[str, Tensor]
     masks: Mapping[str, Tensor] | None = None
     distance: Literal["cosine", "l2"] = "cosine"
+    local: LocalTraining | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

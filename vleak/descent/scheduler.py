@@ -195,7 +195,9 @@ def _guarded(group: Group, call: Callable[[], _Result]) -> _Result | None:
 def _form_batches(descents: Iterable[Descent]) -> None:
     """Put descents that are about to begin, and are alike, into batches."""
     waiting = [
-        d for d in descents if d.fresh and d.engine == "native" and not isinstance(d.runner, TrialRunner)
+        d
+        for d in descents
+        if d.fresh and d.engine == "native" and not isinstance(d.runner, TrialRunner) and d.step.local is None
     ]
     trials = share_weights([Trial(d.step, d.runner.values) for d in waiting])
     alike: dict[Hashable, list[tuple[Descent, Trial]]] = {}

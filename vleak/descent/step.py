@@ -17,6 +17,8 @@ from torch.func import functional_call
 from vleak.descent import optimizers
 from vleak.descent.optimizers import Curvature, as_trial
 from vleak.descent.problem import DescentSettings, Problem, Values
+from vleak.descent.unrolled import mean_step
+from vleak.federated import LocalTraining
 from vleak.native import operators
 
 __all__ = ["STATE", "Step", "first_values"]
@@ -56,6 +58,7 @@ class Step:
     loss: Callable[[Tensor, Tensor], Tensor]
     distance: str
     settings: DescentSettings
+    local: LocalTraining | None = None
 
     def __call__(self, values: Values) -> Values:
         """Return the next "x", and at the old one "objective" and "gradient", that of the distance.
@@ -104,10 +107,22 @@ class Step:
 
     def evaluate(self, values: Values, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return D(dL/dw(x), target), a scalar, and its derivative by x."""
-        x, parameters, loss = self._loss(values, x)
-        gradients = _derivatives(loss, parameters)
+        x, gradients = self._gradients(values, x)
         distance, residuals = self._match(values, gradients)
         return distance, _pull_back(gradients, residuals, x, last=True)[0]
+
+    def _gradients(self, values: Values, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return x as a variable, and what a client sends of it: its gradient or mean local step."""
+        if self.local is None:
+            x, parameters, loss = self._loss(values, x)
+            return x, _derivatives(loss, parameters)
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            return x, mean_step(
+                self.model, self.loss, x, values["labels"], local=self.local,
+                parameters={name: value.requires_grad_() for name, value in _of_kind("parameter", values)},
+                buffers={name: value.clone() for name, value in _of_kind("buffer", values)},
+            )  # fmt: skip
 
     def linearize(self, values: Values, x: Tensor) -> tuple[Tensor, Tensor, Curvature]:
         """Return what `evaluate` does, and the product with J' W J, the distance's curvature by Gauss-Newton.

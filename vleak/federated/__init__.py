@@ -6,6 +6,7 @@ from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS
+from vleak.federated.trained import trained_part
 from vleak.federated.update import PublicFacts, Update
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "mean_gradient",
     "per_clip_gradients",
     "surviving_entries",
+    "trained_part",
 ]

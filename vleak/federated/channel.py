@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -74,6 +74,17 @@ class Channel:
                     f"channel: mask {name!r} has shape {shapes[0]}, the update's tensor has {shapes[1]}; "
                     "expected one mask a tensor, of its shape"
                 )
+
+    def scaled(self, factor: float) -> Channel:
+        """Return the channel of the update times a factor, as for the gradient that a delta stands for."""
+        factor = abs(factor)
+        deviation = self.noise_deviation
+        return replace(
+            self,
+            noise_energy=self.noise_energy * factor**2,
+            noise_deviation=None if deviation is None else deviation * factor,
+            clip_norm=self.clip_norm * factor,
+        )
 
     def expected(self, samples: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what the defense would send without its noise: clipped, averaged, the largest kept.

@@ -1,4 +1,4 @@
-"""An honest client: one FedSGD step on a private batch, through a defense."""
+"""An honest client: one gradient, or some steps of local training, on a private batch, through a defense."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from vleak.errors import CapabilityError, InputError, first_line, unknown_name
 from vleak.federated import steps
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Privacy
+from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS, expected_output, output_fits
+from vleak.federated.trained import local_delta, trained_part
 from vleak.federated.update import MODES, PublicFacts, Update
 
 
 class Client:
-    """Client that computes one update of its batch (FedSGD), through its defense.
+    """Client that computes one update of its batch, through its defense.
+
+    The update is the gradient of the batch (FedSGD), or with ``local`` how the weights move in local training
+    (FedAvg).
 
     A private sample is called a clip, also where it is the feature matrix (S, F) of a clip, or a pair of
     them (2, S, F) for the loss "ranking".
 
     In mode "eval" (default) dropout is off and batch norm uses its running statistics, so that the gradient
     can be reproduced from clip and weights alone. Mode "train" lets batch norm use the batch; a model that
-    draws random numbers there is refused. The gradient covers every parameter, frozen ones included: to
-    send only a trained head, pass the head as the model.
+    draws random numbers there is refused. Parameters with ``requires_grad=False`` are not trained, not
+    clipped and not sent.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class Client:
         defense: Defense = Defense(),
         *,
         mode: Literal["eval", "train"] = "eval",
+        local: LocalTraining | None = None,
     ) -> None:
         """Check the model's parameters and the names.
 
@@ -47,9 +53,10 @@ class Client:
             loss: "cross_entropy", "bce" or "ranking" (`vleak.federated.losses`), a mean over the clips.
             defense: what the client does against leakage; the default does nothing.
             mode: "eval" or "train".
+            local: how the client trains before it sends a delta; None for the gradient of one batch.
 
         Raises:
-            InputError: unknown loss or mode, or the model has no parameters.
+            InputError: unknown loss or mode, or the model has no parameters that are not frozen.
             CapabilityError: a parameter is not float32.
         """
         if loss not in LOSSES:
@@ -58,14 +65,23 @@ class Client:
             raise unknown_name("mode", mode, MODES)
         if not isinstance(defense, Defense):
             raise InputError(f"defense is {defense!r}, expected an object of vleak.Defense, such as DpSgd()")
-        self.model, self.loss, self.defense, self.mode = model, loss, defense, mode
+        self.model, self.loss, self.defense, self.mode, self.local = model, loss, defense, mode, local
         self._check_parameters()
 
     def __repr__(self) -> str:
         """Return the client in one line: model, loss, defense and mode."""
-        return f"Client({type(self.model).__name__}, {self.loss!r}, {self.defense!r}, mode={self.mode!r})"
+        local = "" if self.local is None else f", local={self.local!r}"
+        return (
+            f"Client({type(self.model).__name__}, {self.loss!r}, {self.defense!r}, mode={self.mode!r}{local})"
+        )
 
-    def update(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> Update:
+    def update(
+        self,
+        clips: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        memory: dict[str, Tensor] | None = None,
+    ) -> Update:
         """Compute one update; the model is left exactly as it was.
 
         Args:
@@ -73,6 +89,8 @@ class Client:
             labels: (N,) int64, each below the model's number of classes; 0 or 1 for "bce", ignored for
                 "ranking".
             generator: CPU generator of this cell; the only source of randomness.
+            memory: what a defense with error feedback withheld in earlier rounds; changed in place. None
+                for the first round, or where nothing is carried on.
 
         Returns:
             float32 tensors on the CPU, with public facts only.
@@ -86,11 +104,20 @@ class Client:
         self._check_parameters()
         device = next(self.model.parameters()).device
         clips, labels = steps.prepare_clips(self.defense, clips.to(device), labels.to(device), generator)
-        with _mode(self.model, training=self.mode == "train"):
-            _check_labels(labels, self.loss, self._outputs(clips))
-            gradient = steps.aggregate(self.defense, self.model, LOSSES[self.loss], clips, labels, generator)
-        message = steps.transmit(self.defense, gradient, generator)
-        facts = PublicFacts(batch_size=len(clips), loss=self.loss, mode=self.mode)
+        model, loss = trained_part(self.model), LOSSES[self.loss]
+        with _mode(model, training=self.mode == "train"):
+            _check_labels(labels, self.loss, self._outputs(model, clips))
+            if self.local is None:
+                tensors = steps.aggregate(self.defense, model, loss, clips, labels, generator)
+            else:
+                tensors = local_delta(
+                    self.defense, model, loss, clips, labels, local=self.local, generator=generator
+                )
+        message = steps.transmit(self.defense, tensors, generator, memory)
+        kind: Literal["fedsgd", "fedavg"] = "fedsgd" if self.local is None else "fedavg"
+        facts = PublicFacts(
+            kind=kind, batch_size=len(clips), loss=self.loss, mode=self.mode, local=self.local
+        )
         return Update(message.tensors, message.wire_bytes, facts)
 
     def channel(self, update: Update) -> Channel | None:
@@ -101,14 +128,22 @@ class Client:
         """
         return steps.stated_channel(self.defense, update)
 
-    def privacy(self) -> Privacy | None:
-        """Return the certificate of one update, for the unit that a row of the batch is; None without one."""
-        proven = steps.stated_privacy(self.defense)
-        return None if proven is None else replace(proven, unit=UNITS[self.loss])
+    def privacy(self, clips: int = 1) -> Privacy | None:
+        """Return the certificate of one update; None without one.
+
+        Args:
+            clips: how many the client trains on, which says in how many local steps one takes part.
+        """
+        uses = 1 if self.local is None else self.local.uses(clips)
+        proven = steps.stated_privacy(self.defense, uses)
+        if proven is None or proven.unit != "one clip":
+            return proven
+        return replace(proven, unit=UNITS[self.loss])  # a clip is what a row of the batch is
 
     def _check_parameters(self) -> None:
         """Refuse weights that no gradient can be had from."""
         parameters = dict(self.model.named_parameters())
+        trained_part(self.model)
         if not parameters:
             raise InputError(f"model {type(self.model).__name__} has no parameters, so it has no gradient")
         for name, tensor in parameters.items():
@@ -122,14 +157,14 @@ class Client:
             if torch.isnan(buffer).any():  # infinity is what a causal mask is made of
                 raise InputError(f"buffer {name!r} of the model holds NaN; train or load it again")
 
-    def _outputs(self, clips: Tensor) -> Tensor:
+    def _outputs(self, model: nn.Module, clips: Tensor) -> Tensor:
         """Run the model once and refuse what the loss cannot take; returns logits or scores."""
         # Through copies of the buffers: in mode "train" batch norm would move its statistics.
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         batch = f"{_NOUNS[clips.dim()]} of shape {tuple(clips.shape)}"
         with torch.no_grad(), _no_random_draws(clips.device, self.mode):
             try:
-                outputs = torch.func.functional_call(self.model, buffers, (clips,))
+                outputs = torch.func.functional_call(model, buffers, (clips,))
             except (RuntimeError, ValueError) as error:
                 why = first_line(error)
                 fit = "frames and size" if clips.dim() == 5 else "segments and features"

@@ -146,6 +146,19 @@ class Defense:
         }
         return Message(tensors, sum(tensor.nbytes for tensor in tensors.values()))
 
+    def keeps_error(self) -> bool:
+        """Return whether what a message withholds is added to the next one (error feedback)."""
+        return False
+
     def privacy(self) -> Privacy | None:
         """Return the certificate of one release; None where nothing is proven."""
         return None
+
+    def privacy_of(self, uses: int) -> Privacy | None:
+        """Return the certificate of an update in which a clip takes part in some steps of local training.
+
+        Args:
+            uses: how many; 1 for a gradient. Here more than one proves nothing: a defense that composes says
+                what is left.
+        """
+        return self.privacy() if uses == 1 else None

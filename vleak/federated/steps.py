@@ -72,13 +72,24 @@ def aggregate(
     return {name: gradient[name] for name in parameters}
 
 
-def transmit(defense: Defense, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
-    """Let a defense send a gradient, which what it returns may share no memory with.
+def transmit(
+    defense: Defense,
+    gradient: dict[str, Tensor],
+    generator: torch.Generator,
+    memory: dict[str, Tensor] | None = None,
+) -> Message:
+    """Let a defense send a gradient or delta, which what it returns may share no memory with.
+
+    With error feedback (`Defense.keeps_error`) what earlier rounds withheld is added before, and what this
+    message withholds is kept in ``memory``.
 
     Raises:
         CapabilityError: the defense raised, or returned no message, other names or shapes, numbers that are
             not finite float32 on the CPU, or share memory with the gradient.
     """
+    keeps = memory is not None and defense.keeps_error()
+    if keeps:
+        gradient = {name: g + memory[name].to(g) if name in memory else g for name, g in gradient.items()}
     message = _call(defense, "transmit", defense.transmit, dict(gradient), generator)
     if not isinstance(message, Message):
         raise _broken(defense, "transmit", f"returned {_kind(message)}, expected vleak.federated.Message")
@@ -95,6 +106,8 @@ def transmit(defense: Defense, gradient: dict[str, Tensor], generator: torch.Gen
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
     _check_memory(defense, "transmit", tensors, gradient.values())
+    if keeps:
+        memory.update({name: g.detach().cpu() - tensors[name] for name, g in gradient.items()})
     return Message({name: tensors[name].detach() for name in gradient}, size)
 
 
@@ -122,13 +135,19 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
     return channel
 
 
-def stated_privacy(defense: Defense) -> Privacy | None:
+def stated_privacy(defense: Defense, uses: int = 1) -> Privacy | None:
     """Return the certificate that a defense states; None where it proves nothing.
+
+    Args:
+        defense: of the client.
+        uses: in how many steps of local training a clip takes part.
 
     Raises:
         CapabilityError: the defense raised, or returned no certificate.
     """
     privacy = _call(defense, "privacy", defense.privacy)
+    if privacy is not None and uses > 1:
+        privacy = _call(defense, "privacy_of", defense.privacy_of, uses)
     if privacy is not None and not isinstance(privacy, Privacy):
         raise _broken(defense, "privacy", f"returned {_kind(privacy)}, expected vleak.federated.Privacy")
     return privacy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -99,8 +99,8 @@ class Update:
     """Update of one client, as the server receives it.
 
     Attributes:
-        tensors: one float32 CPU tensor a model parameter, in ``named_parameters()`` order: what ARRIVES,
-            decoded.
+        tensors: one float32 CPU tensor a trained parameter, in ``named_parameters()`` order: what ARRIVES,
+            decoded. Frozen parameters (``requires_grad=False``) are not sent.
         wire_bytes: bytes that the encoded message took.
         facts: public facts.
     """
@@ -109,13 +109,26 @@ class Update:
     wire_bytes: int
     facts: PublicFacts = PublicFacts()
 
+    def as_gradient(self) -> Update:
+        """Return the gradient that a delta stands for: the mean of those of its local steps, to first order.
+
+        A delta is -learning_rate times the sum of the steps' gradients (with momentum or Adam times what the
+        optimizer makes of them). A gradient is returned as it is.
+        """
+        local = self.facts.local
+        if local is None:
+            return self
+        factor = -1 / (local.learning_rate * local.steps)
+        tensors = {name: factor * tensor for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, facts=replace(self.facts, kind="fedsgd", local=None))
+
     def check(self, model: nn.Module) -> None:
-        """Check that the tensors are those of the model.
+        """Check that the tensors are those of the model's trained parameters.
 
         Raises:
             InputError: a parameter is missing, one too many is there, or a shape differs; names the tensor.
         """
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         for name, shape in shapes.items():
             if name not in self.tensors:
                 raise InputError(f"the update lacks {name!r} of the model; give the model it was made with")

@@ -23,11 +23,14 @@ from vleak.attacks.simulation import known_channel
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.descent.problem import Rule, Schedule
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES, Channel
+from vleak.federated import LOSSES, Channel, LocalTraining
 
 __all__ = ["REFERENCE_USES", "Matching", "NonAdaptiveMatching"]
 
 REFERENCE_USES = ("start", "prior", "mask")
+PATHS = ("auto", "unroll", "midpoint")
+_UNROLLED = 8
+"""Local steps up to which they are unrolled by default; each costs as much as an iteration on a gradient."""
 STILL_UNIT = 0.5
 """How far a pixel may stray from the background where nothing seems to move, in units of where something
 does; chosen among 0 (held), 0.25, 0.5 and 1 on synthetic clips of seed 1000, which no default run draws."""
@@ -38,16 +41,18 @@ class _Setup:
     """What all descents of one attack share.
 
     Attributes:
-        observation: as `Attack.prepare` has it.
+        observation: as `Attack.prepare` has it, a delta as the gradient that it stands for.
         channel: what is known of the defense, or None.
         weights: what the channel asks of the regularisers.
         unit: what they are measured in.
+        local: local training that is unrolled, or None.
     """
 
     observation: Observation
     channel: Channel | None
     weights: AdaptiveWeights
     unit: float
+    local: LocalTraining | None = None
 
     @property
     def knowledge(self) -> Knowledge:
@@ -84,6 +89,7 @@ class Matching(Attack):
 
     name: ClassVar[str] = "matching"
     takes: ClassVar[frozenset[str]] = frozenset({"frames", "features"})
+    local_steps: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -102,6 +108,7 @@ class Matching(Attack):
         temporal: float = 0.09,
         prior: float = 0.02,
         reference: Literal["start", "prior", "mask"] = "mask",
+        path: Literal["auto", "unroll", "midpoint"] = "auto",
         engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
@@ -121,11 +128,17 @@ class Matching(Attack):
                 it, so that the background's own texture costs nothing. "mask": as "prior" for half of the
                 iterations; in the other half what does not differ from the background by then pays more for
                 doing so, and where something moves the background's texture is taken out.
+            path: for deltas of local training. "unroll": the local steps are simulated on the clips
+                (Dimitrov et al., TMLR 2022, arXiv 2206.12395). "midpoint": their mean gradient is matched
+                at the weights halfway (Zhu et al., ICML 2023, arXiv 2306.00127). "auto": the first for Adam
+                and up to 8 steps of SGD.
             engine: which loop runs, see `vleak.descent.loop`.
 
         Raises:
-            InputError: fewer than one iteration or restart, or another use of reference frames.
+            InputError: fewer than one iteration or restart, or another use of reference frames, or path.
         """
+        if path not in PATHS:
+            raise unknown_name("path", path, PATHS)
         if reference not in REFERENCE_USES:
             raise unknown_name("reference", reference, REFERENCE_USES)
         if iterations < 1 or restarts < 1:
@@ -136,11 +149,13 @@ class Matching(Attack):
         self.distance, self.rule, self.schedule = distance, rule, schedule
         self.warmup, self.coarse, self.patience, self.tolerance = warmup, coarse, patience, tolerance
         self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
-        self.reference, self.engine = reference, engine
+        self.reference, self.path, self.engine = reference, path, engine
 
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
         """Return a descent a restart, on clips, on differences from a background, or on features."""
-        setup = self._setup(observation)
+        setup = self._setup(observation.as_gradient(), self._unrolled(observation))
+        if setup.local is not None:
+            setup = replace(setup, observation=replace(setup.observation, model=observation.model))
         if setup.knowledge.of_features:
             return self._feature_work(setup, generator)
         references, starts = setup.knowledge.references, self._starts(setup.knowledge, generator)
@@ -148,7 +163,7 @@ class Matching(Attack):
             return self._clip_work(setup, starts)
         still = self._still_background(setup, references).to(setup.weight)
         everywhere = still.new_ones(len(still), 1, *setup.knowledge.clip_shape[1:])
-        background = BackgroundModel(observation.model, still, everywhere)
+        background = BackgroundModel(setup.observation.model, still, everywhere)
         masked = self.iterations // 2 if self.reference == "mask" else 0
         work = self._background_work(
             setup, [background] * len(starts), starts, self.iterations - masked, self.coarse
@@ -171,11 +186,19 @@ class Matching(Attack):
         second = self._background_work(following.setup, backgrounds, starts, following.iterations, 0)
         return replace(second, earlier=states)
 
-    def _setup(self, observation: Observation) -> _Setup:
+    def _unrolled(self, observation: Observation) -> LocalTraining | None:
+        """Return the local training to unroll; None where a gradient says all, or at the midpoint."""
+        local = observation.update.facts.local
+        if local is None or self.path == "midpoint" or (local.steps == 1 and local.optimizer == "sgd"):
+            return None
+        unrolled = self.path == "unroll" or local.optimizer == "adam" or local.steps <= _UNROLLED
+        return local if unrolled else None
+
+    def _setup(self, observation: Observation, local: LocalTraining | None) -> _Setup:
         channel = known_channel(observation)
         weights = adaptive_weights(channel, observation.update, observation.knowledge)
         unit = 1.0 if self.distance == "cosine" else energy_of(observation.update)
-        return _Setup(observation, channel, weights, unit)
+        return _Setup(observation, channel, weights, unit, local)
 
     def _starts(self, knowledge: Knowledge, generator: torch.Generator) -> list[Tensor]:
         """Draw a start a restart: what the attacker expects, plus noise that sets the restarts apart."""
@@ -306,6 +329,7 @@ class Matching(Attack):
             target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
             masks=masks,
             distance=self.distance,
+            local=setup.local,
         )
 
 

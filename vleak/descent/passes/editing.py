@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -145,18 +145,21 @@ def argument(node: Node, name: str) -> Any:
     raise KeyError(name)
 
 
-def terms_of_sums(graph: Graph) -> list[tuple[Node, list[Node]]]:
-    """Return every sum that is not a term of another, with its terms in order, all of them tensors.
+def terms_of_sums(graph: Graph) -> Iterator[tuple[Node, list[Node]]]:
+    """Yield every sum that is not a term of another, with its terms in order, all of them tensors.
 
-    The terms may be recomputed at the place of the sum: nothing changes them or their inputs in place.
+    The terms may be recomputed at the place of the sum: nothing changes them or their inputs in place. A sum
+    may be replaced as soon as it is there; the terms of later sums are read after that.
     """
-    stable = unchanged(graph)
-    sums = [(node, _terms(node, node)) for node in graph.nodes if _plain_sum(node) and not is_term(node)]
-    return [(node, terms) for node, terms in sums if all(_may_move(term, stable) for term in terms)]
+    before, stable = set(graph.nodes), unchanged(graph)
+    for node in [node for node in graph.nodes if _plain_sum(node) and not is_term(node)]:
+        terms = _terms(node, node)
+        if all(_may_move(term, before - stable) for term in terms):
+            yield node, terms
 
 
-def _may_move(term: Any, stable: set[Node]) -> bool:
-    return isinstance(term, Node) and stable.issuperset((term, *term.all_input_nodes))
+def _may_move(term: Any, changing: set[Node]) -> bool:
+    return isinstance(term, Node) and changing.isdisjoint((term, *term.all_input_nodes))
 
 
 def is_term(node: Any) -> bool:

@@ -1,0 +1,104 @@
+"""Local training as a differentiable function of the clips: what a delta measures, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vleak.federated import LocalTraining
+
+__all__ = ["mean_step"]
+
+_ADAM = (0.9, 0.999, 1e-8)
+"""Betas and epsilon of PyTorch's Adam."""
+_SOFTENING = 0.1
+"""What is added to Adam's root, in root mean squares of it: its steps are nearly signs, which have no slope.
+Chosen of 0, 0.003, 0.01, 0.03, 0.1, 0.3, 1 and 3 on synthetic clips of seed 3, which no default run draws."""
+
+
+def mean_step(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    *,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    local: LocalTraining,
+) -> list[Tensor]:
+    """Return -delta / (learning rate * steps) of local training on x, differentiable by x.
+
+    For plain SGD that is the mean gradient of the steps. A step takes the next clips of x in their order,
+    over and over: which clips the client took is unknown, and within one pass the order of x is as good as
+    any (Dimitrov et al., TMLR 2022, arXiv 2206.12395).
+
+    Args:
+        model: its code; the tensors come as arguments.
+        loss: (logits or scores, labels) -> scalar.
+        x: (B, ...), of which derivatives are wanted.
+        labels: (B,) int64.
+        parameters: by name, before training; each requires grad.
+        buffers: by name; not changed.
+        local: how the client trains.
+
+    Returns:
+        one tensor a parameter, in their order.
+    """
+    firsts = range(0, len(x), local.step_size(len(x)))
+    weights, moments = dict(parameters), _Moments(local)
+    total = [torch.zeros_like(value) for value in weights.values()]
+    for step in range(local.steps):
+        first = firsts[step % len(firsts)]
+        rows = slice(first, first + firsts.step)
+        logits = functional_call(model, {**weights, **buffers}, (x[rows],))
+        gradients = torch.autograd.grad(
+            loss(logits, labels[rows]), list(weights.values()), create_graph=True, allow_unused=True,
+            materialize_grads=True,
+        )  # fmt: skip
+        moves = moments.moves(list(weights.values()), list(gradients))
+        total = [sum_ + move for sum_, move in zip(total, moves, strict=True)]
+        weights = {
+            name: weight - local.learning_rate * move
+            for (name, weight), move in zip(weights.items(), moves, strict=True)
+        }
+    return [sum_ / local.steps for sum_ in total]
+
+
+class _Moments:
+    """What the optimizer makes of the gradients, step by step: moves of the weights over -learning rate."""
+
+    def __init__(self, local: LocalTraining) -> None:
+        self._local, self._step = local, 0
+        self._first: list[Tensor] = []
+        self._second: list[Tensor] = []
+
+    def moves(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+        """Return the move of every weight."""
+        self._step += 1
+        if self._local.weight_decay:
+            decay = self._local.weight_decay
+            gradients = [g + decay * w for g, w in zip(gradients, weights, strict=True)]
+        return self._adam(gradients) if self._local.optimizer == "adam" else self._sgd(gradients)
+
+    def _sgd(self, gradients: list[Tensor]) -> list[Tensor]:
+        if self._local.momentum and self._first:
+            momentum = self._local.momentum
+            gradients = [momentum * v + g for v, g in zip(self._first, gradients, strict=True)]
+        self._first = gradients
+        return gradients
+
+    def _adam(self, gradients: list[Tensor]) -> list[Tensor]:
+        beta, second, epsilon = _ADAM
+        before = self._first or [torch.zeros_like(g) for g in gradients]
+        squares = self._second or [torch.zeros_like(g) for g in gradients]
+        self._first = [beta * m + (1 - beta) * g for m, g in zip(before, gradients, strict=True)]
+        self._second = [second * v + (1 - second) * g * g for v, g in zip(squares, gradients, strict=True)]
+        means = [m / (1 - beta**self._step) for m in self._first]
+        variances = [v / (1 - second**self._step) for v in self._second]
+        # 1e-24 keeps the root's derivative finite where all is 0.
+        soft = [(v + _SOFTENING**2 * v.detach().mean() + 1e-24).sqrt() for v in variances]
+        scales = [root + epsilon for root in soft]
+        return [m / s for m, s in zip(means, scales, strict=True)]

@@ -1,0 +1,112 @@
+"""What a client trains and sends: the parameters that are not frozen, and their way through local steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vleak.errors import CapabilityError, InputError
+from vleak.federated import steps
+from vleak.federated.defense import Defense
+from vleak.federated.gradients import Loss
+from vleak.federated.local import LocalTraining
+
+__all__ = ["local_delta", "trained_part"]
+
+
+def trained_part(model: nn.Module) -> nn.Module:
+    """Return the model with its frozen parameters (``requires_grad=False``) as buffers.
+
+    Its ``named_parameters()`` are what a client trains, clips, counts and sends. A copy where anything is
+    frozen, else the model itself.
+
+    Raises:
+        InputError: every parameter is frozen.
+    """
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if not frozen:
+        return model
+    if len(frozen) == len(list(model.named_parameters())):
+        raise InputError(
+            f"model {type(model).__name__}: all its parameters are frozen (requires_grad=False), so "
+            "nothing is sent; leave some of them trainable"
+        )
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and not parameter.requires_grad:
+                del module._parameters[name]
+                module.register_buffer(name, parameter.detach())
+    return model
+
+
+def local_delta(
+    defense: Defense,
+    model: nn.Module,
+    loss: Loss,
+    clips: Tensor,
+    labels: Tensor,
+    *,
+    local: LocalTraining,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Train a copy of the model on a client's clips and return how its weights moved, through a defense.
+
+    The defense acts on the gradient of every step; what it does to the message comes after this.
+
+    Args:
+        defense: of the client.
+        model: from `trained_part`, in the client's mode; not changed.
+        loss: (logits or scores, labels) -> scalar, a mean over the clips.
+        clips: (N, ...), float32, on the model's device.
+        labels: (N,) int64, on the model's device.
+        local: how it trains.
+        generator: CPU generator of the client; draws the order of the clips where a step takes a part.
+
+    Returns:
+        by parameter name, weights after training less those before it.
+
+    Raises:
+        CapabilityError: the defense broke its contract, or the weights left the range of numbers.
+    """
+    trained = copy.deepcopy(model)
+    parameters = dict(trained.named_parameters())
+    optimizer = _optimizer(parameters, local)
+    for rows in _batches(len(clips), local, generator):
+        gradient = steps.aggregate(defense, trained, loss, clips[rows], labels[rows], generator)
+        for name, parameter in parameters.items():
+            parameter.grad = gradient[name].to(parameter)
+        optimizer.step()
+    before = dict(model.named_parameters())
+    delta = {name: (p.detach() - before[name].detach()) for name, p in parameters.items()}
+    for name, tensor in delta.items():
+        if not torch.isfinite(tensor).all():
+            raise CapabilityError(
+                f"local training diverged: {name!r} is not finite after {local.steps} steps; lower the "
+                f"learning rate, {local.learning_rate:g}"
+            )
+    return delta
+
+
+def _optimizer(parameters: dict[str, nn.Parameter], local: LocalTraining) -> torch.optim.Optimizer:
+    if local.optimizer == "adam":
+        return torch.optim.Adam(parameters.values(), lr=local.learning_rate, weight_decay=local.weight_decay)
+    return torch.optim.SGD(
+        parameters.values(),
+        lr=local.learning_rate,
+        momentum=local.momentum,
+        weight_decay=local.weight_decay,
+    )
+
+
+def _batches(clips: int, local: LocalTraining, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows of every step; the order is drawn anew for each pass where a step takes a part."""
+    size, rows = local.step_size(clips), torch.arange(0)
+    for _ in range(local.steps):
+        if not len(rows):
+            rows = torch.arange(clips) if size == clips else torch.randperm(clips, generator=generator)
+        yield rows[:size]
+        rows = rows[size:]
