@@ -10,7 +10,7 @@ import typer
 
 from vleak.cli import output, stopping
 from vleak.cli.table import leak_table
-from vleak.errors import InputError, VleakError
+from vleak.errors import InputError, VleakError, argument
 
 if TYPE_CHECKING:
     from vleak.api import Run
@@ -32,7 +32,7 @@ def _integer(text: str) -> int:
         raise typer.BadParameter(f"expected a whole number, got {text!r}") from None
 
 
-_DATA, _ATTACK, _RUN = "What is attacked", "The attack", "The run"
+_DATA, _CLIENT, _ATTACK, _RUN = "What is attacked", "The client", "The attack", "The run"
 
 Defenses = Annotated[
     list[str],
@@ -89,6 +89,20 @@ ReferenceFrames = Annotated[
     str,
     _option("Frames of the scene, not in the clip, that the attacker holds: 0,1,4 runs all three.", _ATTACK),
 ]
+Batch = Annotated[str, _option("Private clips of a client: 1,4,8 runs all three.", _CLIENT)]
+Mode = Annotated[str, _option("eval or train: mode of the model while a client computes.", _CLIENT)]
+Trainable = Annotated[
+    str, _option("Parameters that are trained and sent, by name: 'head.*'; commas between patterns.", _CLIENT)
+]
+LocalSteps = Annotated[
+    str, _option("Steps of local training before a delta is sent (FedAvg): 0 for the gradient; 1,5.", _CLIENT)
+]
+LocalEpochs = Annotated[str, _option("The same in passes over the client's clips.", _CLIENT)]
+LocalBatch = Annotated[int, _number("Clips of a local step; 0 for all of the client.", _CLIENT)]
+LocalRate = Annotated[float, _option("Learning rate of local training.", _CLIENT)]
+LocalMomentum = Annotated[float, _option("Momentum of local SGD.", _CLIENT)]
+LocalDecay = Annotated[float, _option("Weight decay of local training.", _CLIENT)]
+LocalOptimizer = Annotated[str, _option("sgd or adam.", _CLIENT)]
 Metrics = Annotated[
     list[str] | None,
     _option(
@@ -132,6 +146,16 @@ def evaluate(
     segments: Segments = 32,
     attack: Attacks = None,
     reference_frames: ReferenceFrames = "0",
+    batch: Batch = "1",
+    mode: Mode = "eval",
+    trainable: Trainable = "*",
+    local_steps: LocalSteps = "0",
+    local_epochs: LocalEpochs = "0",
+    local_batch: LocalBatch = 0,
+    local_rate: LocalRate = 0.01,
+    local_momentum: LocalMomentum = 0.0,
+    local_decay: LocalDecay = 0.0,
+    local_optimizer: LocalOptimizer = "sgd",
     metric: Metrics = None,
     enhance: Enhance = "classical",
     restarts: Restarts = 1,
@@ -151,9 +175,12 @@ def evaluate(
             folder, workers,
             data=data, pipeline=pipeline, model=model, extractor=extractor, head=head, loss=loss,
             training_state=training_state, defenses=tuple(defense), attacks=tuple(attack) if attack else None,
-            metrics=tuple(metric or ()),
-            clips=clips, frames=frames, size=size, stride=stride, segments=segments,
-            reference_frames=_counts(reference_frames), enhance=enhance, restarts=restarts,
+            metrics=tuple(metric or ()), clips=clips, frames=frames, size=size, stride=stride,
+            segments=segments, batch=_counts("batch", batch), mode=mode, trainable=trainable,
+            reference_frames=_counts("reference_frames", reference_frames),
+            local_steps=_counts("local_steps", local_steps), local_rate=local_rate, local_batch=local_batch,
+            local_epochs=_counts("local_epochs", local_epochs), local_momentum=local_momentum,
+            local_decay=local_decay, local_optimizer=local_optimizer, enhance=enhance, restarts=restarts,
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
         )  # fmt: skip
         _show(run)
@@ -166,12 +193,12 @@ def evaluate(
     _refuse_empty(run.rows, named=attack is not None)
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def _counts(name: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"reference_frames={text!r}: expected whole numbers with commas, such as 0,1,4"
+            f"{argument(name, repr(text))}: expected whole numbers with commas, such as 0,1,4"
         ) from None
 
 

@@ -40,7 +40,10 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
     table = Table(title=f"What still leaks? {subject}", caption=caption, box=box.SIMPLE_HEAD)
     table.padding, table.pad_edge, table.collapse_padding = (0, 1), False, True
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
-    several = len({(row.pipeline, row.attack, row.reference_frames) for row in rows if not row.baseline}) > 1
+    attacked = {
+        (row.pipeline, row.attack, row.reference_frames, row.client) for row in rows if not row.baseline
+    }
+    several = len(attacked) > 1
     columns = {name: cell for name, cell in _COLUMNS.items() if width >= _WIDE or name not in _DETAILS}
     if not any(row.segments for row in rows):
         columns.pop("segments")
@@ -78,7 +81,10 @@ def _with_frames(row: Row) -> str:
         if row.reference_frames
         else ""
     )
-    return f"{row.attack}{frames}"
+    from vleak.report import client_text
+
+    client = client_text(row.client)
+    return f"{row.attack}{frames}{', ' if client else ''}{client}"
 
 
 def _defense(row: Row) -> str:
@@ -125,6 +131,12 @@ def _interval(gain: Interval) -> str:
     return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
 
 
+def _of_a_batch(row: Row) -> str:
+    if row.batch_identified is None:
+        return ""
+    return f" ({row.batch_identified:.1f} of {row.client.batch_size})"
+
+
 def _bytes(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
@@ -139,7 +151,7 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "gain dB [95 %]": lambda row: _interval(row.psnr_gain_db),
     "enhanced": _enhanced,
     "segments": _segments,
-    "recognised": lambda row: f"{row.identified}/{row.n}",
+    "recognised": lambda row: f"{row.identified}/{row.n}" + _of_a_batch(row),
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
     "bound": lambda row: "" if row.bound is None else f"≤ {row.bound:.0%}",
     "label": lambda row: "" if row.baseline or not row.labels else f"{row.labels_correct}/{row.labels}",
@@ -158,11 +170,20 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord]) -> list[str]:
         "the update alone.",
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
+    if any(row.batch_identified is not None for row in rows):
+        lines.append(
+            "of a batch: its answers are matched to its clips one to one; in brackets the mean a batch."
+        )
     if any(row.reference_frames for row in rows):
         lines.append("+ frames: the attacker holds so many frames of the scene that are not in the clip.")
     if any(row.segments for row in rows):
         lines.append("segments: feature rows that came back (cosine above 0.99) of those with a gradient.")
     for model in models:
+        if model.sent_parameters is not None:
+            lines.append(
+                f"{model.name}: clients train and send {model.sent_parameters:,} of {model.parameters:,} "
+                "parameters; the others are frozen."
+            )
         if (hits := model.held_out_accuracy) is not None:
             which = "the model" if len(models) == 1 else model.name
             lines.append(f"{which} gets {hits:.0%} of the attacked clips right (chance {model.chance:.0%}).")

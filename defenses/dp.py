@@ -81,20 +81,20 @@ class DpSgd(Defense):
         In a delta of K steps of SGD on b clips each the noises add up, to K times the variance of the
         learning rate times ``noise_multiplier * max_grad_norm / b``. With momentum or Adam nothing is stated.
         """
-        deviation, norm, key = self.noise_multiplier * self.max_grad_norm, self.max_grad_norm, ()
+        deviation, norm = self.noise_multiplier * self.max_grad_norm, self.max_grad_norm
         local, clips = update.facts.local, update.facts.batch_size
         if local is not None:
             if local.optimizer != "sgd" or local.momentum:
                 return None
             rate = local.learning_rate
             deviation *= rate * math.sqrt(local.steps) * clips / local.step_size(clips)
-            norm, key = norm * rate * local.steps, (local,)
+            norm *= rate * local.steps
         entries = sum(tensor.numel() for tensor in update.tensors.values())
         return Channel(
             noise_energy=(deviation / clips) ** 2 * entries,
             noise_deviation=deviation,
             clip_norm=norm,
-            key=(self.name, self.noise_multiplier, self.max_grad_norm, *key),
+            key=(self.name, self.noise_multiplier, self.max_grad_norm, local),
         )
 
     def aggregate(

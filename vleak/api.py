@@ -48,6 +48,16 @@ def evaluate(
     stride: int = 2,
     segments: int = 32,
     reference_frames: int | Sequence[int] = (0,),
+    batch: int | Sequence[int] = (1,),
+    mode: str = "eval",
+    trainable: str = "*",
+    local_steps: int | Sequence[int] = (0,),
+    local_epochs: int | Sequence[int] = (0,),
+    local_batch: int = 0,
+    local_rate: float = 0.01,
+    local_momentum: float = 0.0,
+    local_decay: float = 0.0,
+    local_optimizer: str = "sgd",
     enhance: str = "classical",
     restarts: int = 1,
     iterations: int = 150,
@@ -75,6 +85,11 @@ def evaluate(
             (reconstruction, truth) -> score.
         clips, frames, size, stride, segments: of the data.
         reference_frames: frames of the scene that the attacker holds; each count is a row.
+        batch: private clips of a client; each number is a row.
+        mode: mode of the model in the client, "eval" or "train".
+        trainable: patterns of the parameters that are trained and sent, such as "head.*".
+        local_steps, local_epochs: length of local training (FedAvg), each number a row; 0 for the gradient.
+        local_batch, local_rate, local_momentum, local_decay, local_optimizer: how a client trains.
         enhance: "classical", "network", "spandrel:FILE" or "none".
         restarts, iterations: of every attack by name.
         labels: "inferred" or "granted".
@@ -99,7 +114,10 @@ def evaluate(
         training_state=training_state, defenses=_several(defenses, Defense),
         attacks=None if attacks is None else _several(attacks, Attack), metrics=_metrics(metrics),
         clips=clips, frames=frames, size=size, stride=stride, segments=segments,
-        reference_frames=reference_frames if isinstance(reference_frames, Sequence) else (reference_frames,),
+        reference_frames=_counts(reference_frames), batch=_counts(batch), mode=mode, trainable=trainable,
+        local_steps=_counts(local_steps), local_epochs=_counts(local_epochs), local_batch=local_batch,
+        local_rate=local_rate, local_momentum=local_momentum, local_decay=local_decay,
+        local_optimizer=local_optimizer,
         enhance=enhance, restarts=restarts, iterations=iterations, labels=labels, seed=seed, device=device,
         engine=engine,
     )  # fmt: skip
@@ -245,6 +263,10 @@ class Run:
             "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row.values()) + "</tr>" for row in table
         )
         return f"<ul>{sentences}</ul><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _counts(counts: int | Sequence[int]) -> Sequence[int]:
+    return counts if isinstance(counts, Sequence) else (counts,)
 
 
 def _several(things: Any, kind: type) -> tuple[Any, ...]:

@@ -301,7 +301,7 @@ def test_different_knowledge_is_never_averaged_together():
     found = rows(group(GAINS, 12), group([0.0] * 12, 0, knowledge=granted))
     assert [knowledge_text(row.knowledge) for row in found] == [
         "labels inferred",
-        "labels granted, 1 reference frame, batch of 4",
+        "labels granted, 1 reference frame",
     ]
     assert knowledge_text(KnowledgeRecord(reference_frames=4)) == "labels inferred, 4 reference frames"
 

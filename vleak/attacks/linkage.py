@@ -7,6 +7,7 @@ among N candidates needs log2(N). This is the sharpest attacker that an identifi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,26 +22,27 @@ __all__ = ["link_rank", "link_scores"]
 def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]) -> Tensor:
     """Score every candidate by how well the update that it would have caused agrees with the one that came.
 
+    Of a batch the companions are unknown, and what they add to the update is alike for all candidates, so
+    that the largest cosine decides there too.
+
     The label of a clip is not seen in it, so a candidate is a list of hypotheses, one undefended update for
     every label that it may carry. Behind Gaussian noise of a known channel the score is the logarithm of the
     mean likelihood over them, and choosing the largest is the Bayes rule for equally likely candidates and
     labels: nobody does better. Otherwise it is the largest cosine, over the entries that carry a measurement.
 
     Args:
-        observation: of a batch of one clip.
+        observation: of the batch that the clip was in.
         candidates: N lists of undefended updates of one clip, computed by the attacker on the same model.
 
     Returns:
         (N,) float64, larger is likelier.
 
     Raises:
-        InputError: there is no candidate, one is an update of another model, or the batch has several clips.
+        InputError: there is no candidate, or one is an update of another model.
     """
-    update, clips = observation.update, observation.knowledge.batch_size
+    update = observation.update
     if not candidates or not all(candidates):
         raise InputError("linkage: expected at least one update a candidate; give the clips to choose from")
-    if clips != 1:
-        raise InputError(f"linkage: expected an update of one clip, got a batch of {clips}")
     names = list(update.tensors)
     for index, hypotheses in enumerate(candidates):
         if any(_shapes(hypothesis) != _shapes(update) for hypothesis in hypotheses):
@@ -48,6 +50,8 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
                 f"linkage: candidate {index} has other tensors than the update; compute both on one model"
             )
     sent, channel = _flat(update.tensors, names), observation.channel or Channel()
+    if observation.knowledge.batch_size > 1:
+        channel = replace(channel, noise_deviation=None)
     # One candidate at a time: in float64 all of them would take twice the memory of the updates.
     flat = ([_flat(hypothesis.tensors, names) for hypothesis in group] for group in candidates)
     return torch.stack([_score(sent, hypotheses, channel, names) for hypotheses in flat])

@@ -52,6 +52,18 @@ class Reconstruction:
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
 
+    def part(self, index: int) -> Reconstruction:
+        """Return the answer to one clip of the batch."""
+        rows = slice(index, index + 1)
+        recovered = None if self.recovered is None else self.recovered[rows]
+        return replace(
+            self,
+            clips=self.clips[rows],
+            labels=self.labels[rows],
+            recovered=recovered,
+            seconds=self.seconds / len(self.clips),
+        )
+
     @property
     def adaptive(self) -> bool:
         """Whether the attack took the client's defense into account."""

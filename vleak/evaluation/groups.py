@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -53,16 +53,22 @@ class Result:
 
 @dataclass
 class _Attempt:
-    """A cell on its way: what it has so far, and why it failed."""
+    """Cells of one client on their way: what they have so far, and why they failed."""
 
     pipeline: Pipeline
-    case: Case
-    record: Cell
+    cases: tuple[Case, ...]
+    records: list[Cell]
     generator: torch.Generator
     update: Update | None = None
     observation: Observation | None = None
     reconstruction: Reconstruction | None = None
+    answers: list[Answer] = field(default_factory=list)
     failure: str | None = None
+
+    @property
+    def case(self) -> Case:
+        """First of its cases; they differ in the clip alone."""
+        return self.cases[0]
 
     @contextmanager
     def recorded(self, who: str) -> Iterator[None]:
@@ -78,59 +84,75 @@ class _Attempt:
             self.failure = f"{who} raised {type(error).__name__}: {line}"
 
     def task(self, stop: Stop) -> Task:
-        """Attack of the cell, ready to run: a copy, so that no cell sees what another one left in it."""
+        """Attack of the client, ready to run: a copy, so that no cell sees what another one left in it."""
         assert self.observation is not None
         return Task(copy.deepcopy(self.case.attack), self.observation, self.generator, stop=stop)
 
-    def result(self, judgement: Judgement | None = None, answer: Answer | None = None) -> Result:
-        """Finished cell."""
-        if judgement is None or answer is None:
-            return Result(self.record.model_copy(update={"status": f"failed: {self.failure}"}))
+    def results(self) -> list[Result]:
+        """Finished cells, one a clip of the client."""
+        if self.failure is not None or self.update is None or self.observation is None:
+            return [self._failed(record) for record in self.records]
+        return [self._judged(*cell) for cell in zip(self.cases, self.records, self.answers, strict=True)]
+
+    def _failed(self, record: Cell) -> Result:
+        return Result(record.model_copy(update={"status": f"failed: {self.failure}"}))
+
+    def _judged(self, case: Case, record: Cell, answer: Answer) -> Result:
+        judgement: Judgement | None = None
+        self.failure = None
+        with self.recorded("judging"):
+            assert self.update is not None
+            assert self.observation is not None
+            judgement = self.pipeline.judge(case, self.update, self.observation, answer)
+        if judgement is None:
+            return self._failed(record)
         changes = {
-            "attack": _attack_record(self.record, answer),
+            "attack": _attack_record(record, answer),
             "scores": judgement.scores,
             "enhanced": judgement.enhancement,
             "update": judgement.update,
             "flags": answer.flags,
             "status": "ok",
         }
-        return Result(self.record.model_copy(update=changes), judgement.picture, judgement.enhanced)
+        return Result(record.model_copy(update=changes), judgement.picture, judgement.enhanced)
 
 
 def run_group(
-    cells: Sequence[PlannedCell], stop: Stop, *, batched: bool = False, spread: Spread = map
+    clients: Sequence[Sequence[PlannedCell]], stop: Stop, *, batched: bool = False, spread: Spread = map
 ) -> list[Result]:
-    """Run some cells; each gives the numbers that it gives alone.
+    """Run the cells of some clients; each gives the numbers that it gives alone.
 
     Args:
-        cells: in the order of the results.
+        clients: for each the cells of its clips, which one attack answers; in the order of the results.
         stop: asked between iterations.
-        batched: whether descents of different cells share a batch.
-        spread: calls what needs no batch for every cell.
+        batched: whether descents of different clients share a batch.
+        spread: calls what needs no batch for every client.
 
     Raises:
         StoppedError: ``stop`` said so; an answer that was cut short is worth nothing.
     """
-    attempts = list(spread(_begin, cells))
+    attempts = list(spread(_begin, clients))
     _reconstruct([attempt for attempt in attempts if attempt.failure is None], stop, batched=batched)
     if stop():
         raise StoppedError("stopped within a cell")
-    answers = [_answer(attempt, stop) for attempt in attempts]
+    for attempt in attempts:
+        _answer(attempt, stop)
     if stop():
         raise StoppedError("stopped within a cell")
-    return list(spread(lambda pair: _judge(*pair), list(zip(attempts, answers, strict=True))))
+    return [result for results in spread(_Attempt.results, attempts) for result in results]
 
 
-def _begin(cell: PlannedCell) -> _Attempt:
+def _begin(cells: Sequence[PlannedCell]) -> _Attempt:
     """Let the client send its message, and collect what the attacker may use."""
-    pipeline, case = cell.pipeline, cell.case
-    attempt = _Attempt(pipeline, case, pipeline.blank(case), pipeline.attack_generator(case))
+    pipeline, cases = cells[0].pipeline, tuple(cell.case for cell in cells)
+    case, blanks = cases[0], [pipeline.blank(case) for case in cases]
+    attempt = _Attempt(pipeline, cases, blanks, pipeline.attack_generator(case))
     with attempt.recorded(f"defense {case.defense.name!r}"):
-        attempt.record = pipeline.stated(attempt.record, case)
+        attempt.records = [pipeline.stated(blank, own) for blank, own in zip(blanks, cases, strict=True)]
     if attempt.failure is not None:
         return attempt
     with attempt.recorded(f"client with defense {case.defense.name!r}"):
-        client = pipeline.client(case.defense)
+        client = pipeline.client(case)
         attempt.update = pipeline.update(case, client)
         attempt.observation = pipeline.observe(case, attempt.update, client)
     return attempt
@@ -150,21 +172,16 @@ def _reconstruct(attempts: Sequence[_Attempt], stop: Stop, *, batched: bool) -> 
             attempt.reconstruction = outcome
 
 
-def _answer(attempt: _Attempt, stop: Stop) -> Answer | None:
-    if attempt.reconstruction is None:
-        return None
+def _answer(attempt: _Attempt, stop: Stop) -> None:
+    """Match the parts of the answer to the clips, and lead features back to frames."""
+    if attempt.failure is not None or attempt.reconstruction is None:
+        return
     with attempt.recorded("feature inversion"):
-        return attempt.pipeline.answer(attempt.case, attempt.reconstruction, attempt.generator, stop)
-    return None
-
-
-def _judge(attempt: _Attempt, answer: Answer | None) -> Result:
-    if answer is None or attempt.update is None or attempt.observation is None:
-        return attempt.result()
-    judgement = None
-    with attempt.recorded("judging"):
-        judgement = attempt.pipeline.judge(attempt.case, attempt.update, attempt.observation, answer)
-    return attempt.result(judgement, answer)
+        parts = attempt.pipeline.parts(attempt.cases, attempt.reconstruction)
+        attempt.answers = [
+            attempt.pipeline.answer(case, part, attempt.generator, stop)
+            for case, part in zip(attempt.cases, parts, strict=True)
+        ]
 
 
 def _attack_record(record: Cell, answer: Answer) -> object:

@@ -9,9 +9,9 @@ from vleak.attacks import BASELINES
 from vleak.defenses import Defense, NoDefense, defense_text
 from vleak.evaluation.chosen import ChosenAttack
 from vleak.evaluation.settings import Settings
-from vleak.pipelines import Case, Pipeline
+from vleak.pipelines import Case, ClientSettings, Pipeline
 
-__all__ = ["PlannedCell", "plan"]
+__all__ = ["PlannedCell", "by_client", "plan"]
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,40 @@ def plan(settings: Settings, pipelines: Sequence[Pipeline]) -> list[PlannedCell]
     return [cell for pipeline in pipelines for cell in _cells(settings, pipeline)]
 
 
+def by_client(cells: Sequence[PlannedCell]) -> list[tuple[PlannedCell, ...]]:
+    """Cells by client, in order: those of one batch under one defense and attack are one attack's."""
+    clients: dict[object, list[PlannedCell]] = {}
+    for cell in cells:
+        shared = cell.case.id.removesuffix(cell.pipeline.clip_names[cell.case.clip])
+        clients.setdefault((shared, cell.case.batch), []).append(cell)
+    return [tuple(cells) for cells in clients.values()]
+
+
 def _cells(settings: Settings, pipeline: Pipeline) -> list[PlannedCell]:
-    rows: list[tuple[Defense, ChosenAttack, int]] = [
-        (NoDefense(), attack, count) for attack, count in _baselines(settings, pipeline)
+    everyone = range(len(pipeline.clip_names))
+    planned = [
+        PlannedCell(pipeline, _case(pipeline, clip, NoDefense(), attack, count, ClientSettings(), (clip,)))
+        for attack, count in _baselines(settings, pipeline)
+        for clip in everyone
     ]
-    rows += [
-        (defense, attack, count)
+    rows = [
+        (defense, attack, count, client)
+        for client in settings.clients()
         for defense in settings.strengths()
         for attack in settings.attacks_on(pipeline.kind)
         for count in settings.reference_frames
     ]
-    return [
-        PlannedCell(pipeline, _case(pipeline, clip, *row))
+    return planned + [
+        PlannedCell(pipeline, _case(pipeline, clip, *row, batch))
         for row in rows
-        for clip in range(len(pipeline.clip_names))
+        for batch in _batches(len(everyone), row[-1].batch_size)
+        for clip in batch
     ]
+
+
+def _batches(clips: int, size: int) -> list[tuple[int, ...]]:
+    """Batches of clips in their order; clips that fill none are left out."""
+    return [tuple(range(first, first + size)) for first in range(0, clips - size + 1, size)]
 
 
 def _baselines(settings: Settings, pipeline: Pipeline) -> list[tuple[ChosenAttack, int]]:
@@ -60,8 +79,17 @@ def _baselines(settings: Settings, pipeline: Pipeline) -> list[tuple[ChosenAttac
     return rows
 
 
-def _case(pipeline: Pipeline, clip: int, defense: Defense, attack: ChosenAttack, references: int) -> Case:
+def _case(
+    pipeline: Pipeline,
+    clip: int,
+    defense: Defense,
+    attack: ChosenAttack,
+    references: int,
+    client: ClientSettings,
+    batch: tuple[int, ...],
+) -> Case:
     granted = f"+{references}ref" if references else ""
+    granted += f"@{client.text}" if client.text else ""
     name = pipeline.clip_names[clip]
     return Case(
         id=f"{pipeline.id_prefix}/{defense_text(defense)}/{attack.text}{granted}/{name}",
@@ -72,4 +100,6 @@ def _case(pipeline: Pipeline, clip: int, defense: Defense, attack: ChosenAttack,
         attack_settings=attack.settings,
         counterpart=attack.counterpart,
         reference_frames=references,
+        client=client,
+        batch=batch,
     )

@@ -13,7 +13,7 @@ import torch
 
 from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
-from vleak.evaluation.plan import PlannedCell, plan
+from vleak.evaluation.plan import PlannedCell, by_client, plan
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.setup import prepare
 from vleak.pipelines import Progress, Stop, private_clips
@@ -125,8 +125,9 @@ class _Runner:
         self._store, self._progress, self._stop = store, progress, stop
         self._total = len(cells)
         # A cell that failed in an earlier run is tried again: what it lacked, memory say, may be there now.
-        self._waiting = [c for c in cells if c.case.id not in store.cells or not store.cells[c.case.id].ok]
-        self._done = self._total - len(self._waiting)
+        done = {name for name, cell in store.cells.items() if cell.ok}
+        self._waiting = [c for c in by_client(cells) if not done.issuperset(cell.case.id for cell in c)]
+        self._done = self._total - sum(len(client) for client in self._waiting)
         self._ended = threading.Event()  # not the caller's event, which may be used again
         # A function of the events alone: attacks are handed it, and a bound method would lead to the truth.
         self._stopped = _any_set(stop, self._ended)

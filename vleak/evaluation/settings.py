@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -27,10 +27,11 @@ from vleak.evaluation.objects import (
     metric_of,
     module_name,
 )
-from vleak.federated import LOSSES
+from vleak.federated import LOSSES, MODES, LocalTraining
 from vleak.metrics import Metric
 from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES
 from vleak.native import operators
+from vleak.pipelines import ClientSettings
 from vleak.registry import Setting
 from vleak.results.records import SettingsRecord
 
@@ -43,6 +44,7 @@ DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
 """What runs where nobody names an attack: on features also the exact method."""
 
 Engine = Literal["native", "reference"]
+Mode = Literal["eval", "train"]
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -74,6 +76,14 @@ class Settings:
         reference_frames: how many frames of the scene the attacker holds, each count a row of its own.
         enhance: what brings reconstructed clips to twice the resolution, as `vleak.enhance.build_enhancer`
             takes it, or "none".
+        batch: how many private clips a client has, each number a row of its own.
+        mode: mode of the model while a client computes, "eval" or "train".
+        trainable: patterns of parameter names with commas between them, such as "head.*"; only those are
+            trained and sent.
+        local_steps: steps of local training before a client sends its delta, each number a row; 0 for the
+            gradient of one batch. local_epochs: the same in passes over the client's clips.
+        local_batch: clips of a local step; 0 for all of the client. local_rate, local_momentum, local_decay,
+            local_optimizer: as `vleak.federated.LocalTraining` has them.
         restarts: of every attack whose text does not set them, iterations: of every restart; an instance has
             its own.
         labels: "inferred" by the attack, or "granted" to it.
@@ -97,6 +107,16 @@ class Settings:
     stride: int = 2
     segments: int = 32
     reference_frames: Sequence[int] = (0,)
+    batch: Sequence[int] = (1,)
+    mode: str = "eval"
+    trainable: str = "*"
+    local_steps: Sequence[int] = (0,)
+    local_epochs: Sequence[int] = (0,)
+    local_batch: int = 0
+    local_rate: float = 0.01
+    local_momentum: float = 0.0
+    local_decay: float = 0.0
+    local_optimizer: str = "sgd"
     enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
@@ -115,6 +135,7 @@ class Settings:
             ("engine", self.engine, ENGINES),
             ("labels", self.labels, LABELS),
             ("loss", self.loss, LOSSES),
+            ("mode", self.mode, MODES),
         )
         for kind, value, known in choices:
             if not isinstance(value, str) or value not in known:
@@ -129,8 +150,9 @@ class Settings:
         for name, count in (("restarts", self.restarts), ("iterations", self.iterations)):
             if count < 1:
                 raise InputError(f"{argument(name, count)}: expected at least 1")
-        self._check_references()
+        self._check_counts()
         self._check_names()
+        self.clients()
 
     def _take_shape(self) -> None:
         """Take frames and size from clips that were handed over, and enhance nothing that has no truth."""
@@ -144,12 +166,45 @@ class Settings:
         if data is not None and getattr(data, "fine", None) is None:
             object.__setattr__(self, "enhance", "none")
 
-    def _check_references(self) -> None:
-        counts = tuple(dict.fromkeys(self.reference_frames))
-        if not counts or not all(_is_whole(count) and count >= 0 for count in counts):
-            text = ",".join(map(str, counts))
-            raise InputError(f"{argument('reference_frames', text)}: expected numbers from 0, such as 0,1,4")
-        object.__setattr__(self, "reference_frames", counts)
+    def _check_counts(self) -> None:
+        for name, least, example in (("reference_frames", 0, "0,1,4"), ("batch", 1, "1,4,8"),
+                                     ("local_steps", 0, "0,1,5"), ("local_epochs", 0, "0,1,2")):  # fmt: skip
+            counts = tuple(dict.fromkeys(getattr(self, name)))
+            if not counts or not all(_is_whole(count) and count >= least for count in counts):
+                text = ",".join(map(str, counts))
+                raise InputError(f"{argument(name, text)}: expected numbers from {least}, such as {example}")
+            object.__setattr__(self, name, counts)
+        if self.local_steps != (0,) and self.local_epochs != (0,):
+            raise InputError(
+                "local_steps and local_epochs both say how long a client trains; give one of them"
+            )
+
+    def clients(self) -> list[ClientSettings]:
+        """Settings of the clients, each a row: every batch size with every length of local training.
+
+        Raises:
+            InputError: a setting of local training is out of its range.
+        """
+        return [
+            ClientSettings(
+                batch_size=size, mode=cast("Mode", self.mode), local=self._local(size, steps, epochs)
+            )
+            for size in self.batch
+            for steps in self.local_steps
+            for epochs in self.local_epochs
+        ]
+
+    def _local(self, clips: int, steps: int, epochs: int) -> LocalTraining | None:
+        size = self.local_batch or clips
+        if epochs:
+            steps = epochs * -(-clips // min(size, clips))
+        if not steps:
+            return None
+        return LocalTraining(
+            steps=steps, batch_size=self.local_batch, learning_rate=self.local_rate,
+            momentum=self.local_momentum, weight_decay=self.local_decay,
+            optimizer=cast("Any", self.local_optimizer),
+        )  # fmt: skip
 
     def _check_names(self) -> None:
         """Refuse what the parsers of names would, and attacks that are of no pipeline of this run."""
@@ -242,7 +297,9 @@ class Settings:
         """
         attacks = [chosen.text for kind in self.pipelines() for chosen in self.attacks_on(kind)]
         same = ("pipeline", "loss", "training_state", "clips", "frames", "size",
-                "stride", "segments", "reference_frames", "enhance", "restarts", "iterations", "labels",
+                "stride", "segments", "reference_frames", "batch", "mode", "trainable", "local_steps",
+                "local_epochs", "local_batch", "local_rate", "local_momentum", "local_decay",
+                "local_optimizer", "enhance", "restarts", "iterations", "labels",
                 "seed")  # fmt: skip
         return SettingsRecord.model_validate(
             {name: getattr(self, name) for name in same}

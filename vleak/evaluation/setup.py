@@ -65,6 +65,7 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     """
     progress("loading clips", 0, 0)
     data = _load(settings)
+    _check_batches(settings, len(data.names))
     pipelines = _pipelines(data, settings, progress)
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
     resolved = settings.resolved()
@@ -75,6 +76,14 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
         models=tuple(pipeline.model_record for pipeline in pipelines),
     )
     return PreparedRun(data, tuple(pipelines), header)
+
+
+def _check_batches(settings: Settings, clips: int) -> None:
+    if max(settings.batch) > clips:
+        raise InputError(
+            f"{argument('batch', max(settings.batch))}: the data holds {clips} clips to attack; ask for a "
+            "smaller batch, or more clips"
+        )
 
 
 def _load(settings: Settings) -> Data:
@@ -207,6 +216,7 @@ def _conditions(settings: Settings) -> Conditions:
     return Conditions(
         training_state=settings.training_state,
         labels_granted=settings.labels == "granted",
+        trainable=settings.trainable,
         seed=settings.seed,
         device=settings.torch_device(),
     )

@@ -6,11 +6,12 @@ from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS
-from vleak.federated.trained import trained_part
-from vleak.federated.update import PublicFacts, Update
+from vleak.federated.trained import freeze_others, trained_part
+from vleak.federated.update import MODES, PublicFacts, Update
 
 __all__ = [
     "LOSSES",
+    "MODES",
     "UNITS",
     "Channel",
     "Client",
@@ -21,6 +22,7 @@ __all__ = [
     "Privacy",
     "PublicFacts",
     "Update",
+    "freeze_others",
     "mean_gradient",
     "per_clip_gradients",
     "surviving_entries",

@@ -87,9 +87,9 @@ def transmit(
         CapabilityError: the defense raised, or returned no message, other names or shapes, numbers that are
             not finite float32 on the CPU, or share memory with the gradient.
     """
-    keeps = memory is not None and defense.keeps_error()
-    if keeps:
-        gradient = {name: g + memory[name].to(g) if name in memory else g for name, g in gradient.items()}
+    kept = memory if defense.keeps_error() else None
+    if kept is not None:
+        gradient = {name: g + kept[name].to(g) if name in kept else g for name, g in gradient.items()}
     message = _call(defense, "transmit", defense.transmit, dict(gradient), generator)
     if not isinstance(message, Message):
         raise _broken(defense, "transmit", f"returned {_kind(message)}, expected vleak.federated.Message")
@@ -106,8 +106,8 @@ def transmit(
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
     _check_memory(defense, "transmit", tensors, gradient.values())
-    if keeps:
-        memory.update({name: g.detach().cpu() - tensors[name] for name, g in gradient.items()})
+    if kept is not None:
+        kept.update({name: g.detach().cpu() - tensors[name] for name, g in gradient.items()})
     return Message({name: tensors[name].detach() for name in gradient}, size)
 
 

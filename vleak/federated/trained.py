@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, InputError
+from vleak.errors import CapabilityError, InputError, argument
 from vleak.federated import steps
 from vleak.federated.defense import Defense
 from vleak.federated.gradients import Loss
 from vleak.federated.local import LocalTraining
 
-__all__ = ["local_delta", "trained_part"]
+__all__ = ["freeze_others", "local_delta", "trained_part"]
 
 
 def trained_part(model: nn.Module) -> nn.Module:
@@ -41,6 +42,29 @@ def trained_part(model: nn.Module) -> nn.Module:
                 del module._parameters[name]
                 module.register_buffer(name, parameter.detach())
     return model
+
+
+def freeze_others(model: nn.Module, patterns: str) -> None:
+    """Freeze every parameter whose name no pattern fits; what is frozen already stays so.
+
+    Args:
+        model: changed in place.
+        patterns: shell patterns with commas between them, such as "head.*,norm.weight"; "*" for all.
+
+    Raises:
+        InputError: no pattern fits a parameter that is not frozen; names some that there are.
+    """
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    named = dict(model.named_parameters())
+    kept = {name for name in named if any(fnmatchcase(name, pattern) for pattern in wanted)}
+    if not any(named[name].requires_grad for name in kept):
+        known = [name for name, parameter in named.items() if parameter.requires_grad]
+        raise InputError(
+            f"{argument('trainable', patterns)}: no trainable parameter of the model fits; there are "
+            f"{', '.join(known[:6])}{', ...' if len(known) > 6 else ''}"
+        )
+    for name, parameter in named.items():
+        parameter.requires_grad_(parameter.requires_grad and name in kept)
 
 
 def local_delta(

@@ -1,5 +1,6 @@
 """Scores of a rebuilt clip: fidelity, motion, identification among candidates, and effect of enhancement."""
 
+from vleak.metrics.assignment import assign
 from vleak.metrics.enhancement import invented_share, score_enhanced
 from vleak.metrics.fidelity import (
     MOTION_THRESHOLD,
@@ -21,6 +22,7 @@ __all__ = [
     "MOTION_THRESHOLD",
     "PSNR_CAP_DB",
     "Metric",
+    "assign",
     "carrying_segments",
     "identification_rank",
     "invented_share",

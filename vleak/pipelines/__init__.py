@@ -1,8 +1,9 @@
 """Pipelines: clients, observations and judgements of raw frames and of features."""
 
 from vleak.pipelines.bags import anomalous_classes
-from vleak.pipelines.base import Conditions, Pipeline, Progress, Samples, Stop
-from vleak.pipelines.case import Answer, Case, Judgement
+from vleak.pipelines.base import Pipeline
+from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
+from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop
 from vleak.pipelines.data import Data, data_record, private_clips
 from vleak.pipelines.feature import FeaturePipeline
 from vleak.pipelines.pictures import ClipPictures, NoPictures, Pictures
@@ -14,6 +15,7 @@ __all__ = [
     "TRAINABLE",
     "Answer",
     "Case",
+    "ClientSettings",
     "ClipPictures",
     "Conditions",
     "Data",

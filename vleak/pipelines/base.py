@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -23,13 +23,13 @@ from vleak.attacks import (
     simulated_channel,
 )
 from vleak.certificates import identification_bound
-from vleak.defenses import Defense, defense_text
-from vleak.federated import Channel, Client, Privacy, Update
-from vleak.models import TRAINING_STATES, accuracy
-from vleak.pipelines.case import Answer, Case, Judgement
-from vleak.pipelines.honest import HonestUpdates
+from vleak.defenses import Defense, NoDefense, defense_text
+from vleak.federated import Channel, Client, Update
+from vleak.metrics import assign
+from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
+from vleak.pipelines.conditions import Conditions, Samples, Stop, defense_record
+from vleak.pipelines.honest import HonestUpdates, compare
 from vleak.pipelines.pictures import Pictures
-from vleak.pipelines.scoring import finite
 from vleak.results.records import (
     AttackRecord,
     Cell,
@@ -38,51 +38,13 @@ from vleak.results.records import (
     KnowledgeRecord,
     ModelRecord,
     Scores,
+    UpdateRecord,
 )
 from vleak.seeds import derive_seed, generator
 
-__all__ = ["Conditions", "Pipeline", "Progress", "Samples", "Stop", "model_record"]
+__all__ = ["Pipeline"]
 
-Progress = Callable[[str, int, int], None]
-"""Called as (what is being done, cells finished, cells in all)."""
-Stop = Callable[[], bool]
-"""Asked between iterations; True ends the work."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditions:
-    """Conditions under which all cells of a pipeline run.
-
-    Attributes:
-        device: device of models and attacks.
-        training_state: a key of `vleak.models.TRAINING_STATES`.
-        labels_granted: whether the attack is told the labels.
-        seed: seed of the run.
-    """
-
-    device: torch.device
-    training_state: str = "untrained"
-    labels_granted: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples of a training task, as its loss takes them.
-
-    Attributes:
-        private: (N, *shape), what the clients hold.
-        labels: (N,) int64.
-        public: (M, *shape), what everybody holds.
-        public_labels: (M,) int64.
-        classes: number of classes.
-    """
-
-    private: Tensor
-    labels: Tensor
-    public: Tensor
-    public_labels: Tensor
-    classes: int
+NO_DEFENSE = NoDefense()
 
 
 class Pipeline(ABC):
@@ -118,10 +80,9 @@ class Pipeline(ABC):
         self.model, self.model_record, self.name = model, model_record, model_record.name
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
-        kinds = 1 if loss == "ranking" else samples.classes
-        self._honest = HonestUpdates(
-            Client(model, loss=loss), samples.private, samples.labels, kinds, conditions.seed
-        )
+        self._honest: dict[ClientSettings, HonestUpdates] = {}
+        self._lock = threading.Lock()
+        self._honest_updates(ClientSettings())
         shape = tuple(samples.private.shape[1:])
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
 
@@ -137,7 +98,7 @@ class Pipeline(ABC):
 
     def baselines(self, reference_frames: int) -> tuple[str, ...]:
         """Names of the baselines that can answer with so many reference frames."""
-        return answerable(self.baseline_knowledge(0, reference_frames))
+        return answerable(self.baseline_knowledge((0,), reference_frames))
 
     def candidates(self, clip: int) -> list[int]:
         """Positions of the clips among which one is to be identified: all that public knowledge allows."""
@@ -148,16 +109,24 @@ class Pipeline(ABC):
     def seed(self, case: Case) -> int:
         """Seed of the client's message: every attack meets the same message."""
         return derive_seed(
-            self.conditions.seed, self.id_prefix, defense_text(case.defense), self.clip_names[case.clip]
+            self.conditions.seed, self.id_prefix, defense_text(case.defense), *self._client_parts(case)
         )
 
     def attack_generator(self, case: Case) -> torch.Generator:
-        """Random numbers of the attack: the same for every defense and attack on a clip."""
-        return generator(self.conditions.seed, self.id_prefix, self.clip_names[case.clip], "attack")
+        """Random numbers of the attack: the same for every defense and attack on a client."""
+        return generator(self.conditions.seed, self.id_prefix, *self._client_parts(case), "attack")
 
-    def client(self, defense: Defense) -> Client:
+    def _client_parts(self, case: Case) -> tuple[str, ...]:
+        """What tells a client from others: its clips, and its settings where they are not the default."""
+        names = tuple(self.clip_names[clip] for clip in case.batch)
+        return (*names, case.client.text) if case.client.text else names
+
+    def client(self, case: Case) -> Client:
         """Client with a defense and a model of its own: a call swaps the tensors of a module."""
-        return Client(copy.deepcopy(self.model), loss=self.loss, defense=defense)
+        return self._client(case.client, copy.deepcopy(self.model), case.defense)
+
+    def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
+        return Client(model, self.loss, defense, mode=settings.mode, local=settings.local)
 
     def update(self, case: Case, client: Client) -> Update:
         """Message of the client of a case.
@@ -165,16 +134,19 @@ class Pipeline(ABC):
         Raises:
             CapabilityError: the defense cannot work on this model.
         """
-        clip = slice(case.clip, case.clip + 1)
-        numbers = generator(self.seed(case), "client")
-        return client.update(self.samples.private[clip], self.samples.labels[clip], numbers)
+        batch, numbers = list(case.batch), generator(self.seed(case), "client")
+        return client.update(self.samples.private[batch], self.samples.labels[batch], numbers)
 
     @abstractmethod
-    def knowledge(self, clip: int, reference_frames: int, labels: Tensor | None = None) -> Knowledge:
-        """Knowledge of what the model takes, without the defense; labels (1,) where they are granted."""
+    def knowledge(
+        self, clips: Sequence[int], reference_frames: int, labels: Tensor | None = None
+    ) -> Knowledge:
+        """Knowledge of what the model takes, without the defense; labels (B,) where they are granted."""
 
     @abstractmethod
-    def baseline_knowledge(self, clip: int, reference_frames: int, labels: Tensor | None = None) -> Knowledge:
+    def baseline_knowledge(
+        self, clips: Sequence[int], reference_frames: int, labels: Tensor | None = None
+    ) -> Knowledge:
         """Knowledge of what baselines guess, which are frames where there are any."""
 
     def observe(self, case: Case, update: Update, client: Client) -> Observation:
@@ -186,17 +158,35 @@ class Pipeline(ABC):
             client: whose public code an attacker who knows the defense can run.
         """
         labels = None
-        if self.labels_granted:  # cloned, because a view would reach the labels of other clips
-            labels = self.samples.labels[case.clip : case.clip + 1].clone()
-        if case.baseline:
-            knowledge = self.baseline_knowledge(case.clip, case.reference_frames, labels)
-        else:
-            knowledge = self.knowledge(case.clip, case.reference_frames, labels)
+        if self.labels_granted:  # a copy, because a view would reach the labels of other clips
+            labels = self.samples.labels[list(case.batch)]
+        of = self.baseline_knowledge if case.baseline else self.knowledge
+        knowledge = of(case.batch, case.reference_frames, labels)
         knowledge, update = _own_copies(knowledge, update)
         if not case.attack.adaptive:
             return Observation(client.model, update, knowledge)
         knowledge = replace(knowledge, simulate=client.update)
         return Observation(client.model, update, knowledge, client.channel(update))
+
+    def parts(self, cases: Sequence[Case], reconstruction: Reconstruction) -> list[Reconstruction]:
+        """Parts of an answer to a batch, one for each clip: answers and truths are matched one to one.
+
+        Args:
+            cases: one for every clip of the batch, in its order.
+            reconstruction: of the whole batch.
+        """
+        if len(cases) == 1:
+            return [reconstruction]
+        truths = self.samples.private[list(cases[0].batch)]
+        similarity = torch.stack([
+            torch.tensor([self.similarity(answer, truth) for answer in reconstruction.clips])
+            for truth in truths
+        ])  # fmt: skip
+        return [reconstruction.part(index) for index in assign(similarity)]
+
+    @abstractmethod
+    def similarity(self, answer: Tensor, truth: Tensor) -> float:
+        """Likeness of a rebuilt sample and a private one, larger where they are alike."""
 
     @abstractmethod
     def answer(
@@ -241,7 +231,7 @@ class Pipeline(ABC):
         )
         return Judgement(
             scores=scores,
-            update=self._honest.compare(case.clip, update),
+            update=self._compared(case, update),
             enhancement=None if enhanced is None else enhanced[0],
             picture=answer.clip,
             enhanced=None if enhanced is None else enhanced[1],
@@ -254,23 +244,50 @@ class Pipeline(ABC):
         label = None
         if self.labels_granted and self.loss != "ranking":
             label = int(self.samples.labels[case.clip])
-        hypotheses = self._honest.candidates(candidates, label)
+        # Its companions in the batch are no alternatives to a clip: they are in the update too.
+        candidates = [clip for clip in candidates if clip == case.clip or clip not in case.batch]
+        hypotheses = self._honest_updates(case.client).candidates(candidates, label)
         if case.baseline or not hypotheses:
             return None, None
         # Who looks for the sharpest attacker knows the defense, whatever the attack of the cell knows.
-        channel = Client(self.model, self.loss, case.defense).channel(update)
+        channel = self._client(case.client, self.model, case.defense).channel(update)
         if channel is None:
-            channel = self._simulated_channel(case.defense, observation)
+            channel = self._simulated_channel(case, observation)
         ranked = link_scores(replace(observation, channel=channel), hypotheses)
         rank = link_rank(ranked, candidates.index(case.clip))
         return rank == 1 and len(hypotheses) > 1, rank
 
-    def _simulated_channel(self, defense: Defense, observation: Observation) -> Channel:
+    def _compared(self, case: Case, update: Update) -> UpdateRecord:
+        """The update beside the one that the same client sends without a defense."""
+        honest = self._honest_updates(replace(case.client, batch_size=1))
+        if len(case.batch) == 1:
+            return compare(update, honest.updates[case.clip])
+        plain = self.update(case, self._client(case.client, copy.deepcopy(self.model)))
+        return compare(update, plain)
+
+    def _honest_updates(self, client: ClientSettings) -> HonestUpdates:
+        """Undefended updates of single clips by clients of some settings; those used last are kept."""
+        client = replace(client, batch_size=1)
+        with self._lock:
+            if client not in self._honest:
+                while len(self._honest) > 1:
+                    self._honest.pop(next(iter(self._honest)))
+                kinds = 1 if self.loss == "ranking" else self.samples.classes
+                self._honest[client] = HonestUpdates(
+                    self._client(client, copy.deepcopy(self.model)), self.samples.private,
+                    self.samples.labels, kinds, self.conditions.seed,
+                )  # fmt: skip
+            return self._honest[client]
+
+    def _simulated_channel(self, case: Case, observation: Observation) -> Channel:
         """Channel of a defense that states none, as an attacker finds it who runs the defense himself."""
         knowledge = observation.knowledge
         if knowledge.labels is None:  # of public clips, for which one label is as good as another
             knowledge = replace(knowledge, labels=torch.zeros(knowledge.batch_size, dtype=torch.int64))
-        return simulated_channel(replace(observation, knowledge=knowledge), self.client(defense).update)
+        client = self.client(case)
+        observation = replace(observation, knowledge=replace(knowledge, simulate=client.update)).as_gradient()
+        assert observation.knowledge.simulate is not None
+        return simulated_channel(observation, observation.knowledge.simulate)
 
     def blank(self, case: Case) -> Cell:
         """Record of a cell as far as it is known before the cell runs and its defense has said anything."""
@@ -292,13 +309,15 @@ class Pipeline(ABC):
             knowledge=KnowledgeRecord(
                 labels="granted" if self.labels_granted else "inferred",
                 reference_frames=case.reference_frames,
-                batch_size=1,
+                batch_size=len(case.batch),
                 defense=case.attack.adaptive,
                 public_clips=len(self.samples.public),
             ),
             clip=self.clip_names[case.clip],
             clip_index=case.clip,
             seed=self.seed(case),
+            client=case.client.record(),
+            batch=case.batch,
             order_identifiable=self.order_identifiable,
             status="",
         )
@@ -313,9 +332,10 @@ class Pipeline(ABC):
         Raises:
             VleakError: what the defense states is of no use.
         """
-        privacy = Client(self.model, self.loss, case.defense).privacy()
-        changes: dict[str, object] = {"defense": _defense_record(case.defense, privacy)}
-        if privacy is not None:
+        privacy = self._client(case.client, self.model, case.defense).privacy(len(case.batch))
+        changes: dict[str, object] = {"defense": defense_record(case.defense, privacy)}
+        # Of a batch the bound speaks of one clip beside known others, not of the best matching of answers.
+        if privacy is not None and len(case.batch) == 1:
             bound = identification_bound(self._open_candidates(case), privacy.noise_multiplier)
             changes["certificate"] = CertificateRecord(kind="identification", bound=bound)
         return record.model_copy(update=changes)
@@ -331,68 +351,8 @@ class Pipeline(ABC):
         return int((labels == labels[case.clip]).sum()) if self.labels_granted else len(labels)
 
 
-def model_record(
-    model: nn.Module,
-    samples: Samples,
-    conditions: Conditions,
-    *,
-    name: str,
-    pipeline: str,
-    extractor_accuracy: float | None = None,
-    matrix: tuple[int | None, int | None] = (None, None),
-) -> ModelRecord:
-    """Record of a model after its training; the model is on the CPU.
-
-    Args:
-        model: trained.
-        samples: its samples.
-        conditions: of the pipeline.
-        name: as records have it.
-        pipeline: kind of the pipeline.
-        extractor_accuracy: held-out accuracy of the extractor before it.
-        matrix: segments and features of its input; None for frames.
-    """
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().contiguous().numpy().tobytes())
-    if matrix != (
-        None,
-        None,
-    ):  # of another extractor the features are others, though clips and head are equal
-        digest.update(samples.private.numpy().tobytes() + samples.public.numpy().tobytes())
-    return ModelRecord(
-        name=name,
-        pipeline=pipeline,
-        training_state=conditions.training_state,
-        parameters=sum(p.numel() for p in model.parameters()),
-        training_steps=TRAINING_STATES[conditions.training_state],
-        weights_sha256=digest.hexdigest(),
-        train_accuracy=accuracy(model, samples.public, samples.public_labels),
-        held_out_accuracy=accuracy(model, samples.private, samples.labels),
-        chance=1 / samples.classes,
-        extractor_accuracy=extractor_accuracy,
-        segments=matrix[0],
-        features=matrix[1],
-    )
-
-
 def _own_copies(knowledge: Knowledge, update: Update) -> tuple[Knowledge, Update]:
     """Copies that an attack may write into; their storage holds neither truth nor what other cells use."""
     public = knowledge.public_clips
     own = replace(knowledge, public_clips=None if public is None else public.clone())
     return own, replace(update, tensors={name: tensor.clone() for name, tensor in update.tensors.items()})
-
-
-def _defense_record(defense: Defense, privacy: Privacy | None) -> DefenseRecord:
-    record = DefenseRecord(name=defense.name, label=defense.label, settings={**defense.settings()})
-    if privacy is None:
-        return record
-    return record.model_copy(
-        update={
-            "epsilon": finite(privacy.epsilon),
-            "delta": privacy.delta,
-            "unit": privacy.unit,
-            "adjacency": privacy.adjacency,
-            "training_epsilon": finite(privacy.training_epsilon),
-        }
-    )

@@ -1,17 +1,65 @@
-"""Case, answer and judgement: what one cell is before, within and after its run."""
+"""Client settings, case, answer and judgement: what one cell is before, within and after its run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from vleak.attacks import Attack, Reconstruction
 from vleak.defenses import Defense
-from vleak.results.records import EnhancementRecord, Scores, Setting, UpdateRecord
+from vleak.federated import LocalTraining
+from vleak.results.records import (
+    ClientRecord,
+    EnhancementRecord,
+    LocalRecord,
+    Scores,
+    Setting,
+    UpdateRecord,
+)
 
-__all__ = ["Answer", "Case", "Judgement"]
+__all__ = ["Answer", "Case", "ClientSettings", "Judgement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
+    """Settings of the clients of some cells.
+
+    Attributes:
+        batch_size: private clips of a client.
+        mode: mode of the model while it computes, "eval" or "train".
+        local: local training before a delta is sent; None for the gradient of one batch.
+    """
+
+    batch_size: int = 1
+    mode: Literal["eval", "train"] = "eval"
+    local: LocalTraining | None = None
+
+    @property
+    def text(self) -> str:
+        """What differs from one gradient of one clip in eval mode, such as "batch=4,steps=5"; else empty."""
+        return ",".join(f"{name}={value}" for name, value in self._changes().items())
+
+    def record(self) -> ClientRecord:
+        """Record of the settings."""
+        local = None if self.local is None else LocalRecord(**self.local.to_dict())  # type: ignore[arg-type]
+        return ClientRecord(batch_size=self.batch_size, mode=self.mode, local=local)
+
+    def _changes(self) -> dict[str, object]:
+        changes: dict[str, object] = {} if self.batch_size == 1 else {"batch": self.batch_size}
+        if self.mode != "eval":
+            changes["mode"] = self.mode
+        if self.local is not None:
+            default = LocalTraining()
+            own = {
+                name: value
+                for name, value in self.local.to_dict().items()
+                if name != "steps" and value != getattr(default, name)
+            }
+            changes |= {"steps": self.local.steps, **{f"local_{k}": v for k, v in own.items()}}
+        return changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +69,8 @@ class Case:
     Attributes:
         id: unique in the run.
         clip: position of the clip in the data.
+        batch: positions of all clips of its client, the clip's own among them.
+        client: settings of its client.
         defense: what the client does.
         attack: what the server does; one object may serve many cells.
         attack_name: name of the attack in records.
@@ -37,6 +87,12 @@ class Case:
     attack_settings: Mapping[str, Setting] = field(default_factory=dict)
     counterpart: str | None = None
     reference_frames: int = 0
+    client: ClientSettings = ClientSettings()
+    batch: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take the clip alone where no batch is given."""
+        object.__setattr__(self, "batch", self.batch or (self.clip,))
 
     @property
     def baseline(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from vleak.attacks import Knowledge, Reconstruction
 from vleak.errors import InputError
-from vleak.federated import LOSSES
-from vleak.metrics import carrying_segments
+from vleak.federated import LOSSES, freeze_others
+from vleak.metrics import carrying_segments, match_segments
 from vleak.models import TRAINING_STATES, BagPair, check_head, check_second_derivative, train
 from vleak.pipelines.bags import bag_pairs, public_pairs
-from vleak.pipelines.base import Conditions, Pipeline, Progress, Samples, Stop, model_record
+from vleak.pipelines.base import Pipeline
 from vleak.pipelines.case import Answer, Case
+from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, model_record
 from vleak.pipelines.scoring import segment_scores
 from vleak.pipelines.sources import FeatureSource, guessed_features
 from vleak.results.records import Scores
@@ -59,6 +60,7 @@ class FeaturePipeline(Pipeline):
         self.source = source
         samples, self._positions = _samples(source, loss, conditions)
         model = _trained_head(source, samples, head, loss, conditions)
+        freeze_others(model, conditions.trainable)
         record = model_record(
             model, samples, conditions, name=name, pipeline=self.kind, extractor_accuracy=source.accuracy,
             matrix=(source.features.shape[1], source.features.shape[2]),
@@ -71,18 +73,20 @@ class FeaturePipeline(Pipeline):
             clip_names=source.clip_names, conditions=conditions,
         )  # fmt: skip
         self._carrying = self._carrying_segments()
-        guesses = guessed_features(self.knowledge(0, 0))
+        guesses = guessed_features(self.knowledge((0,), 0))
         own = [
             {key: self._own_bag(clip, bag) for key, bag in guesses.items()}
             for clip in range(len(samples.private))
         ]
         self._baselines = source.baselines(own)
 
-    def knowledge(self, clip: int, reference_frames: int, labels: Tensor | None = None) -> Knowledge:
+    def knowledge(
+        self, clips: Sequence[int], reference_frames: int, labels: Tensor | None = None
+    ) -> Knowledge:
         """Knowledge of the features, which is the same for every clip."""
         return Knowledge(
             clip_shape=tuple(self.samples.private.shape[1:]),
-            batch_size=1,
+            batch_size=len(clips),
             classes=self.samples.classes,
             public_clips=self.samples.public,
             nonnegative=self.source.nonnegative,
@@ -90,10 +94,17 @@ class FeaturePipeline(Pipeline):
             labels=labels,
         )
 
-    def baseline_knowledge(self, clip: int, reference_frames: int, labels: Tensor | None = None) -> Knowledge:
+    def baseline_knowledge(
+        self, clips: Sequence[int], reference_frames: int, labels: Tensor | None = None
+    ) -> Knowledge:
         """Knowledge of frames where there are any: baselines guess those."""
-        features = self.knowledge(clip, reference_frames, labels)
-        return self.source.baseline_knowledge(clip, reference_frames, labels, features)
+        features = self.knowledge(clips, reference_frames, labels)
+        return self.source.baseline_knowledge(clips, reference_frames, labels, features)
+
+    def similarity(self, answer: Tensor, truth: Tensor) -> float:
+        """Likeness of features: the mean cosine of segments, in any order; of pairs that of both bags."""
+        bags = zip(answer.view(-1, *answer.shape[-2:]), truth.view(-1, *truth.shape[-2:]), strict=True)
+        return sum(float(match_segments(one, other)[1].mean()) for one, other in bags)
 
     def answer(
         self, case: Case, reconstruction: Reconstruction, generator: torch.Generator, stop: Stop

@@ -11,7 +11,7 @@ from vleak.federated import Client, Update
 from vleak.results.records import UpdateRecord
 from vleak.seeds import generator
 
-__all__ = ["HonestUpdates"]
+__all__ = ["HonestUpdates", "compare"]
 
 _HYPOTHESIS_BYTES = 2**31
 """Updates under all labels are kept up to this size; beyond it linkage is not measured."""
@@ -52,15 +52,16 @@ class HonestUpdates:
         chosen = [self.hypotheses[clip] for clip in clips]
         return chosen if label is None else [[updates[label]] for updates in chosen]
 
-    def compare(self, clip: int, update: Update) -> UpdateRecord:
-        """Size of an update, its cosine to the undefended one, and the share of entries that changed."""
-        sent, honest = _flat(update), _flat(self.updates[clip])
-        norms = float(sent.norm() * honest.norm())
-        return UpdateRecord(
-            bytes=update.wire_bytes,
-            cosine_to_undefended=float(sent @ honest) / norms if norms else 0.0,
-            changed_fraction=float((sent != honest).double().mean()),
-        )
+
+def compare(update: Update, undefended: Update) -> UpdateRecord:
+    """Size of an update, its cosine to the undefended one, and the share of entries that changed."""
+    sent, honest = _flat(update), _flat(undefended)
+    norms = float(sent.norm() * honest.norm())
+    return UpdateRecord(
+        bytes=update.wire_bytes,
+        cosine_to_undefended=float(sent @ honest) / norms if norms else 0.0,
+        changed_fraction=float((sent != honest).double().mean()),
+    )
 
 
 def _updates(client: Client, samples: Tensor, labels: Tensor, seed: int) -> list[Update]:

@@ -91,21 +91,21 @@ class ClipPictures(Pictures):
             self._interpolated = mapped_answers(self.baselines, plain)
             self._enhanced = mapped_answers(self.baselines, lambda clip: bring_up(clip).clip)
 
-    def knowledge(self, index: int, references: int, labels: Tensor | None = None) -> Knowledge:
-        """Knowledge of the frames of one clip: the threat model without the defense.
+    def knowledge(self, clips: Sequence[int], references: int, labels: Tensor | None = None) -> Knowledge:
+        """Knowledge of the frames of a client's clips: the threat model without the defense.
 
         Args:
-            index: position of the clip in the data.
-            references: number of reference frames that are granted.
-            labels: (1,) int64, the label where it is granted.
+            clips: positions of the clips in the data.
+            references: number of reference frames that are granted for each.
+            labels: (B,) int64, the labels where they are granted.
         """
         frames = None
         if references and self.data.references is not None:
-            # A view would reach the frames of other clips.
-            frames = self.data.references[index : index + 1, :, :references].clone()
+            # A copy, because a view would reach the frames of other clips.
+            frames = self.data.references[list(clips), :, :references].clone()
         return Knowledge(
             clip_shape=tuple(self.data.clips.shape[1:]),
-            batch_size=1,
+            batch_size=len(clips),
             classes=len(self.data.classes),
             public_clips=self.data.public_clips,
             references=frames,
@@ -167,10 +167,10 @@ class ClipPictures(Pictures):
     def _ask_baselines(self, references: int, seed: int) -> list[dict[str, Tensor]]:
         """Answers (C, T, H, W) of the baselines for every clip, by name."""
         model, update = empty_update()
-        names, unused = answerable(self.knowledge(0, references)), generator(seed, "null")
+        names, unused = answerable(self.knowledge((0,), references)), generator(seed, "null")
 
         def answers(index: int, chosen: Sequence[str]) -> dict[str, Tensor]:
-            observation = Observation(model, update, self.knowledge(index, references))
+            observation = Observation(model, update, self.knowledge((index,), references))
             return {name: BASELINES.build(name).reconstruct(observation, unused).clips[0] for name in chosen}
 
         shared = answers(0, [name for name in names if not name.startswith("reference")])

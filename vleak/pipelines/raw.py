@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from vleak.attacks import Knowledge, Reconstruction
 from vleak.data import ClipSet
+from vleak.federated import freeze_others
 from vleak.models import TRAINING_STATES, check_classifier, check_second_derivative, train
-from vleak.pipelines.base import Conditions, Pipeline, Progress, Samples, Stop, model_record
+from vleak.pipelines.base import Pipeline
 from vleak.pipelines.case import Answer, Case
+from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, model_record
 from vleak.pipelines.pictures import ClipPictures
 from vleak.results.records import Scores
 from vleak.seeds import generator
@@ -55,6 +58,7 @@ class RawPipeline(Pipeline):
         steps = TRAINING_STATES[conditions.training_state]
         train(model, data.public_clips, data.public_labels, steps, generator(conditions.seed, "training"))
         check_classifier(model, data.clips[:1], classes)
+        freeze_others(model, conditions.trainable)
         record = model_record(model, samples, conditions, name=name, pipeline=self.kind)
         model = model.to(conditions.device)
         check_second_derivative(
@@ -71,13 +75,21 @@ class RawPipeline(Pipeline):
             conditions=conditions,
         )
 
-    def knowledge(self, clip: int, reference_frames: int, labels: Tensor | None = None) -> Knowledge:
-        """Knowledge of the frames of a clip."""
-        return self.pictures.knowledge(clip, reference_frames, labels)
+    def knowledge(
+        self, clips: Sequence[int], reference_frames: int, labels: Tensor | None = None
+    ) -> Knowledge:
+        """Knowledge of the frames of some clips."""
+        return self.pictures.knowledge(clips, reference_frames, labels)
 
-    def baseline_knowledge(self, clip: int, reference_frames: int, labels: Tensor | None = None) -> Knowledge:
+    def baseline_knowledge(
+        self, clips: Sequence[int], reference_frames: int, labels: Tensor | None = None
+    ) -> Knowledge:
         """Knowledge of the frames of a clip."""
-        return self.pictures.knowledge(clip, reference_frames, labels)
+        return self.pictures.knowledge(clips, reference_frames, labels)
+
+    def similarity(self, answer: Tensor, truth: Tensor) -> float:
+        """Likeness of frames: the negative squared error."""
+        return -float((answer - truth).square().mean())
 
     def answer(
         self, case: Case, reconstruction: Reconstruction, generator: torch.Generator, stop: Stop

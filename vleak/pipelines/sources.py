@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from vleak.attacks import BASELINES, FeatureInversion, Knowledge, Observation, R
 from vleak.data import ClipSet, FeatureSet
 from vleak.models import Extractor
 from vleak.pipelines.bags import anomalous_classes
-from vleak.pipelines.base import Stop
 from vleak.pipelines.case import Answer, Case
+from vleak.pipelines.conditions import Stop
 from vleak.pipelines.pictures import (
     BaselineAnswers,
     ClipPictures,
@@ -55,7 +55,7 @@ class FeatureSource(ABC):
 
     @abstractmethod
     def baseline_knowledge(
-        self, clip: int, references: int, labels: Tensor | None, features: Knowledge
+        self, clips: Sequence[int], references: int, labels: Tensor | None, features: Knowledge
     ) -> Knowledge:
         """Knowledge of what baselines guess: frames where there are any, otherwise the features given."""
 
@@ -129,10 +129,10 @@ class ExtractedFeatures(FeatureSource):
             self.classes = 2
 
     def baseline_knowledge(
-        self, clip: int, references: int, labels: Tensor | None, features: Knowledge
+        self, clips: Sequence[int], references: int, labels: Tensor | None, features: Knowledge
     ) -> Knowledge:
-        """Knowledge of the frames of a clip."""
-        return self.pictures.knowledge(clip, references, labels)
+        """Knowledge of the frames of some clips."""
+        return self.pictures.knowledge(clips, references, labels)
 
     def baselines(self, own: list[dict[str, Tensor]]) -> BaselineAnswers:
         """Features of the frames that baselines guess, and their own guesses of features."""
@@ -156,7 +156,7 @@ class ExtractedFeatures(FeatureSource):
         return self._inversion.rebuild(
             copy.deepcopy(self._extractor),
             features[None],
-            self.pictures.knowledge(case.clip, case.reference_frames),
+            self.pictures.knowledge((case.clip,), case.reference_frames),
             generator,
             recovered=None if recovered is None else recovered[None],
             stop=stop,
@@ -174,7 +174,7 @@ class FeatureFiles(FeatureSource):
         self.nonnegative, self.unit_norm = data.nonnegative, data.unit_norm
 
     def baseline_knowledge(
-        self, clip: int, references: int, labels: Tensor | None, features: Knowledge
+        self, clips: Sequence[int], references: int, labels: Tensor | None, features: Knowledge
     ) -> Knowledge:
         """Knowledge of the features."""
         return features

@@ -3,9 +3,10 @@
 from vleak.report.numbers import epsilon_text, plural
 from vleak.report.page import write_report
 from vleak.report.study_page import write_study
-from vleak.report.words import headline, unfinished, verdict_text
+from vleak.report.words import client_text, headline, unfinished, verdict_text
 
 __all__ = [
+    "client_text",
     "epsilon_text",
     "headline",
     "plural",

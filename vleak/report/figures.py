@@ -23,6 +23,7 @@ from vleak.report.svg import (
     style,
     to_svg,
 )
+from vleak.report.words import client_text
 from vleak.results import Interval, Row
 
 MAX_LABELS = 18
@@ -43,7 +44,7 @@ class _SeriesKey(NamedTuple):
     attack: str
     labels: str
     reference_frames: str
-    batch_size: str
+    client: str
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _series(rows: Sequence[Row]) -> list[_Series]:
 
 
 def _key(row: Row) -> _SeriesKey:
-    frames, batch = row.knowledge.reference_frames, row.knowledge.batch_size
+    frames = row.knowledge.reference_frames
     return _SeriesKey(
         row.pipeline,
         row.model,
@@ -136,7 +137,7 @@ def _key(row: Row) -> _SeriesKey:
         row.attack,
         f"labels {row.knowledge.labels}",
         f"{frames or 'no'} ref. frame{plural(frames)}",
-        f"batch of {batch}",
+        client_text(row.client) or "one clip",
     )
 
 

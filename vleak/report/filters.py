@@ -8,7 +8,7 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from vleak.report.numbers import epsilon_text, number, percent, plural, ratio
-from vleak.report.words import caveat_text, interval_note, knowledge_text, verdict_text
+from vleak.report.words import caveat_text, client_text, interval_note, knowledge_text, verdict_text
 from vleak.results.rows import Verdict
 from vleak.results.statistics import Interval
 
@@ -80,6 +80,7 @@ def _mean(value: float | Interval | None) -> float | None:
 FILTERS: dict[str, Callable[..., object]] = {
     "bytes": size,
     "caveat": caveat_text,
+    "client": client_text,
     "epsilon": epsilon_text,
     "fixed": fixed,
     "grant": knowledge_text,

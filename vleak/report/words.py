@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vleak.report.numbers import decibel, epsilon_text, percent, plural, ratio
-from vleak.results.records import KnowledgeRecord, RunRecord
+from vleak.results.records import ClientRecord, KnowledgeRecord, RunRecord
 from vleak.results.rows import Caveat, Row, Verdict
 from vleak.results.statistics import MIN_CLIPS, Interval
 from vleak.results.summary import strongest
@@ -17,6 +17,7 @@ __all__ = [
     "Sentence",
     "Topic",
     "caveat_text",
+    "client_text",
     "headline",
     "headline_sentences",
     "interval_note",
@@ -79,14 +80,25 @@ def interval_note(interval: Interval) -> str:
     return f"{interval.n} clip{plural(interval.n)}; an interval needs at least {MIN_CLIPS}"
 
 
+def client_text(client: ClientRecord) -> str:
+    """What a client does beyond one gradient of one clip, such as "batch of 4, 5 local steps"; else empty."""
+    parts = [] if client.batch_size == 1 else [f"batch of {client.batch_size}"]
+    if client.mode == "train":
+        parts.append("train mode")
+    if client.local is not None:
+        steps, size = client.local.steps, client.local.batch_size
+        of = f" of {size}" if size else ""
+        adam = " of Adam" if client.local.optimizer == "adam" else ""
+        parts.append(f"{steps} local step{plural(steps)}{of}{adam}")
+    return ", ".join(parts)
+
+
 def knowledge_text(knowledge: KnowledgeRecord) -> str:
-    """Grants of a threat model, such as ``"labels inferred, batch of 4"``."""
+    """Grants of a threat model, such as ``"labels inferred, 1 reference frame"``."""
     frames = knowledge.reference_frames
     parts = [f"labels {knowledge.labels}"]
     if frames:
         parts.append(f"{frames} reference frame{plural(frames)}")
-    if knowledge.batch_size != 1:
-        parts.append(f"batch of {knowledge.batch_size}")
     return ", ".join(parts)
 
 
@@ -104,7 +116,11 @@ def row_cells(row: Row) -> dict[str, str]:
     gain, share = row.psnr_gain_db, row.identification
     return {
         "defense": "no update seen" if row.baseline else row.defense,
-        "attack": row.attack + (frames if row.reference_frames else ""),
+        "attack": ", ".join(
+            part
+            for part in (row.attack + (frames if row.reference_frames else ""), client_text(row.client))
+            if part
+        ),
         "ε": "" if row.epsilon is None else epsilon_text(row.epsilon),
         "gain": "–" if gain.mean is None else decibel(gain.mean),
         "recognised": f"{row.identified} of {row.n}" if share.n else "–",

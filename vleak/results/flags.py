@@ -43,14 +43,19 @@ def _with(cell: Cell, *flags: str | None) -> Cell:
     return cell.model_copy(update={"flags": (*cell.flags, *added)}) if added else cell
 
 
-def _attack_key(cell: Cell) -> tuple[str, ...]:
+def _attack_key(cell: Cell) -> tuple[object, ...]:
     """Fields shared by cells that differ in the defense alone."""
-    return cell.pipeline, cell.model, cell.clip, cell.attack.text, str(cell.knowledge.reference_frames)
+    return (*_client_key(cell), cell.attack.text)
 
 
-def _defense_key(cell: Cell) -> tuple[str, ...]:
+def _defense_key(cell: Cell) -> tuple[object, ...]:
     """Fields shared by cells that differ in the attack alone."""
-    return cell.pipeline, cell.model, cell.clip, cell.defense.text, str(cell.knowledge.reference_frames)
+    return (*_client_key(cell), cell.defense.text)
+
+
+def _client_key(cell: Cell) -> tuple[object, ...]:
+    """Fields that say which client of which model was attacked, with which reference frames."""
+    return cell.pipeline, cell.model, cell.clip, cell.client, cell.batch, cell.knowledge.reference_frames
 
 
 def _lead(scores: Scores) -> float | None:

@@ -25,6 +25,7 @@ __all__ = [
     "BaselineScore",
     "Cell",
     "CertificateRecord",
+    "ClientRecord",
     "DataRecord",
     "DefenseRecord",
     "EnhancedScores",
@@ -32,6 +33,7 @@ __all__ = [
     "EnvironmentRecord",
     "Finite",
     "KnowledgeRecord",
+    "LocalRecord",
     "ModelRecord",
     "OrderScores",
     "Record",
@@ -127,6 +129,31 @@ class AttackRecord(Record):
         return _text(self.name, self.settings)
 
 
+class LocalRecord(Record):
+    """Local training of a client before it sends a delta, as `vleak.federated.LocalTraining`."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(0, ge=0)
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+
+
+class ClientRecord(Record):
+    """Client of a cell.
+
+    Attributes:
+        batch_size: private clips of the client.
+        mode: mode of the model while it computed.
+        local: its local training; None where it sent the gradient of one batch.
+    """
+
+    batch_size: int = Field(default=1, ge=1)
+    mode: Literal["eval", "train"] = "eval"
+    local: LocalRecord | None = None
+
+
 class KnowledgeRecord(Record):
     """What the threat model granted the attacker of a cell.
 
@@ -175,6 +202,7 @@ class Cell(Record):
         model: name of the model. training_state: how far it was trained.
         clip: name of the clip. clip_index: its position in the data.
         seed: seed of the client's randomness.
+        client: settings of the client. batch: positions of all its clips.
         order_identifiable: whether the update depends on the order of frames at all.
         scores: None where the cell failed.
         enhanced: None without enhancement.
@@ -194,6 +222,8 @@ class Cell(Record):
     clip: str
     clip_index: int = Field(ge=0)
     seed: int
+    client: ClientRecord = ClientRecord()
+    batch: tuple[int, ...] = ()
     order_identifiable: bool = True
     scores: Scores | None = None
     enhanced: EnhancementRecord | None = None
@@ -220,7 +250,8 @@ class ModelRecord(Record):
 
     Attributes:
         name, pipeline, training_state: as in `Cell`.
-        parameters: number of parameters. training_steps: steps of training on public clips.
+        parameters: number of parameters. sent_parameters: of them those that a client trains and sends; None
+            for all. training_steps: steps of training on public clips.
         weights_sha256: digest of the weights.
         train_accuracy, held_out_accuracy: accuracy on public and on attacked clips; None where unknown.
         chance: accuracy of guessing.
@@ -240,6 +271,7 @@ class ModelRecord(Record):
     extractor_accuracy: Finite | None = None
     segments: int | None = None
     features: int | None = None
+    sent_parameters: int | None = None
 
 
 class DataRecord(Record):
@@ -286,6 +318,16 @@ class SettingsRecord(Record):
     stride: int
     segments: int
     reference_frames: tuple[int, ...]
+    batch: tuple[int, ...] = (1,)
+    mode: Literal["eval", "train"] = "eval"
+    trainable: str = "*"
+    local_steps: tuple[int, ...] = (0,)
+    local_epochs: tuple[int, ...] = (0,)
+    local_batch: int = 0
+    local_rate: float = 0.01
+    local_momentum: float = 0.0
+    local_decay: float = 0.0
+    local_optimizer: str = "sgd"
     enhance: str
     restarts: int
     iterations: int

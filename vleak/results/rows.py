@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from vleak.results.records import Cell, KnowledgeRecord
+from vleak.results.records import Cell, ClientRecord, KnowledgeRecord
 from vleak.results.statistics import Interval, mean_interval
 
 __all__ = ["Caveat", "Row", "RowKey", "Segments", "Verdict", "row_key"]
@@ -39,6 +39,7 @@ class RowKey(NamedTuple):
         label: label of the defense; defense: its name and settings, as a label leaves settings out.
         attack: name and settings of the attack.
         labels, reference_frames, batch_size: granted knowledge, as in `KnowledgeRecord`.
+        client: `Cell.client`.
     """
 
     pipeline: str
@@ -50,6 +51,7 @@ class RowKey(NamedTuple):
     labels: str
     reference_frames: int
     batch_size: int
+    client: ClientRecord
 
 
 def row_key(cell: Cell) -> RowKey:
@@ -65,6 +67,7 @@ def row_key(cell: Cell) -> RowKey:
         granted.labels,
         granted.reference_frames,
         granted.batch_size,
+        cell.client,
     )
 
 
@@ -108,6 +111,9 @@ class Row:
         adaptive: whether the attack used what it knows of the defense in every scored cell.
         defense_knowledge: how it knew in the scored cells, one of them standing for all.
         knowledge: what the attacker was granted.
+        client: settings of the client.
+        batch_identified: mean number of clips of a batch that the reconstruction picked out; None for single
+            clips.
         n: clips that were scored.
         failed: clips that were not; they are in no average.
         failures: distinct reasons for that.
@@ -124,7 +130,8 @@ class Row:
         linked: clips for which an attacker who holds all candidates tells from the update alone which it was.
         linkage: share of those with its exact interval.
         candidates: how many clips it had to be told from.
-        chance: what recognition has to beat: 1 / candidates; with reference frames the share of clips at
+        chance: what recognition has to beat: batch size / candidates, as each answer of a batch is matched to
+            the truth that it fits best; with reference frames the share of clips at
             which these alone point, where that is more.
         pooled: that the update does not depend on the order of frames or segments.
         segments: of a feature pipeline, recovery of the feature matrices; else None.
@@ -157,6 +164,7 @@ class Row:
     adaptive: bool
     defense_knowledge: Literal["channel", "simulated", "none"]
     knowledge: KnowledgeRecord
+    client: ClientRecord
     n: int
     failed: int
     failures: tuple[str, ...]
@@ -192,6 +200,7 @@ class Row:
     enhanced_gain_db: Interval = NO_INTERVAL
     enhanced_identified: int = 0
     metrics: dict[str, float]
+    batch_identified: float | None = None
 
     @property
     def reference_frames(self) -> int:

@@ -114,6 +114,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         adaptive=all(cell.attack.adaptive for cell in scored),
         defense_knowledge=(scored or cells)[0].attack.defense_knowledge,
         knowledge=first.knowledge,
+        client=key.client,
         n=len(scored),
         failed=len(failed),
         failures=_distinct(cell.failure or "" for cell in failed),
@@ -131,7 +132,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         linked=sum(asked),
         linkage=linkage,
         candidates=candidates,
-        chance=_chance(scores, candidates),
+        chance=_chance(scores, candidates, key.client.batch_size),
         bound=_mean(c.certificate.bound for c in scored or failed if c.certificate is not None),
         bound_broken=False,
         labels_correct=sum(guesses),
@@ -144,6 +145,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         pooled=not all(cell.order_identifiable for cell in cells),
         segments=_segments([score.segments for score in scores if score.segments is not None]),
         metrics=_metrics(scores),
+        batch_identified=_by_batch(scored) if key.client.batch_size > 1 else None,
     )
     return _judged(_enhanced(row, [cell.enhanced for cell in scored if cell.enhanced is not None]))
 
@@ -164,11 +166,20 @@ def _judged(row: Row) -> Row:
     return replace(row, bound_broken=broken, verdict="baseline" if row.baseline and row.n else _verdict(row))
 
 
-def _chance(scores: Sequence[Scores], candidates: int | None) -> float | None:
+def _by_batch(cells: Sequence[Cell]) -> float | None:
+    """Mean number of clips of a batch that were identified."""
+    counts: dict[tuple[int, ...], int] = {}
+    for cell in cells:
+        identified = cell.scores is not None and cell.scores.identified
+        counts[cell.batch] = counts.get(cell.batch, 0) + bool(identified)
+    return _mean(counts.values())
+
+
+def _chance(scores: Sequence[Scores], candidates: int | None, batch: int) -> float | None:
     if not candidates:
         return None
     alone = [score.baseline_identified for score in scores if score.baseline_identified is not None]
-    return max(1 / candidates, sum(alone) / len(alone) if alone else 0.0)
+    return max(min(1.0, batch / candidates), sum(alone) / len(alone) if alone else 0.0)
 
 
 def _segments(scores: Sequence[SegmentScores]) -> Segments | None:
@@ -196,7 +207,7 @@ def _verdict(row: Row) -> Verdict:
     gain, chance, segments = row.psnr_gain_db, row.chance or 1.0, row.segments
     if row.identification.n == 0:
         return "no_result"
-    guess = 1 / row.candidates if row.candidates else 1.0
+    guess = min(1.0, row.client.batch_size / row.candidates) if row.candidates else 1.0
     # A segment that came back to the second digit is no luck, however few clips there are.
     exact = segments is not None and segments.exact > segments.baseline_exact
     if exact or _above(row.identification, chance) or _above(gain, 0.0):
@@ -242,7 +253,7 @@ def _with_caveats(rows: list[Row]) -> list[Row]:
     return [row if row.baseline else replace(row, caveats=caveats(row)) for row in rows]
 
 
-def _setting(row: Row) -> tuple[str | int, ...]:
+def _setting(row: Row) -> tuple[object, ...]:
     """Fields shared by rows that differ in the defense alone."""
     return (*row.key[:3], *row.key[5:])
 

@@ -1,0 +1,151 @@
+"""Clients as they are: batches, local training, modes and frozen parameters, from settings to rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vleak
+from vleak.api import Run
+from vleak.errors import InputError
+from vleak.federated import LocalTraining
+from vleak.results import read_run
+
+SMALL: dict[str, Any] = {
+    "clips": 4, "frames": 4, "size": 8, "iterations": 40, "enhance": "none", "defenses": "none",
+    "workers": 1, "model": "c3d_tiny:width=4,depth=1",
+}  # fmt: skip
+
+
+def run(**settings: Any) -> Run:
+    return vleak.evaluate(**{**SMALL, **settings})
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    folder = tmp_path_factory.mktemp("swept")
+    return folder, run(batch=(1, 2), local_steps=(0, 3), local_rate=0.1, out=folder)
+
+
+def attacked(run: Run) -> list[Any]:
+    return [cell for cell in run.cells if not cell.attack.baseline]
+
+
+def test_every_client_has_its_row_and_every_clip_its_cell(swept: tuple[Path, Run]) -> None:
+    cells = attacked(swept[1])
+    assert all(cell.ok for cell in cells), [cell.status for cell in cells]
+    clients = {(cell.client.batch_size, cell.client.local and cell.client.local.steps) for cell in cells}
+    assert clients == {(1, None), (1, 3), (2, None), (2, 3)}
+    assert len(cells) == 4 * 4
+    assert {cell.batch for cell in cells if cell.client.batch_size == 2} == {(0, 1), (2, 3)}
+    assert all(cell.clip_index in cell.batch for cell in cells)
+    rows = [row for row in swept[1].rows if not row.baseline]
+    assert [row.client.batch_size for row in rows] == [1, 1, 2, 2]
+    assert [row.batch_identified is None for row in rows] == [True, True, False, False]
+    assert [row.chance for row in rows] == [1 / 4, 1 / 4, 2 / 4, 2 / 4]
+    assert read_run(swept[0]) == swept[1].record
+
+
+def test_the_attack_gets_something_of_every_client(swept: tuple[Path, Run]) -> None:
+    for row in swept[1].rows:
+        if not row.baseline:
+            assert row.psnr_gain_db.mean is not None
+            assert row.psnr_gain_db.mean > 1.0, (row.client, row.psnr_gain_db)
+
+
+def test_the_default_client_has_the_numbers_that_it_has_alone(swept: tuple[Path, Run]) -> None:
+    alone = {cell.id: cell.scores for cell in run().cells}
+    same = {cell.id: cell.scores for cell in swept[1].cells if cell.id in alone}
+    assert same == alone
+
+
+def test_a_batch_runs_once_and_a_lost_cell_runs_its_batch_again(
+    swept: tuple[Path, Run], tmp_path: Path
+) -> None:
+    first = run(batch=2, out=tmp_path)
+    journal = tmp_path / "cells.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:-1]))
+    again = run(batch=2, out=tmp_path)
+    assert [cell.scores for cell in again.cells] == [cell.scores for cell in first.cells]
+    pairs = {cell.batch: set() for cell in attacked(first)}
+    for cell in attacked(first):
+        pairs[cell.batch].add((cell.attack.iterations, cell.seed, cell.update.bytes))
+    assert all(len(facts) == 1 for facts in pairs.values())
+
+
+def test_only_trainable_parameters_are_sent() -> None:
+    whole, head = run(), run(trainable="head.*")
+    (model,) = head.record.models
+    assert whole.record.models[0].sent_parameters is None
+    assert model.sent_parameters is not None
+    assert 0 < model.sent_parameters < model.parameters
+    assert attacked(head)[0].update.bytes == 4 * model.sent_parameters
+    with pytest.raises(InputError, match=r"trainable=tail\.\*: no trainable parameter of the model fits"):
+        run(trainable="tail.*")
+
+
+def test_epochs_count_in_passes_over_the_clips() -> None:
+    from vleak.evaluation import Settings
+
+    settings = Settings(batch=(1, 4), local_epochs=(2,), local_batch=2)
+    assert [client.local for client in settings.clients()] == [
+        LocalTraining(steps=2, batch_size=2), LocalTraining(steps=4, batch_size=2)
+    ]  # fmt: skip
+
+
+def test_privacy_over_local_steps_is_in_the_record() -> None:
+    once = attacked(run(defenses="dp:noise_multiplier=2", iterations=1))[-1]
+    many = attacked(run(defenses="dp:noise_multiplier=2", iterations=1, local_steps=4))[-1]
+    assert many.defense.epsilon > 1.9 * once.defense.epsilon
+    assert many.certificate.bound > once.certificate.bound
+    batch = attacked(run(defenses="dp:noise_multiplier=2", iterations=1, batch=2))[-1]
+    assert (batch.defense.epsilon, batch.certificate) == (once.defense.epsilon, None)
+
+
+def test_features_come_back_from_batches_and_deltas() -> None:
+    result = run(
+        pipeline="feature", extractor="frame_cnn", head="mlp", attacks="matching", batch=(1, 2),
+        local_steps=(0, 2), local_rate=0.1, size=16,
+    )  # fmt: skip
+    assert all(cell.ok for cell in result.cells), [cell.status for cell in result.cells if not cell.ok]
+    assert all(cell.scores.segments is not None for cell in attacked(result))
+
+
+def test_train_mode_uses_the_batch() -> None:
+    def model(frames: int, size: int, classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.BatchNorm3d(4), torch.nn.Sigmoid(),
+            torch.nn.AdaptiveAvgPool3d(2), torch.nn.Flatten(), torch.nn.Linear(32, classes),
+        )  # fmt: skip
+
+    cells = {
+        mode: attacked(run(model=vleak.named("norm", model), batch=2, mode=mode))
+        for mode in ("eval", "train")
+    }
+    assert {cell.client.mode for cell in cells["train"]} == {"train"}
+    assert all(cell.ok for cell in cells["train"])
+    assert cells["eval"][0].scores != cells["train"][0].scores
+    assert {cell.id.split("@", 1)[1] for cell in cells["train"]} == {
+        f"batch=2,mode=train/{cell.clip}" for cell in cells["train"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch": 0}, "batch=0: expected numbers from 1"),
+        ({"batch": 5}, "batch=5: the data holds 4 clips"),
+        ({"local_steps": -1}, "local_steps=-1: expected numbers from 0"),
+        ({"local_steps": 1, "local_epochs": 1}, "local_steps and local_epochs both say"),
+        ({"local_steps": 1, "local_rate": 0}, "learning_rate is 0"),
+        ({"local_steps": 1, "local_optimizer": "lion"}, "unknown optimizer 'lion'"),
+        ({"mode": "training"}, "unknown mode 'training'; did you mean train"),
+    ],
+)  # fmt: skip
+def test_clients_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        run(**settings)

@@ -1,0 +1,125 @@
+"""Conditions, samples and records that a pipeline is made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vleak.defenses import Defense
+from vleak.federated import Privacy
+from vleak.models import TRAINING_STATES, accuracy
+from vleak.pipelines.scoring import finite
+from vleak.results.records import DefenseRecord, ModelRecord
+
+__all__ = ["Conditions", "Progress", "Samples", "Stop", "defense_record", "model_record"]
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, cells finished, cells in all)."""
+Stop = Callable[[], bool]
+"""Asked between iterations; True ends the work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Conditions under which all cells of a pipeline run.
+
+    Attributes:
+        device: device of models and attacks.
+        training_state: a key of `vleak.models.TRAINING_STATES`.
+        labels_granted: whether the attack is told the labels.
+        trainable: patterns of the parameters that clients train and send; "*" for all.
+        seed: seed of the run.
+    """
+
+    device: torch.device
+    training_state: str = "untrained"
+    labels_granted: bool = False
+    trainable: str = "*"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a training task, as its loss takes them.
+
+    Attributes:
+        private: (N, *shape), what the clients hold.
+        labels: (N,) int64.
+        public: (M, *shape), what everybody holds.
+        public_labels: (M,) int64.
+        classes: number of classes.
+    """
+
+    private: Tensor
+    labels: Tensor
+    public: Tensor
+    public_labels: Tensor
+    classes: int
+
+
+def model_record(
+    model: nn.Module,
+    samples: Samples,
+    conditions: Conditions,
+    *,
+    name: str,
+    pipeline: str,
+    extractor_accuracy: float | None = None,
+    matrix: tuple[int | None, int | None] = (None, None),
+) -> ModelRecord:
+    """Record of a model after its training; the model is on the CPU.
+
+    Args:
+        model: trained.
+        samples: its samples.
+        conditions: of the pipeline.
+        name: as records have it.
+        pipeline: kind of the pipeline.
+        extractor_accuracy: held-out accuracy of the extractor before it.
+        matrix: segments and features of its input; None for frames.
+    """
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().contiguous().numpy().tobytes())
+    if matrix != (
+        None,
+        None,
+    ):  # of another extractor the features are others, though clips and head are equal
+        digest.update(samples.private.numpy().tobytes() + samples.public.numpy().tobytes())
+    everything = sum(p.numel() for p in model.parameters())
+    sent = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return ModelRecord(
+        name=name,
+        pipeline=pipeline,
+        training_state=conditions.training_state,
+        parameters=everything,
+        sent_parameters=None if sent == everything else sent,
+        training_steps=TRAINING_STATES[conditions.training_state],
+        weights_sha256=digest.hexdigest(),
+        train_accuracy=accuracy(model, samples.public, samples.public_labels),
+        held_out_accuracy=accuracy(model, samples.private, samples.labels),
+        chance=1 / samples.classes,
+        extractor_accuracy=extractor_accuracy,
+        segments=matrix[0],
+        features=matrix[1],
+    )
+
+
+def defense_record(defense: Defense, privacy: Privacy | None) -> DefenseRecord:
+    """Record of a defense with what it proves; ``privacy`` is None where it proves nothing."""
+    record = DefenseRecord(name=defense.name, label=defense.label, settings={**defense.settings()})
+    if privacy is None:
+        return record
+    return record.model_copy(
+        update={
+            "epsilon": finite(privacy.epsilon),
+            "delta": privacy.delta,
+            "unit": privacy.unit,
+            "adjacency": privacy.adjacency,
+            "training_epsilon": finite(privacy.training_epsilon),
+        }
+    )
