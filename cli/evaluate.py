@@ -103,6 +103,11 @@ LocalRate = Annotated[float, _option("Learning rate of local training.", _CLIENT
 LocalMomentum = Annotated[float, _option("Momentum of local SGD.", _CLIENT)]
 LocalDecay = Annotated[float, _option("Weight decay of local training.", _CLIENT)]
 LocalOptimizer = Annotated[str, _option("sgd or adam.", _CLIENT)]
+Rounds = Annotated[str, _option("Rounds of training that the server sees, used together: 1,3.", _CLIENT)]
+Participation = Annotated[
+    float, _option("Chance of the client to take part in a round that is not the last.", _CLIENT)
+]
+RoundClips = Annotated[str, _option("same clips in every round, or new ones.", _CLIENT)]
 Metrics = Annotated[
     list[str] | None,
     _option(
@@ -156,6 +161,9 @@ def evaluate(
     local_momentum: LocalMomentum = 0.0,
     local_decay: LocalDecay = 0.0,
     local_optimizer: LocalOptimizer = "sgd",
+    rounds: Rounds = "1",
+    participation: Participation = 1.0,
+    round_clips: RoundClips = "same",
     metric: Metrics = None,
     enhance: Enhance = "classical",
     restarts: Restarts = 1,
@@ -180,7 +188,8 @@ def evaluate(
             reference_frames=_counts("reference_frames", reference_frames),
             local_steps=_counts("local_steps", local_steps), local_rate=local_rate, local_batch=local_batch,
             local_epochs=_counts("local_epochs", local_epochs), local_momentum=local_momentum,
-            local_decay=local_decay, local_optimizer=local_optimizer, enhance=enhance, restarts=restarts,
+            local_decay=local_decay, local_optimizer=local_optimizer, rounds=_counts("rounds", rounds),
+            participation=participation, round_clips=round_clips, enhance=enhance, restarts=restarts,
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
         )  # fmt: skip
         _show(run)

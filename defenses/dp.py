@@ -133,9 +133,9 @@ class DpSgd(Defense):
             accountant=accountant,
         )
 
-    def privacy_of(self, uses: int) -> Privacy | None:
-        """Return the certificate of a delta: a clip in K steps is as in one with 1 / sqrt(K) of the noise."""
-        return replace(self, noise_multiplier=self.noise_multiplier / math.sqrt(uses)).privacy()
+    def privacy_of(self, uses: int, updates: int = 1) -> Privacy | None:
+        """Return the certificate of K steps on a clip in all: that of one with 1 / sqrt(K) of the noise."""
+        return replace(self, noise_multiplier=self.noise_multiplier / math.sqrt(uses * updates)).privacy()
 
     def _clip_and_noise(
         self, samples: dict[str, Tensor], clips: int, generator: torch.Generator

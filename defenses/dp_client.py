@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -109,6 +109,6 @@ class DpClient(Defense):
             accountant=accountant,
         )
 
-    def privacy_of(self, uses: int) -> Privacy | None:
-        """Return the certificate of one update: the same after any number of local steps."""
-        return self.privacy()
+    def privacy_of(self, uses: int, updates: int = 1) -> Privacy | None:
+        """Return the certificate of some updates: the same after any number of local steps."""
+        return replace(self, noise_multiplier=self.noise_multiplier / math.sqrt(updates)).privacy()

@@ -58,6 +58,9 @@ def evaluate(
     local_momentum: float = 0.0,
     local_decay: float = 0.0,
     local_optimizer: str = "sgd",
+    rounds: int | Sequence[int] = (1,),
+    participation: float = 1.0,
+    round_clips: str = "same",
     enhance: str = "classical",
     restarts: int = 1,
     iterations: int = 150,
@@ -88,8 +91,11 @@ def evaluate(
         batch: private clips of a client; each number is a row.
         mode: mode of the model in the client, "eval" or "train".
         trainable: patterns of the parameters that are trained and sent, such as "head.*".
-        local_steps, local_epochs: length of local training (FedAvg), each number a row; 0 for the gradient.
+        local_steps, local_epochs: length of local training (FedAvg), each number a row; 0 for none.
         local_batch, local_rate, local_momentum, local_decay, local_optimizer: how a client trains.
+        rounds: rounds of training that the server sees, each number a row.
+        participation: chance of the client to take part in a round that is not the last.
+        round_clips: "same" clips in all rounds, or "new" ones.
         enhance: "classical", "network", "spandrel:FILE" or "none".
         restarts, iterations: of every attack by name.
         labels: "inferred" or "granted".
@@ -117,7 +123,8 @@ def evaluate(
         reference_frames=_counts(reference_frames), batch=_counts(batch), mode=mode, trainable=trainable,
         local_steps=_counts(local_steps), local_epochs=_counts(local_epochs), local_batch=local_batch,
         local_rate=local_rate, local_momentum=local_momentum, local_decay=local_decay,
-        local_optimizer=local_optimizer,
+        local_optimizer=local_optimizer, rounds=_counts(rounds), participation=participation,
+        round_clips=round_clips,
         enhance=enhance, restarts=restarts, iterations=iterations, labels=labels, seed=seed, device=device,
         engine=engine,
     )  # fmt: skip

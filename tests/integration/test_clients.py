@@ -115,6 +115,34 @@ def test_features_come_back_from_batches_and_deltas() -> None:
     assert all(cell.scores.segments is not None for cell in attacked(result))
 
 
+def test_rounds_are_used_together_and_compose() -> None:
+    noisy: dict[str, Any] = {"defenses": "dp:noise_multiplier=0.02", "rounds": (1, 6), "iterations": 80}
+    result = run(**noisy)
+    once, often = [row for row in result.rows if not row.baseline and not row.undefended]
+    assert (once.client.rounds, often.client.rounds) == (1, 6)
+    assert often.psnr_gain_db.mean > once.psnr_gain_db.mean + 1.0
+    assert often.epsilon > 2 * once.epsilon
+    assert often.linkage.n == 4  # by the first round, whose weights the candidates' updates are of
+
+
+def test_rounds_of_new_clips_and_rounds_without_the_client() -> None:
+    new = run(rounds=3, round_clips="new", iterations=3)
+    rare = run(rounds=3, participation=0.1, iterations=3)
+    for result in (new, rare):
+        assert all(cell.ok for cell in result.cells), [cell.status for cell in result.cells]
+        assert all(cell.scores.linked is None for cell in attacked(result))
+    assert "rounds=3,clips=new" in attacked(new)[0].id
+    assert "rounds=3,participation=0.1" in attacked(rare)[0].id
+
+
+def test_error_feedback_is_carried_on_over_rounds() -> None:
+    changed = [
+        attacked(run(defenses=f"prune:fraction=0.9,error_feedback={kept}", rounds=3, iterations=1))[-1].update
+        for kept in ("false", "true")
+    ]
+    assert changed[0].cosine_to_undefended != changed[1].cosine_to_undefended
+
+
 def test_train_mode_uses_the_batch() -> None:
     def model(frames: int, size: int, classes: int) -> torch.nn.Module:
         return torch.nn.Sequential(
@@ -143,6 +171,9 @@ def test_train_mode_uses_the_batch() -> None:
         ({"local_steps": 1, "local_epochs": 1}, "local_steps and local_epochs both say"),
         ({"local_steps": 1, "local_rate": 0}, "learning_rate is 0"),
         ({"local_steps": 1, "local_optimizer": "lion"}, "unknown optimizer 'lion'"),
+        ({"rounds": 0}, "rounds=0: expected numbers from 1"),
+        ({"rounds": 2, "participation": 0}, r"participation=0: expected a number in \(0, 1\]"),
+        ({"round_clips": "old"}, "unknown round_clips 'old'; known"),
         ({"mode": "training"}, "unknown mode 'training'; did you mean train"),
     ],
 )  # fmt: skip

@@ -186,10 +186,6 @@ def test_noise_of_every_step_adds_up_and_the_guarantee_says_so() -> None:
 
 
 def test_a_defense_that_does_not_compose_proves_nothing_over_steps() -> None:
-    class Once(DpSgd):
-        def privacy_of(self, uses: int) -> Privacy | None:
-            return Defense.privacy_of(self, uses)
-
     assert Client(small_model(), defense=Once()).privacy() is not None
     assert Client(small_model(), defense=Once(), local=LocalTraining(steps=2)).privacy() is None
 
@@ -206,6 +202,21 @@ def test_dp_client_clips_the_whole_update_and_adds_its_noise(options: dict[str, 
     assert float(noise.std()) == pytest.approx(0.02, rel=0.1)
     untouched = send(small_model(), DpClient(noise_multiplier=0.0, max_norm=1e6), **options)
     assert norm(untouched) == pytest.approx(norm(plain), rel=1e-6)
+
+
+def test_more_updates_prove_less() -> None:
+    for defense in (DpSgd(noise_multiplier=2.0), DpClient(noise_multiplier=2.0)):
+        privacy = Client(small_model(), defense=defense).privacy(updates=4)
+        assert privacy is not None
+        assert privacy.epsilon == pytest.approx(gaussian_epsilon(2.0, 1e-5, releases=4))
+    assert Client(small_model(), defense=Once()).privacy(updates=2) is None
+
+
+class Once(DpSgd):
+    """Composes over nothing."""
+
+    def privacy_of(self, uses: int, updates: int = 1) -> Privacy | None:
+        return Defense.privacy_of(self, uses, updates)
 
 
 def test_dp_client_protects_the_client_whatever_its_local_steps() -> None:

@@ -42,6 +42,7 @@ class Attack(ABC):
         takes: what it can rebuild, of "frames" and "features".
         adaptive: whether the attacker knows the defense; False: he gets neither its channel nor its code.
         baseline: whether the attacker never looks at the update; what a baseline scores is no leak.
+        several_rounds: whether `prepare` uses earlier rounds; False: it gets the last one alone.
         local_steps: whether `prepare` takes deltas; False: it gets the gradient that a delta stands for
             (`Observation.as_gradient`).
     """
@@ -51,6 +52,7 @@ class Attack(ABC):
     adaptive: ClassVar[bool] = True
     baseline: ClassVar[bool] = False
     local_steps: ClassVar[bool] = False
+    several_rounds: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         """Give the class a name where it has none."""
@@ -275,6 +277,8 @@ class _Run:
         if attack.baseline:
             return attack.prepare(observation, generator, self.hooks)
         observation = _as_the_client(observation)
+        if not attack.several_rounds:
+            observation = replace(observation, earlier=())
         if not attack.local_steps:
             observation = observation.as_gradient()
         answer = attack.answer_to_empty(observation) if observation.empty else None
@@ -297,11 +301,17 @@ class _Run:
 def _as_the_client(observation: Observation) -> Observation:
     """Return the observation with the trained part of the model, in the client's mode, and with labels."""
     model = _in_mode(trained_part(observation.model), observation.update.facts.mode)
-    observation = replace(observation, model=model)
+    earlier = tuple(
+        replace(other, model=_in_mode(trained_part(other.model), other.update.facts.mode))
+        for other in observation.earlier
+    )
+    observation = replace(observation, model=model, earlier=earlier)
     if observation.knowledge.labels is not None:
         return observation
     labels = infer_labels(observation.as_gradient())
-    return replace(observation, knowledge=replace(observation.knowledge, labels=labels))
+    knowledge = replace(observation.knowledge, labels=labels)
+    earlier = tuple(replace(other, knowledge=knowledge) for other in earlier)
+    return replace(observation, knowledge=knowledge, earlier=earlier)
 
 
 def _in_mode(model: nn.Module, mode: str) -> nn.Module:

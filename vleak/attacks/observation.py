@@ -24,12 +24,15 @@ class Observation:
         channel: what the update measures, as the defense states it, for an attacker who knows the defense;
             None where the defense is not known or states none. A known defense without a channel can be
             simulated with ``knowledge.simulate``, see `vleak.attacks.simulation.known_channel`.
+        earlier: observations of earlier rounds in which the client trained on the same clips, each with the
+            weights that it was sent then; same knowledge.
     """
 
     model: nn.Module
     update: Update
     knowledge: Knowledge
     channel: Channel | None = None
+    earlier: tuple[Observation, ...] = ()
 
     @property
     def labels(self) -> Tensor:
@@ -87,6 +90,8 @@ class Observation:
                 f"knowledge: batch_size is {self.knowledge.batch_size}, but the update tells of "
                 f"{facts.batch_size}; give that one"
             )
+        for other in self.earlier:
+            other.check()
         if self.channel is not None:
             self.channel.check(self.update)
         for name, tensor in self.update.tensors.items():

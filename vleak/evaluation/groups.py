@@ -152,9 +152,9 @@ def _begin(cells: Sequence[PlannedCell]) -> _Attempt:
     if attempt.failure is not None:
         return attempt
     with attempt.recorded(f"client with defense {case.defense.name!r}"):
-        client = pipeline.client(case)
-        attempt.update = pipeline.update(case, client)
-        attempt.observation = pipeline.observe(case, attempt.update, client)
+        rounds = pipeline.rounds(case)
+        attempt.update = rounds[-1].update
+        attempt.observation = pipeline.observe(case, rounds)
     return attempt
 
 

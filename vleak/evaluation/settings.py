@@ -45,6 +45,14 @@ DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
 
 Engine = Literal["native", "reference"]
 Mode = Literal["eval", "train"]
+_COUNTS = {
+    "reference_frames": (0, "0,1,4"),
+    "batch": (1, "1,4,8"),
+    "rounds": (1, "1,3"),
+    "local_steps": (0, "0,1,5"),
+    "local_epochs": (0, "0,1,2"),
+}
+"""Settings that are several numbers, with the least one and an example."""
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -84,6 +92,10 @@ class Settings:
             gradient of one batch. local_epochs: the same in passes over the client's clips.
         local_batch: clips of a local step; 0 for all of the client. local_rate, local_momentum, local_decay,
             local_optimizer: as `vleak.federated.LocalTraining` has them.
+        rounds: rounds of training, each number a row; between them the server moves the weights, by a delta
+            as it is, or by a gradient times ``local_rate``. participation: chance of the client to take part
+            in a round that is not the last; another client, with public clips, does else. round_clips:
+            "same" clips in every round, or "new" ones in each.
         restarts: of every attack whose text does not set them, iterations: of every restart; an instance has
             its own.
         labels: "inferred" by the attack, or "granted" to it.
@@ -117,6 +129,9 @@ class Settings:
     local_momentum: float = 0.0
     local_decay: float = 0.0
     local_optimizer: str = "sgd"
+    rounds: Sequence[int] = (1,)
+    participation: float = 1.0
+    round_clips: str = "same"
     enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
@@ -136,6 +151,7 @@ class Settings:
             ("labels", self.labels, LABELS),
             ("loss", self.loss, LOSSES),
             ("mode", self.mode, MODES),
+            ("round_clips", self.round_clips, ("same", "new")),
         )
         for kind, value, known in choices:
             if not isinstance(value, str) or value not in known:
@@ -167,13 +183,14 @@ class Settings:
             object.__setattr__(self, "enhance", "none")
 
     def _check_counts(self) -> None:
-        for name, least, example in (("reference_frames", 0, "0,1,4"), ("batch", 1, "1,4,8"),
-                                     ("local_steps", 0, "0,1,5"), ("local_epochs", 0, "0,1,2")):  # fmt: skip
+        for name, (least, example) in _COUNTS.items():
             counts = tuple(dict.fromkeys(getattr(self, name)))
             if not counts or not all(_is_whole(count) and count >= least for count in counts):
                 text = ",".join(map(str, counts))
                 raise InputError(f"{argument(name, text)}: expected numbers from {least}, such as {example}")
             object.__setattr__(self, name, counts)
+        if not (isinstance(self.participation, int | float) and 0 < self.participation <= 1):
+            raise InputError(f"{argument('participation', self.participation)}: expected a number in (0, 1]")
         if self.local_steps != (0,) and self.local_epochs != (0,):
             raise InputError(
                 "local_steps and local_epochs both say how long a client trains; give one of them"
@@ -185,13 +202,18 @@ class Settings:
         Raises:
             InputError: a setting of local training is out of its range.
         """
+        mode, new = cast("Mode", self.mode), self.round_clips == "new"
+        shared = {"participation": self.participation, "server_rate": self.local_rate}
         return [
-            ClientSettings(
-                batch_size=size, mode=cast("Mode", self.mode), local=self._local(size, steps, epochs)
-            )
+            ClientSettings(batch_size=size, mode=mode, local=local, rounds=rounds, new_clips=new, **shared)
             for size in self.batch
-            for steps in self.local_steps
-            for epochs in self.local_epochs
+            for rounds in self.rounds
+            for local in self._trainings(size)
+        ]
+
+    def _trainings(self, clips: int) -> list[LocalTraining | None]:
+        return [
+            self._local(clips, steps, epochs) for steps in self.local_steps for epochs in self.local_epochs
         ]
 
     def _local(self, clips: int, steps: int, epochs: int) -> LocalTraining | None:
@@ -296,13 +318,9 @@ class Settings:
             InputError: a CUDA device was asked for and there is none.
         """
         attacks = [chosen.text for kind in self.pipelines() for chosen in self.attacks_on(kind)]
-        same = ("pipeline", "loss", "training_state", "clips", "frames", "size",
-                "stride", "segments", "reference_frames", "batch", "mode", "trainable", "local_steps",
-                "local_epochs", "local_batch", "local_rate", "local_momentum", "local_decay",
-                "local_optimizer", "enhance", "restarts", "iterations", "labels",
-                "seed")  # fmt: skip
+        given = {"data", "model", "extractor", "head", "defenses", "attacks", "metrics", "device", "engine"}
         return SettingsRecord.model_validate(
-            {name: getattr(self, name) for name in same}
+            {name: getattr(self, name) for name in SettingsRecord.model_fields if name not in given}
             | {
                 "data": data_name(self.data),
                 "model": module_name("model", self.model),

@@ -128,14 +128,15 @@ class Client:
         """
         return steps.stated_channel(self.defense, update)
 
-    def privacy(self, clips: int = 1) -> Privacy | None:
-        """Return the certificate of one update; None without one.
+    def privacy(self, clips: int = 1, updates: int = 1) -> Privacy | None:
+        """Return the certificate of the client's updates; None without one.
 
         Args:
             clips: how many the client trains on, which says in how many local steps one takes part.
+            updates: how many updates about the same clips it sends, one a round.
         """
         uses = 1 if self.local is None else self.local.uses(clips)
-        proven = steps.stated_privacy(self.defense, uses)
+        proven = steps.stated_privacy(self.defense, uses, updates)
         if proven is None or proven.unit != "one clip":
             return proven
         return replace(proven, unit=UNITS[self.loss])  # a clip is what a row of the batch is

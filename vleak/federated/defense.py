@@ -154,11 +154,13 @@ class Defense:
         """Return the certificate of one release; None where nothing is proven."""
         return None
 
-    def privacy_of(self, uses: int) -> Privacy | None:
-        """Return the certificate of an update in which a clip takes part in some steps of local training.
+    def privacy_of(self, uses: int, updates: int = 1) -> Privacy | None:
+        """Return the certificate of all updates of a client about the same clips.
 
         Args:
-            uses: how many; 1 for a gradient. Here more than one proves nothing: a defense that composes says
-                what is left.
+            uses: in how many steps of local training before one update a clip takes part; 1 for a gradient.
+            updates: how many updates the client sends.
+
+        Of more than one step or update nothing is proven here: a defense that composes says what is left.
         """
-        return self.privacy() if uses == 1 else None
+        return self.privacy() if uses == updates == 1 else None

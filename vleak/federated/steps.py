@@ -135,19 +135,19 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
     return channel
 
 
-def stated_privacy(defense: Defense, uses: int = 1) -> Privacy | None:
+def stated_privacy(defense: Defense, uses: int = 1, updates: int = 1) -> Privacy | None:
     """Return the certificate that a defense states; None where it proves nothing.
 
     Args:
         defense: of the client.
-        uses: in how many steps of local training a clip takes part.
+        uses, updates: as of `Defense.privacy_of`.
 
     Raises:
         CapabilityError: the defense raised, or returned no certificate.
     """
     privacy = _call(defense, "privacy", defense.privacy)
-    if privacy is not None and uses > 1:
-        privacy = _call(defense, "privacy_of", defense.privacy_of, uses)
+    if privacy is not None and max(uses, updates) > 1:
+        privacy = _call(defense, "privacy_of", defense.privacy_of, uses, updates)
     if privacy is not None and not isinstance(privacy, Privacy):
         raise _broken(defense, "privacy", f"returned {_kind(privacy)}, expected vleak.federated.Privacy")
     return privacy

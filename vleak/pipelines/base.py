@@ -30,6 +30,7 @@ from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.conditions import Conditions, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestUpdates, compare
 from vleak.pipelines.pictures import Pictures
+from vleak.pipelines.rounds import Round, bystander, move
 from vleak.results.records import (
     AttackRecord,
     Cell,
@@ -121,21 +122,33 @@ class Pipeline(ABC):
         names = tuple(self.clip_names[clip] for clip in case.batch)
         return (*names, case.client.text) if case.client.text else names
 
-    def client(self, case: Case) -> Client:
-        """Client with a defense and a model of its own: a call swaps the tensors of a module."""
-        return self._client(case.client, copy.deepcopy(self.model), case.defense)
-
     def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
         return Client(model, self.loss, defense, mode=settings.mode, local=settings.local)
 
-    def update(self, case: Case, client: Client) -> Update:
-        """Message of the client of a case.
+    def rounds(self, case: Case) -> tuple[Round, ...]:
+        """Rounds in which the client of a case trained on its clips, the last one always among them.
 
         Raises:
             CapabilityError: the defense cannot work on this model.
         """
-        batch, numbers = list(case.batch), generator(self.seed(case), "client")
-        return client.update(self.samples.private[batch], self.samples.labels[batch], numbers)
+        settings, numbers, memory = case.client, generator(self.seed(case), "client"), dict[str, Tensor]()
+        model, server, seen = copy.deepcopy(self.model), generator(self.seed(case), "server"), list[Round]()
+        for left in reversed(range(settings.rounds)):
+            update: Update | None = None
+            if not left or float(torch.rand((), generator=server)) < settings.participation:
+                batch = [(clip + left * settings.new_clips * len(case.batch)) % len(self.clip_names)
+                         for clip in case.batch]  # fmt: skip
+                update = self._client(settings, model, case.defense).update(
+                    self.samples.private[batch], self.samples.labels[batch], numbers, memory
+                )
+                if not left or not settings.new_clips:
+                    seen.append(Round(model, update))
+            elif len(self.samples.public):
+                other = self._client(settings, model)
+                update = bystander(other, self.samples.public, self.samples.public_labels, server)
+            if left and update is not None:
+                model = move(model, update, settings.server_rate)
+        return tuple(seen)
 
     @abstractmethod
     def knowledge(
@@ -149,14 +162,18 @@ class Pipeline(ABC):
     ) -> Knowledge:
         """Knowledge of what baselines guess, which are frames where there are any."""
 
-    def observe(self, case: Case, update: Update, client: Client) -> Observation:
+    def observe(self, case: Case, rounds: Sequence[Round]) -> Observation:
         """Everything that the attacker of a case may use; never the truth.
 
         Args:
             case: the cell.
-            update: message of its client.
-            client: whose public code an attacker who knows the defense can run.
+            rounds: those of its client, from `rounds`.
         """
+        *earlier, last = [self._observed(case, each) for each in rounds]
+        return replace(last, earlier=tuple(earlier))
+
+    def _observed(self, case: Case, seen: Round) -> Observation:
+        client, update = self._client(case.client, seen.model, case.defense), seen.update
         labels = None
         if self.labels_granted:  # a copy, because a view would reach the labels of other clips
             labels = self.samples.labels[list(case.batch)]
@@ -241,6 +258,8 @@ class Pipeline(ABC):
         self, case: Case, update: Update, observation: Observation, candidates: list[int]
     ) -> tuple[bool | None, int | None]:
         """Whether the update itself points at the clip, and its rank; baselines never saw the update."""
+        if case.client.new_clips or case.client.participation < 1:
+            return None, None  # the first round that is seen has other weights than the candidates' updates
         label = None
         if self.labels_granted and self.loss != "ranking":
             label = int(self.samples.labels[case.clip])
@@ -249,6 +268,9 @@ class Pipeline(ABC):
         hypotheses = self._honest_updates(case.client).candidates(candidates, label)
         if case.baseline or not hypotheses:
             return None, None
+        if observation.earlier:  # of several rounds the first has the weights of the candidates' updates
+            observation = observation.earlier[0]
+            update = observation.update
         # Who looks for the sharpest attacker knows the defense, whatever the attack of the cell knows.
         channel = self._client(case.client, self.model, case.defense).channel(update)
         if channel is None:
@@ -259,15 +281,14 @@ class Pipeline(ABC):
 
     def _compared(self, case: Case, update: Update) -> UpdateRecord:
         """The update beside the one that the same client sends without a defense."""
-        honest = self._honest_updates(replace(case.client, batch_size=1))
-        if len(case.batch) == 1:
-            return compare(update, honest.updates[case.clip])
-        plain = self.update(case, self._client(case.client, copy.deepcopy(self.model)))
-        return compare(update, plain)
+        if len(case.batch) == case.client.rounds == 1:
+            return compare(update, self._honest_updates(case.client).updates[case.clip])
+        plain = self.rounds(replace(case, defense=NO_DEFENSE))
+        return compare(update, plain[-1].update)
 
     def _honest_updates(self, client: ClientSettings) -> HonestUpdates:
         """Undefended updates of single clips by clients of some settings; those used last are kept."""
-        client = replace(client, batch_size=1)
+        client = ClientSettings(mode=client.mode, local=client.local)
         with self._lock:
             if client not in self._honest:
                 while len(self._honest) > 1:
@@ -284,7 +305,7 @@ class Pipeline(ABC):
         knowledge = observation.knowledge
         if knowledge.labels is None:  # of public clips, for which one label is as good as another
             knowledge = replace(knowledge, labels=torch.zeros(knowledge.batch_size, dtype=torch.int64))
-        client = self.client(case)
+        client = self._client(case.client, copy.deepcopy(self.model), case.defense)
         observation = replace(observation, knowledge=replace(knowledge, simulate=client.update)).as_gradient()
         assert observation.knowledge.simulate is not None
         return simulated_channel(observation, observation.knowledge.simulate)
@@ -332,7 +353,8 @@ class Pipeline(ABC):
         Raises:
             VleakError: what the defense states is of no use.
         """
-        privacy = self._client(case.client, self.model, case.defense).privacy(len(case.batch))
+        updates = 1 if case.client.new_clips else case.client.rounds
+        privacy = self._client(case.client, self.model, case.defense).privacy(len(case.batch), updates)
         changes: dict[str, object] = {"defense": defense_record(case.defense, privacy)}
         # Of a batch the bound speaks of one clip beside known others, not of the best matching of answers.
         if privacy is not None and len(case.batch) == 1:

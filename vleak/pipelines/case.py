@@ -31,11 +31,19 @@ class ClientSettings:
         batch_size: private clips of a client.
         mode: mode of the model while it computes, "eval" or "train".
         local: local training before a delta is sent; None for the gradient of one batch.
+        rounds: rounds of training, between which the server moves the weights.
+        participation: chance of the client to take part in a round; it always does in the last.
+        new_clips: whether it has other clips in every round but the last; else always the same.
+        server_rate: learning rate with which the server takes in gradients.
     """
 
     batch_size: int = 1
     mode: Literal["eval", "train"] = "eval"
     local: LocalTraining | None = None
+    rounds: int = 1
+    participation: float = 1.0
+    new_clips: bool = False
+    server_rate: float = 0.01
 
     @property
     def text(self) -> str:
@@ -45,7 +53,10 @@ class ClientSettings:
     def record(self) -> ClientRecord:
         """Record of the settings."""
         local = None if self.local is None else LocalRecord(**self.local.to_dict())  # type: ignore[arg-type]
-        return ClientRecord(batch_size=self.batch_size, mode=self.mode, local=local)
+        return ClientRecord(
+            batch_size=self.batch_size, mode=self.mode, local=local, rounds=self.rounds,
+            participation=self.participation, new_clips=self.new_clips,
+        )  # fmt: skip
 
     def _changes(self) -> dict[str, object]:
         changes: dict[str, object] = {} if self.batch_size == 1 else {"batch": self.batch_size}
@@ -59,6 +70,12 @@ class ClientSettings:
                 if name != "steps" and value != getattr(default, name)
             }
             changes |= {"steps": self.local.steps, **{f"local_{k}": v for k, v in own.items()}}
+        if self.rounds > 1:
+            changes["rounds"] = self.rounds
+            changes |= {} if self.participation == 1 else {"participation": f"{self.participation:g}"}
+            changes |= {"clips": "new"} if self.new_clips else {}
+            if self.local is None and self.server_rate != 0.01:
+                changes["rate"] = f"{self.server_rate:g}"
         return changes
 
 

@@ -90,6 +90,10 @@ def client_text(client: ClientRecord) -> str:
         of = f" of {size}" if size else ""
         adam = " of Adam" if client.local.optimizer == "adam" else ""
         parts.append(f"{steps} local step{plural(steps)}{of}{adam}")
+    if client.rounds > 1:
+        clips = " of new clips" if client.new_clips else ""
+        chance = "" if client.participation == 1 else f", {client.participation:.0%} of them"
+        parts.append(f"{client.rounds} rounds{clips}{chance}")
     return ", ".join(parts)
 
 

@@ -147,11 +147,16 @@ class ClientRecord(Record):
         batch_size: private clips of the client.
         mode: mode of the model while it computed.
         local: its local training; None where it sent the gradient of one batch.
+        rounds: rounds of training. participation: chance to take part in one that is not the last.
+        new_clips: whether it had other clips in every round but the last.
     """
 
     batch_size: int = Field(default=1, ge=1)
     mode: Literal["eval", "train"] = "eval"
     local: LocalRecord | None = None
+    rounds: int = Field(default=1, ge=1)
+    participation: float = Field(default=1.0, gt=0, le=1)
+    new_clips: bool = False
 
 
 class KnowledgeRecord(Record):
@@ -328,6 +333,9 @@ class SettingsRecord(Record):
     local_momentum: float = 0.0
     local_decay: float = 0.0
     local_optimizer: str = "sgd"
+    rounds: tuple[int, ...] = (1,)
+    participation: float = 1.0
+    round_clips: Literal["same", "new"] = "same"
     enhance: str
     restarts: int
     iterations: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -19,11 +20,12 @@ from vleak.attacks.matching.background import (
     without_covered_texture,
 )
 from vleak.attacks.matching.feature_space import FEATURE_PULL, FeatureSpace, with_model
+from vleak.attacks.matching.rounds import RoundsLoss, joined
 from vleak.attacks.simulation import known_channel
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.descent.problem import Rule, Schedule
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES, Channel, LocalTraining
+from vleak.federated import LOSSES, Channel, LocalTraining, Loss
 
 __all__ = ["REFERENCE_USES", "Matching", "NonAdaptiveMatching"]
 
@@ -46,6 +48,7 @@ class _Setup:
         weights: what the channel asks of the regularisers.
         unit: what they are measured in.
         local: local training that is unrolled, or None.
+        rounds: how many rounds are matched together.
     """
 
     observation: Observation
@@ -53,6 +56,7 @@ class _Setup:
     weights: AdaptiveWeights
     unit: float
     local: LocalTraining | None = None
+    rounds: int = 1
 
     @property
     def knowledge(self) -> Knowledge:
@@ -90,6 +94,7 @@ class Matching(Attack):
     name: ClassVar[str] = "matching"
     takes: ClassVar[frozenset[str]] = frozenset({"frames", "features"})
     local_steps: ClassVar[bool] = True
+    several_rounds: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -153,9 +158,7 @@ class Matching(Attack):
 
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
         """Return a descent a restart, on clips, on differences from a background, or on features."""
-        setup = self._setup(observation.as_gradient(), self._unrolled(observation))
-        if setup.local is not None:
-            setup = replace(setup, observation=replace(setup.observation, model=observation.model))
+        setup = self._rounds(observation) if observation.earlier else self._single(observation)
         if setup.knowledge.of_features:
             return self._feature_work(setup, generator)
         references, starts = setup.knowledge.references, self._starts(setup.knowledge, generator)
@@ -185,6 +188,24 @@ class Matching(Attack):
         starts = [state.best for state in states]
         second = self._background_work(following.setup, backgrounds, starts, following.iterations, 0)
         return replace(second, earlier=states)
+
+    def _single(self, observation: Observation) -> _Setup:
+        """Return the setup of one round; where local steps are unrolled, at the weights before them."""
+        setup = self._setup(observation.as_gradient(), self._unrolled(observation))
+        if setup.local is None:
+            return setup
+        return replace(setup, observation=replace(setup.observation, model=observation.model))
+
+    def _rounds(self, observation: Observation) -> _Setup:
+        """Return the setup of all rounds together, each delta as a gradient."""
+        rounds = [
+            replace(each.as_gradient(), channel=known_channel(each.as_gradient()))
+            for each in (*observation.earlier, observation)
+        ]
+        together = joined(rounds)
+        known = together.channel is not None or observation.knowledge.simulate is not None
+        knowledge = replace(together.knowledge, simulate=None) if known else together.knowledge
+        return replace(self._setup(replace(together, knowledge=knowledge), None), rounds=len(rounds))
 
     def _unrolled(self, observation: Observation) -> LocalTraining | None:
         """Return the local training to unroll; None where a gradient says all, or at the midpoint."""
@@ -324,13 +345,18 @@ class Matching(Attack):
             masks = {name: mask.to(weight.device) for name, mask in masks.items()}
         return Problem(
             model=observation.model,
-            loss=LOSSES[observation.update.facts.loss],
+            loss=_loss_of(observation.update.facts.loss, setup.rounds),
             labels=observation.labels.to(weight.device),
             target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
             masks=masks,
             distance=self.distance,
             local=setup.local,
         )
+
+
+@lru_cache(maxsize=32)  # problems with one loss object share a captured program
+def _loss_of(name: str, rounds: int) -> Loss:
+    return LOSSES[name] if rounds == 1 else RoundsLoss(LOSSES[name], rounds)
 
 
 class NonAdaptiveMatching(Matching):
