@@ -25,7 +25,7 @@ from vleak.attacks import (
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, defense_text
 from vleak.federated import Channel, Client, Privacy, Update
-from vleak.models import TRAINING_STATES, accuracy
+from vleak.models import accuracy, training_steps
 from vleak.pipelines.case import Answer, Case, Judgement
 from vleak.pipelines.honest import HonestUpdates
 from vleak.pipelines.pictures import Pictures
@@ -55,7 +55,7 @@ class Conditions:
 
     Attributes:
         device: device of models and attacks.
-        training_state: a key of `vleak.models.TRAINING_STATES`.
+        training_state: a key of `vleak.models.TRAINING_STATES`, or "given".
         labels_granted: whether the attack is told the labels.
         seed: seed of the run.
     """
@@ -365,7 +365,7 @@ def model_record(
         pipeline=pipeline,
         training_state=conditions.training_state,
         parameters=sum(p.numel() for p in model.parameters()),
-        training_steps=TRAINING_STATES[conditions.training_state],
+        training_steps=training_steps(conditions.training_state),
         weights_sha256=digest.hexdigest(),
         train_accuracy=accuracy(model, samples.public, samples.public_labels),
         held_out_accuracy=accuracy(model, samples.private, samples.labels),

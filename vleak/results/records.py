@@ -226,6 +226,7 @@ class ModelRecord(Record):
         chance: accuracy of guessing.
         extractor_accuracy: held-out accuracy of the extractor; None where it was not trained here.
         segments, features: shape of the feature matrices; None in the raw pipeline.
+        notes: what was done to a model from outside to run it, a sentence each.
     """
 
     name: str
@@ -240,6 +241,7 @@ class ModelRecord(Record):
     extractor_accuracy: Finite | None = None
     segments: int | None = None
     features: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class DataRecord(Record):
@@ -293,6 +295,8 @@ class SettingsRecord(Record):
     seed: int
     device: str
     engine: str
+    input_layout: str = "auto"
+    checkpoint: str | None = None
 
 
 class RunHeader(Record):
