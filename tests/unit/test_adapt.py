@@ -23,6 +23,7 @@ from torch.nn.utils import parametrizations, prune
 
 import vleak
 from vleak.attacks import Knowledge, Observation, infer_labels
+from vleak.cli import run
 from vleak.errors import InputError
 from vleak.evaluation import Settings
 from vleak.federated import Client
@@ -127,6 +128,7 @@ def test_other_layouts_are_refused(text: str, word: str) -> None:
 def test_a_model_that_takes_the_clips_in_no_layout_is_refused() -> None:
     refused(lambda: adapted(nn.Linear(7, 6)), "(1, 3, 4, 8, 8)", "nor as NTCHW or pathways", "`size`")
     refused(lambda: adapted(Frames(), layout="NCTHW"), "as NCTHW (clip, channel")
+    refused(lambda: adapted(Volumes(made=lambda *_: sys.exit(3))), "height, width): SystemExit(3);")
 
 
 # ---- what comes back
@@ -264,6 +266,7 @@ def test_wrappers_are_taken_off() -> None:
     for wrapped in (nn.DataParallel(inner), OptimizedModule(nn.DataParallel(inner))):
         module, notes = plain_module(wrapped)
         assert type(module) is Volumes
+        assert Settings(model=wrapped).resolved().model == "Volumes"
         assert module is not inner
         assert list(module.state_dict()) == list(inner.state_dict())
         assert "taken out of" in notes[0]
@@ -327,8 +330,9 @@ def holding(value: Any) -> nn.Module:
         (lambda: holding(i for i in range(3)), ["'conv.held'", "generator"]),
         (lambda: holding([make(Volumes)(draw())]), ["'conv.held'", "forward pass", "detach()"]),
         (lambda: make(Volumes).to("meta"), ["'conv.weight'", "meta device"]),
+        (lambda: nn.Sequential(nn.Linear(3, 6, dtype=torch.complex64)), ["'0.weight'", "complex64", "real"]),
     ],
-    ids=["traced", "weight norm", "pruned", "lock", "generator", "kept tensor", "meta"],
+    ids=["traced", "weight norm", "pruned", "lock", "generator", "kept tensor", "meta", "complex"],
 )
 def test_what_cannot_be_copied_is_refused_with_the_remedy(
     factory: Callable[[], nn.Module], words: list[str]
@@ -449,13 +453,13 @@ def small(**changes: Any) -> vleak.Run:
 
 @pytest.mark.parametrize("factory", [Transformer, SlowFast])
 def test_a_foreign_model_is_attacked_by_the_captured_loop(factory: type[nn.Module]) -> None:
-    run = small(model=make(factory), clips=1)
-    cell = next(cell for cell in run.cells if cell.attack.name == "matching")
+    done = small(model=make(factory), clips=1)
+    cell = next(cell for cell in done.cells if cell.attack.name == "matching")
     assert cell.ok, cell.status
     assert cell.attack.engine == Settings().engine_that_runs()
     assert cell.scores is not None
     assert cell.scores.label_correct
-    assert any("takes clips as" in note for note in run.record.models[0].notes)
+    assert any("takes clips as" in note for note in done.record.models[0].notes)
 
 
 def test_a_finished_classifier_is_called_given(file: Callable[..., str]) -> None:
@@ -465,14 +469,31 @@ def test_a_finished_classifier_is_called_given(file: Callable[..., str]) -> None
         small(model=vleak.named("Volumes", Volumes), checkpoint=file(model.state_dict())),
         small(model=vleak.named("Volumes", lambda: model), training_state="given"),
     ]
-    for run in runs:
-        record = run.record.models[0]
+    for done in runs:
+        record = done.record.models[0]
         assert (record.training_state, record.training_steps) == ("given", 0)
         assert record.weights_sha256 == runs[0].record.models[0].weights_sha256
         assert record.train_accuracy is not None
-        assert {cell.training_state for cell in run.cells} == {"given"}
-        assert all(cell.id.startswith("Volumes.given/") for cell in run.cells)
+        assert {cell.training_state for cell in done.cells} == {"given"}
+        assert all(cell.id.startswith("Volumes.given/") for cell in done.cells)
     assert runs[1].settings.checkpoint is not None
+
+
+def test_the_command_line_takes_layout_and_checkpoint_and_says_what_was_done(
+    file: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("warnings.showwarning", None)
+    weights = file({"state_dict": make(SlowFast).half().state_dict()})
+    command = "evaluate --model foreign_models:SlowFast --input-layout pathways:alpha=4 --clips 1 --frames 4"
+    command += f" --size 8 --iterations 1 --defense none --enhance none --checkpoint {weights}"
+    assert run([*command.split(), "--out", str(tmp_path / "run")]) == 0
+    told = capfd.readouterr().err
+    assert "model foreign_models:SlowFast: takes clips as pathways:alpha=4 (as asked)" in told
+    assert "weights of the checkpoint are float16, converted to float32" in told
+    assert "foreign_models:SlowFast given" in " ".join(told.split())
 
 
 def test_training_states_of_other_models_stay() -> None:

@@ -13,7 +13,7 @@ from vleak.data import ClipSet, FeatureSet, clip_set
 from vleak.defenses import Defense
 from vleak.errors import InputError
 from vleak.metrics import METRICS, Metric
-from vleak.models import call_factory, plain_module
+from vleak.models import call_factory, plain_module, unwrapped_module
 from vleak.objects import Named, object_name, unwrapped
 from vleak.registry import Entry, Reference
 from vleak.seeds import derive_seed
@@ -74,12 +74,14 @@ def data_set(data: DataLike) -> ClipSet | FeatureSet | None:
 
 
 def module_name(argument: str, module: ModuleLike) -> str:
-    """Name of a model, extractor or head in records.
+    """Name of a model, extractor or head in records; of a wrapped module that of the module inside.
 
     Raises:
         InputError: it has none; says how to give it one.
     """
-    return module if isinstance(module, str) else object_name(argument, module)
+    if isinstance(module, str):
+        return module
+    return object_name(argument, unwrapped_module(module)[0] if isinstance(module, nn.Module) else module)
 
 
 def build_module(argument: str, module: ModuleLike, facts: Mapping[str, object], seed: int) -> nn.Module:

@@ -14,7 +14,7 @@ from vleak.models.extractors import (
 from vleak.models.heads import HEADS, BagPair, build_head
 from vleak.models.preflight import check_classifier, check_head, check_second_derivative
 from vleak.models.training import GIVEN, TRAINING_STATES, accuracy, train, training_steps
-from vleak.models.unwrap import Plain, plain_module
+from vleak.models.unwrap import Plain, plain_module, unwrapped_module
 from vleak.switches import math_attention
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     "train",
     "train_extractor",
     "training_steps",
+    "unwrapped_module",
     "wrap_extractor",
 ]

@@ -187,8 +187,11 @@ def _try(model: nn.Module, layout: Layout, shape: tuple[int, ...], seed: int) ->
     try:
         with torch.no_grad(), drawing(seed):
             return _Trial(layout, model, model(layout(torch.zeros(1, *shape))))
-    except Exception as error:  # noqa: BLE001  a stranger's model may raise anything; it is told
-        return _Trial(layout, model, error=first_line(error) or type(error).__name__)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  a stranger's model may raise anything; it is told
+        told = first_line(error) if isinstance(error, Exception) else ""
+        return _Trial(layout, model, error=told or repr(error))
 
 
 def _check_kept(module: nn.Module, shape: tuple[int, ...], seed: int) -> None:

@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from vleak.errors import InputError, first_line
 
-__all__ = ["Plain", "copy_of", "plain_module"]
+__all__ = ["Plain", "copy_of", "plain_module", "unwrapped_module"]
 
 
 class Plain(NamedTuple):
@@ -40,11 +40,7 @@ def plain_module(given: nn.Module) -> Plain:
     Raises:
         InputError: it is scripted or traced, has weights without numbers (meta tensors), or cannot be copied.
     """
-    module, wrappers = given, []
-    while (inner := _inside(module)) is not None:
-        wrappers.append(type(module).__name__)
-        module = inner
-    _refuse(module)
+    module, wrappers = unwrapped_module(given)
     module = copy_of(module)
     wrappers += _unwrap_children(module)
     notes = [f"taken out of {' and '.join(dict.fromkeys(wrappers))}"] if wrappers else []
@@ -52,6 +48,20 @@ def plain_module(given: nn.Module) -> Plain:
     if found:
         notes.append(f"weights were {' and '.join(sorted(found))}, converted to float32")
     return Plain(module.to("cpu", torch.float32), tuple(notes))
+
+
+def unwrapped_module(given: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Return the module inside all wrappers around it, the caller's own, and the names of the wrappers.
+
+    Raises:
+        InputError: it is scripted or traced, its forward is compiled, or it has meta tensors.
+    """
+    module, wrappers = given, []
+    while (inner := _inside(module)) is not None:
+        wrappers.append(type(module).__name__)
+        module = inner
+    _refuse(module)
+    return module, wrappers
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
@@ -102,6 +112,11 @@ def _refuse(module: nn.Module) -> None:
             raise InputError(
                 f"weight {name!r} of the model is on the meta device and holds no numbers; load the weights "
                 "before you hand the model over"
+            )
+        if tensor.is_complex():
+            raise InputError(
+                f"weight {name!r} of the model is {tensor.dtype}, expected real numbers; "
+                "keep real and imaginary parts in weights of their own"
             )
 
 
