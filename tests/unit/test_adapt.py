@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
 import sys
 import threading
 import warnings
@@ -410,6 +411,25 @@ def test_names_that_do_not_fit_are_told_in_one_line(file: Callable[..., str]) ->
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [lambda t: t.to_sparse(), lambda t: t.to("meta"), lambda t: t.cfloat()],
+    ids=["sparse", "meta", "complex"],
+)
+def test_weights_that_are_no_dense_real_numbers_are_refused(
+    odd: Callable[[Tensor], Tensor], file: Callable[..., str]
+) -> None:
+    state = prefixed("")
+    state["head.weight"] = odd(state["head.weight"])
+    refused(lambda: load_checkpoint(Volumes(), file(state)), "no dense real numbers: head.weight")
+
+
+def test_a_dict_that_holds_itself_is_refused(file: Callable[..., str]) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    refused(lambda: load_checkpoint(Volumes(), file(content)), "a dict of 'model'")
+
+
 class Harmful:
     """Pickled, it would make a file when it is loaded."""
 
@@ -439,7 +459,7 @@ def test_files_of_something_else_are_refused(file: Callable[..., str], tmp_path:
         )
     refused(lambda: load_checkpoint(model, file({"state_dict": Harmful(trap)})), "more than tensors")
     refused(lambda: load_checkpoint(model, file({"epoch": 3})), "a dict of 'epoch'", "state dict")
-    refused(lambda: load_checkpoint(model, file([1])), "holds list")
+    refused(lambda: load_checkpoint(model, file([1])), "holds a list")
     assert not trap.exists()
 
 
@@ -567,6 +587,15 @@ def test_a_factory_that_hangs_or_ends_its_process_costs_one_line(
         monkeypatch.setenv("VLEAK_FACTORY_SECONDS", "0.3")
     name = f"{factories}:{factory}"
     refused(lambda: build_model(name, frames=4, size=8, classes=6, seed=0), repr(name), word)
+
+
+def test_a_trial_works_where_ended_children_are_ignored(factories: str) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        build_model(f"{factories}:prints", frames=4, size=8, classes=6, seed=0)
+        refused(lambda: build_model(f"{factories}:exits", frames=4, size=8, classes=6, seed=0), "ended its")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_module_that_ends_its_process_costs_one_line(factories: str) -> None:

@@ -83,18 +83,18 @@ def _read(path: Path, given: str) -> dict[str, Tensor]:
     return _tensors(content, given)
 
 
-def _tensors(content: object, given: str) -> dict[str, Tensor]:
+def _tensors(content: object, given: str, levels: int = 4) -> dict[str, Tensor]:
     """State dict in the content of a file; entries that are no tensors, such as versions, are left out."""
     if isinstance(content, Mapping):
-        for key in _CONTENTS:
+        for key in _CONTENTS if levels else ():  # a dict may hold itself
             if isinstance(content.get(key), Mapping):
-                return _tensors(content[key], given)
+                return _tensors(content[key], given, levels - 1)
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
-    found = f"a dict of {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, Mapping) else (
-        type(content).__name__
-    )  # fmt: skip
+    found = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        found = f"a dict of {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
     raise InputError(
         f"{given}: holds {found}, expected a state dict, or one under {', '.join(map(repr, _CONTENTS))}"
     )
@@ -120,10 +120,21 @@ def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         for name in expected
         if name in state and state[name].shape != expected[name].shape
     ]
-    parts = (("missing", missing), ("unexpected", strange), ("of another shape", shapes))
+    odd = [
+        name
+        for name, tensor in state.items()
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized
+    ]
+    parts = (
+        ("missing", missing),
+        ("unexpected", strange),
+        ("of another shape", shapes),
+        ("no dense real numbers", odd),
+    )
     return "; ".join(f"{what}: {_listed(names)}" for what, names in parts if names)
 
 
 def _listed(names: list[str]) -> str:
     more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
+    shown = ", ".join(repr(name)[1:-1] for name in names[:3])  # on one line, whatever they hold
+    return shown + (f" and {more} more" if more > 0 else "")

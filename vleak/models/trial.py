@@ -79,13 +79,11 @@ def _wait(child: int, reading: int, limit: float) -> str:
     status, end = None, time.monotonic() + limit
     try:
         while time.monotonic() < end:
-            done, code = os.waitpid(child, os.WNOHANG)  # before the pipe, so that no last word is missed
+            status = _status(child, os.WNOHANG)  # before the pipe, so that no last word is missed
             if select.select([reading], [], [], 0.02)[0] and (said := os.read(reading, 4096)):
-                status = code if done else None
                 return said.decode()
-            if done:
-                status = code
-                return _ending(code)
+            if status is not None:
+                return _ending(status)
         return (
             f"did not return within {limit:g} s; call it by hand to see where it hangs, or give it more time "
             f"with {VARIABLE}"
@@ -93,7 +91,16 @@ def _wait(child: int, reading: int, limit: float) -> str:
     finally:
         if status is None:
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            _status(child, 0)
+
+
+def _status(child: int, flags: int) -> int | None:
+    """Status of a child that has ended; None while it runs."""
+    try:
+        done, status = os.waitpid(child, flags)
+    except ChildProcessError:  # a process that ignores SIGCHLD never learns it
+        return 0
+    return status if done else None
 
 
 def _ending(status: int) -> str:
