@@ -64,6 +64,17 @@ Model = Annotated[
         _DATA,
     ),
 ]
+InputLayout = Annotated[
+    str,
+    _option(
+        "Axes of clips as the model takes them: NCTHW, NTCHW or pathways:alpha=4 (SlowFast); auto tries all.",
+        _DATA,
+    ),
+]
+Checkpoint = Annotated[
+    str | None,
+    _option("File with the model's weights: safetensors, or a state dict saved by torch.", _DATA),
+]
 Extractor = Annotated[
     str, _option("Frozen extractor: a name of `vleak list extractors`, or package.module:factory.", _DATA)
 ]
@@ -72,7 +83,8 @@ Loss = Annotated[str, _option("Loss of the head: cross_entropy, bce (a segment),
 TrainingState = Annotated[
     str,
     _option(
-        "untrained, early or late: how far the model was trained on public clips.",
+        "untrained, early or late: how far the model is trained on public clips here; given: its factory "
+        "loads trained weights.",
         _DATA,
     ),
 ]
@@ -140,6 +152,8 @@ def evaluate(
     data: Data = "synthetic",
     pipeline: Pipeline = "raw",
     model: Model = "c3d_tiny",
+    input_layout: InputLayout = "auto",
+    checkpoint: Checkpoint = None,
     extractor: Extractor = "c3d_small",
     head: Head = "mlp",
     loss: Loss = "bce",
@@ -191,6 +205,7 @@ def evaluate(
             local_decay=local_decay, local_optimizer=local_optimizer, rounds=_counts("rounds", rounds),
             participation=participation, round_clips=round_clips, enhance=enhance, restarts=restarts,
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
+            input_layout=input_layout, checkpoint=checkpoint,
         )  # fmt: skip
         _show(run)
     except (KeyboardInterrupt, Exception) as error:
@@ -231,6 +246,9 @@ def _show(run: Run) -> None:
     page = run.report()
     for note in run.record.data.notes:
         output.say(f"data: {note}")
+    for model in run.record.models:
+        for note in model.notes:
+            output.say(f"model {model.name}: {note}")
     output.console.print(leak_table(run.record, run.rows, output.console.width))
     for line in headline(run.rows, run.record):
         output.say(line)

@@ -68,6 +68,8 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     engine: str = "native",
+    input_layout: str = "auto",
+    checkpoint: Path | str | None = None,
     out: Path | str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -81,7 +83,8 @@ def evaluate(
         pipeline: "raw", "feature", or "all".
         model, extractor, head: a name, a module, or a factory; `vleak.named` gives one a name for the record.
         loss: of the head.
-        training_state: "untrained", "early" or "late".
+        training_state: "untrained", "early" or "late"; a module, and a model with a checkpoint, that are not
+            trained further are "given".
         defenses: names, where "dp" is a sweep and "dp:noise_multiplier=0.5" one strength, or instances.
         attacks: names or instances; None for "matching", on features also "low_rank".
         metrics: further scores: names, objects with ``name`` and ``score``, or functions
@@ -101,6 +104,8 @@ def evaluate(
         labels: "inferred" or "granted".
         seed: equal seeds give equal scores.
         device: "auto", "cpu" or "cuda". engine: "native" or "reference".
+        input_layout: in which the model takes clips: "NCTHW", "NTCHW", "pathways:alpha=4", or "auto".
+        checkpoint: file with the model's weights: safetensors, or a state dict that torch saved.
         out: folder of the run, where a stopped one is taken up; None keeps everything in memory.
         workers: cells that run side by side; None is one for every core.
         progress: called as (what, cells finished, cells in all).
@@ -126,7 +131,8 @@ def evaluate(
         local_optimizer=local_optimizer, rounds=_counts(rounds), participation=participation,
         round_clips=round_clips,
         enhance=enhance, restarts=restarts, iterations=iterations, labels=labels, seed=seed, device=device,
-        engine=engine,
+        engine=engine, input_layout=input_layout,
+        checkpoint=None if checkpoint is None else str(checkpoint),
     )  # fmt: skip
     store = MemoryStore() if out is None else FolderStore(Path(out))
     record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop)

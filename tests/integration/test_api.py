@@ -106,8 +106,8 @@ def test_objects_have_their_names_in_the_record(run: Run) -> None:
 
 def test_objects_do_what_they_are_for(run: Run) -> None:
     by_id = {cell.id: cell for cell in run.cells}
-    plain = by_id["Net.untrained/none/matching/tensors0"]
-    shrunk = by_id["Net.untrained/test_api:Shrink:strength=0.5/matching/tensors0"]
+    plain = by_id["Net.given/none/matching/tensors0"]
+    shrunk = by_id["Net.given/test_api:Shrink:strength=0.5/matching/tensors0"]
     assert plain.update is not None
     assert shrunk.update is not None
     assert (plain.update.changed_fraction, round(shrunk.update.changed_fraction)) == (0.0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -20,15 +22,9 @@ class Small(nn.Module):
         return self.head(self.activation(self.norm(self.conv(clips))).flatten(1))
 
 
-class Pair(Small):
-    def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        logits = super().forward(clips)
-        return logits, logits
-
-
-class PerFrame(Small):
-    def forward(self, clips: Tensor) -> Tensor:
-        return super().forward(clips)[:, None].expand(-1, 4, -1)
+class Nested(Small):
+    def forward(self, clips: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"out": super().forward(clips)}
 
 
 class TwoClasses(Small):
@@ -71,6 +67,10 @@ def raising() -> nn.Module:
 
 def no_module() -> list[int]:
     return [1, 2, 3]
+
+
+def leaves() -> nn.Module:
+    os._exit(3)
 
 
 constant = 7

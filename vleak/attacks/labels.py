@@ -67,8 +67,10 @@ def _class_gradient(observation: Observation) -> Tensor | None:
     last = _last_layer(observation)
     if last is None:
         return None
-    logits = len(last)
-    sums = last.detach().cpu().reshape(logits, -1).sum(1)
+    sums = last.detach().cpu().reshape(len(last), -1).sum(1)
+    if len(sums) == 1:  # one logit z that stands for (0, z): what its class gains the other one loses
+        sums = torch.cat([-sums, sums])
+    logits = len(sums)
     if last.ndim == 1 or (knowledge.batch_size == 1 and logits == 2):
         return sums
     # The rows are what the bias would be, times features whose sum is unknown. Of a single clip its own class
@@ -86,14 +88,20 @@ def _last_layer(observation: Observation) -> Tensor | None:
         logits = model(torch.full((1, *observation.knowledge.clip_shape), 0.5, device=device))
     classes = logits.shape[-1]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    heads = [(id(w), id(b), out is logits) for w, b, out in calls.seen if out.shape[-1] == classes]
+    # A model of two classes may have one output z, which is read as the logits (0, z).
+    widths = (classes, 1) if classes == 2 else (classes,)
+    seen = [(id(w), id(b), out is logits, out.shape[-1]) for w, b, out in calls.seen]
+    heads = [(weight, bias, (itself, width)) for weight, bias, itself, width in seen if width in widths]
     # What is the output itself comes before what was called after it, such as an auxiliary head.
     for weight, bias, _ in sorted(heads, key=lambda call: call[2])[-1:]:
         for part in (bias, weight):
             if part in names:
                 return tensors[names[part]]
-    rows = [tensor for tensor in tensors.values() if tensor.ndim and tensor.shape[0] == classes]
-    return rows[-1] if rows else None
+    for width in widths:
+        rows = [tensor for tensor in tensors.values() if tensor.ndim and tensor.shape[0] == width]
+        if rows:
+            return rows[-1]
+    return None
 
 
 class _LinearCalls(TorchFunctionMode):

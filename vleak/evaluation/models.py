@@ -4,24 +4,63 @@ from __future__ import annotations
 
 from torch import nn
 
-from vleak.evaluation.objects import ModuleLike, build_module, module_name
-from vleak.models import Extractor, build_head, build_model, wrap_extractor
+from vleak.evaluation.objects import ModuleLike, build_module, make_module, module_name
+from vleak.models import (
+    Extractor,
+    Layout,
+    Plain,
+    adapt,
+    build_head,
+    is_built_in,
+    load_checkpoint,
+    make_model,
+    plain_module,
+    wrap_extractor,
+)
 from vleak.objects import unwrapped
 from vleak.pipelines import extractor_for
+from vleak.seeds import derive_seed
 
 __all__ = ["classifier_of", "extractor_of", "head_of"]
 
 
-def classifier_of(model: ModuleLike, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
-    """Classifier of clips, in eval mode on the CPU.
+def classifier_of(
+    model: ModuleLike,
+    *,
+    frames: int,
+    size: int,
+    classes: int,
+    seed: int,
+    layout: Layout | None = None,
+    checkpoint: str | None = None,
+) -> Plain:
+    """Classifier of clips (N, 3, T, H, W), in eval mode on the CPU, with notes on what was done to it.
+
+    Args:
+        model: a name, a module or a factory.
+        frames, size, classes: of the data.
+        seed: of the weights that are drawn.
+        layout: in which a model from outside takes clips; None to find it out.
+        checkpoint: file with its weights.
 
     Raises:
-        InputError: as `vleak.models.build_model`.
+        InputError: as `vleak.models.make_model`, `plain_module`, `adapt` and `load_checkpoint`.
     """
-    if isinstance(model, str):
-        return build_model(model, frames=frames, size=size, classes=classes, seed=seed)
-    facts = {"frames": frames, "size": size, "classes": classes, "num_classes": classes}
-    return build_module("model", model, facts, seed).eval()
+    facts = {"frames": frames, "size": size, "classes": classes}
+    built_in = isinstance(model, str) and is_built_in(model)
+    made = (
+        make_model(model, **facts, seed=seed)
+        if isinstance(model, str)
+        else make_module("model", model, {**facts, "num_classes": classes}, seed)
+    )
+    module, notes = Plain(made, ()) if built_in else plain_module(made)
+    if layout is not None or not built_in:
+        lazy_seed = derive_seed(seed, "lazy weights")
+        module, found = adapt(module, (3, frames, size, size), classes, layout=layout, seed=lazy_seed)
+        notes += found
+    if checkpoint is not None:
+        notes += load_checkpoint(module, checkpoint)
+    return Plain(module.eval(), notes)
 
 
 def head_of(head: ModuleLike, *, segments: int, features: int, outputs: int | None, seed: int) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -14,7 +13,7 @@ from vleak.data import ClipSet, FeatureSet, clip_set
 from vleak.defenses import Defense
 from vleak.errors import InputError
 from vleak.metrics import METRICS, Metric
-from vleak.models import call_factory
+from vleak.models import call_factory, plain_module, unwrapped_module
 from vleak.objects import Named, object_name, unwrapped
 from vleak.registry import Entry, Reference
 from vleak.seeds import derive_seed
@@ -28,6 +27,8 @@ __all__ = [
     "build_module",
     "data_name",
     "data_set",
+    "is_finished",
+    "make_module",
     "metric_of",
     "module_name",
 ]
@@ -73,16 +74,35 @@ def data_set(data: DataLike) -> ClipSet | FeatureSet | None:
 
 
 def module_name(argument: str, module: ModuleLike) -> str:
-    """Name of a model, extractor or head in records.
+    """Name of a model, extractor or head in records; of a wrapped module that of the module inside.
 
     Raises:
         InputError: it has none; says how to give it one.
     """
-    return module if isinstance(module, str) else object_name(argument, module)
+    if isinstance(module, str):
+        return module
+    return object_name(argument, unwrapped_module(module)[0] if isinstance(module, nn.Module) else module)
 
 
 def build_module(argument: str, module: ModuleLike, facts: Mapping[str, object], seed: int) -> nn.Module:
-    """Build a module that was handed over as an object; the caller's own is copied, never changed.
+    """Build a module that was handed over as an object, in float32 on the CPU; the caller's own is copied.
+
+    Args:
+        argument, module, facts, seed: as for `make_module`.
+
+    Raises:
+        InputError: as `make_module` and `vleak.models.plain_module`.
+    """
+    return plain_module(make_module(argument, module, facts, seed)).module
+
+
+def is_finished(module: ModuleLike) -> bool:
+    """Whether a module comes with its weights: an object of a module, and not a name or a factory."""
+    return isinstance(unwrapped(module), nn.Module)
+
+
+def make_module(argument: str, module: ModuleLike, facts: Mapping[str, object], seed: int) -> nn.Module:
+    """Return a module that was handed over, the caller's own object, or what a factory makes.
 
     Args:
         argument: "model", "extractor" or "head".
@@ -95,7 +115,7 @@ def build_module(argument: str, module: ModuleLike, facts: Mapping[str, object],
     """
     name, thing = module_name(argument, module), unwrapped(module)
     if isinstance(thing, nn.Module):
-        return copy.deepcopy(thing).to("cpu").float()
+        return thing
     if not callable(thing):
         raise InputError(
             f"{argument}: expected a name, a torch.nn.Module or a factory, got {type(thing).__name__}"

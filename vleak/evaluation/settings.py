@@ -24,12 +24,22 @@ from vleak.evaluation.objects import (
     ModuleLike,
     data_name,
     data_set,
+    is_finished,
     metric_of,
     module_name,
 )
 from vleak.federated import LOSSES, MODES, LocalTraining
 from vleak.metrics import Metric
-from vleak.models import EXTRACTORS, HEADS, TRAINING_STATES
+from vleak.models import (
+    EXTRACTORS,
+    GIVEN,
+    HEADS,
+    TRAINING_STATES,
+    Layout,
+    check_checkpoint,
+    is_built_in,
+    read_layout,
+)
 from vleak.native import operators
 from vleak.pipelines import ClientSettings
 from vleak.registry import Setting
@@ -70,7 +80,10 @@ class Settings:
         model: of the raw pipeline, as `vleak.models.build_model` takes it; a module, or a factory.
         extractor, head, loss: of the feature pipeline, as `vleak.models.build_extractor` and `build_head`
             take them, modules or factories; and a key of `vleak.federated.LOSSES`.
-        training_state: a key of `vleak.models.TRAINING_STATES`.
+        input_layout: in which the model takes clips, as `vleak.models.read_layout` has it; "auto" finds out.
+        checkpoint: file with the weights of the model, as `vleak.models.load_checkpoint` takes it; or None.
+        training_state: a key of `vleak.models.TRAINING_STATES`; "untrained" of a module or with a checkpoint
+            is "given", which may also be said of a factory that loads its weights.
         defenses: instances, or as on the command line: a name alone is a sweep, "name:setting=value" one
             strength. "none" always runs beside them.
         attacks: instances, or as `vleak.attacks.ATTACKS` takes them, "name:setting=value" included; one that
@@ -139,13 +152,15 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     engine: str = "native"
+    input_layout: str = "auto"
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         """Check names and sizes, so that a wrong one costs no time."""
         self._take_shape()
         choices = (
             ("pipeline", self.pipeline, PIPELINES),
-            ("training state", self.training_state, TRAINING_STATES),
+            ("training state", self.training_state, (*TRAINING_STATES, GIVEN)),
             ("device", self.device, DEVICES),
             ("engine", self.engine, ENGINES),
             ("labels", self.labels, LABELS),
@@ -232,6 +247,7 @@ class Settings:
         """Refuse what the parsers of names would, and attacks that are of no pipeline of this run."""
         if "raw" in self.pipelines():
             module_name("model", self.model)
+        self._check_model()
         if "feature" in self.pipelines():
             for kind, module, registry in (
                 ("extractor", self.extractor, EXTRACTORS), ("head", self.head, HEADS)
@@ -250,6 +266,42 @@ class Settings:
                 )
         self.strengths()
         self.metric_objects()
+
+    def _check_model(self) -> None:
+        """Refuse a layout, a checkpoint or a training state that the model has no use for."""
+        self.layout()
+        if self.checkpoint is not None:
+            if "raw" not in self.pipelines():
+                raise InputError(
+                    f"{argument('checkpoint', self.checkpoint)}: is for the model of the raw pipeline; give "
+                    f"{argument('pipeline', 'raw')}, or leave it out"
+                )
+            check_checkpoint(self.checkpoint)
+        drawn = self.checkpoint is None and isinstance(self.model, str) and is_built_in(self.model)
+        if self.training_state == GIVEN and (drawn or "raw" not in self.pipelines()):
+            raise InputError(
+                f"{argument('training_state', GIVEN)}: the weights are drawn here; give a `checkpoint`, or a "
+                "`model` that brings its weights"
+            )
+
+    def layout(self) -> Layout | None:
+        """Layout in which the model takes clips; None to find it out.
+
+        Raises:
+            InputError: there is no such layout.
+        """
+        if not isinstance(self.input_layout, str):
+            raise InputError(f"{argument('input_layout', repr(self.input_layout))}: expected a text, or auto")
+        return read_layout(self.input_layout)
+
+    def state_of(self, pipeline: str) -> str:
+        """Training state of a pipeline's model: "given" where it was handed over and is not trained here."""
+        if self.training_state not in ("untrained", GIVEN):
+            return self.training_state
+        if pipeline == "feature":
+            return GIVEN if is_finished(self.head) else "untrained"
+        handed = self.checkpoint is not None or is_finished(self.model)
+        return GIVEN if handed else self.training_state
 
     def pipelines(self) -> tuple[str, ...]:
         """Kinds of the pipelines that run."""

@@ -155,13 +155,15 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
     pipelines: list[Pipeline] = []
     if "raw" in settings.pipelines():
         frames, size = data.clips.shape[2:4]
-        model = classifier_of(
-            settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed
-        )
+        model, notes = classifier_of(
+            settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed,
+            layout=settings.layout(), checkpoint=settings.checkpoint,
+        )  # fmt: skip
         raw = RawPipeline(
             data, model=model, name=module_name("model", settings.model), pictures=pictures,
-            conditions=_conditions(settings), progress=progress,
+            conditions=_conditions(settings, "raw"), progress=progress,
         )  # fmt: skip
+        raw.model_record = raw.model_record.model_copy(update={"notes": notes})
         pipelines.append(raw)
     if "feature" in settings.pipelines():
         progress("preparing the extractor", 0, 0)
@@ -207,14 +209,14 @@ def _feature_pipeline(
         head=head,
         loss=settings.loss,
         name=f"{without_folders}>{module_name('head', settings.head)}>{settings.loss}",
-        conditions=_conditions(settings),
+        conditions=_conditions(settings, "feature"),
         progress=progress,
     )
 
 
-def _conditions(settings: Settings) -> Conditions:
+def _conditions(settings: Settings, pipeline: str) -> Conditions:
     return Conditions(
-        training_state=settings.training_state,
+        training_state=settings.state_of(pipeline),
         labels_granted=settings.labels == "granted",
         trainable=settings.trainable,
         seed=settings.seed,

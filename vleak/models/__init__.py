@@ -1,6 +1,8 @@
 """Models: classifiers of raw frames, frozen extractors, heads on features, and factories of the user."""
 
-from vleak.models.build import MODELS, build_model, call_factory
+from vleak.models.adapt import Layout, adapt, read_layout
+from vleak.models.build import MODELS, build_model, call_factory, is_built_in, make_model
+from vleak.models.checkpoint import check_checkpoint, load_checkpoint
 from vleak.models.extractors import (
     EXTRACTORS,
     Extractor,
@@ -11,27 +13,40 @@ from vleak.models.extractors import (
 )
 from vleak.models.heads import HEADS, BagPair, build_head
 from vleak.models.preflight import check_classifier, check_head, check_second_derivative
-from vleak.models.training import TRAINING_STATES, accuracy, train
+from vleak.models.training import GIVEN, TRAINING_STATES, accuracy, train, training_steps
+from vleak.models.unwrap import Plain, plain_module, unwrapped_module
 from vleak.switches import math_attention
 
 __all__ = [
     "EXTRACTORS",
+    "GIVEN",
     "HEADS",
     "MODELS",
     "TRAINING_STATES",
     "BagPair",
     "Extractor",
+    "Layout",
+    "Plain",
     "accuracy",
+    "adapt",
     "build_extractor",
     "build_head",
     "build_model",
     "call_factory",
+    "check_checkpoint",
     "check_classifier",
     "check_head",
     "check_second_derivative",
+    "is_built_in",
+    "load_checkpoint",
+    "make_model",
     "math_attention",
+    "plain_module",
     "pretrained",
+    "read_layout",
     "train",
     "train_extractor",
+    "training_steps",
+    "unwrapped_module",
     "wrap_extractor",
 ]

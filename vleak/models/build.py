@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 
 import torch
 from torch import nn
 
-from vleak.errors import InputError
+from vleak.errors import InputError, first_line
 from vleak.models.classifiers import LRCN, C3DTiny, initialise
+from vleak.models.trial import try_factory
+from vleak.models.unwrap import plain_module
 from vleak.registry import Reference, Registry
 from vleak.seeds import derive_seed, generator
 
@@ -36,9 +40,36 @@ def build_model(name: str, *, frames: int, size: int, classes: int, seed: int) -
         InputError: the name or a setting is unknown, or the factory cannot be imported, raises, or returns
             no module.
     """
+    module = make_model(name, frames=frames, size=size, classes=classes, seed=seed)
+    return (module if is_built_in(name) else plain_module(module).module).eval()
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether a name of a model, with or without settings, is one that vleak itself brings."""
+    return name.partition(":")[0] in MODELS.builtin
+
+
+def make_model(name: str, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
+    """Return a classifier as its class or factory makes it: of any type, mode and device.
+
+    A factory from outside is imported and called on trial in a child process first (`try_factory`).
+
+    Args:
+        name, frames, size, classes, seed: as for `build_model`.
+
+    Raises:
+        InputError: as for `build_model`; or the factory hangs or ends its process.
+    """
     arguments = {"frames": frames, "size": size, "num_classes": classes, "classes": classes}
-    reference = MODELS.parse(name)
-    return build_module(reference, (frames, size, classes), arguments, seed, "weights").eval()
+
+    def make() -> nn.Module:
+        with redirect_stdout(sys.stderr):  # stdout is for results; a module may print while it is imported
+            reference = MODELS.parse(name)
+        return _made(reference, (frames, size, classes), arguments, seed, "weights")
+
+    if not is_built_in(name):
+        try_factory(f"model {name!r}", make)
+    return make()
 
 
 def build_module(
@@ -60,8 +91,20 @@ def build_module(
         the module in float32 on the CPU.
 
     Raises:
-        InputError: a setting is out of range, or a plug-in's factory raises or returns no module.
+        InputError: a setting is out of range, or a plug-in's factory raises or returns no usable module.
     """
+    module = _made(reference, sizes, arguments, seed, stream)
+    return module if reference.entry.built_in else plain_module(module).module
+
+
+def _made(
+    reference: Reference[nn.Module],
+    sizes: tuple[object, ...],
+    arguments: Mapping[str, object],
+    seed: int,
+    stream: str,
+) -> nn.Module:
+    """Return what `build_module` does; that of a plug-in as it was made."""
     if not reference.entry.built_in:
         return call_factory(reference, arguments, derive_seed(seed, stream, reference.text))
     with torch.device("meta"):  # allocating weights there draws no random numbers
@@ -69,6 +112,18 @@ def build_module(
     module = module.to_empty(device="cpu")
     initialise(module, generator(seed, stream, reference.text))
     return module
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Context in which the generator of the process is seeded; its state is put back afterwards.
+
+    Modules of users draw from that generator, so that their weights depend on the seed, and no other code in
+    the process is affected.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def call_factory(reference: Reference[nn.Module], arguments: Mapping[str, object], seed: int) -> nn.Module:
@@ -80,7 +135,7 @@ def call_factory(reference: Reference[nn.Module], arguments: Mapping[str, object
         seed: seed of the process-wide generator during the call.
 
     Returns:
-        the module in float32 on the CPU.
+        the module as the factory made it.
 
     Raises:
         InputError: the factory raises, or returns no module.
@@ -89,24 +144,16 @@ def call_factory(reference: Reference[nn.Module], arguments: Mapping[str, object
     where = f"{entry.kind} {entry.name!r}"
     if entry.origin != entry.name:
         where += f" ({entry.origin})"
-    # Factories of plug-ins draw from the process-wide generator; its state is saved and restored, so that
-    # the weights depend on the seed and no other code in the process is affected.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawing(seed), redirect_stdout(sys.stderr):
         try:
             accepted = inspect.signature(entry.factory).parameters
             chosen = {key: value for key, value in arguments.items() if key in accepted}
             module = entry.factory(**{**chosen, **reference.settings})
-        except Exception as error:
-            raise InputError(
-                f"{where}: the factory raised {_line(error)}; call it by hand to see more"
-            ) from error
+        except KeyboardInterrupt:  # the user's
+            raise
+        except BaseException as error:
+            told = ": ".join(filter(None, (type(error).__name__, first_line(error))))
+            raise InputError(f"{where}: the factory raised {told}; call it by hand to see more") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{where}: the factory returned a {type(module).__name__}, expected torch.nn.Module")
-    return module.to("cpu", torch.float32)
-
-
-def _line(error: Exception) -> str:
-    """Return an error's type and first line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return module

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vleak.defenses import Defense
 from vleak.federated import Privacy
-from vleak.models import TRAINING_STATES, accuracy
+from vleak.models import accuracy, training_steps
 from vleak.pipelines.scoring import finite
 from vleak.results.records import DefenseRecord, ModelRecord
 
@@ -29,7 +29,7 @@ class Conditions:
 
     Attributes:
         device: device of models and attacks.
-        training_state: a key of `vleak.models.TRAINING_STATES`.
+        training_state: a key of `vleak.models.TRAINING_STATES`, or "given".
         labels_granted: whether the attack is told the labels.
         trainable: patterns of the parameters that clients train and send; "*" for all.
         seed: seed of the run.
@@ -98,7 +98,7 @@ def model_record(
         training_state=conditions.training_state,
         parameters=everything,
         sent_parameters=None if sent == everything else sent,
-        training_steps=TRAINING_STATES[conditions.training_state],
+        training_steps=training_steps(conditions.training_state),
         weights_sha256=digest.hexdigest(),
         train_accuracy=accuracy(model, samples.public, samples.public_labels),
         held_out_accuracy=accuracy(model, samples.private, samples.labels),

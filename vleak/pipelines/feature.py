@@ -12,7 +12,7 @@ from vleak.attacks import Knowledge, Reconstruction
 from vleak.errors import InputError
 from vleak.federated import LOSSES, freeze_others
 from vleak.metrics import carrying_segments, match_segments
-from vleak.models import TRAINING_STATES, BagPair, check_head, check_second_derivative, train
+from vleak.models import BagPair, check_head, check_second_derivative, train, training_steps
 from vleak.pipelines.bags import bag_pairs, public_pairs
 from vleak.pipelines.base import Pipeline
 from vleak.pipelines.case import Answer, Case
@@ -160,7 +160,7 @@ def _samples(source: FeatureSource, loss: str, conditions: Conditions) -> tuple[
         ), None
     private, positions = bag_pairs(source.features, source.labels)
     public = public_pairs(source.public, source.public_labels)
-    if conditions.training_state != "untrained" and not len(public):
+    if training_steps(conditions.training_state) and not len(public):
         raise InputError(
             "loss 'ranking': training needs public clips of both kinds, normal and anomalous, and there are "
             "none; give more files, or the training state 'untrained'"
@@ -178,7 +178,7 @@ def _trained_head(
     if loss == "ranking":
         model = BagPair(model)
     steps, numbers = (
-        TRAINING_STATES[conditions.training_state],
+        training_steps(conditions.training_state),
         generator(conditions.seed, "training", "head"),
     )
     train(model, samples.public, samples.public_labels, steps, numbers, LOSSES[loss])

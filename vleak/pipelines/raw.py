@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vleak.attacks import Knowledge, Reconstruction
 from vleak.data import ClipSet
 from vleak.federated import freeze_others
-from vleak.models import TRAINING_STATES, check_classifier, check_second_derivative, train
+from vleak.models import check_classifier, check_second_derivative, train, training_steps
 from vleak.pipelines.base import Pipeline
 from vleak.pipelines.case import Answer, Case
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, model_record
@@ -55,7 +55,7 @@ class RawPipeline(Pipeline):
         classes = len(data.classes)
         samples = Samples(data.clips, data.labels, data.public_clips, data.public_labels, classes)
         check_classifier(model, data.clips[:1], classes)
-        steps = TRAINING_STATES[conditions.training_state]
+        steps = training_steps(conditions.training_state)
         train(model, data.public_clips, data.public_labels, steps, generator(conditions.seed, "training"))
         check_classifier(model, data.clips[:1], classes)
         freeze_others(model, conditions.trainable)

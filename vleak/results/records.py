@@ -262,6 +262,7 @@ class ModelRecord(Record):
         chance: accuracy of guessing.
         extractor_accuracy: held-out accuracy of the extractor; None where it was not trained here.
         segments, features: shape of the feature matrices; None in the raw pipeline.
+        notes: what was done to a model from outside to run it, a sentence each.
     """
 
     name: str
@@ -277,6 +278,7 @@ class ModelRecord(Record):
     segments: int | None = None
     features: int | None = None
     sent_parameters: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class DataRecord(Record):
@@ -343,6 +345,8 @@ class SettingsRecord(Record):
     seed: int
     device: str
     engine: str
+    input_layout: str = "auto"
+    checkpoint: str | None = None
 
 
 class RunHeader(Record):
