@@ -123,7 +123,8 @@ def _softmax(observation: Observation) -> Tensor:
         levels = torch.tensor([0.0, 0.5, 1.0]).view(3, *[1] * len(knowledge.clip_shape))
         clips = torch.cat([noise, levels.expand(3, *knowledge.clip_shape)])
     with lock_of(observation.model), torch.no_grad():
-        return observation.model(clips[:32].to(weight)).double().softmax(1).cpu()
+        logits: Tensor = observation.model(clips[:32].to(weight))
+    return logits.double().softmax(1).cpu()
 
 
 def _rule_holds(observation: Observation, last: LastLayer) -> bool:

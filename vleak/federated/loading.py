@@ -37,6 +37,10 @@ def load_update(
     Raises:
         InputError: the file cannot be read, is not of this model, holds weights, or contradicts the facts.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is {type(model).__name__}, expected a torch.nn.Module; give the model itself"
+        )
     try:
         stored = read_stored(path, limit_of(model))
         update = _update(stored, model, facts, partial)

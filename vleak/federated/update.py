@@ -214,7 +214,14 @@ class Update:
             found: the tensors.
             facts: public facts.
             wire_bytes, notes: where they are not those of `found`.
+
+        Raises:
+            InputError: the facts are none.
         """
+        if not isinstance(facts, PublicFacts):
+            raise InputError(
+                f"facts is {type(facts).__name__}, expected vleak.PublicFacts; give PublicFacts(kind=...)"
+            )
         return cls(
             {name: tensor.float() for name, tensor in found.tensors.items()},
             found.wire_bytes if wire_bytes is None else wire_bytes,
