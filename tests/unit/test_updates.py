@@ -164,6 +164,10 @@ MISFITS: dict[str, tuple[Callable[[nn.Module, dict[str, Tensor]], Any], str]] = 
     "int8 codes": (lambda m, g: {**g, "head.bias": np.ones(5, np.int8)}, "is int8, expected floating"),
     "complex": (lambda m, g: {**g, "head.bias": numbers(5) * 1j}, "is complex64"),
     "sparse": (lambda m, g: {**g, "head.bias": numbers(5).to_sparse()}, "is not dense"),
+    "nested": (
+        lambda m, g: {**g, "head.bias": torch.nested.nested_tensor([numbers(2)] * 2, layout=torch.jagged)},
+        "is nested",
+    ),
     "meta": (lambda m, g: {**g, "head.bias": numbers(5).to("meta")}, "is not dense"),
     "weights": (lambda m, g: state_after(m), r"weights, not an update: .* by \d.* before and after"),
     "buffers alone": (lambda m, g: dict(m.named_buffers()), "holds none of the model's parameters"),
@@ -443,6 +447,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda path: archive(path, deep_torch(10**4)),
         "is list, expected a tensor|damaged or holds more than tensors",
     ),
+    "TorchScript": (
+        lambda path: archive(path, {"a/data.pkl": b"", "a/constants.pkl": b""}, zipfile.ZIP_DEFLATED),
+        "is a TorchScript program",
+    ),
     "a long program": (lambda path: archive(path, deep_torch(2 * 10**6)), "more than any list of tensors"),
     "pickle in npz": (
         lambda path: pickled_npz(path, np.array([Bomb(path.with_name("ran"))], dtype=object)),
@@ -678,7 +686,8 @@ def test_no_honest_update_is_accused(steps: int, defense: vleak.Defense) -> None
     if defense is NOISE:  # a sum that noise leaves at 0 is a chance of one in thousands
         assert signs.count("undecided") >= len(signs) - 1
     else:
-        assert signs.count("gradient") >= len(signs) // 3
+        # Trained models leave gradients at rounding, and many batches can have either sign.
+        assert signs.count("gradient") >= len(signs) // 4
 
 
 @pytest.mark.parametrize("clips", [1, 4])

@@ -264,6 +264,8 @@ def _by_order(arrays: Sequence[object], slots: Slots) -> dict[str, object]:
 
 def _shape(name: str, value: object) -> Shape:
     """Return the shape of a tensor or an array; refuse what is neither."""
+    if isinstance(value, Tensor) and value.is_nested:  # which has no shape
+        raise InputError(f"tensor {name!r:.120} of the update is nested; give one of one shape")
     if isinstance(value, Tensor | np.ndarray | np.generic):
         return tuple(value.shape)
     raise InputError(

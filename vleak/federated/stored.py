@@ -133,15 +133,8 @@ def _from_zip(path: Path, limit: int) -> Arrays:
         raise
     except Exception as error:  # what a hostile archive raises is not to be listed
         raise InputError(f"{path} is damaged ({first_line(error)}); save it again") from error
-    programs = [entry.file_size for entry in entries if entry.filename.endswith("/data.pkl")]
-    if programs:
-        if max(programs) > _PROGRAM:
-            raise InputError(
-                f"{path} describes its content in {max(programs)} bytes, more than any list of tensors "
-                "takes; save tensors by name"
-            )
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise InputError(f"{path} is compressed, which no torch file is; save it with torch.save")
+    if any(entry.filename.endswith("/data.pkl") for entry in entries):
+        _check_torch(path, entries)
         return _from_torch(path)
     raise InputError(f"{path} is an archive of something else; expected {_FORMATS}")
 
@@ -174,6 +167,20 @@ def _array(what: str, stream: IO[bytes], size: int) -> np.ndarray:
         raise InputError(f"{what} claims another size than it has; save it again")
     array = np.frombuffer(stream.read(length), dtype=dtype) if length else np.empty(shape, dtype)
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _check_torch(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that torch.save did not write, or that would take long to read."""
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise InputError(f"{path} is a TorchScript program, which is not run; save its state_dict()")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError(f"{path} is compressed, which no torch file is; save it with torch.save")
+    length = max(entry.file_size for entry in entries if entry.filename.endswith("/data.pkl"))
+    if length > _PROGRAM:
+        raise InputError(
+            f"{path} describes its content in {length} bytes, more than any list of tensors takes; save "
+            "tensors by name"
+        )
 
 
 def _from_torch(path: Path) -> Arrays:
