@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vleak.defenses import DEFENSES
     from vleak.enhance import enhance
     from vleak.evaluation import Settings
-    from vleak.federated import Client, Defense, Update
+    from vleak.federated import Client, Defense, LocalTraining, PublicFacts, Update, load_update
     from vleak.models import EXTRACTORS, HEADS, MODELS, build_extractor, build_head, build_model
     from vleak.objects import named
     from vleak.report import write_report, write_study
@@ -48,7 +48,10 @@ _HOMES = {
     "run_study": "study",
     "Client": "federated",
     "Defense": "federated",
+    "LocalTraining": "federated",
+    "PublicFacts": "federated",
     "Update": "federated",
+    "load_update": "federated",
     "EXTRACTORS": "models",
     "HEADS": "models",
     "MODELS": "models",
@@ -72,7 +75,9 @@ __all__ = [
     "FeatureInversion",
     "FeatureSet",
     "Knowledge",
+    "LocalTraining",
     "Observation",
+    "PublicFacts",
     "Reconstruction",
     "Run",
     "Settings",
@@ -87,6 +92,7 @@ __all__ = [
     "load_clips",
     "load_data",
     "load_run",
+    "load_update",
     "named",
     "run_study",
     "write_report",

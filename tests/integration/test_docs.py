@@ -19,6 +19,7 @@ EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 #: what each example has to print, beside running without a warning.
 PRINTED = {
     "attack_one_update": r"none: \+\d.*rank 1 of 8, label right: True\ndp σ=1: ",
+    "captured_update": r"by its last layer: gradient\nlabels: \[0\] flags: \[\](.|\n)*gain: \+\d.*: True",
     "evaluate_defenses": r"none, matching: \+\d.*4 of 4 recognised.*leaks",
     "own_attack": r"none, cosine_matching.* \(non-adaptive\): \+\d",
     "own_defense": r"random_mask, matching: .*known by: channel(.|\n)*_blind: .*known by: none",

@@ -14,6 +14,7 @@ from vleak.attacks.matching import Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
 from vleak.attacks.reconstruction import Reconstruction
+from vleak.attacks.sign import update_sign
 from vleak.attacks.simulation import simulated_channel
 from vleak.registry import Registry
 
@@ -75,4 +76,5 @@ __all__ = [
     "order_identifiable",
     "reconstruct_all",
     "simulated_channel",
+    "update_sign",
 ]

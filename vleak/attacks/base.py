@@ -25,6 +25,7 @@ from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.observation import Observation
 from vleak.attacks.reconstruction import DefenseKnowledge, Reconstruction
+from vleak.attacks.sign import sign_flags
 from vleak.attacks.work import Hooks, Work, knowledge_of_defense
 from vleak.descent.scheduler import Group, run_descents, run_groups
 from vleak.errors import InputError
@@ -197,6 +198,7 @@ class _Run:
         result: the checked answer of the attack, None until it is there.
         error: what it raised under `attempt`.
         seconds: time taken so far.
+        flags: what the update alone raises.
     """
 
     task: Task
@@ -204,6 +206,7 @@ class _Run:
     result: Reconstruction | None = None
     error: Exception | None = None
     seconds: float = 0.0
+    flags: tuple[str, ...] = ()
     hooks: Hooks = field(init=False)
 
     def __post_init__(self) -> None:
@@ -233,7 +236,7 @@ class _Run:
     def answer(self) -> Reconstruction:
         """Return the answer with the time that it took."""
         assert self.result is not None
-        return replace(self.result, seconds=self.seconds)
+        return replace(self.result, seconds=self.seconds, flags=(*self.flags, *self.result.flags))
 
     def outcome(self) -> Reconstruction | Exception:
         """Return the answer, checked, or what the attack raised; an answer that is none raises too."""
@@ -277,6 +280,7 @@ class _Run:
         if attack.baseline:
             return attack.prepare(observation, generator, self.hooks)
         observation = _as_the_client(observation)
+        self.flags = sign_flags(replace(observation, update=self.task.observation.update))
         if not attack.several_rounds:
             observation = replace(observation, earlier=())
         if not attack.local_steps:

@@ -6,12 +6,22 @@ import math
 
 from vleak.descent.loop import State
 
-__all__ = ["NEAR_ZERO", "NOT_A_NUMBER", "NOT_FALLING", "STILL_FALLING", "descent_flags"]
+__all__ = [
+    "NEAR_ZERO",
+    "NEGATED",
+    "NOT_A_NUMBER",
+    "NOT_FALLING",
+    "REVERSED",
+    "STILL_FALLING",
+    "descent_flags",
+]
 
 NEAR_ZERO = "target gradient near zero"
 NOT_FALLING = "objective did not fall"
 STILL_FALLING = "still improving at the end"
 NOT_A_NUMBER = "objective became NaN"
+NEGATED = "the update looks like a negated gradient or a delta"
+REVERSED = "the delta looks reversed: weights before less weights after"
 
 
 def descent_flags(state: State) -> tuple[str, ...]:

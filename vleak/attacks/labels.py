@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from vleak.attacks.last_layer import last_layer
 from vleak.attacks.observation import Observation
 
 __all__ = ["infer_labels"]
@@ -82,46 +80,17 @@ def _class_gradient(observation: Observation) -> Tensor | None:
 
 def _last_layer(observation: Observation) -> Tensor | None:
     """Return the gradient of the last layer's bias, or of its weight where it has no bias."""
-    model, tensors = observation.model, observation.update.tensors
-    device = next(model.parameters()).device
-    with torch.no_grad(), _LinearCalls() as calls:
-        logits = model(torch.full((1, *observation.knowledge.clip_shape), 0.5, device=device))
-    classes = logits.shape[-1]
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    # A model of two classes may have one output z, which is read as the logits (0, z).
-    widths = (classes, 1) if classes == 2 else (classes,)
-    seen = [(id(w), id(b), out is logits, out.shape[-1]) for w, b, out in calls.seen]
-    heads = [(weight, bias, (itself, width)) for weight, bias, itself, width in seen if width in widths]
-    # What is the output itself comes before what was called after it, such as an auxiliary head.
-    for weight, bias, _ in sorted(heads, key=lambda call: call[2])[-1:]:
-        for part in (bias, weight):
-            if part in names:
-                return tensors[names[part]]
-    for width in widths:
+    tensors, last = observation.update.tensors, last_layer(observation)
+    for part in (last.bias, last.weight):
+        if part in tensors:
+            return tensors[part]
+    if last.weight is not None:
+        return None  # of a partial update
+    for width in (2, 1) if last.outputs == 2 else (last.outputs,):  # one logit may stand for two classes
         rows = [tensor for tensor in tensors.values() if tensor.ndim and tensor.shape[0] == width]
         if rows:
             return rows[-1]
     return None
-
-
-class _LinearCalls(TorchFunctionMode):
-    """Records (weight, bias, output) of linear layers as they are called, in this thread alone.
-
-    A hook on the modules would be seen by every other thread that runs the same model.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Tensor, Tensor | None, Tensor]] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is F.linear:
-            named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-            self.seen.append((named["weight"], named.get("bias"), output))
-        return output
 
 
 def _mean_softmax(observation: Observation) -> Tensor:

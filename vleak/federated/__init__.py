@@ -4,6 +4,7 @@ from vleak.federated.channel import Channel, surviving_entries
 from vleak.federated.client import Client
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
+from vleak.federated.loading import load_update
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS
 from vleak.federated.trained import freeze_others, trained_part
@@ -23,6 +24,7 @@ __all__ = [
     "PublicFacts",
     "Update",
     "freeze_others",
+    "load_update",
     "mean_gradient",
     "per_clip_gradients",
     "surviving_entries",

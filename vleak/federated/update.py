@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from vleak.errors import InputError, unknown_name
+from vleak.federated.captured import Arrays, Captured, Slots, capture, contents, difference, refuse_weights
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES
+from vleak.federated.saved import EXPECTED, KEY, Saved, check_bytes, check_tensors
+from vleak.federated.stored import limit_of, read_stored, read_tensors
 from vleak.files import write_atomic
-
-_KEY = "vleak_update"
-_EXPECTED = (
-    f"expected the safetensors metadata key {_KEY!r} with JSON such as "
-    '{"wire_bytes": 4000, "metadata": '
-    '{"kind": "fedsgd", "batch_size": 1, "loss": "cross_entropy", "mode": "eval"}}'
-)
-
 
 KINDS = ("fedsgd", "fedavg")
 """What an update can be: "fedsgd", the gradient +dL/dw of one batch; "fedavg", the weights after local
@@ -93,6 +85,26 @@ class PublicFacts:
             facts = {**facts, "local": LocalTraining.from_dict(local)}
         return cls(**facts)  # type: ignore[arg-type]  # __post_init__ checks the types
 
+    @classmethod
+    def saved(cls, facts: object, where: str) -> PublicFacts:
+        """Return the facts that a file holds.
+
+        Args:
+            facts: what it holds for them.
+            where: the file, for the message.
+
+        Raises:
+            InputError: as `from_dict`, or what it holds is no object.
+        """
+        if not isinstance(facts, Mapping):
+            raise InputError(
+                f"metadata of {where} is {type(facts).__name__}, expected a JSON object of facts"
+            )
+        try:
+            return cls.from_dict(facts)
+        except InputError as error:
+            raise InputError(f"metadata of {where}: {error}") from error
+
 
 @dataclass(frozen=True)
 class Update:
@@ -103,27 +115,143 @@ class Update:
             decoded. Frozen parameters (``requires_grad=False``) are not sent.
         wire_bytes: bytes that the encoded message took.
         facts: public facts.
+        partial: whether some of the model's parameters may be missing; attacks use those that are there.
+        notes: what was done to a captured update on its way here, a line each; not saved.
     """
 
     tensors: dict[str, Tensor]
     wire_bytes: int
     facts: PublicFacts = PublicFacts()
+    partial: bool = False
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_gradients(
+        cls,
+        model: nn.Module | Sequence[str],
+        gradients: Arrays,
+        *,
+        facts: PublicFacts = PublicFacts(),
+        partial: bool = False,
+    ) -> Update:
+        """Return the update of gradients +dL/dw that another framework computed.
+
+        Args:
+            model: that they belong to, or the names of its parameters.
+            gradients: tensors or numpy arrays by name, or a list in the order of the parameters or of the
+                ``state_dict``; buffers in it, such as batch-norm statistics, are dropped.
+            facts: public facts; of deltas those of ``kind="fedavg"``.
+            partial: whether parameters may be missing.
+
+        Raises:
+            InputError: what is given does not fit the model, is not finite, or is weights.
+        """
+        slots = Slots.of_model(model) if isinstance(model, nn.Module) else Slots.of_names(model)
+        update = cls.from_captured(capture(gradients, slots, partial=partial), facts=facts)
+        if isinstance(model, nn.Module):
+            refuse_weights(update.tensors, model)
+        return update
+
+    @classmethod
+    def from_state_dicts(
+        cls,
+        before: nn.Module | Arrays | str | Path,
+        after: nn.Module | Arrays | str | Path,
+        *,
+        learning_rate: float | None = None,
+        local: LocalTraining | None = None,
+        model: nn.Module | None = None,
+        batch_size: int = 1,
+        loss: str = "cross_entropy",
+        mode: Literal["eval", "train"] = "eval",
+        partial: bool = False,
+    ) -> Update:
+        """Return the delta after - before of weights from two moments of local training.
+
+        Args:
+            before, after: models, state dicts, lists in the order of one, or files of them
+                (`vleak.load_update` says which).
+            learning_rate: of one step of SGD on all clips; for anything else give `local`.
+            local: the local training.
+            model: whose parameters they are; needed for lists, and where `before` is no model a good way to
+                tell parameters from buffers.
+            batch_size, loss, mode: as of `PublicFacts`.
+            partial: whether parameters may be missing.
+
+        Raises:
+            InputError: neither or both of learning_rate and local, or weights that do not fit together.
+        """
+        if (learning_rate is None) == (local is None):
+            raise InputError(
+                "a delta needs its local training: give learning_rate for one step of SGD, or local="
+                "LocalTraining(...), and not both"
+            )
+        if local is None:
+            local = LocalTraining(learning_rate=learning_rate)  # type: ignore[arg-type]  # checked above
+        facts = PublicFacts("fedavg", batch_size, loss, mode, local)
+        model = before if model is None and isinstance(before, nn.Module) else model
+        weights = _weights(before, model)
+        slots = _slots(model, weights)
+        start = capture(weights, slots, partial=partial)
+        end = capture(_weights(after, model), slots, partial=partial)
+        missing = tuple(dict.fromkeys((*start.missing, *end.missing)))
+        notes = tuple(dict.fromkeys((*start.notes, *end.notes)))
+        delta = replace(end, tensors=difference(start, end), missing=missing)
+        return cls.from_captured(delta, facts=facts, notes=notes)
+
+    @classmethod
+    def from_captured(
+        cls,
+        found: Captured,
+        *,
+        facts: PublicFacts,
+        wire_bytes: int | None = None,
+        notes: tuple[str, ...] | None = None,
+    ) -> Update:
+        """Return the update of tensors that were matched to a model, as float32.
+
+        Args:
+            found: the tensors.
+            facts: public facts.
+            wire_bytes, notes: where they are not those of `found`.
+
+        Raises:
+            InputError: the facts are none.
+        """
+        if not isinstance(facts, PublicFacts):
+            raise InputError(
+                f"facts is {type(facts).__name__}, expected vleak.PublicFacts; give PublicFacts(kind=...)"
+            )
+        return cls(
+            {name: tensor.float() for name, tensor in found.tensors.items()},
+            found.wire_bytes if wire_bytes is None else wire_bytes,
+            facts,
+            bool(found.missing),
+            found.notes if notes is None else notes,
+        )
 
     def as_gradient(self) -> Update:
-        """Return the gradient that a delta stands for: the mean of those of its local steps, to first order.
+        """Return the mean gradient over the local steps behind a delta: -delta / (learning_rate * steps).
 
-        A delta is -learning_rate times the sum of the steps' gradients (with momentum or Adam times what the
-        optimizer makes of them). A gradient is returned as it is.
+        Of one step of SGD it is the gradient; of several, that of clips seen by weights on the move; with
+        momentum or Adam what the optimizer makes of it. A gradient is returned as it is.
+
+        Raises:
+            InputError: the local training is out of range of any.
         """
         local = self.facts.local
         if local is None:
             return self
-        factor = -1 / (local.learning_rate * local.steps)
-        tensors = {name: factor * tensor for name, tensor in self.tensors.items()}
+        try:
+            scale = -1 / (local.learning_rate * local.steps)
+        except (OverflowError, ZeroDivisionError) as error:
+            raise InputError(f"{local} is out of range of any training; give the true settings") from error
+        tensors = {name: tensor * scale for name, tensor in self.tensors.items()}
+        check_tensors(tensors, "the gradient behind the delta")
         return replace(self, tensors=tensors, facts=replace(self.facts, kind="fedsgd", local=None))
 
     def check(self, model: nn.Module) -> None:
-        """Check that the tensors are those of the model's trained parameters.
+        """Check that the tensors are those of the model's trained parameters; of a partial update, some.
 
         Raises:
             InputError: a parameter is missing, one too many is there, or a shape differs; names the tensor.
@@ -131,6 +259,8 @@ class Update:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         for name, shape in shapes.items():
             if name not in self.tensors:
+                if self.partial:
+                    continue
                 raise InputError(f"the update lacks {name!r} of the model; give the model it was made with")
             if (actual := tuple(self.tensors[name].shape)) != shape:
                 raise InputError(
@@ -141,6 +271,8 @@ class Update:
             raise InputError(
                 f"the update has {extra[0]!r}, which the model has not; give the model it was made with"
             )
+        if shapes and not self.tensors:
+            raise InputError("the update holds no tensors; give one that does")
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; the folder must exist.
@@ -150,77 +282,49 @@ class Update:
             VleakError: the file cannot be written.
         """
         where = f"the update for {path}"
-        _check_tensors(self.tensors, where)
-        _check_bytes(self.wire_bytes, where)
-        public = {
-            "wire_bytes": self.wire_bytes, "metadata": self.facts.to_dict(), "order": list(self.tensors)
-        }  # fmt: skip
+        check_tensors(self.tensors, where)
+        check_bytes(self.wire_bytes, where)
+        text = Saved(self.wire_bytes, self.facts.to_dict(), tuple(self.tensors), self.partial).text()
         # Cloned, because safetensors refuses tensors that share memory.
         copies = {name: t.detach().cpu().clone().contiguous() for name, t in self.tensors.items()}
-        write_atomic(Path(path), to_safetensors(copies, {_KEY: json.dumps(public)}))
+        write_atomic(Path(path), to_safetensors(copies, {KEY: text}))
 
     @classmethod
     def load(cls, path: str | Path) -> Update:
         """Read what ``save`` wrote; facts that the file does not name have their defaults.
 
+        Files of others are read by `vleak.load_update`.
+
         Raises:
             InputError: no such file, not safetensors, no metadata, facts that cannot be, or a tensor that is
                 not finite float32.
         """
-        tensors, text = _read(Path(path))
-        if text is None:
-            raise InputError(f"{path} has no update metadata; {_EXPECTED}")
-        try:
-            public = json.loads(text)
-            wire_bytes, metadata = public["wire_bytes"], public["metadata"]
-            order = public.get("order", list(tensors))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path} has update metadata that cannot be read; {_EXPECTED}") from error
-        _check_bytes(wire_bytes, str(path))
-        facts = _facts(metadata, str(path))
-        if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
-            order = []
+        tensors, metadata = read_tensors(Path(path))
+        saved = Saved.of(metadata, str(path))
+        if saved is None:
+            raise InputError(f"{path} has no update metadata; {EXPECTED}, or vleak.load_update")
+        order = tuple(tensors) if saved.order is None else saved.order
         if sorted(order) != sorted(tensors):
             raise InputError(f"{path} lists other tensors in its metadata than it holds; save it again")
-        _check_tensors(tensors, str(path))
-        return cls({name: tensors[name] for name in order}, wire_bytes, facts)
+        check_tensors(tensors, str(path))
+        facts = PublicFacts.saved(saved.facts, str(path))
+        return cls({name: tensors[name] for name in order}, saved.wire_bytes, facts, saved.partial)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Return the tensors of a safetensors file and the text under our metadata key."""
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; expected an update written as .safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get(_KEY)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}); save it again") from error
+def _weights(source: nn.Module | Arrays | str | Path, model: nn.Module | None) -> Arrays:
+    """Return weights out of a model or a file, or as they are."""
+    if isinstance(source, nn.Module):
+        return source.state_dict()
+    if isinstance(source, str | Path):
+        return read_stored(source, limit_of(model)).arrays
+    return source
 
 
-def _check_tensors(tensors: dict[str, Tensor], where: str) -> None:
-    """Refuse what is not finite float32, naming the tensor."""
-    if not tensors:
-        raise InputError(f"{where} holds no tensors; expected one a model parameter")
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            raise InputError(
-                f"tensor {name!r} of {where} is {dtype}, expected float32; convert with .float()"
-            )
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"tensor {name!r} of {where} holds NaN or infinity; nothing can be read from it")
-
-
-def _check_bytes(wire_bytes: object, where: str) -> None:
-    if isinstance(wire_bytes, bool) or not isinstance(wire_bytes, int) or wire_bytes < 0:
-        raise InputError(f"wire_bytes of {where} is {wire_bytes!r}, expected a whole number of bytes")
-
-
-def _facts(metadata: object, where: str) -> PublicFacts:
-    if not isinstance(metadata, dict):
-        raise InputError(f"metadata of {where} is {type(metadata).__name__}, expected a JSON object of facts")
-    try:
-        return PublicFacts.from_dict(metadata)
-    except InputError as error:
-        raise InputError(f"metadata of {where}: {error}") from error
+def _slots(model: nn.Module | None, before: Arrays) -> Slots:
+    """Return the places of weights: a model's, or those that the weights before name."""
+    if model is not None:
+        return Slots.of_model(model)
+    state, _ = contents(before)
+    if isinstance(state, Mapping):
+        return Slots.of_state(state)
+    raise InputError("weights without names need their model; give model=")

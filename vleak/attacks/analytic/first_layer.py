@@ -44,8 +44,9 @@ class FirstLayer:
     def gradients(self, observation: Observation) -> tuple[Tensor, Tensor | None]:
         """Return the layer's part of the update: (units, width) and (units,) or None, float64 on the CPU."""
         tensors = observation.update.tensors
-        bias = None if self.bias is None else tensors[self.bias].detach().cpu().double()
-        return tensors[self.weight].detach().cpu().double(), bias
+        bias = tensors.get(self.bias or "")
+        sums = None if bias is None else bias.detach().cpu().double()
+        return tensors[self.weight].detach().cpu().double(), sums
 
     def silent(self, observation: Observation, row: Tensor, margin: float) -> Tensor:
         """Return which units are surely silent for a row that is known up to an error of norm `margin`.
@@ -90,6 +91,8 @@ def first_layer(observation: Observation, generator: torch.Generator) -> FirstLa
         )
     first = calls.linear[0]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if (missing := names[id(first.weight)]) not in observation.update.tensors:
+        raise CapabilityError(f"the update lacks {missing!r}, the first trained layer; choose matching")
     width = first.input.shape[-1]
     return FirstLayer(
         weight=names[id(first.weight)],
@@ -145,9 +148,10 @@ def _pull(calls: _Calls, observation: Observation, names: dict[int, str]) -> Ten
     """Pull the last layer's bias gradient back to the first layer's units; None if rows differ in it."""
     first, last = calls.linear[0], calls.linear[-1]
     name = None if last.bias is None else names.get(id(last.bias))
-    if first.rectified is None or first is last or name is None or not last.output.requires_grad:
+    tensors = observation.update.tensors
+    if first.rectified is None or first is last or name not in tensors or not last.output.requires_grad:
         return None
-    weights = observation.update.tensors[name].to(last.output)
+    weights = tensors[name].to(last.output)
     (pulled,) = torch.autograd.grad((last.output * weights).sum(), first.rectified, allow_unused=True)
     if pulled is None:
         return None

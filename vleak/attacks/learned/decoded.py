@@ -15,6 +15,7 @@ from vleak.attacks.base import Knowledge, Observation
 from vleak.attacks.expectation import expected_clip
 from vleak.attacks.matching.adaptive import AdaptiveWeights, adaptive_weights
 from vleak.attacks.simulation import known_channel
+from vleak.attacks.target import masked_target
 from vleak.descent.loop import Problem
 from vleak.federated import LOSSES, Channel
 from vleak.federated.gradients import mean_gradient
@@ -135,11 +136,11 @@ def decoded_problem(setup: DecodedSetup, decoder: nn.Module, regularisers: Regul
     observation, weight = setup.observation, setup.weight
     loss = observation.update.facts.loss
     scaled = regularisers.scaled(setup.weights, setup.knowledge)
-    masks = None if setup.channel is None else setup.channel.masks
+    matched, masks = masked_target(observation, setup.channel, weight)
     unit = _expected_norm(setup, masks or {})
     wrapped = Decoded(observation.model, decoder, scaled, unit, setup.knowledge.public_mean())
     wrapped = wrapped.to(weight.device)
-    target = {f"model.{name}": tensor.to(weight) for name, tensor in observation.update.tensors.items()}
+    target = {f"model.{name}": tensor for name, tensor in matched.items()}
     return Problem(
         model=wrapped,
         loss=_priced(loss),
@@ -155,7 +156,7 @@ def _expected_norm(setup: DecodedSetup, masks: dict[str, Tensor]) -> float:
     loss = LOSSES[observation.update.facts.loss]
     clips = expected_clip(setup.knowledge).expand(setup.knowledge.batch_shape).to(weight)
     gradient = mean_gradient(observation.model, loss, clips, observation.labels.to(weight.device))
-    return math.sqrt(sum(float((g.cpu() * masks.get(n, 1)).square().sum()) for n, g in gradient.items()))
+    return math.sqrt(sum(float((g * masks.get(n, 1)).square().sum()) for n, g in gradient.items()))
 
 
 def _priced_masks(masks: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

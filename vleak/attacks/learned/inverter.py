@@ -13,6 +13,7 @@ from vleak.attacks.learned.public import PublicClipsAttack, check_public
 from vleak.attacks.learned.rehearsal import Rehearsal, Sender, StoppedError, rehearse
 from vleak.attacks.learned.ridge import UpdateMap, fit
 from vleak.attacks.simulation import known_channel
+from vleak.attacks.target import refuse_partial
 from vleak.attacks.work import knowledge_of_defense
 from vleak.errors import InputError
 from vleak.federated import Channel
@@ -57,6 +58,7 @@ class Inverter(PublicClipsAttack):
 
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Reconstruction:
         """Return what the map makes of the update; the mean public clip where fitting it was stopped."""
+        refuse_partial(observation, self.name)
         knowledge = observation.knowledge
         public = check_public(knowledge, self.name)
         channel = known_channel(observation)

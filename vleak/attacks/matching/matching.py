@@ -22,6 +22,7 @@ from vleak.attacks.matching.background import (
 from vleak.attacks.matching.feature_space import FEATURE_PULL, FeatureSpace, with_model
 from vleak.attacks.matching.rounds import RoundsLoss, joined
 from vleak.attacks.simulation import known_channel
+from vleak.attacks.target import masked_target
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.descent.problem import Rule, Schedule
 from vleak.errors import InputError, unknown_name
@@ -340,14 +341,12 @@ class Matching(Attack):
 
     def _problem(self, setup: _Setup) -> Problem:
         observation, weight = setup.observation, setup.weight
-        masks = None if setup.channel is None else setup.channel.masks
-        if masks is not None:
-            masks = {name: mask.to(weight.device) for name, mask in masks.items()}
+        target, masks = masked_target(observation, setup.channel, weight)
         return Problem(
             model=observation.model,
             loss=_loss_of(observation.update.facts.loss, setup.rounds),
             labels=observation.labels.to(weight.device),
-            target={name: tensor.to(weight) for name, tensor in observation.update.tensors.items()},
+            target=target,
             masks=masks,
             distance=self.distance,
             local=setup.local,
