@@ -240,9 +240,6 @@ def test_gradient_behind_a_delta() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"optimizer": "adam"}, "no multiple of a gradient; expected SGD"),
-        ({"momentum": 0.9}, "no multiple of a gradient"),
-        ({"weight_decay": 0.1}, "no multiple of a gradient"),
         ({"steps": 10**400}, "out of range"),
         ({"learning_rate": 5e-324}, "NaN or infinity"),
     ],
