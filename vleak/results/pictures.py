@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vleak.errors import InputError
-from vleak.files import write_atomic
+from vleak.files import open_regular, write_atomic
 
 __all__ = ["CLIPS", "Bytes", "as_bytes", "as_clip", "picture_names", "read_array", "write_array"]
 
@@ -68,9 +69,9 @@ def read_array(folder: Path, name: str) -> Bytes:
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{name!r} lies outside the run folder")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             shape, fortran, dtype = _read_header(stream)
-            left = path.stat().st_size - stream.tell()
+            left = os.fstat(stream.fileno()).st_size - stream.tell()
             offset = stream.tell()
     except FileNotFoundError as error:
         raise InputError(f"{name!r} is missing") from error
