@@ -81,7 +81,7 @@ def _sweep(entry: Entry[Defense]) -> list[Defense]:
         strengths = list(kind.sweep())
     except VleakError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         line = first_line(error)
         raise InputError(
             f"defense {entry.name!r} ({entry.origin}): sweep raised {type(error).__name__}: {line}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -28,6 +29,14 @@ def argument(name: str, value: object) -> str:
 def first_line(error: BaseException) -> str:
     """First line of an error's text; empty where it says nothing."""
     return str(error).strip().partition("\n")[0]
+
+
+def interrupts(error: BaseException) -> bool:
+    """Return whether an exception is Ctrl-C of the user: it reaches the main thread alone.
+
+    Anything else that is no `Exception`, such as SystemExit, is of the code that was called.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> InputError:

@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 import torch
 
+from vleak.attacks import Attack
 from vleak.data import ClipSet
 from vleak.defenses import DEFENSES, Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
@@ -43,6 +44,7 @@ DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
 """What runs where nobody names an attack: on features also the exact method."""
 
 Engine = Literal["native", "reference"]
+_MOST = {"restarts": 1_000, "iterations": 1_000_000, "segments": 10_000}
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -126,9 +128,8 @@ class Settings:
             raise InputError(f"{argument('clips', repr(self.clips))}: expected a whole number, or None")
         if not isinstance(self.enhance, str):
             raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
-        for name, count in (("restarts", self.restarts), ("iterations", self.iterations)):
-            if count < 1:
-                raise InputError(f"{argument(name, count)}: expected at least 1")
+        for name in _MOST:
+            _check_count(name, getattr(self, name))
         self._check_references()
         self._check_names()
 
@@ -188,6 +189,8 @@ class Settings:
             "iterations": self.iterations, "restarts": self.restarts, "engine": self.engine_that_runs()
         }  # fmt: skip
         chosen = [choose_attack(name, shared) for name in names]
+        for attack in chosen:
+            _check_own_counts(attack.attack)
         distinct: dict[str, ChosenAttack] = {}
         for name, attack in zip(names, chosen, strict=True):
             other = distinct.setdefault(attack.text, attack)
@@ -280,8 +283,27 @@ class Settings:
         return cast("Engine", self.engine)  # checked above
 
 
+def _check_count(name: str, count: int) -> None:
+    """Refuse a number of restarts, iterations or segments that no machine could run, or none.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if count < 1:
+        raise InputError(f"{argument(name, count)}: expected at least 1")
+    if count > _MOST[name]:
+        raise InputError(f"{argument(name, count)}: expected at most {_MOST[name]}")
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_own_counts(attack: Attack) -> None:
+    """Refuse restarts and iterations that the text of an attack sets beyond those of a run."""
+    for name, value in attack.settings().items():
+        if name in _MOST and _is_whole(value):
+            _check_count(name, cast("int", value))
 
 
 def _check_own_name(defense: Defense) -> None:
