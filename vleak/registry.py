@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +26,8 @@ from vleak.errors import InputError, VleakError, first_line, unknown_name
 
 T = TypeVar("T")
 Setting = int | float | str | bool
+_ENDS = (SystemExit, GeneratorExit)
+"""What else than an `Exception` a plug-in may raise; Ctrl-C is the user's."""
 BUILT_IN = "built in"
 """Origin of what vleak itself brings."""
 
@@ -107,7 +111,7 @@ class Reference(Generic[T]):
             result = entry.factory(*arguments, **{**self.settings, **more})
         except VleakError:
             raise
-        except Exception as error:
+        except (Exception, *_ENDS) as error:
             if entry.built_in:
                 raise
             raise InputError(
@@ -279,7 +283,7 @@ def read_settings(kind: str, name: str, settings: str, defaults: Mapping[str, Se
 
 
 def load_object(kind: str, path: str) -> Any:
-    """Import ``package.module:name``; the current directory is put on the path, as ``python -m`` does.
+    """Import ``package.module:name``, from the working folder or as it is installed.
 
     Raises:
         InputError: the module cannot be imported or has no such name; names the plug-in.
@@ -287,11 +291,9 @@ def load_object(kind: str, path: str) -> Any:
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise InputError(f"{kind} {path!r}: expected package.module:name")
-    if os.getcwd() not in sys.path:  # a console script does not see the user's own folder otherwise
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+        module = _imported(module_name)
+    except (Exception, *_ENDS) as error:
         raise InputError(
             f"{kind} {path!r}: cannot import {module_name!r}: {type(error).__name__}: {first_line(error)}; "
             "mend it, or give something installed or in this folder"
@@ -302,6 +304,30 @@ def load_object(kind: str, path: str) -> Any:
             raise InputError(f"{kind} {path!r}: {module_name!r} has no {part!r}; {_nearest(part, module)}")
         thing = getattr(thing, part)
     return thing
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module; one of the working folder goes before an installed one of its name, as with `python`.
+
+    The folder itself goes to the end of the path: whatever else lies there, such as a ``torch.py``, must not
+    take the place of what is imported later.
+    """
+    try:
+        folder = os.getcwd()
+    except OSError:  # it is gone
+        folder = ""
+    if folder not in sys.path:  # a console script does not see the user's own folder otherwise
+        sys.path.append(folder)
+    package = name.partition(".")[0]
+    spec = PathFinder.find_spec(package, [folder]) if package not in sys.modules else None
+    if spec is not None and spec.loader is not None:
+        module = sys.modules[package] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            sys.modules.pop(package, None)
+            raise
+    return importlib.import_module(name)
 
 
 def _nearest(name: str, module: ModuleType) -> str:
@@ -338,7 +364,7 @@ def _path(base: type) -> str:
 def _load_point(kind: str, point: EntryPoint) -> Any:
     try:
         return point.load()
-    except (Exception, SystemExit) as error:
+    except (Exception, *_ENDS) as error:
         raise InputError(
             f"{kind} {point.name!r} ({_origin(point)}) cannot be imported: {type(error).__name__}: "
             f"{first_line(error)}; mend or uninstall that package"
