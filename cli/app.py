@@ -77,14 +77,18 @@ def invoke(arguments: list[str]) -> int:
         return output.fail(str(error), stopping.code())
     except VleakError as error:
         return output.fail(with_options(str(error)))
-    except (SystemExit, GeneratorExit) as error:
+    except SystemExit as error:
         if isinstance(error.__context__, OSError):  # Typer and rich, when the reader of stdout is gone
             raise BrokenPipeError from error
-        return output.fail(f"a plug-in raised {type(error).__name__}: {first_line(error)}; mend or leave it")
+        return _foreign(error)
     except OSError as error:
         return _system_error(error)
     except Exception as error:  # noqa: BLE001  the last line before a traceback; nothing is swallowed
         return _usage_or_bug(error)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return _foreign(error)
     if code == stopping.INTERRUPTED:  # what Typer returns after Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
@@ -93,6 +97,13 @@ def invoke(arguments: list[str]) -> int:
 def with_options(message: str) -> str:
     """Return a library message with option names: ``clips=0`` and `` `clips` `` become ``--clips``."""
     return _ARGUMENT.sub(lambda match: f"{_OPTIONS[match[1]]} " if match[1] else _OPTIONS[match[2]], message)
+
+
+def _foreign(error: BaseException) -> int:
+    """Report what vleak itself never raises."""
+    return output.fail(
+        f"a plug-in raised {type(error).__name__}: {first_line(error)}; mend it, or leave it out"
+    )
 
 
 def _system_error(error: OSError) -> int:

@@ -65,10 +65,10 @@ def guard_exit() -> None:
     """Let os._exit, which a plug-in may call, raise SystemExit in this process; not in its children."""
     process = os.getpid()
 
-    def leave(code: int) -> NoReturn:
+    def leave(status: int) -> NoReturn:
         if os.getpid() != process:
-            _exit(code)
-        raise SystemExit(f"os._exit({code})")
+            _exit(status)
+        raise SystemExit(f"os._exit({status})")
 
     os._exit = leave
 

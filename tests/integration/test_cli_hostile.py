@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from videos import noise, write_video
 
 from runs import VLEAK, options, tiny
 from vleak.cache import cache_folder
 from vleak.cli import run, stopping
-from vleak.errors import InputError
+from vleak.errors import InputError, first_line
 from vleak.evaluation import evaluate
 from vleak.files import read_regular
 from vleak.registry import load_object
@@ -344,6 +345,49 @@ def test_what_ends_the_program_fails_its_cell_alone(
     assert cells["none", "matching"] == "ok"
     assert json.loads(shown.out)["cells"]
     assert sum(raised in status for status in cells.values()) == 3
+
+
+ODD: dict[str, tuple[str, str]] = {
+    "raises at import": ("raise BaseException('x')", "cannot import 'odd': BaseException: x"),
+    "ends at import": ("raise SystemExit('x')", "cannot import 'odd': SystemExit: x"),
+    "no Python": ("\0", "cannot import 'odd': "),
+    "raises at the name": ("def __getattr__(n): raise ValueError('z')", "'odd' looks for 'A': ValueError: z"),
+    "takes nothing": (
+        "from vleak import Attack\nclass A(Attack):\n  takes = None\n  def prepare(self, *given): ...",
+        "takes of A is None, expected a set of frames and features",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_plug_in_that_cannot_be_used(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text, message = ODD[kind]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("odd.py").write_text(text)
+    try:
+        assert message in refusal(["evaluate", *SMALL, "--attack", "odd:A"], capfd)
+    finally:
+        sys.modules.pop("odd", None)
+
+
+def test_an_error_whose_text_is_no_text() -> None:
+    class OddError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert first_line(OddError()) == "its text raises ValueError"
+    assert first_line(ValueError("a\udcff\nb")) == r"a\udcff"
+
+
+def test_a_folder_whose_name_is_no_text(capfd: pytest.CaptureFixture[str]) -> None:
+    folder = Path("a\udcff")
+    folder.mkdir()
+    write_video(folder / "v.mkv", noise(16))
+    assert run(["evaluate", *SMALL, "--data", str(folder), "--out", "run"]) == 0
+    assert read_run(Path("run")).settings.data == r"a\udcff"
 
 
 def test_stdout_has_the_results_alone() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vleak.attacks import Observation, Reconstruction, Task, reconstruct_all
-from vleak.errors import VleakError, first_line, interrupts
+from vleak.errors import VleakError, first_line, interrupts, utf8_text
 from vleak.evaluation.plan import PlannedCell
 from vleak.federated import Update
 from vleak.pipelines import Answer, Case, Judgement, Pipeline, Stop
@@ -72,7 +72,7 @@ class _Attempt:
         except StoppedError:
             raise
         except VleakError as error:
-            self.failure = str(error)
+            self.failure = utf8_text(str(error))
         except BaseException as error:  # a plug-in may raise anything; other cells go on
             if interrupts(error):
                 raise

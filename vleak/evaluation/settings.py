@@ -15,7 +15,7 @@ from vleak.data import ClipSet
 from vleak.defenses import DEFENSES, Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
-from vleak.errors import InputError, argument, unknown_name
+from vleak.errors import InputError, argument, unknown_name, utf8_text
 from vleak.evaluation.chosen import ChosenAttack, choose_attack
 from vleak.evaluation.objects import (
     AttackLike,
@@ -190,7 +190,7 @@ class Settings:
         }  # fmt: skip
         chosen = [choose_attack(name, shared) for name in names]
         for attack in chosen:
-            _check_own_counts(attack.attack)
+            _check_attack(attack.attack)
         distinct: dict[str, ChosenAttack] = {}
         for name, attack in zip(names, chosen, strict=True):
             other = distinct.setdefault(attack.text, attack)
@@ -250,7 +250,7 @@ class Settings:
         return SettingsRecord.model_validate(
             {name: getattr(self, name) for name in same}
             | {
-                "data": data_name(self.data),
+                "data": utf8_text(data_name(self.data)),
                 "model": module_name("model", self.model),
                 "extractor": module_name("extractor", self.extractor),
                 "head": module_name("head", self.head),
@@ -299,8 +299,14 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_own_counts(attack: Attack) -> None:
-    """Refuse restarts and iterations that the text of an attack sets beyond those of a run."""
+def _check_attack(attack: Attack) -> None:
+    """Refuse what an attack cannot take, and restarts and iterations of its own beyond those of a run."""
+    takes: object = attack.takes
+    if not isinstance(takes, set | frozenset) or not takes <= set(_TAKES.values()):
+        raise InputError(
+            f"attacks: takes of {type(attack).__name__} is {takes!r:.80}, expected a set of "
+            f"{' and '.join(_TAKES.values())}"
+        )
     for name, value in attack.settings().items():
         if name in _MOST and _is_whole(value):
             _check_count(name, cast("int", value))

@@ -7,6 +7,7 @@ import math
 import os
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +87,7 @@ def read_array(folder: Path, name: str) -> Bytes:
     return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=shape)
 
 
-def _read_header(stream: io.BufferedReader) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Parse the header alone: numpy would allocate what a forged one claims."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
