@@ -19,7 +19,7 @@ from vleak.cli.listing import list_names
 from vleak.cli.report import report
 from vleak.cli.study import study
 from vleak.cli.train import train
-from vleak.errors import VleakError
+from vleak.errors import VleakError, first_line
 
 _COMMANDS = (evaluate, study, report, train, bench)
 _OPTIONS = {
@@ -50,7 +50,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import vleak
 
-        print(vleak.__version__)
+        output.print_lines([vleak.__version__])
         raise typer.Exit
 
 
@@ -74,17 +74,21 @@ def invoke(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="vleak", standalone_mode=False)
     except stopping.StoppedError as error:
-        return output.fail(str(error), stopping.INTERRUPTED)
+        return output.fail(str(error), stopping.code())
     except VleakError as error:
         return output.fail(with_options(str(error)))
-    except SystemExit as error:  # Typer raises it, with code 1, when the reader of stdout is gone
-        raise BrokenPipeError from error
+    except SystemExit as error:
+        if isinstance(error.__context__, OSError):  # Typer and rich, when the reader of stdout is gone
+            raise BrokenPipeError from error
+        return _foreign(error)
     except OSError as error:
-        if error.filename is None:
-            raise
-        return output.fail(f"{error.filename}: {error.strerror}")
+        return _system_error(error)
     except Exception as error:  # noqa: BLE001  the last line before a traceback; nothing is swallowed
         return _usage_or_bug(error)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return _foreign(error)
     if code == stopping.INTERRUPTED:  # what Typer returns after Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
@@ -93,6 +97,25 @@ def invoke(arguments: list[str]) -> int:
 def with_options(message: str) -> str:
     """Return a library message with option names: ``clips=0`` and `` `clips` `` become ``--clips``."""
     return _ARGUMENT.sub(lambda match: f"{_OPTIONS[match[1]]} " if match[1] else _OPTIONS[match[2]], message)
+
+
+def _foreign(error: BaseException) -> int:
+    """Report what vleak itself never raises."""
+    return output.fail(
+        f"a plug-in raised {type(error).__name__}: {first_line(error)}; mend it, or leave it out"
+    )
+
+
+def _system_error(error: OSError) -> int:
+    """Report an error of the system; raise it where a reader is gone."""
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        raise error
+    try:
+        os.getcwd()
+    except OSError:
+        return output.fail("the working folder is gone; change to another and start again")
+    where = "the system" if error.filename is None else error.filename
+    return output.fail(f"{where}: {error.strerror or first_line(error)}")
 
 
 def _usage_or_bug(error: Exception) -> int:

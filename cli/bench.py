@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from vleak.cli import output
+from vleak.cli import output, streams
 from vleak.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def bench(model: Models = None, frames: Frames = 8, size: Size = 32, json: Json 
         low, high = _RANGES[option]
         if not low <= value <= high:
             raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
-    results = _measure_all(model or list(MODELS), frames, size)
+    with streams.plugins_on_stderr():
+        results = _measure_all(model or list(MODELS), frames, size)
     if json:
         output.write_json(results)
     else:

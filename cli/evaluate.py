@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vleak.cli import output, stopping
+from vleak.cli import output, stopping, streams
 from vleak.cli.table import leak_table
 from vleak.errors import InputError, VleakError, argument
 
@@ -192,6 +192,7 @@ def evaluate(
 ) -> None:
     """Attack every clip behind every defense strength, and report what still leaks."""
     folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    stopping.tell_at_end(lambda: _how_to_resume(folder))
     try:
         run = _run(
             folder, workers,
@@ -230,7 +231,7 @@ def _run(folder: Path, workers: int | None, **settings: Any) -> Run:
     from vleak import api
 
     stopping.check()
-    with output.progress_bar() as bar:
+    with streams.plugins_on_stderr(), output.progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 
         def show(what: str, done: int, total: int) -> None:
@@ -243,7 +244,8 @@ def _run(folder: Path, workers: int | None, **settings: Any) -> Run:
 def _show(run: Run) -> None:
     from vleak.report import headline
 
-    page = run.report()
+    with streams.plugins_on_stderr():
+        page = run.report()
     for note in run.record.data.notes:
         output.say(f"data: {note}")
     for model in run.record.models:
@@ -271,7 +273,7 @@ def _refuse_empty(rows: list[Row], *, named: bool) -> None:
 
 
 def _how_to_resume(folder: Path) -> str:
-    if not (folder / "cells.jsonl").exists():
+    if not (folder / "cells.jsonl").is_file():
         return "stopped before the first cell; nothing was kept"
     with open(folder / "cells.jsonl", "rb") as journal:
         done = sum(line.endswith(b"\n") for line in journal)

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from vleak.cli import output
+from vleak.cli import output, streams
 from vleak.errors import InputError, VleakError, unknown_name
 
 Kind = Annotated[
@@ -36,10 +36,10 @@ def list_names(kind: Kind = "") -> None:
         raise InputError(f"list: expected {', '.join(lists)}, such as `vleak list defenses`")
     if kind not in lists:
         raise unknown_name("list", kind, lists)
-    items = lists[kind]()
+    with streams.plugins_on_stderr():
+        items = lists[kind]()
     if not output.stdout_is_terminal():
-        for item in items:
-            print(item.name)
+        output.print_lines(item.name for item in items)
         return
     table = Table("name", "what it is", "from", box=box.SIMPLE_HEAD)
     for item in items:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -21,15 +20,33 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from vleak.cli import streams
 from vleak.errors import VleakError
 
+_LONGEST = 400
 console = Console(stderr=True, highlight=False)
 
 
 def fail(message: str, code: int = 2) -> int:
-    """Print one line on stderr and return the exit code; 2 means an error."""
-    print(f"vleak: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line on stderr and return the exit code; 2 means an error.
+
+    Control characters, of names say, are escaped; words without end are cut, commands to copy are not.
+    """
+    most = _LONGEST if code == 2 else len(message)
+    words = (word if len(word) <= most else f"{word[:most]}…" for word in message.split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(words))
+    try:
+        print(f"vleak: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # nobody reads stderr, or a plug-in has closed it
+        _forget_stderr()
     return code
+
+
+def _forget_stderr() -> None:
+    try:
+        streams.discard(sys.stderr)
+    except (OSError, ValueError):  # it is closed
+        return
 
 
 def say(message: str) -> None:
@@ -56,20 +73,10 @@ def write_json(content: Any, otherwise: str = "send stdout elsewhere") -> None:
         BrokenPipeError: the reader of stdout is gone.
         VleakError: stdout cannot be written, as on a full disk.
     """
-    try:
-        json.dump(content, sys.stdout, ensure_ascii=False, indent=1, allow_nan=False)
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    with _to_stdout("cannot write the results to stdout", otherwise):
+        json.dump(content, sys.stdout, ensure_ascii=plain, indent=1, allow_nan=False)
         sys.stdout.write("\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        close_stdout()
-        raise VleakError(f"cannot write the results to stdout: {error.strerror}; {otherwise}") from error
-
-
-def close_stdout() -> None:
-    """Discard the rest of the output to stdout, so that the exit does not report the error again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -93,4 +100,24 @@ def stdout_is_terminal() -> bool:
 
 def print_table(table: Table) -> None:
     """Print a table on stdout, for commands whose result it is."""
-    Console(highlight=False).print(table)
+    with _to_stdout():
+        Console(highlight=False).print(table)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stdout, for scripts."""
+    with _to_stdout():
+        print(*lines, sep="\n")
+
+
+@contextmanager
+def _to_stdout(failure: str = "cannot write to stdout", remedy: str = "send it elsewhere") -> Iterator[None]:
+    """Name stdout in an error of what is written to it in the block."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        streams.discard(sys.stdout)
+        raise VleakError(f"{failure}: {error.strerror}; {remedy}") from error

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vleak.cli import output, stopping
+from vleak.cli import output, stopping, streams
 
 if TYPE_CHECKING:
     from vleak.study import ComparisonRecord, Study, StudyRecord
@@ -52,6 +52,7 @@ def study(
 ) -> None:
     """Test the claims of the paper; print effect, interval and verdict of each."""
     folder = out or Path("runs") / f"study-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    stopping.tell_at_end(lambda: _how_to_resume(folder))
     try:
         from vleak.study import Study
 
@@ -62,8 +63,7 @@ def study(
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
             raise
-        command = stopping.resume_command(folder)
-        raise stopping.StoppedError(f"stopped; finished cells are kept, to resume: {command}") from error
+        raise stopping.StoppedError(_how_to_resume(folder)) from error
     from vleak.report import write_study
 
     page = write_study(folder)
@@ -73,10 +73,14 @@ def study(
         output.write_json(record.model_dump(mode="json"), f"they are in {folder / 'study.json'}")
 
 
+def _how_to_resume(folder: Path) -> str:
+    return f"stopped; finished cells are kept, to resume: {stopping.resume_command(folder)}"
+
+
 def _run(settings: Study, folder: Path, workers: int | None) -> StudyRecord:
     from vleak.study import run_study
 
-    with output.progress_bar() as bar:
+    with streams.plugins_on_stderr(), output.progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 
         def report(what: str, done: int, total: int) -> None:

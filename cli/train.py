@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vleak.cli import output
+from vleak.cli import output, streams
 from vleak.errors import unknown_name
 
 Name = Annotated[str, typer.Argument(help="c3d_small, frame_cnn, network, or all.")]
@@ -38,7 +38,7 @@ def train(
     if name not in (*TRAINABLE, "all"):
         raise unknown_name("weights", name, [*TRAINABLE, "all"])
     names = TRAINABLE if name == "all" else (name,)
-    with output.progress_bar() as bar:
+    with streams.plugins_on_stderr(), output.progress_bar() as bar:
         task = bar.add_task("training", total=len(names))
         for weights in names:
             bar.update(task, description=f"training {weights}")

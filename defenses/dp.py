@@ -23,6 +23,9 @@ from vleak.federated import (
     per_clip_gradients,
 )
 
+_MOST = 1e12
+_LEAST = {"noise_multiplier": 1e-200, "max_grad_norm": 1e-12, "delta": 1e-300, "sample_rate": 1e-12}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DpSgd(Defense):
@@ -63,6 +66,25 @@ class DpSgd(Defense):
             raise InputError(f"dp: rounds is {self.rounds}, expected a whole number from 1")
         if not 0 < self.sample_rate <= 1:
             raise InputError(f"dp: sample_rate is {self.sample_rate}, expected a number in (0, 1]")
+        self._check_extremes()
+
+    def _check_extremes(self) -> None:
+        """Refuse numbers that float32 messages, or the accountants, cannot hold apart from 0 or infinity."""
+        deviation = self.noise_multiplier * self.max_grad_norm
+        if deviation > _MOST or self.max_grad_norm > _MOST:
+            raise InputError(
+                f"dp: noise_multiplier is {self.noise_multiplier} and max_grad_norm {self.max_grad_norm}, "
+                f"expected max_grad_norm and their product to be at most {_MOST:g}"
+            )
+        for name in ("noise_multiplier", "max_grad_norm", "delta", "sample_rate"):
+            if 0 < (value := getattr(self, name)) < _LEAST[name]:
+                least = f"{_LEAST[name]:g}"
+                raise InputError(
+                    f"dp: {name} is {value}, expected {'0 or ' * (name[0] == 'n')}at least {least}"
+                )
+        if self.rounds > _MOST:
+            raise InputError(f"dp: rounds is {self.rounds}, expected at most {_MOST:g}")
+        object.__setattr__(self, "noise_multiplier", abs(self.noise_multiplier))  # -0.0 is 0
 
     @property
     def label(self) -> str:

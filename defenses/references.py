@@ -11,7 +11,7 @@ from vleak.defenses.dp import DpSgd
 from vleak.defenses.dp_client import DpClient
 from vleak.defenses.none import NoDefense
 from vleak.defenses.prune import Prune
-from vleak.errors import InputError, VleakError, first_line
+from vleak.errors import InputError, VleakError, first_line, interrupts
 from vleak.federated import Defense
 from vleak.registry import Entry, Registry, Setting, split_reference, write_reference
 
@@ -84,7 +84,9 @@ def _sweep(entry: Entry[Defense]) -> list[Defense]:
         strengths = list(kind.sweep())
     except VleakError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if interrupts(error):
+            raise
         line = first_line(error)
         raise InputError(
             f"defense {entry.name!r} ({entry.origin}): sweep raised {type(error).__name__}: {line}"

@@ -6,6 +6,7 @@ written; otherwise it is made anew. Processes that want the same entry at once m
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,6 +22,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from vleak.files import open_lock, read_regular
+
 __all__ = [
     "Recipe",
     "cache_folder",
@@ -35,12 +38,21 @@ Recipe = Mapping[str, str | int | float | bool | None]
 """Everything that the weights depend on, as JSON values: two equal recipes give equal weights."""
 
 _SEAL, _TENSORS = "sha256", "tensors.safetensors"
+_MOST = 2**33  # bytes of a file of an entry
 
 
 def cache_folder(kind: str) -> Path:
-    """Return where entries of a kind are kept: ``$XDG_CACHE_HOME/vleak/<kind>``, or below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vleak" / kind
+    """Return where entries of a kind are kept: ``$XDG_CACHE_HOME/vleak/<kind>``, or below ``~/.cache``.
+
+    Raises:
+        OSError: the user has no home folder.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "vleak" / kind
+    try:
+        return Path.home() / ".cache" / "vleak" / kind
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, "the user has no home folder; set XDG_CACHE_HOME") from error
 
 
 def weights_folder() -> Path:
@@ -74,7 +86,7 @@ def cached_tensors(
         entry = sealed_entry(weights_folder(), f"{name}-{key}", fill, again=again)
         return load_file(entry / _TENSORS) if tensors is None else tensors
     except OSError as error:
-        message = f"{weights_folder()} cannot be used as a cache ({error}); nothing is kept"
+        message = f"the folder of weights cannot be used as a cache ({error}); nothing is kept"
         warnings.warn(message, stacklevel=2)
         return {n: t.detach().cpu().clone() for n, t in (tensors or make()).items()}
 
@@ -113,7 +125,7 @@ def sealed_entry(folder: Path, key: str, fill: Callable[[Path], None], *, again:
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes, on a file that is created if need be."""
-    with path.open("a") as handle:
+    with open_lock(path) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -121,7 +133,7 @@ def file_lock(path: Path) -> Iterator[None]:
 def is_intact(entry: Path) -> bool:
     """Return whether the files of an entry are, byte for byte, what was written."""
     try:
-        return (entry / _SEAL).read_text(encoding="ascii") == _digest(entry)
+        return read_regular(entry / _SEAL) == _digest(entry).encode()
     except (OSError, ValueError):
         return False
 
@@ -129,5 +141,5 @@ def is_intact(entry: Path) -> bool:
 def _digest(entry: Path) -> str:
     """Return a checksum over the names and contents of an entry's files, the seal left out."""
     files = sorted(path for path in entry.iterdir() if path.name != _SEAL)
-    digests = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    digests = [(path.name, hashlib.sha256(read_regular(path, _MOST)).hexdigest()) for path in files]
     return hashlib.sha256(repr(digests).encode()).hexdigest()

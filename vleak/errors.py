@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -26,8 +27,25 @@ def argument(name: str, value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text; empty where it says nothing."""
-    return str(error).strip().partition("\n")[0]
+    """First line of an error's text, as UTF-8 can hold it; empty where it says nothing."""
+    try:
+        text = str(error)
+    except Exception as failure:  # noqa: BLE001  of a plug-in's own class
+        text = f"its text raises {type(failure).__name__}"
+    return utf8_text(text).strip().partition("\n")[0]
+
+
+def utf8_text(text: str) -> str:
+    """Text with what UTF-8 cannot hold, such as bytes of a file name that are no text, written as escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def interrupts(error: BaseException) -> bool:
+    """Return whether an exception is Ctrl-C of the user: it reaches the main thread alone.
+
+    Anything else that is no `Exception`, such as SystemExit, is of the code that was called.
+    """
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str], *, also: str = "") -> InputError:

@@ -1,12 +1,85 @@
-"""Writing files so that a reader never meets half of one."""
+"""Files: regular ones are opened and no others, and a reader never meets half of a written one."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from vleak.errors import VleakError
+
+MAX_RECORD_BYTES = 2**29
+"""Largest file of records that is read: about 200 000 cells."""
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def check_regular(path: Path | str) -> None:
+    """Refuse what is no regular file, nor a link to one: reading a named pipe or a device need never end.
+
+    Raises:
+        OSError: there is nothing, or something else; ``strerror`` says what.
+    """
+    _check_mode(os.stat(path).st_mode, path)
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading; what is none is refused at once.
+
+    Raises:
+        OSError: as `check_regular`, or the file cannot be opened.
+    """
+    check_regular(path)  # before it is opened, which alone may set a device going
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_mode(os.fstat(handle).st_mode, path)
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: Path | str, most: int = MAX_RECORD_BYTES) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: as `open_regular`, or the file is larger.
+    """
+    with open_regular(path) as stream:
+        length = os.fstat(stream.fileno()).st_size
+        if length > most:
+            raise OSError(errno.EFBIG, f"it has {length} bytes, the limit is {most}", str(path))
+        return stream.read(most)
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Open a file that only locks are taken on, made if need be.
+
+    Raises:
+        OSError: it is no regular file, or cannot be made.
+    """
+    if path.exists():
+        check_regular(path)
+    return open(path, "ab")
+
+
+def _check_mode(mode: int, path: Path | str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise OSError(errno.EINVAL, f"it is {kind}, expected a regular file", str(path))
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -15,12 +15,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from vleak.errors import InputError, VleakError, first_line, unknown_name
+from vleak.errors import InputError, VleakError, first_line, interrupts, unknown_name
 
 T = TypeVar("T")
 Setting = int | float | str | bool
@@ -107,8 +109,8 @@ class Reference(Generic[T]):
             result = entry.factory(*arguments, **{**self.settings, **more})
         except VleakError:
             raise
-        except Exception as error:
-            if entry.built_in:
+        except BaseException as error:
+            if entry.built_in or interrupts(error):
                 raise
             raise InputError(
                 f"{entry.kind} {entry.name!r} ({entry.origin}) cannot be made: "
@@ -279,7 +281,7 @@ def read_settings(kind: str, name: str, settings: str, defaults: Mapping[str, Se
 
 
 def load_object(kind: str, path: str) -> Any:
-    """Import ``package.module:name``; the current directory is put on the path, as ``python -m`` does.
+    """Import ``package.module:name``, from the working folder or as it is installed.
 
     Raises:
         InputError: the module cannot be imported or has no such name; names the plug-in.
@@ -287,21 +289,48 @@ def load_object(kind: str, path: str) -> Any:
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise InputError(f"{kind} {path!r}: expected package.module:name")
-    if os.getcwd() not in sys.path:  # a console script does not see the user's own folder otherwise
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"{kind} {path!r}: cannot import {module_name!r}: {type(error).__name__}: {first_line(error)}; "
-            "mend it, or give something installed or in this folder"
-        ) from error
+    what, remedy = f"{kind} {path!r}", "; mend it, or give something installed or in this folder"
+    module = _called(partial(_imported, module_name), f"{what}: cannot import {module_name!r}", remedy)
     thing: Any = module
     for part in name.split("."):
-        if not hasattr(thing, part):
-            raise InputError(f"{kind} {path!r}: {module_name!r} has no {part!r}; {_nearest(part, module)}")
+        if not _called(partial(hasattr, thing, part), f"{what}: {module_name!r} looks for {part!r}"):
+            raise InputError(f"{what}: {module_name!r} has no {part!r}; {_nearest(part, module)}")
         thing = getattr(thing, part)
     return thing
+
+
+def _called(call: Callable[[], Any], what: str, remedy: str = "") -> Any:
+    """Return what code from outside returns; what it raises becomes an InputError that begins with `what`."""
+    try:
+        return call()
+    except BaseException as error:
+        if interrupts(error):
+            raise
+        raise InputError(f"{what}: {type(error).__name__}: {first_line(error)}{remedy}") from error
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module; one of the working folder goes before an installed one of its name, as with `python`.
+
+    The folder itself goes to the end of the path: whatever else lies there, such as a ``torch.py``, must not
+    take the place of what is imported later.
+    """
+    try:
+        folder = os.getcwd()
+    except OSError:  # it is gone
+        folder = ""
+    if folder not in sys.path:  # a console script does not see the user's own folder otherwise
+        sys.path.append(folder)
+    package = name.partition(".")[0]
+    spec = PathFinder.find_spec(package, [folder]) if package not in sys.modules else None
+    if spec is not None and spec.loader is not None:
+        module = sys.modules[package] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            sys.modules.pop(package, None)
+            raise
+    return importlib.import_module(name)
 
 
 def _nearest(name: str, module: ModuleType) -> str:
@@ -336,13 +365,8 @@ def _path(base: type) -> str:
 
 
 def _load_point(kind: str, point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"{kind} {point.name!r} ({_origin(point)}) cannot be imported: {type(error).__name__}: "
-            f"{first_line(error)}; mend or uninstall that package"
-        ) from error
+    what = f"{kind} {point.name!r} ({_origin(point)}) cannot be imported"
+    return _called(point.load, what, "; mend or uninstall that package")
 
 
 def _origin(point: EntryPoint) -> str:

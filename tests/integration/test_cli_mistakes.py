@@ -107,11 +107,14 @@ OPTIONS: dict[str, str] = {
         for value in (0, -1)
     },
     **{
-        f"--{name} {value}": f"--{name} {value}: expected at least 1"
-        for name in ("restarts", "iterations")
+        f"--workers {value}": f"--workers {value}: expected a whole number from 1 to 1024"
         for value in (0, -1)
     },
-    **{f"--workers {value}": f"--workers {value}: expected a whole number from 1" for value in (0, -1)},
+    **{
+        f"--{name} {value}": f"--{name} {value}: expected at least 1"
+        for name in ("restarts", "iterations", "segments")
+        for value in (0, -1)
+    },
 }
 
 #: after `vleak evaluate` with a tiny run

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from command import files, finish
 
-from runs import DP, VLEAK, journal_length, options, start, tiny, without_time
+from runs import DP, TINY, VLEAK, journal_length, options, start, tiny, without_time
 from vleak.cli import run
 from vleak.evaluation import evaluate
 from vleak.results import read_run
@@ -143,7 +143,7 @@ def interrupted(arguments: list[str], signal_: signal.Signals, delay: float) -> 
 @pytest.mark.parametrize("delay", [0.0, 0.2])
 def test_interrupted_in_the_first_moments(signal_: signal.Signals, delay: float, tmp_path: Path) -> None:
     code, out, err = interrupted(["evaluate", *options(iterations=10**6), "--out", "run"], signal_, delay)
-    assert (code, out) == (130, "")
+    assert (code, out) == (128 + signal_, "")
     assert err in ("vleak: stopped\n", "vleak: stopped before the first cell; nothing was kept\n")
     assert not (tmp_path / "run").exists()
 
@@ -205,7 +205,7 @@ def test_interrupted_in_the_attack_and_resumed_by_the_printed_command(
         time.sleep(0.02)
     time.sleep(0.2)
     again.send_signal(signal.SIGTERM)
-    assert finish(again) == (130, "", err)
+    assert finish(again) == (143, "", err)
     assert (tmp_path / "my run" / "cells.jsonl").read_bytes() == before
 
 
@@ -249,3 +249,61 @@ def test_an_interrupt_in_process_is_one_line(
     monkeypatch.setattr("vleak.api.load_run", stop)
     assert run(["report", "run"]) == 130
     assert capfd.readouterr().err == "vleak: stopped\n"
+
+
+# --- threads that do not answer ---------------------------------------------------------------------------
+
+STUCK = """
+import time
+from vleak import Attack
+
+class Stuck(Attack):
+    name, takes = "stuck", frozenset({"frames"})
+
+    def prepare(self, observation, generator, hooks):
+        while True:
+            time.sleep(0.01)
+"""
+
+
+def stuck(folder: Path, signals: list[signal.Signals]) -> tuple[int, str, float]:
+    """Send signals to a run whose attack never ends; return exit code, stderr, and seconds until then."""
+    (folder / "stuck.py").write_text(STUCK)
+    given = {**TINY, "clips": 1, "defense": "none", "attack": "stuck:Stuck", "enhance": "none"}
+    arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    process = start(["evaluate", *arguments, "--workers", "2", "--out", "run"], folder)
+    deadline = time.monotonic() + 60
+    while journal_length(folder / "run") < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None
+    began = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    try:
+        code, out, err = finish(process)
+    finally:
+        process.kill()
+    assert out == ""
+    return code, err, time.monotonic() - began
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_what_does_not_answer(signal_: signal.Signals, tmp_path: Path) -> None:
+    code, err, seconds = stuck(tmp_path, [signal_] * 2)
+    assert code == 128 + signal_
+    assert seconds < 6  # 2, and the time of a busy machine
+    assert err.startswith("vleak: stopped, 2 finished cells are kept; to resume: vleak evaluate ")
+    assert err.count("\n") == 1
+    assert len(read_run(tmp_path / "run").cells) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGHUP])
+def test_one_signal_of_the_system_ends_at_last_what_does_not_answer(
+    signal_: signal.Signals, tmp_path: Path
+) -> None:
+    code, err, seconds = stuck(tmp_path, [signal_])
+    assert (code, len(read_run(tmp_path / "run").cells)) == (128 + signal_, 2)
+    assert 4 < seconds < 15
+    assert err.startswith("vleak: stopped, 2 finished cells are kept")

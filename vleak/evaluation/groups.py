@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vleak.attacks import Observation, Reconstruction, Task, reconstruct_all
-from vleak.errors import VleakError, first_line
+from vleak.errors import VleakError, first_line, interrupts, utf8_text
 from vleak.evaluation.plan import PlannedCell
 from vleak.federated import Update
 from vleak.pipelines import Answer, Case, Judgement, Pipeline, Stop
@@ -78,8 +78,10 @@ class _Attempt:
         except StoppedError:
             raise
         except VleakError as error:
-            self.failure = str(error)
-        except Exception as error:  # noqa: BLE001  a plug-in may raise anything; other cells go on
+            self.failure = utf8_text(str(error))
+        except BaseException as error:  # a plug-in may raise anything; other cells go on
+            if interrupts(error):
+                raise
             line = first_line(error)
             self.failure = f"{who} raised {type(error).__name__}: {line}"
 
@@ -164,10 +166,16 @@ def _reconstruct(attempts: Sequence[_Attempt], stop: Stop, *, batched: bool) -> 
     for index, attempt in enumerate(attempts):
         with attempt.recorded(f"attack {attempt.case.attack_name!r}"):
             tasks[index] = attempt.task(stop)
-    outcomes = reconstruct_all(list(tasks.values()), batched=batched)
+    outcomes: Sequence[Reconstruction | BaseException]
+    try:
+        outcomes = reconstruct_all(list(tasks.values()), batched=batched)
+    except BaseException as error:  # SystemExit, say, which ends all that run together
+        if interrupts(error):
+            raise
+        outcomes = [error] * len(tasks)
     for attempt, outcome in zip((attempts[index] for index in tasks), outcomes, strict=True):
         with attempt.recorded(f"attack {attempt.case.attack_name!r}"):
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, BaseException):
                 raise outcome
             attempt.reconstruction = outcome
 

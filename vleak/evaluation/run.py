@@ -21,8 +21,10 @@ from vleak.results.records import RunRecord
 from vleak.results.store import FolderStore, MemoryStore, RunStore
 from vleak.switches import exact_arithmetic, math_attention
 
-__all__ = ["Progress", "StoppedError", "evaluate"]
+__all__ = ["Progress", "StoppedError", "count_workers", "evaluate"]
 
+_MOST_WORKERS = 1_024
+"""More threads than that are a mistake of typing, and more than most systems let a process have."""
 _BATCH = 8
 """Cells of a group on a CUDA device, where nobody says how many run side by side: at least so many."""
 
@@ -60,7 +62,7 @@ def evaluate(
     target = _store(store)
     if batched is None:
         batched = settings.torch_device().type == "cuda"
-    workers = _workers(workers, _BATCH if batched else 1)
+    workers = count_workers(workers, _BATCH if batched else 1)
     stop, progress = stop or threading.Event(), progress or _silent
     target.check(settings.resolved())
     with _one_thread(), exact_arithmetic(), math_attention():
@@ -86,11 +88,18 @@ def _store(store: RunStore | Path | None) -> RunStore:
     return FolderStore(Path(store)) if isinstance(store, str | Path) else store
 
 
-def _workers(workers: int | None, least: int) -> int:
+def count_workers(workers: int | None, least: int = 1) -> int:
+    """Return how many cells run side by side: what is asked, or one for every core and at least so many.
+
+    Raises:
+        InputError: it is no whole number from 1 to 1024.
+    """
     if workers is None:
         return max(len(os.sched_getaffinity(0)), least)
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise InputError(f"{argument('workers', repr(workers))}: expected a whole number from 1")
+    whole = isinstance(workers, int) and not isinstance(workers, bool)
+    if not whole or not 1 <= workers <= _MOST_WORKERS:
+        given = argument("workers", repr(workers))
+        raise InputError(f"{given}: expected a whole number from 1 to {_MOST_WORKERS}")
     return workers
 
 

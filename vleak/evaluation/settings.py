@@ -10,11 +10,12 @@ from typing import Any, Literal, cast
 
 import torch
 
+from vleak.attacks import Attack
 from vleak.data import ClipSet
 from vleak.defenses import DEFENSES, Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
-from vleak.errors import InputError, argument, unknown_name
+from vleak.errors import InputError, argument, unknown_name, utf8_text
 from vleak.evaluation.chosen import ChosenAttack, choose_attack
 from vleak.evaluation.objects import (
     AttackLike,
@@ -63,6 +64,7 @@ _COUNTS = {
     "local_epochs": (0, "0,1,2"),
 }
 """Settings that are several numbers, with the least one and an example."""
+_MOST = {"restarts": 1_000, "iterations": 1_000_000, "segments": 10_000}
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -178,9 +180,8 @@ class Settings:
             raise InputError(f"{argument('clips', repr(self.clips))}: expected a whole number, or None")
         if not isinstance(self.enhance, str):
             raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
-        for name, count in (("restarts", self.restarts), ("iterations", self.iterations)):
-            if count < 1:
-                raise InputError(f"{argument(name, count)}: expected at least 1")
+        for name in _MOST:
+            _check_count(name, getattr(self, name))
         self._check_counts()
         self._check_names()
         self.clients()
@@ -317,6 +318,8 @@ class Settings:
             "iterations": self.iterations, "restarts": self.restarts, "engine": self.engine_that_runs()
         }  # fmt: skip
         chosen = [choose_attack(name, shared) for name in names]
+        for attack in chosen:
+            _check_attack(attack.attack)
         distinct: dict[str, ChosenAttack] = {}
         for name, attack in zip(names, chosen, strict=True):
             other = distinct.setdefault(attack.text, attack)
@@ -374,7 +377,7 @@ class Settings:
         return SettingsRecord.model_validate(
             {name: getattr(self, name) for name in SettingsRecord.model_fields if name not in given}
             | {
-                "data": data_name(self.data),
+                "data": utf8_text(data_name(self.data)),
                 "model": module_name("model", self.model),
                 "extractor": module_name("extractor", self.extractor),
                 "head": module_name("head", self.head),
@@ -407,8 +410,33 @@ class Settings:
         return cast("Engine", self.engine)  # checked above
 
 
+def _check_count(name: str, count: int) -> None:
+    """Refuse a number of restarts, iterations or segments that no machine could run, or none.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if count < 1:
+        raise InputError(f"{argument(name, count)}: expected at least 1")
+    if count > _MOST[name]:
+        raise InputError(f"{argument(name, count)}: expected at most {_MOST[name]}")
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_attack(attack: Attack) -> None:
+    """Refuse what an attack cannot take, and restarts and iterations of its own beyond those of a run."""
+    takes: object = attack.takes
+    if not isinstance(takes, set | frozenset) or not takes <= set(_TAKES.values()):
+        raise InputError(
+            f"attacks: takes of {type(attack).__name__} is {takes!r:.80}, expected a set of "
+            f"{' and '.join(_TAKES.values())}"
+        )
+    for name, value in attack.settings().items():
+        if name in _MOST and _is_whole(value):
+            _check_count(name, cast("int", value))
 
 
 def _check_own_name(defense: Defense) -> None:

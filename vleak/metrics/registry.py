@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vleak.errors import InputError, VleakError, first_line
+from vleak.errors import InputError, VleakError, first_line, interrupts
 from vleak.metrics.fidelity import motion_psnr, motion_ssim, psnr, ssim
 from vleak.registry import Registry
 
@@ -107,7 +107,9 @@ def measure(
         number = None if value is None else float(value)
     except VleakError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if interrupts(error):
+            raise
         line = first_line(error)
         raise InputError(f"{where} raised {type(error).__name__}: {line}") from error
     if number is not None and not math.isfinite(number):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vleak.cache import Recipe
-from vleak.data import ClipSet, load_clips
+from vleak.data import ClipRequest, ClipSet, load_clips
 from vleak.enhance import cached_network
 from vleak.errors import InputError
 from vleak.models import Extractor, build_extractor, pretrained
@@ -38,11 +38,12 @@ def extractor_for(
         trained here.
 
     Raises:
-        InputError: as `vleak.models.build_extractor`.
+        InputError: as `vleak.models.build_extractor`, or frames or size out of range.
     """
     if name.partition(":")[0] not in TRAINABLE[:2]:
         return build_extractor(name, frames=frames, size=size, seed=_SEED), None
 
+    ClipRequest(frames=frames, size=size)  # refuses what no clips have
     count = max(60, min(_CLIPS, _BYTES // (12 * frames * size**2)))
 
     def clips() -> tuple[Tensor, Tensor]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vleak.errors import InputError
+from vleak.files import read_regular
 from vleak.results.base import JsonObject
 from vleak.results.flags import with_flags
 from vleak.results.migrations import migrate
-from vleak.results.reading import read_json, validate
+from vleak.results.reading import parse_json, read_json, validate
 from vleak.results.records import Cell, RunHeader, RunRecord
 
 __all__ = ["HEADER", "JOURNAL", "RESULTS", "read_header", "read_journal", "read_run"]
@@ -34,7 +34,7 @@ def read_run(path: Path) -> RunRecord:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give the folder of a run, the `out` of an evaluation")
-    if path.is_file():
+    if not path.is_dir():
         return _read_results(path)
     finished = path / RESULTS
     results = _read_results(finished) if finished.exists() else None
@@ -42,7 +42,7 @@ def read_run(path: Path) -> RunRecord:
         if results is None:
             raise InputError(f"{path} holds no run, no {RESULTS}; give the `out` of an evaluation")
         return results
-    journal = read_journal(path)
+    header, journal = read_header(path), read_journal(path)
     # A run that was resumed and then killed has more in its journal, or cells that failed before.
     if results is not None:
         known = {cell.id: cell.status for cell in results.cells}
@@ -50,7 +50,7 @@ def read_run(path: Path) -> RunRecord:
             return results
     planned = None if results is None else results.planned_cells
     cells = with_flags(list(journal.values()))
-    return RunRecord.model_validate(dict(read_header(path)) | {"planned_cells": planned, "cells": cells})
+    return RunRecord.model_validate(dict(header) | {"planned_cells": planned, "cells": cells})
 
 
 def read_header(folder: Path) -> RunHeader:
@@ -93,9 +93,13 @@ def _versioned(header: JsonObject) -> JsonObject:
 def _whole_lines(path: Path) -> list[JsonObject]:
     """Objects of a journal before the first torn line."""
     lines: list[JsonObject] = []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline was never finished
+    try:
+        text = read_regular(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give another run") from error
+    for line in text.split(b"\n")[:-1]:  # what follows the last newline was never finished
         try:
-            content = json.loads(line)
+            content = parse_json(line)
         except ValueError:
             break
         if not isinstance(content, dict) or "id" not in content:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vleak.errors import InputError
-from vleak.files import write_atomic
+from vleak.files import open_regular, write_atomic
 
 __all__ = ["CLIPS", "Bytes", "as_bytes", "as_clip", "picture_names", "read_array", "write_array"]
 
@@ -68,9 +70,9 @@ def read_array(folder: Path, name: str) -> Bytes:
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{name!r} lies outside the run folder")
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             shape, fortran, dtype = _read_header(stream)
-            left = path.stat().st_size - stream.tell()
+            left = os.fstat(stream.fileno()).st_size - stream.tell()
             offset = stream.tell()
     except FileNotFoundError as error:
         raise InputError(f"{name!r} is missing") from error
@@ -85,7 +87,7 @@ def read_array(folder: Path, name: str) -> Bytes:
     return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=shape)
 
 
-def _read_header(stream: io.BufferedReader) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def _read_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Parse the header alone: numpy would allocate what a forged one claims."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

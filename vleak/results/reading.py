@@ -10,12 +10,32 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vleak.errors import InputError
+from vleak.files import read_regular
 from vleak.results.base import JsonObject, Record
 
-__all__ = ["read_json", "validate"]
+__all__ = ["parse_json", "read_json", "validate"]
 
 R = TypeVar("R", bound=Record)
+_DIGITS = 300  # of a whole number, which fits a float
 _LONGEST = 60  # characters of a value in a message
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the value of a JSON text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: it is none, nested deeper than any record is, or has a whole number beyond every float.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig"), parse_int=_whole)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def read_json(path: Path) -> JsonObject:
@@ -25,7 +45,7 @@ def read_json(path: Path) -> JsonObject:
         InputError: no such file, no JSON, as in a truncated file, or no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
     except ValueError as error:
         raise InputError(
             f"{path} cannot be read as JSON, it is truncated or damaged: {error}; give another run"

@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol, TextIO
+from typing import BinaryIO, Protocol
 
 from torch import Tensor
 
 from vleak.errors import InputError, VleakError, argument
-from vleak.files import write_atomic
+from vleak.files import open_lock, write_atomic
 from vleak.results.flags import with_flags
 from vleak.results.folder import HEADER, JOURNAL, RESULTS, read_header, read_journal
 from vleak.results.pictures import CLIPS, Bytes, as_bytes, as_clip, picture_names, read_array, write_array
@@ -130,7 +130,7 @@ class FolderStore:
         self.folder = Path(folder)
         self.cells: dict[str, Cell] = {}
         self._header: RunHeader | None = None
-        self._lock: TextIO | None = None
+        self._lock: BinaryIO | None = None
         self._journal: BinaryIO | None = None
 
     def check(self, settings: SettingsRecord) -> None:
@@ -238,9 +238,9 @@ class FolderStore:
 
     def _check_content(self) -> None:
         given = argument("out", self.folder)
-        if self.folder.is_file():
-            raise InputError(f"{given} is a file; give a folder, new or of a stopped run")
         try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise InputError(f"{given} is a file; give a folder, new or of a stopped run")
             names = {entry.name for entry in self.folder.iterdir()} if self.folder.exists() else set()
         except OSError as error:
             raise InputError(f"{given} cannot be used: {error.strerror}; give another folder") from error
@@ -257,9 +257,9 @@ class FolderStore:
                 f"{argument('out', self.folder)} cannot be used: {error.strerror}; give another folder"
             ) from error
 
-    def _take_lock(self) -> TextIO:
+    def _take_lock(self) -> BinaryIO:
         try:
-            handle = open(self.folder / ".lock", "w")  # noqa: SIM115  held as long as the store
+            handle = open_lock(self.folder / ".lock")
         except OSError as error:
             raise VleakError(
                 f"cannot write to {self.folder}: {error.strerror}; give another folder"

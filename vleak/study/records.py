@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import field_validator
 
 from vleak.errors import InputError
-from vleak.results.reading import validate
+from vleak.files import read_regular
+from vleak.results.reading import parse_json, validate
 from vleak.results.records import DataRecord, EnvironmentRecord, Finite, Record
 from vleak.study.settings import Study
 
@@ -160,7 +160,7 @@ def read_study(folder: Path) -> StudyRecord:
     """
     path = folder / STUDY_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a study: {error}; run `vleak study` first") from error
     version = content.get("schema_version") if isinstance(content, dict) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from vleak.data import FeatureSet, load_data, recognise
 from vleak.errors import InputError, argument
 from vleak.evaluation import StoppedError, evaluate
+from vleak.evaluation.run import count_workers
 from vleak.files import write_atomic
 from vleak.models import build_extractor
 from vleak.pipelines import extractor_for
@@ -71,9 +72,11 @@ def run_study(
         StoppedError: ``stop`` was set before the end.
         VleakError: the folder cannot be written.
     """
+    count_workers(workers)
     keys, report = plan(study), progress or (lambda what, done, total: None)
     report("looking at the data", 0, len(keys))
     _check_data(study)
+    _make(out)
     report("preparing the extractors", 0, len(keys))
     _train_extractors(study)
     results: dict[RunKey, RunRecord] = {}
@@ -98,6 +101,15 @@ def _record(study: Study, results: Results) -> StudyRecord:
         runs=tuple(key.name for key in results),
         claims=judge(study, results),
     )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{argument('out', folder)} cannot be used: {error.strerror}; give another folder"
+        ) from error
 
 
 def _check_data(study: Study) -> None:

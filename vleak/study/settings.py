@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vleak.data import ClipRequest
 from vleak.errors import InputError, argument
 from vleak.evaluation import Settings
 from vleak.results.statistics import MIN_CLIPS
@@ -41,11 +42,15 @@ class Study:
         return min(self.frames, _QUICK_FRAMES) if self.quick else self.frames
 
     def check(self) -> None:
-        """Check the number of clips.
+        """Check the settings before anything slow.
 
         Raises:
-            InputError: fewer clips than an interval needs.
+            InputError: fewer clips than an interval needs, or a number out of range.
         """
+        ClipRequest(
+            clips=self.clips, frames=self.attacked_frames, size=self.size, stride=self.stride, seed=self.seed
+        )
+        self.settings()
         if self.clips < MIN_CLIPS:
             raise InputError(
                 f"{argument('clips', self.clips)}: expected at least {MIN_CLIPS}, fewer give no interval"
