@@ -29,6 +29,7 @@ from vleak.models import TRAINING_STATES, accuracy
 from vleak.pipelines.case import Answer, Case, Judgement
 from vleak.pipelines.honest import HonestUpdates
 from vleak.pipelines.pictures import Pictures
+from vleak.pipelines.rivals import rivals
 from vleak.pipelines.scoring import finite
 from vleak.results.records import (
     AttackRecord,
@@ -75,7 +76,7 @@ class Samples:
         labels: (N,) int64.
         public: (M, *shape), what everybody holds.
         public_labels: (M,) int64.
-        classes: number of classes.
+        classes: number of classes. labels_drawn: whether labels were drawn at random.
     """
 
     private: Tensor
@@ -83,6 +84,7 @@ class Samples:
     public: Tensor
     public_labels: Tensor
     classes: int
+    labels_drawn: bool = False
 
 
 class Pipeline(ABC):
@@ -118,12 +120,10 @@ class Pipeline(ABC):
         self.model, self.model_record, self.name = model, model_record, model_record.name
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
-        kinds = 1 if loss == "ranking" else samples.classes
-        self._honest = HonestUpdates(
-            Client(model, loss=loss), samples.private, samples.labels, kinds, conditions.seed
-        )
-        shape = tuple(samples.private.shape[1:])
-        self.order_identifiable = order_identifiable(model, shape, loss=loss)
+        self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
+        kinds, client = 1 if loss == "ranking" else samples.classes, Client(model, loss=loss)
+        self._honest = HonestUpdates(client, samples.private, samples.labels, kinds, conditions.seed)
+        self.order_identifiable = order_identifiable(model, tuple(samples.private.shape[1:]), loss=loss)
 
     @property
     def id_prefix(self) -> str:
@@ -141,9 +141,11 @@ class Pipeline(ABC):
 
     def candidates(self, clip: int) -> list[int]:
         """Positions of the clips among which one is to be identified: all that public knowledge allows."""
-        if self.loss != "ranking":
-            return list(range(len(self.samples.private)))
-        return torch.nonzero(self.samples.labels == self.samples.labels[clip]).flatten().tolist()
+        return self._rivals[clip]
+
+    def _contents(self) -> list[Tensor]:
+        """What clips are told apart by, as `rivals` takes it."""
+        return [self.samples.private]
 
     def seed(self, case: Case) -> int:
         """Seed of the client's message: every attack meets the same message."""
@@ -255,7 +257,7 @@ class Pipeline(ABC):
         if self.labels_granted and self.loss != "ranking":
             label = int(self.samples.labels[case.clip])
         hypotheses = self._honest.candidates(candidates, label)
-        if case.baseline or not hypotheses:
+        if case.baseline or len(hypotheses) < 2:
             return None, None
         # Who looks for the sharpest attacker knows the defense, whatever the attack of the cell knows.
         channel = Client(self.model, self.loss, case.defense).channel(update)
@@ -263,7 +265,7 @@ class Pipeline(ABC):
             channel = self._simulated_channel(case.defense, observation)
         ranked = link_scores(replace(observation, channel=channel), hypotheses)
         rank = link_rank(ranked, candidates.index(case.clip))
-        return rank == 1 and len(hypotheses) > 1, rank
+        return rank == 1, rank
 
     def _simulated_channel(self, defense: Defense, observation: Observation) -> Channel:
         """Channel of a defense that states none, as an attacker finds it who runs the defense himself."""
@@ -325,10 +327,10 @@ class Pipeline(ABC):
 
         A granted label may exclude some, and frames of the scene all others.
         """
-        labels = self.samples.labels
         if case.reference_frames:
             return 1
-        return int((labels == labels[case.clip]).sum()) if self.labels_granted else len(labels)
+        labels, own = self.samples.labels[self.candidates(case.clip)], self.samples.labels[case.clip]
+        return int((labels == own).sum()) if self.labels_granted else len(labels)
 
 
 def model_record(
@@ -352,13 +354,10 @@ def model_record(
         extractor_accuracy: held-out accuracy of the extractor before it.
         matrix: segments and features of its input; None for frames.
     """
-    digest = hashlib.sha256()
+    digest, drawn = hashlib.sha256(), samples.labels_drawn
     for parameter in model.parameters():
         digest.update(parameter.detach().contiguous().numpy().tobytes())
-    if matrix != (
-        None,
-        None,
-    ):  # of another extractor the features are others, though clips and head are equal
+    if matrix != (None, None):  # another extractor makes other features of equal clips
         digest.update(samples.private.numpy().tobytes() + samples.public.numpy().tobytes())
     return ModelRecord(
         name=name,
@@ -367,8 +366,8 @@ def model_record(
         parameters=sum(p.numel() for p in model.parameters()),
         training_steps=TRAINING_STATES[conditions.training_state],
         weights_sha256=digest.hexdigest(),
-        train_accuracy=accuracy(model, samples.public, samples.public_labels),
-        held_out_accuracy=accuracy(model, samples.private, samples.labels),
+        train_accuracy=None if drawn else accuracy(model, samples.public, samples.public_labels),
+        held_out_accuracy=None if drawn else accuracy(model, samples.private, samples.labels),
         chance=1 / samples.classes,
         extractor_accuracy=extractor_accuracy,
         segments=matrix[0],
