@@ -81,6 +81,10 @@ Frames = Annotated[int, _number("Frames of a clip.", _DATA)]
 Size = Annotated[int, _number("Height and width of a clip in pixels.", _DATA)]
 Stride = Annotated[int, _number("Video frames from one frame of a clip to the next.", _DATA)]
 Segments = Annotated[int, _number("Segments that feature files are brought to.", _DATA)]
+Strict = Annotated[
+    bool,
+    _option("Stop at a file that cannot be read; otherwise it is skipped and counted.", _DATA, "--strict"),
+]
 Attacks = Annotated[
     list[str] | None,
     _option("Attack to run; repeat for more. matching; on features also low_rank.", _ATTACK),
@@ -130,6 +134,7 @@ def evaluate(
     size: Size = 32,
     stride: Stride = 2,
     segments: Segments = 32,
+    strict: Strict = False,
     attack: Attacks = None,
     reference_frames: ReferenceFrames = "0",
     metric: Metrics = None,
@@ -152,7 +157,7 @@ def evaluate(
             data=data, pipeline=pipeline, model=model, extractor=extractor, head=head, loss=loss,
             training_state=training_state, defenses=tuple(defense), attacks=tuple(attack) if attack else None,
             metrics=tuple(metric or ()),
-            clips=clips, frames=frames, size=size, stride=stride, segments=segments,
+            clips=clips, frames=frames, size=size, stride=stride, segments=segments, strict=strict,
             reference_frames=_counts(reference_frames), enhance=enhance, restarts=restarts,
             iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
         )  # fmt: skip

@@ -55,6 +55,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     engine: str = "native",
+    strict: bool = False,
     out: Path | str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -74,6 +75,7 @@ def evaluate(
         metrics: further scores: names, objects with ``name`` and ``score``, or functions
             (reconstruction, truth) -> score.
         clips, frames, size, stride, segments: of the data.
+        strict: whether a file of the data that cannot be read ends the run; otherwise it is skipped.
         reference_frames: frames of the scene that the attacker holds; each count is a row.
         enhance: "classical", "network", "spandrel:FILE" or "none".
         restarts, iterations: of every attack by name.
@@ -101,7 +103,7 @@ def evaluate(
         clips=clips, frames=frames, size=size, stride=stride, segments=segments,
         reference_frames=reference_frames if isinstance(reference_frames, Sequence) else (reference_frames,),
         enhance=enhance, restarts=restarts, iterations=iterations, labels=labels, seed=seed, device=device,
-        engine=engine,
+        engine=engine, strict=strict,
     )  # fmt: skip
     store = MemoryStore() if out is None else FolderStore(Path(out))
     record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop)

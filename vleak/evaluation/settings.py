@@ -71,6 +71,8 @@ class Settings:
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
         segments: S, to which feature files of another length are brought.
+        strict: whether a file of the data that cannot be read ends the run; otherwise it is skipped, and the
+            record says so.
         reference_frames: how many frames of the scene the attacker holds, each count a row of its own.
         enhance: what brings reconstructed clips to twice the resolution, as `vleak.enhance.build_enhancer`
             takes it, or "none".
@@ -104,6 +106,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     engine: str = "native"
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Check names and sizes, so that a wrong one costs no time."""
@@ -126,8 +129,8 @@ class Settings:
             raise InputError(f"{argument('clips', repr(self.clips))}: expected a whole number, or None")
         if not isinstance(self.enhance, str):
             raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
-        for name, count in (("restarts", self.restarts), ("iterations", self.iterations)):
-            if count < 1:
+        for name in ("restarts", "iterations", "segments"):
+            if (count := getattr(self, name)) < 1:
                 raise InputError(f"{argument(name, count)}: expected at least 1")
         self._check_references()
         self._check_names()

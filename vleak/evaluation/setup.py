@@ -12,12 +12,13 @@ from torch import nn
 
 import vleak
 from vleak.attacks import FeatureInversion
-from vleak.data import ClipSet, FeatureSet, check_clip_set, first_of, load_data, recognise
+from vleak.data import ClipSet, FeatureSet, check_clip_set, first_of, load_data, recognise, redrawn
 from vleak.enhance import Enhancer, build_enhancer
 from vleak.errors import InputError, argument
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
 from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
+from vleak.models import check_classifier
 from vleak.native import loader
 from vleak.pipelines import (
     ClipPictures,
@@ -64,8 +65,8 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
         CapabilityError: a model has no second derivative.
     """
     progress("loading clips", 0, 0)
-    data = _load(settings)
-    pipelines = _pipelines(data, settings, progress)
+    data, model = _with_model(_load(settings, progress), settings)
+    pipelines = _pipelines(data, settings, progress, model)
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
     resolved = settings.resolved()
     header = RunHeader(
@@ -77,7 +78,24 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     return PreparedRun(data, tuple(pipelines), header)
 
 
-def _load(settings: Settings) -> Data:
+def _with_model(data: Data, settings: Settings) -> tuple[Data, nn.Module | None]:
+    """The data, and the classifier of the raw pipeline where it runs.
+
+    Labels that were drawn are drawn over as many pseudo-classes as the classifier has logits: one that was
+    handed over may have a number of its own.
+    """
+    if not isinstance(data, ClipSet) or "raw" not in settings.pipelines():
+        return data, None
+    frames, size = data.clips.shape[2:4]
+    model = classifier_of(
+        settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed
+    )
+    if data.labels_drawn and (logits := check_classifier(model, data.clips[:1], 2)) != len(data.classes):
+        data = redrawn(data, logits, settings.seed)
+    return data, model
+
+
+def _load(settings: Settings, progress: Progress) -> Data:
     asked = max(settings.reference_frames)
     data = data_set(settings.data)
     if data is not None:
@@ -90,7 +108,8 @@ def _load(settings: Settings) -> Data:
     return load_data(
         source, clips=settings.clips, frames=settings.frames, size=settings.size,
         stride=settings.stride, seed=settings.seed, references=asked,
-        fine=settings.enhance != "none" and not features, segments=settings.segments,
+        fine=settings.enhance != "none" and not features, segments=settings.segments, strict=settings.strict,
+        progress=lambda what, done, total: progress(f"{what}, {done} of {total}", 0, 0),
     )  # fmt: skip
 
 
@@ -126,13 +145,15 @@ def _refuse_frames(settings: Settings) -> None:
 
 
 @singledispatch
-def _pipelines(data: Data, settings: Settings, progress: Progress) -> list[Pipeline]:
+def _pipelines(data: Data, settings: Settings, progress: Progress, model: nn.Module | None) -> list[Pipeline]:
     """Pipelines of a run on its data."""
     raise InputError(f"data: expected a ClipSet or a FeatureSet, got {type(data).__name__}")
 
 
 @_pipelines.register
-def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+def _of_clips(
+    data: ClipSet, settings: Settings, progress: Progress, model: nn.Module | None
+) -> list[Pipeline]:
     progress("preparing the pictures", 0, 0)
     pictures = ClipPictures(
         data,
@@ -144,11 +165,7 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
     )
     progress("preparing the model", 0, 0)
     pipelines: list[Pipeline] = []
-    if "raw" in settings.pipelines():
-        frames, size = data.clips.shape[2:4]
-        model = classifier_of(
-            settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed
-        )
+    if model is not None:
         raw = RawPipeline(
             data, model=model, name=module_name("model", settings.model), pictures=pictures,
             conditions=_conditions(settings), progress=progress,
@@ -164,7 +181,9 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
 
 
 @_pipelines.register
-def _of_features(data: FeatureSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+def _of_features(
+    data: FeatureSet, settings: Settings, progress: Progress, model: nn.Module | None
+) -> list[Pipeline]:
     return [_feature_pipeline(FeatureFiles(data), "files", settings, progress)]
 
 
