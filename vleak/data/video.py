@@ -30,9 +30,9 @@ from vleak.errors import InputError
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpeg,mpegvideo,mpegts,flv,asf,h264"
 MAX_FRAME_PIXELS = 8192 * 4320
 MAX_SECONDS = 24 * 3600
-# Limit for one file: 9 600 frames of 1920x1080, or 560 of 8192x4320; one to two minutes of decoding.
-MAX_DECODED_PIXELS = 20_000_000_000
-# Larger frames are decoded by one thread: every thread of a decoder holds frames of its own.
+# Limit for one file: 4 800 frames of 1920x1080, or 280 of 8192x4320; some three minutes on one core.
+MAX_DECODED_PIXELS = 10_000_000_000
+# Larger frames are halved, and decoded by one thread: every thread of a decoder holds frames of its own.
 _LARGE_FRAME = 4096 * 2304
 _STREAMS = frozenset({"h264", "mpegvideo"})  # without a header; FFmpeg guesses how long they are
 _STILLS = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
@@ -83,18 +83,21 @@ class Squares:
     Attributes:
         by_size: for each requested size, the frames by their number, float32 (3, size, size) in [0, 1].
         smallest: the shorter side of the smallest frame, in pixels as stored.
+        largest: height times width of the largest frame.
         damage: why no frame after the last of these could be read; None where all wanted ones were.
         pixels: number of pixels decoded, those of unwanted frames included.
     """
 
     by_size: dict[int, dict[int, Tensor]]
     smallest: int = MAX_FRAME_PIXELS
+    largest: int = 0
     damage: InputError | None = None
     pixels: int = 0
 
     def add(self, number: int, image: NDArray[np.uint8]) -> None:
         """Add an upright frame, RGB (H, W, 3), cut and scaled to every size."""
         self.smallest = min(self.smallest, *image.shape[:2])
+        self.largest = max(self.largest, image.shape[0] * image.shape[1])
         for size, squares in self.by_size.items():
             squares[number] = _square(image, size)
 
@@ -104,7 +107,7 @@ class Squares:
 
     def take(self, other: Squares) -> None:
         """Take the frames of another reading of the same video."""
-        self.smallest = min(self.smallest, other.smallest)
+        self.smallest, self.largest = min(self.smallest, other.smallest), max(self.largest, other.largest)
         for size, squares in other.by_size.items():
             self.by_size.setdefault(size, {}).update(squares)
 
@@ -162,15 +165,18 @@ def _take_frames(squares: Squares, frames: Iterable[av.VideoFrame], wanted: Set[
         InputError: a frame, or all together, exceed a limit, or are turned by other than quarter turns.
     """
     decoded, last = 0, max(wanted)
+    matrix: bytes | None = None
     for frame in frames:
         if frame.is_corrupt:
             break
+        if not decoded:
+            matrix = _display_matrix(frame)
         check_limits(shown, frame.width, frame.height)
         squares.pixels += frame.width * frame.height
         if squares.pixels > MAX_DECODED_PIXELS:  # frames may be larger than the header declares
             raise _too_many_pixels(shown, frame.width, frame.height, last + 1)
         if decoded in wanted:
-            squares.add(decoded, _upright(frame, shown))
+            squares.add(decoded, _upright(frame, matrix, shown))
         decoded += 1
         if decoded > last:
             break
@@ -283,16 +289,28 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
         return
 
 
-def _upright(frame: av.VideoFrame, shown: str) -> NDArray[np.uint8]:
-    """Return the frame in display orientation, RGB (H, W, 3), following the display matrix."""
-    # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says.
-    image = np.asarray(frame.to_ndarray(format="gbrp"), dtype=np.uint8)
+def _display_matrix(frame: av.VideoFrame) -> bytes | None:
+    """Return the display matrix of a frame, which all frames of a video share.
+
+    A frame and its side data refer to each other once it was asked for, so the frame outlives its use.
+    """
     stored: SideData | None = cast(SideDataContainer, frame.side_data).get("DISPLAYMATRIX")
+    return None if stored is None else bytes(stored)
+
+
+def _upright(frame: av.VideoFrame, stored: bytes | None, shown: str) -> NDArray[np.uint8]:
+    """Return the frame in display orientation, RGB (H, W, 3), following the display matrix."""
+    width, height, method = frame.width, frame.height, None
+    if width * height > _LARGE_FRAME:  # the largest clip, at twice its size, has fewer pixels than half of it
+        width, height, method = width // 2, height // 2, "AREA"
+    # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says.
+    planes = frame.to_ndarray(format="gbrp", width=width, height=height, interpolation=method)
+    image = np.asarray(planes, dtype=np.uint8)
     if stored is None:
         return image
     # Nine fixed-point numbers [a b u; c d v; x y w]: x' = a x + c y, y' = b x + d y. They may also scale,
     # which the square of a clip makes good, or stretch, as pixels that are not square do.
-    matrix = struct.unpack("=9i", bytes(stored))
+    matrix = struct.unpack("=9i", stored)
     a, b, c, d = (matrix[index] for index in (0, 1, 3, 4))
     if max(abs(b), abs(c)) < _TURNED * min(abs(a), abs(d)):
         return image[:: _sign(d), :: _sign(a)]
@@ -313,5 +331,7 @@ def _square(image: NDArray[np.uint8], size: int) -> Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     crop = torch.from_numpy(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    pixels = crop.permute(2, 0, 1)[None].float() / 255
-    return functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    # One channel after the other: as floats, a large frame takes a gigabyte.
+    channels = [crop[None, None, :, :, channel].contiguous().float() / 255 for channel in range(3)]
+    scaled = [functional.interpolate(one, (size, size), mode="bicubic", antialias=True) for one in channels]
+    return torch.cat(scaled, 1)[0].clamp(0, 1)

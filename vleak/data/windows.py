@@ -22,11 +22,13 @@ from vleak.seeds import generator
 
 SEARCHED = 32
 """Windows of a video that are looked at, from its start or from its last chosen window, for one to choose."""
+SEARCHED_PIXELS = 2_000_000_000
+"""Pixels of these windows at most: of large frames fewer windows are looked at."""
 FLAT = 0.02
 """Standard deviation over a frame's pixels, in [0, 1], below which a clip is flat: black, or one colour."""
 STILL = 0.002
 """Mean absolute change from frame to frame, in [0, 1], below which a clip is still: half a grey level."""
-MAX_PIXELS = 100_000_000_000
+MAX_PIXELS = 50_000_000_000
 """Limit on the pixels that are decoded for one set of clips, as ``video.MAX_DECODED_PIXELS`` for one file."""
 
 
@@ -107,8 +109,7 @@ class Reel:
 
     def _look(self, stop: int) -> None:
         """Look at the windows from the last one seen up to ``stop``, and choose among them."""
-        reach = (self.chosen[-1] + 1 if self.chosen else 0) + SEARCHED
-        stop = min(stop, reach) if self.judged else stop
+        stop = min(stop, self._reach()) if self.judged else stop
         available = self.count(stop)
         read = self._read(range(self.seen, available))
         for window in read:
@@ -118,8 +119,14 @@ class Reel:
             if not usable:
                 self.squares.drop(self._frames(window))
         self.seen += len(read)
-        reach = (self.chosen[-1] + 1 if self.chosen else 0) + SEARCHED
-        self.ended = self.damage is not None or available < stop or (self.judged and self.seen >= reach)
+        searched = self.judged and self.seen >= self._reach()
+        self.ended = self.damage is not None or available < stop or searched
+
+    def _reach(self) -> int:
+        """Return the number of windows up to the last one that may be looked at."""
+        of_window = self.squares.largest * self.request.span
+        windows = min(SEARCHED, SEARCHED_PIXELS // of_window) if of_window else SEARCHED
+        return (self.chosen[-1] + 1 if self.chosen else 0) + max(1, windows)
 
     def _take_all(self) -> None:
         """Choose every window, since none that was looked at has content and motion."""
