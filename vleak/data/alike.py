@@ -15,7 +15,7 @@ from vleak.data.clipset import ClipSet, FeatureSet
 from vleak.data.tree import first
 from vleak.data.windows import is_still
 
-Data = TypeVar("Data", ClipSet, FeatureSet)
+Data = TypeVar("Data", bound=ClipSet | FeatureSet)
 NEAR_DB = 40.0
 """PSNR of two whole clips above which they are near twins."""
 COMPARED = 1_000
@@ -39,8 +39,7 @@ def equal_to(samples: Tensor) -> list[list[int]]:
 
 def noted(data: Data) -> Data:
     """Return a data set with the notes of ``data_notes`` behind its own, each once."""
-    new = tuple(note for note in data_notes(data) if note not in data.notes)
-    return replace(data, notes=(*data.notes, *new))
+    return replace(data, notes=tuple(dict.fromkeys((*data.notes, *data_notes(data)))))
 
 
 def data_notes(data: ClipSet | FeatureSet) -> list[str]:

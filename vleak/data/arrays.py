@@ -120,7 +120,7 @@ def _crop(array: NDArray[np.floating], layout: Layout | None, shown: str) -> tup
         return array, "rows (T, F)"
     if layout is not None and layout.fits(array.shape):
         first_used = ", the first crop used" if layout.crops > 1 else ""
-        return array.take(0, axis=layout.axis), f"{layout}{first_used}"
+        return array[:, 0] if layout.axis else array[0], f"{layout}{first_used}"
     others = f" as most of the other files, which are {layout}" if layout is not None else ""
     raise InputError(
         f"{shown}: shape {array.shape}; expected (T, F), or with 1, 5 or 10 crops (T, crops, F) or "
