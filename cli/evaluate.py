@@ -93,6 +93,10 @@ Frames = Annotated[int, _number("Frames of a clip.", _DATA)]
 Size = Annotated[int, _number("Height and width of a clip in pixels.", _DATA)]
 Stride = Annotated[int, _number("Video frames from one frame of a clip to the next.", _DATA)]
 Segments = Annotated[int, _number("Segments that feature files are brought to.", _DATA)]
+Strict = Annotated[
+    bool,
+    _option("Stop at a file that cannot be read; otherwise it is skipped and counted.", _DATA, "--strict"),
+]
 Attacks = Annotated[
     list[str] | None,
     _option("Attack to run; repeat for more. matching; on features also low_rank.", _ATTACK),
@@ -163,6 +167,7 @@ def evaluate(
     size: Size = 32,
     stride: Stride = 2,
     segments: Segments = 32,
+    strict: Strict = False,
     attack: Attacks = None,
     reference_frames: ReferenceFrames = "0",
     batch: Batch = "1",
@@ -191,31 +196,37 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Attack every clip behind every defense strength, and report what still leaks."""
-    folder = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    _evaluate(dict(locals()))
+
+
+def _evaluate(options: dict[str, Any]) -> None:
+    """Run an evaluation with the options of the command, by name, and show what came of it."""
+    folder = options.pop("out") or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    named, as_json = bool(options["attack"]), options.pop("json")
     stopping.tell_at_end(lambda: _how_to_resume(folder))
     try:
-        run = _run(
-            folder, workers,
-            data=data, pipeline=pipeline, model=model, extractor=extractor, head=head, loss=loss,
-            training_state=training_state, defenses=tuple(defense), attacks=tuple(attack) if attack else None,
-            metrics=tuple(metric or ()), clips=clips, frames=frames, size=size, stride=stride,
-            segments=segments, batch=_counts("batch", batch), mode=mode, trainable=trainable,
-            reference_frames=_counts("reference_frames", reference_frames),
-            local_steps=_counts("local_steps", local_steps), local_rate=local_rate, local_batch=local_batch,
-            local_epochs=_counts("local_epochs", local_epochs), local_momentum=local_momentum,
-            local_decay=local_decay, local_optimizer=local_optimizer, rounds=_counts("rounds", rounds),
-            participation=participation, round_clips=round_clips, enhance=enhance, restarts=restarts,
-            iterations=iterations, labels=labels, seed=seed, device=device, engine=engine,
-            input_layout=input_layout, checkpoint=checkpoint,
-        )  # fmt: skip
+        run = _run(folder, options.pop("workers"), **_as_arguments(options))
         _show(run)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
             raise
         raise stopping.StoppedError(_how_to_resume(folder)) from error
-    if json:
+    if as_json:
         output.write_json(run.record.content(), f"they are in {folder / 'results.json'}")
-    _refuse_empty(run.rows, named=attack is not None)
+    _refuse_empty(run.rows, named=named)
+
+
+def _as_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the command as arguments of `vleak.evaluate`."""
+    attacks = options.pop("attack")
+    options |= {
+        "defenses": tuple(options.pop("defense")),
+        "attacks": tuple(attacks) if attacks else None,
+        "metrics": tuple(options.pop("metric") or ()),
+    }
+    for name in ("reference_frames", "batch", "local_steps", "local_epochs", "rounds"):
+        options[name] = _counts(name, options[name])
+    return options
 
 
 def _counts(name: str, text: str) -> tuple[int, ...]:

@@ -151,7 +151,9 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "gain dB [95 %]": lambda row: _interval(row.psnr_gain_db),
     "enhanced": _enhanced,
     "segments": _segments,
-    "recognised": lambda row: f"{row.identified}/{row.n}" + _of_a_batch(row),
+    "recognised": lambda row: (
+        f"{row.identified}/{row.identification.n}" + _of_a_batch(row) if row.identification.n else ""
+    ),
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
     "bound": lambda row: "" if row.bound is None else f"≤ {row.bound:.0%}",
     "label": lambda row: "" if row.baseline or not row.labels else f"{row.labels_correct}/{row.labels}",

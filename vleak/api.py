@@ -6,6 +6,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -70,6 +71,7 @@ def evaluate(
     engine: str = "native",
     input_layout: str = "auto",
     checkpoint: Path | str | None = None,
+    strict: bool = False,
     out: Path | str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -90,6 +92,7 @@ def evaluate(
         metrics: further scores: names, objects with ``name`` and ``score``, or functions
             (reconstruction, truth) -> score.
         clips, frames, size, stride, segments: of the data.
+        strict: whether a file of the data that cannot be read ends the run; otherwise it is skipped.
         reference_frames: frames of the scene that the attacker holds; each count is a row.
         batch: private clips of a client; each number is a row.
         mode: mode of the model in the client, "eval" or "train".
@@ -120,20 +123,8 @@ def evaluate(
         StoppedError: ``stop`` was set before the end.
         VleakError: the folder cannot be written.
     """
-    settings = Settings(
-        data=data, pipeline=pipeline, model=model, extractor=extractor, head=head, loss=loss,
-        training_state=training_state, defenses=_several(defenses, Defense),
-        attacks=None if attacks is None else _several(attacks, Attack), metrics=_metrics(metrics),
-        clips=clips, frames=frames, size=size, stride=stride, segments=segments,
-        reference_frames=_counts(reference_frames), batch=_counts(batch), mode=mode, trainable=trainable,
-        local_steps=_counts(local_steps), local_epochs=_counts(local_epochs), local_batch=local_batch,
-        local_rate=local_rate, local_momentum=local_momentum, local_decay=local_decay,
-        local_optimizer=local_optimizer, rounds=_counts(rounds), participation=participation,
-        round_clips=round_clips,
-        enhance=enhance, restarts=restarts, iterations=iterations, labels=labels, seed=seed, device=device,
-        engine=engine, input_layout=input_layout,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-    )  # fmt: skip
+    given = locals()
+    settings = Settings(**_as_settings({f.name: given[f.name] for f in fields(Settings)}))
     store = MemoryStore() if out is None else FolderStore(Path(out))
     record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop)
     return Run(record, store)
@@ -278,8 +269,18 @@ class Run:
         return f"<ul>{sentences}</ul><table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
 
 
-def _counts(counts: int | Sequence[int]) -> Sequence[int]:
-    return counts if isinstance(counts, Sequence) else (counts,)
+def _as_settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `evaluate` as fields of `Settings`: what may be given alone as a tuple, a path as text."""
+    for name in ("reference_frames", "batch", "local_steps", "local_epochs", "rounds"):
+        if not isinstance(arguments[name], Sequence):
+            arguments[name] = (arguments[name],)
+    arguments["defenses"] = _several(arguments["defenses"], Defense)
+    if arguments["attacks"] is not None:
+        arguments["attacks"] = _several(arguments["attacks"], Attack)
+    arguments["metrics"] = _metrics(arguments["metrics"])
+    if arguments["checkpoint"] is not None:
+        arguments["checkpoint"] = str(arguments["checkpoint"])
+    return arguments
 
 
 def _several(things: Any, kind: type) -> tuple[Any, ...]:

@@ -28,11 +28,13 @@ def real_path(name: str) -> str:
     return str(REAL_DATA / name)
 
 
-def write_video(path: Path, images: Pixels, codec: str = "ffv1", **options: str) -> Path:
+def write_video(
+    path: Path, images: Pixels, codec: str = "ffv1", form: str | None = None, **options: str
+) -> Path:
     """Encode (T, H, W, 3) RGB at 30 frames a second; FFV1 keeps every value."""
     pixel_format = {"ffv1": "bgr0", "gif": "rgb8"}.get(codec, "yuv420p")
     muxer = {"movflags": options.pop("movflags")} if "movflags" in options else {}
-    with av.open(str(path), "w", options=muxer) as container:
+    with av.open(str(path), "w", format=form, options=muxer) as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = pixel_format

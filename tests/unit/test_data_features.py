@@ -203,14 +203,22 @@ def test_one_public_row_changes_the_facts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "labels", "note"),
     [
-        (("Abuse/a", "Fighting/b", "Normal/c"), {"a": 1, "b": 1, "c": 0}, "told by names and folders"),
-        (("normal/a", "abnormal/b"), {"a": 0, "b": 1}, "told by names and folders"),
+        (
+            ("Abuse/a", "Fighting/b", "Normal/c"),
+            {"a": 1, "b": 1, "c": 0},
+            "labels by names and folders: 1 normal (0), 2 anomaly (1)",
+        ),
+        (
+            ("normal/a", "abnormal/b"),
+            {"a": 0, "b": 1},
+            "labels by names and folders: 1 normal (0), 1 anomaly (1)",
+        ),
         (
             ("a__#00_label_A", "b__#00_label_B1-0-0"),
             {"a___00_label_A": 0, "b___00_label_B1-0-0": 1},
-            "told by",
+            "1 normal (0), 1 anomaly (1)",
         ),
-        (("Training_Normal_Videos_Anomaly/x", "Arson/x1"), {"x": 0, "x1": 1}, "told by"),
+        (("Training_Normal_Videos_Anomaly/x", "Arson/x1"), {"x": 0, "x1": 1}, "1 normal (0), 1 anomaly (1)"),
     ],
 )
 def test_labels_from_names(tmp_path: Path, names: tuple[str, ...], labels: dict[str, int], note: str) -> None:
@@ -386,6 +394,54 @@ def test_more_than_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
         load(tmp_path, clips=4, segments=4096)
 
 
+def crops_first(rows: int) -> NDArray[np.float32]:
+    return np.stack([matrix(crop, rows=rows) for crop in range(10)])
+
+
+def test_one_layout_for_the_folder(tmp_path: Path) -> None:
+    """(10, 10, F) has ten crops in front where (10, 20, F) is beside it, whichever of them is read."""
+    for place, name in enumerate(UCF):
+        write_npy(tmp_path / f"{name}.npy", crops_first(10 if place else 20))
+    data = load(tmp_path, clips=4)
+    assert data.features[:, :, 0].eq(0).all()  # the first column is the number of the crop
+    assert "read 4 of (10 crops, T, F), the first crop used" in data.notes
+    assert load(tmp_path, clips=1, public=0).features[:, :, 0].eq(0).all()
+    (tmp_path / f"{UCF[0]}.npy").unlink()
+    both = load(tmp_path, clips=3)
+    assert "read 3 of (T, 10 crops, F), the first crop used" in both.notes
+    assert "arrays read as (T, 10 crops, F); (10 crops, T, F) would fit as well" in both.notes
+
+
+def test_an_array_of_another_layout_is_skipped(tmp_path: Path) -> None:
+    for place, name in enumerate(UCF):
+        stack = crops_first(20)
+        write_npy(tmp_path / f"{name}.npy", stack.swapaxes(0, 1) if place == 2 else stack)
+    data = load(tmp_path, clips=3)
+    assert UCF[2] not in data.names
+    assert any("1 feature files cannot be read and were skipped" in note for note in data.notes)
+    told = r"shape \(20, 10, 6\).*as most of the other files, which are \(10 crops, T, F\)"
+    with pytest.raises(InputError, match=told):
+        load_features(str(tmp_path), clips=4, strict=True)
+
+
+def test_broken_files_are_skipped_and_counted(tmp_path: Path) -> None:
+    ucf(tmp_path)
+    broken = f"{UCF[1]}.txt"
+    (tmp_path / broken).write_text("1 2 three")
+    data = load(tmp_path, clips=3)
+    assert sorted(data.names) == sorted(name for name in UCF if name != UCF[1])
+    told = next(note for note in data.notes if "skipped" in note)
+    assert told.startswith(
+        f"1 feature files cannot be read and were skipped: {broken}; the first: {broken}: "
+    )
+    with pytest.raises(InputError, match=r"'three' is no number"):
+        load_features(str(tmp_path), strict=True)
+    for name in UCF:
+        (tmp_path / f"{name}.txt").write_text("1 2 three")
+    with pytest.raises(InputError, match=r"'three' is no number"):
+        load(tmp_path)
+
+
 def test_ground_truth_beside_features_is_no_feature(tmp_path: Path) -> None:
     write_npy(ucf(tmp_path) / "list" / "gt-ucf.npy", np.zeros(1000))
     assert "1 files that are no feature files were ignored: list/gt-ucf.npy" in load(tmp_path, clips=4).notes
@@ -473,7 +529,7 @@ def test_features_have_no_frames(tmp_path: Path, given: dict[str, int], message:
 def test_wrong_kind_for_the_call(tmp_path: Path) -> None:
     ucf(tmp_path / "text")
     with pytest.raises(
-        InputError, match=r"the folder holds 4 other files and no videos \(\.3g2.* or images of videos"
+        InputError, match=r"the folder holds 4 other files and no videos \(\.264.* or images of videos"
     ):
         load_clips(str(tmp_path / "text"))
     (tmp_path / "videos").mkdir()

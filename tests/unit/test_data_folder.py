@@ -9,7 +9,7 @@ import pytest
 import torch
 from videos import frame_numbers, noise, numbered, write_video
 
-from vleak.data import ClipSet, folder, load_clips, tree
+from vleak.data import ClipSet, load_clips, tree, videos
 from vleak.errors import InputError
 
 
@@ -171,12 +171,12 @@ def test_short_files_are_skipped_and_named(tmp_path: Path) -> None:
 
 def test_only_the_needed_files_are_opened(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    count_frames = folder.count_frames
+    count_frames = videos.count_frames
     monkeypatch.setattr(
-        folder, "count_frames", lambda path, *rest: opened.append(path) or count_frames(path, *rest)
+        videos, "count_frames", lambda path, *rest: opened.append(path) or count_frames(path, *rest)
     )
     load_clips(str(flat), clips=2, public=1, **SMALL)
-    assert len(opened) == 3
+    assert len(set(opened)) == 3
 
 
 def test_damaged_file_is_an_error_when_it_is_wanted(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_damaged_file_is_an_error_when_it_is_wanted(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"^b\.mkv: damaged: decoded (9|10) of 20 declared frames, 20 are needed"
     ):
-        load_clips(str(tmp_path), **SMALL)
+        load_clips(str(tmp_path), strict=True, **SMALL)
 
 
 def test_one_folder_of_two_copies_gives_the_same_anywhere(flat: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_what_does_not_exist(source: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_folders_without_videos(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no files and no videos \(\.3g2, "):
+    with pytest.raises(InputError, match=r"holds no files and no videos \(\.264, "):
         load_clips(str(tmp_path))
     (tmp_path / "features.txt").write_text("0 0 0")
     with pytest.raises(InputError, match="holds 1 other files and no videos"):

@@ -11,9 +11,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from videos import Pixels, frame_numbers, noise, numbered, write_video
 
-from vleak.data import load_clips, video
+from vleak.data import load_clips, video, windows
 from vleak.errors import InputError
 
 
@@ -94,11 +95,94 @@ def test_display_matrix_is_followed(tmp_path: Path, matrix: tuple[float, ...], u
         assert np.allclose(clip[row, column], expected[row, column], atol=0.06)
 
 
-def test_other_turns_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrix", [(0.7, 0.7, -0.7, 0.7), (0, 0, 0, 0), (1, 0, 0, 0), (1, 0.2, 0, 1)])
+def test_other_turns_are_refused(tmp_path: Path, matrix: tuple[float, ...]) -> None:
     path = write_video(tmp_path / "a.mp4", numbered(4), "mpeg4")
-    set_display_matrix(path, 0.7, 0.7, -0.7, 0.7)
-    with pytest.raises(InputError, match="turned by other than quarter turns"):
+    set_display_matrix(path, *matrix)
+    told = r"turned by other than quarter turns; convert it: `ffmpeg -i a\.mp4 -c:v libx264 out\.mp4`$"
+    with pytest.raises(InputError, match=told):
         load_clips(str(path), frames=2, stride=1)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "upright"),
+    [
+        ((0.5, 0, 0, 0.5), lambda image: image),
+        ((0, 2, -2, 0), lambda image: np.rot90(image, -1)),
+        ((-0.3, 0, 0, -0.6), lambda image: np.rot90(image, 2)),
+    ],
+)
+def test_turns_that_scale(tmp_path: Path, matrix: tuple[float, ...], upright: object) -> None:
+    test_display_matrix_is_followed(tmp_path, matrix, upright)
+
+
+OTHERS = {
+    "mpeg-1": ("mpeg1video", "a.mpg"),
+    "mpeg-2": ("mpeg2video", "a.mpeg"),
+    "transport stream": ("libx264", "a.ts"),
+    "mpeg-2 in a transport stream": ("mpeg2video", "b.TS"),
+    "flash": ("flv", "a.flv"),
+    "H.264 in flash": ("libx264", "b.flv"),
+    "windows media": ("wmv2", "a.wmv"),
+    "raw H.264": ("libx264", "a.h264"),
+    "raw H.264, short": ("libx264", "a.264"),
+}
+
+
+@pytest.mark.parametrize(("codec", "name"), OTHERS.values(), ids=OTHERS)
+def test_older_containers_and_raw_streams(tmp_path: Path, codec: str, name: str) -> None:
+    form = {"264": "h264", "TS": "mpegts"}.get(name.split(".")[1])
+    path = write_video(tmp_path / name, numbered(60, 32, 48), codec, form=form)
+    assert video.count_frames(path, name, 1000) == 60
+    data = load_clips(str(tmp_path), clips=3, public=0, frames=4, stride=3, size=8)
+    for clip, start in zip(data.clips, (0, 12, 24), strict=True):
+        found = frame_numbers(clip)
+        assert all(abs(one - (start + 3 * at)) <= 2 for at, one in enumerate(found)), found
+
+
+def test_a_track_of_a_cover_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=30)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        film = container.add_stream("ffv1", rate=30)
+        film.width, film.height, film.pix_fmt = 24, 16, "bgr0"
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8))))
+        container.mux(cover.encode())
+        for image in numbered(20):
+            container.mux(film.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(film.encode())
+    assert frame_numbers(load_clips(str(path), frames=4, stride=2, size=8).clips[0]) == [0, 2, 4, 6]
+
+
+def test_few_bytes_of_many_large_frames_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", np.zeros((40, 512, 512, 3), np.uint8), "mpeg4")
+    assert path.stat().st_size < 60_000
+    monkeypatch.setattr(video, "MAX_DECODED_PIXELS", 20 * 512 * 512)
+    told = r"^a\.mp4: 40 frames of 512x512 .* limit is 5e\+06 pixels a file; lower `clips`.*scale=-2:480"
+    with pytest.raises(InputError, match=told):
+        load_clips(str(path), clips=2, public=0, frames=2, stride=13, size=8)
+    monkeypatch.setattr(video, "MAX_DECODED_PIXELS", 40 * 512 * 512)
+    monkeypatch.setattr(windows, "MAX_PIXELS", 5 * 512 * 512)
+    with pytest.raises(InputError, match=r"pixels were decoded, the limit is 1e\+06; lower `clips`"):
+        load_clips(str(path), clips=3, public=0, frames=2, stride=5, size=8)
+
+
+@pytest.mark.parametrize("ending", [".tif", ".tiff", ".bmp"])
+def test_other_images_are_frames(tmp_path: Path, ending: str) -> None:
+    for place, image in enumerate(numbered(9, 32, 32)):
+        Image.fromarray(image).save(tmp_path / f"v_{place}{ending}")
+    data = load_clips(str(tmp_path), clips=1, frames=4, stride=2, size=8)
+    assert frame_numbers(data.clips[0]) == [0, 2, 4, 6]
+
+
+def test_a_stack_of_images_is_no_frame(tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(image) for image in numbered(4, 32, 32))
+    for place in range(9):
+        first.save(tmp_path / f"v_{place}.tif", save_all=True, append_images=others)
+    told = r"^v_0\.tif: holds several images; save each as a file of its own$"
+    with pytest.raises(InputError, match=told):
+        load_clips(str(tmp_path), clips=1, frames=4, stride=2, size=8)
 
 
 @pytest.mark.parametrize(("pixel_format", "most"), [("yuv420p", 255), ("yuv420p10le", 1023)])
@@ -238,7 +322,7 @@ def test_names_are_names_of_files(tmp_path: Path, name: str, monkeypatch: pytest
     [
         ("MAX_FRAME_PIXELS", 16 * 24 - 1, "frames of 24x16, the limit is 383 pixels"),
         ("MAX_SECONDS", 1, "declares 0 hours, the limit is 0 hours"),
-        ("MAX_DECODED_PIXELS", 1000, "47 frames of 24x16 would have to be decoded, the limit is 1e+03"),
+        ("MAX_DECODED_PIXELS", 1000, "15 frames of 24x16 would have to be decoded, the limit is 1e+03"),
     ],
 )
 def test_limits_are_checked_before_decoding(

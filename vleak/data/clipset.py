@@ -29,6 +29,7 @@ class ClipSet:
         fine: (N, C, T, 2H, 2W), the attacked clips at twice the resolution, the ground truth of
             super-resolution; None where they were not requested.
         public_fine: (M, C, T, 2H, 2W), the same for the public clips.
+        labels_drawn: whether labels were drawn at random, so that no accuracy of them says anything.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ClipSet:
     references: Tensor | None = None
     fine: Tensor | None = None
     public_fine: Tensor | None = None
+    labels_drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class FeatureSet:
         notes: sentences for the user: what the source holds and what was assumed.
         nonnegative: whether no value of the public features is negative, as behind a ReLU; False without any.
         unit_norm: whether every public row has Euclidean norm 1, to a thousandth; False without any.
+        labels_drawn: whether labels were drawn at random, so that no accuracy of them says anything.
     """
 
     name: str
@@ -74,3 +77,4 @@ class FeatureSet:
     notes: tuple[str, ...]
     nonnegative: bool
     unit_norm: bool
+    labels_drawn: bool = False

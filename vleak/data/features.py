@@ -1,15 +1,8 @@
-"""Feature files: features that extractors computed from videos, such as C3D as text, I3D and CLIP as .npy.
-
-The files are not trusted. Nothing is unpickled: the header of an .npy is parsed here, and the size that it
-claims is compared with the length of the file before a byte is allocated.
-"""
+"""Feature files: features that extractors computed from videos, such as C3D as text, I3D and CLIP as .npy."""
 
 from __future__ import annotations
 
-import ast
-import math
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -19,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vleak.data.alike import noted
+from vleak.data.arrays import Layout, array_shape, read_features, shared_layout
 from vleak.data.clipset import DEFAULT_CLIPS, FeatureSet
-from vleak.data.lists import is_number, list_labels, read_text
+from vleak.data.lists import list_labels
 from vleak.data.naming import anomalies, crop_of, video_of
 from vleak.data.sources import SourceFiles, search_source
 from vleak.data.tree import first, ids, printable, suffix
@@ -28,27 +23,29 @@ from vleak.errors import InputError
 from vleak.seeds import generator
 
 FEATURE_CLASSES = ("normal", "anomaly")
-MAX_FEATURES = 2**17  # columns
-MAX_MATRIX_BYTES = 2**31  # one file, as float32
-MAX_TEXT_BYTES = 2**28
 MAX_SET_BYTES = 2**32  # all matrices together
-MAX_HEADER_BYTES = 2**16
-CROPS = (5, 10)
-_MAGIC = b"\x93NUMPY"
+_HEADERS = 2_000  # arrays whose headers say what layout all have
 _UNIT = 1e-3  # tolerance of a row's norm around 1: C3D's text has six digits, CLIP is often float16
 
 
 def load_features(
-    source: str, *, clips: int | None = None, segments: int = 32, seed: int = 0, public: int = 48
+    source: str,
+    *,
+    clips: int | None = None,
+    segments: int = 32,
+    seed: int = 0,
+    public: int = 48,
+    strict: bool = False,
 ) -> FeatureSet:
     """Load feature matrices (segments, F), one a video: those under attack and the public ones.
 
     The order of the videos is drawn by ``seed``; in it anomalies and normal videos alternate for as long as
     there are both. The first ``clips`` videos are attacked, up to ``public`` further ones are public, so no
-    video is both. Only these files are read.
+    video is both. Only these files are read; of arrays also the headers of others, for their layout.
 
     A file holds rows of text, or an .npy array (T, F), (T, crops, F) or (crops, T, F), with 5 or 10 crops; or
-    each crop has a file, ``NAME__0.npy`` to ``NAME__9.npy``. Only the first crop is used. T rows are
+    each crop has a file, ``NAME__0.npy`` to ``NAME__9.npy``. Only the first crop is used. All arrays of three
+    axes have one layout, the one that most of them can have; of several, (T, crops, F). T rows are
     resampled to ``segments`` as in Sultani's and RTFM's code: the T rows are cut into equal parts, and
     a segment is the mean of a part; rows repeat where T is smaller, and nothing changes where it is equal.
 
@@ -60,19 +57,22 @@ def load_features(
         segments: S.
         seed: draws the order of the videos. Video i does not depend on the number of videos requested.
         public: largest number of public matrices to return.
+        strict: whether a file that cannot be read is an error. Otherwise the next one is read instead, and a
+            note counts them.
 
     Raises:
-        InputError: a number is out of range; the source holds no feature files; a file that is needed is
-            empty, damaged, of another size than its header claims, or has another number of columns than
-            the others; or labels contradict names.
+        InputError: a number is out of range; the source holds no feature files; labels contradict names; a
+            file has another number of columns than the others; or a file is empty, damaged, of another size
+            than its header claims or of another layout, with ``strict`` or where no file can be read.
     """
     return features_of(
-        search_source(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public
-    )
+        search_source(source, ("features",)), clips=clips, segments=segments, seed=seed, public=public,
+        strict=strict,
+    )  # fmt: skip
 
 
 def features_of(
-    source: SourceFiles, *, clips: int | None, segments: int, seed: int, public: int
+    source: SourceFiles, *, clips: int | None, segments: int, seed: int, public: int, strict: bool = False
 ) -> FeatureSet:
     """Return the FeatureSet of a searched source; ``load_features`` documents the rules and the errors."""
     for option, value, low, high in (
@@ -84,13 +84,15 @@ def features_of(
         if not low <= value <= high:
             raise InputError(f"{option}={value}: expected a whole number from {low} to {high}")
     files, crops = _one_a_video(source.names)
-    labels, label_notes = _labels(files, source, seed)
-    order = _order(labels, seed)[: (DEFAULT_CLIPS if clips is None else clips) + public]
+    labels, label_notes, drawn = _labels(files, source, seed)
+    wanted = (DEFAULT_CLIPS if clips is None else clips) + public
+    if clips is not None:
+        _attacked(len(files), clips, public, source.name)
+    order, loaded, notes = _load(source.root, files, _order(labels, seed), wanted, segments, strict=strict)
     attacked = _attacked(len(order), clips, public, source.name)
-    loaded, notes = _load(source.root, [files[index] for index in order], segments)
     names = ids([_stem(name) for name in files], [PurePosixPath(name).parent.name for name in files])
     chosen = torch.tensor([labels[index] for index in order], dtype=torch.int64)
-    return FeatureSet(
+    data = FeatureSet(
         name=source.name,
         features=loaded[:attacked],
         labels=chosen[:attacked],
@@ -102,7 +104,9 @@ def features_of(
         notes=(*source.notes, *crops, *label_notes, *notes, *_lacking(labels, attacked, len(order))),
         nonnegative=bool((loaded[attacked:] >= 0).all()) and attacked < len(order),
         unit_norm=bool(((loaded[attacked:].norm(dim=2) - 1).abs() < _UNIT).all()) and attacked < len(order),
+        labels_drawn=drawn,
     )
+    return noted(data)
 
 
 def _stem(name: str) -> str:
@@ -130,10 +134,12 @@ def _one_a_video(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return sorted(files), notes
 
 
-def _labels(files: Sequence[str], source: SourceFiles, seed: int) -> tuple[list[int], list[str]]:
+def _labels(files: Sequence[str], source: SourceFiles, seed: int) -> tuple[list[int], list[str], bool]:
+    """Return the labels of the files, notes on them, and whether they are drawn."""
     if source.entries:
         by_video, notes = list_labels(source.listed, source.name, source.entries)
-        return [by_video[video_of(name)] for name in files], notes
+        listed = [by_video[video_of(name)] for name in files]
+        return listed, [*notes, f"labels by the list: {_counted(listed)}"], False
     below = any("/" in name for name in files)  # then a file outside all sub-folders has no class
     folders = [PurePosixPath(name).parent.name if below else source.root.name for name in files]
     flags = anomalies(
@@ -141,14 +147,21 @@ def _labels(files: Sequence[str], source: SourceFiles, seed: int) -> tuple[list[
     )
     unknown = [name for name, value in zip(files, flags, strict=True) if value is None]
     if not unknown:
-        return [int(bool(value)) for value in flags], ["0 normal, 1 anomaly, told by names and folders"]
+        told = [int(bool(value)) for value in flags]
+        return told, [f"labels by names and folders: {_counted(told)}"], False
     if len(unknown) == len(files):
         drawn = [int(torch.randint(2, (), generator=generator("label", seed, name))) for name in files]
-        return drawn, ["no name tells normal from anomaly: labels are drawn at random; a list may tell them"]
+        note = "no name tells normal from anomaly: labels are drawn at random; a list may tell them"
+        return drawn, [note], True
     raise InputError(
         f"data {source.name!r}: {len(unknown)} of {len(files)} files do not tell normal from anomaly: "
         f"{first(unknown)}; expected class folders, names such as Abuse001_x264, or a list with labels"
     )
+
+
+def _counted(labels: Sequence[int]) -> str:
+    counts = (f"{labels.count(label)} {name} ({label})" for label, name in enumerate(FEATURE_CLASSES))
+    return ", ".join(counts)
 
 
 def _order(labels: Sequence[int], seed: int) -> list[int]:
@@ -180,35 +193,68 @@ def _lacking(labels: Sequence[int], attacked: int, available: int) -> list[str]:
     return notes
 
 
-def _load(root: Path, files: Sequence[str], segments: int) -> tuple[Tensor, list[str]]:
-    """Return the matrices, (file, segments, F), and notes on their layouts and lengths."""
-    loaded: Tensor | None = None
+def _load(
+    root: Path, files: Sequence[str], order: Sequence[int], wanted: int, segments: int, *, strict: bool
+) -> tuple[list[int], Tensor, list[str]]:
+    """Return the files read, their matrices (file, segments, F), and notes on layouts, lengths and damage."""
+    layout, notes = _layout(root, files)
+    loaded: dict[int, Tensor] = {}
     stored: dict[str, int] = {}
     lengths: set[int] = set()
-    for index, name in enumerate(files):
-        matrix, layout = read_features(root / name, printable(name))
-        stored[layout] = stored.get(layout, 0) + 1
-        lengths.add(len(matrix))
-        if loaded is None:
-            loaded = _room(len(files), segments, matrix.shape[1])
-        elif matrix.shape[1] != loaded.shape[2]:
+    broken: list[tuple[str, InputError]] = []
+    for index in order:
+        if len(loaded) == wanted:
+            break
+        name = printable(files[index])
+        try:
+            matrix, words = read_features(root / files[index], name, layout)
+        except InputError as error:
+            if strict:
+                raise
+            broken.append((name, error))
+            continue
+        if not loaded:
+            _check_room(min(wanted, len(order)), segments, matrix.shape[1])
+        before, others = next(iter(loaded.items()), (index, torch.from_numpy(matrix)))
+        if matrix.shape[1] != others.shape[1]:
             raise InputError(
-                f"{printable(name)}: {matrix.shape[1]} columns, {printable(files[0])} has {loaded.shape[2]}; "
-                f"give files of one extractor"
+                f"{name}: {matrix.shape[1]} columns, {printable(files[before])} has {others.shape[1]}; give "
+                f"files of one extractor"
             )
+        stored[words] = stored.get(words, 0) + 1
+        lengths.add(len(matrix))
         loaded[index] = torch.from_numpy(resampled(matrix, segments))
-    assert loaded is not None
-    return loaded, [_layouts(stored), *_lengths(lengths, segments)]
+    if not loaded:
+        raise broken[0][1]
+    notes = [_layouts(stored), *notes, *_lengths(lengths, segments), *_broken(broken)]
+    return list(loaded), torch.stack(list(loaded.values())), notes
 
 
-def _room(count: int, segments: int, columns: int) -> Tensor:
+def _layout(root: Path, files: Sequence[str]) -> tuple[Layout | None, list[str]]:
+    """Return the layout of the arrays of a source, and a note where others fit as well."""
+    arrays = [name for name in files if suffix(name) == ".npy"][:_HEADERS]
+    layout, others = shared_layout(array_shape(root / name, printable(name)) for name in arrays)
+    if not others:
+        return layout, []
+    return layout, [f"arrays read as {layout}; {' and '.join(map(str, others))} would fit as well"]
+
+
+def _broken(broken: Sequence[tuple[str, InputError]]) -> list[str]:
+    if not broken:
+        return []
+    return [
+        f"{len(broken)} feature files cannot be read and were skipped: "
+        f"{first(sorted(name for name, _ in broken))}; the first: {broken[0][1]}"
+    ]
+
+
+def _check_room(count: int, segments: int, columns: int) -> None:
     total = 4 * count * segments * columns
     if total > MAX_SET_BYTES:
         raise InputError(
             f"{count} videos of {segments} segments of {columns} features take {total / 2**30:.1f} GiB, the "
             f"limit is {MAX_SET_BYTES / 2**30:.0f} GiB; lower `clips` or `segments`"
         )
-    return torch.empty(count, segments, columns)
 
 
 def _layouts(stored: Mapping[str, int]) -> str:
@@ -233,142 +279,3 @@ def resampled(matrix: NDArray[np.float32], segments: int) -> NDArray[np.float32]
     cuts = np.linspace(0, len(matrix), segments + 1).astype(int)
     parts = [matrix[start : max(stop, start + 1)].mean(axis=0) for start, stop in pairwise(cuts)]
     return np.stack(parts).astype(np.float32)
-
-
-def read_features(path: Path, shown: str) -> tuple[NDArray[np.float32], str]:
-    """Return the matrix (T, F) of one file, float32 and finite, and its layout in the file in words.
-
-    Raises:
-        InputError: the file is empty, damaged, no matrix of numbers, of another size than its header
-            claims, or exceeds a limit.
-    """
-    if suffix(path.name) == ".npy":
-        stored, layout = _crop(_array(path, shown), shown)
-    else:
-        stored, layout = _text(path, shown), "text rows"
-    if stored.shape[1] > MAX_FEATURES or 4 * stored.size > MAX_MATRIX_BYTES:
-        raise InputError(
-            f"{shown}: {stored.shape[0]} rows of {stored.shape[1]} columns, the limits are {MAX_FEATURES} "
-            f"columns and {MAX_MATRIX_BYTES / 2**30:.0f} GiB"
-        )
-    with np.errstate(over="ignore"):
-        matrix = np.array(stored, dtype=np.float32)
-    wrong = np.argwhere(~np.isfinite(matrix))
-    if len(wrong):
-        row, column = wrong[0].tolist()
-        raise InputError(
-            f"{shown}: row {row + 1}, column {column + 1}: {stored[row, column]} is no finite number; "
-            f"remove or extract it again"
-        )
-    return matrix, layout
-
-
-def _crop(array: NDArray[np.floating], shown: str) -> tuple[NDArray[np.floating], str]:
-    """Return the first crop of an array, (T, F), and the layout of the array in words."""
-    if array.ndim == 2:
-        return array, "rows (T, F)"
-    if array.ndim == 3 and array.shape[0] == 1:
-        return array[0], "(1, T, F)"
-    if array.ndim == 3 and array.shape[1] == 1:
-        return array[:, 0], "(T, 1, F)"
-    if array.ndim == 3 and array.shape[1] in CROPS:
-        return array[:, 0], f"(T, {array.shape[1]} crops, F), the first crop used"
-    if array.ndim == 3 and array.shape[0] in CROPS:
-        return array[0], f"({array.shape[0]} crops, T, F), the first crop used"
-    raise InputError(
-        f"{shown}: shape {array.shape}; expected (T, F), or with 1, 5 or 10 crops (T, crops, F) or "
-        f"(crops, T, F)"
-    )
-
-
-def _array(path: Path, shown: str) -> NDArray[np.floating]:
-    """Return an .npy file as a memory map, after checking that its header and its length agree."""
-    try:
-        length = path.stat().st_size
-        with path.open("rb") as stream:
-            start = stream.read(12)
-            size, at = _header_size(start, length, shown)
-            stream.seek(at)
-            header = stream.read(size)
-    except OSError as error:
-        raise InputError(f"{shown}: cannot be read ({error.strerror})") from error
-    kind, fortran, shape = _header(header, shown)
-    expected = at + size + kind.itemsize * math.prod(shape)
-    if expected != length:
-        raise InputError(
-            f"{shown}: its header claims {'x'.join(map(str, shape))} of {kind.name}, {expected} bytes, the "
-            f"file has {length}; it is damaged or cut off: fetch it again"
-        )
-    return np.memmap(path, kind, "r", at + size, shape, "F" if fortran else "C")
-
-
-def _header_size(start: bytes, length: int, shown: str) -> tuple[int, int]:
-    """Return length and offset of the header of an .npy, in bytes."""
-    if not length:
-        raise InputError(f"{shown}: an empty file; expected an .npy array")
-    if len(start) < 12 or not start.startswith(_MAGIC) or start[6] not in (1, 2, 3):
-        raise InputError(f"{shown}: is no .npy array, or damaged at its start")
-    size, at = (
-        (struct.unpack("<H", start[8:10])[0], 10)
-        if start[6] == 1
-        else (struct.unpack("<I", start[8:])[0], 12)
-    )
-    if size > MAX_HEADER_BYTES or at + size > length:
-        raise InputError(f"{shown}: its header claims {size} bytes; it is damaged: fetch it again")
-    return size, at
-
-
-def _header(header: bytes, shown: str) -> tuple[np.dtype[np.floating], bool, tuple[int, ...]]:
-    """Return dtype, Fortran order and shape from the header of an .npy, which is a Python literal."""
-    try:
-        fields = ast.literal_eval(header.decode("latin-1").strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise InputError(f"{shown}: its header cannot be read; it is damaged: fetch it again") from error
-    if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
-        raise InputError(f"{shown}: its header is not that of an .npy array; it is damaged: fetch it again")
-    kind, shape = fields["descr"], fields["shape"]
-    if not isinstance(kind, str) or not re.fullmatch(r"[<>=]f[248]", kind):
-        what = "Python objects" if kind in ("|O", "O") else f"type {printable(str(kind)[:40])}"
-        raise InputError(
-            f"{shown}: holds {what}; expected float16, float32 or float64: save the array itself"
-        )
-    if (
-        not isinstance(shape, tuple)
-        or not shape
-        or any(type(length) is not int or length < 1 for length in shape)
-    ):
-        raise InputError(
-            f"{shown}: its header claims shape {printable(str(shape)[:40])}; expected rows of numbers"
-        )
-    return np.dtype(kind), fields["fortran_order"] is True, shape
-
-
-def _text(path: Path, shown: str) -> NDArray[np.float64]:
-    """Return the rows of numbers of a text file, separated by blanks or commas."""
-    rows: list[NDArray[np.float64]] = []
-    for number, line in enumerate(read_text(path, shown, MAX_TEXT_BYTES).splitlines(), 1):
-        words = line.replace(",", " ").split()
-        if not words:
-            continue
-        if rows and len(words) != len(rows[0]):
-            raise InputError(
-                f"{shown}: line {number} has {len(words)} columns, expected {len(rows[0])} as in the first; "
-                f"the file is damaged or cut off"
-            )
-        rows.append(np.array(_numbers(words, number, shown)))
-    if not rows:
-        raise InputError(f"{shown}: an empty file; expected rows of numbers")
-    return np.stack(rows)
-
-
-def _numbers(words: Sequence[str], line: int, shown: str) -> list[float]:
-    try:
-        if not any("_" in word for word in words):  # float() parses 01_0014 as a number
-            return [float(word) for word in words]
-    except ValueError:
-        pass  # reported below, with line and column
-    wrong = next(index for index, word in enumerate(words) if not is_number(word))
-    raise InputError(
-        f"{shown}: line {line}, column {wrong + 1}: {words[wrong][:40]!r} is no number; expected rows "
-        f"of numbers"
-    )

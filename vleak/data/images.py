@@ -17,7 +17,6 @@ from vleak.data.tree import printable
 from vleak.data.video import Squares, check_limits
 from vleak.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _FRAME = re.compile(r"(.*?)[-_. ]?(\d+)$")
 # Prefixes of frame files whose folder, not whose name, names the video: 0001.png, img_00001.jpg
 _PLAIN = frozenset({"", "img", "image", "frame", "frames", "f", "im", "thumb"})
@@ -77,12 +76,17 @@ def _sorted(video: str, numbered: list[tuple[int, str]]) -> ImageVideo:
 def read_images(root: Path, names: Sequence[str], wanted: Set[int], sizes: Sequence[int]) -> Squares:
     """Return the frames at the wanted positions of ``names``, each scaled to every size of ``sizes``.
 
-    Raises:
-        InputError: an image cannot be read, is damaged, or exceeds a limit.
+    Reading ends at an image that cannot be read, is damaged, or exceeds a limit: ``damage`` of the result.
     """
     squares = Squares({size: {} for size in sizes})
     for index in sorted(wanted):
-        squares.add(index, _image(root / names[index], printable(names[index])))
+        try:
+            image = _image(root / names[index], printable(names[index]))
+        except InputError as error:
+            squares.damage = error
+            break
+        squares.pixels += image.shape[0] * image.shape[1]
+        squares.add(index, image)
     return squares
 
 
@@ -92,13 +96,17 @@ def _image(path: Path, shown: str) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
         with warnings.catch_warnings():
             # Pillow only warns of a possible decompression bomb; the limit on frames is below that.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as image:
+            with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
                 check_limits(shown, *image.size)
+                if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+                    raise InputError(f"{shown}: holds several images; save each as a file of its own")
                 if image.mode not in _MODES:
                     raise InputError(f"{shown}: pixels of kind {image.mode!r}; expected 8 bits a channel")
                 return np.array(image.convert("RGB"), dtype=np.uint8)
     except (UnidentifiedImageError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(f"{shown}: is no PNG or JPEG image within the limits of a frame") from error
+        raise InputError(
+            f"{shown}: is no PNG, JPEG, TIFF or BMP image within the limits of a frame"
+        ) from error
     except (OSError, SyntaxError, ValueError) as error:  # the errors that Pillow raises for damaged files
         if isinstance(error, InputError):
             raise

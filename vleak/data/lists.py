@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vleak.data.naming import anomalies, video_of
+from vleak.data.suffixes import OF_NAMES
 from vleak.data.tree import first, printable
 from vleak.errors import InputError
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".list", ".lst"})
 MAX_LIST_BYTES = 2**26
+MAX_CLASSES = 10_000  # larger numbers are no labels
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I)
 # A path may hold blanks; its suffix must be followed by a separator or the end of the line.
-_PATH = re.compile(
-    r"\s*[\"']?(.+?\.(?:mp4|m4v|mov|3gp|3g2|mj2|avi|mkv|webm|gif|npy|txt|png|jpe?g))[\"']?(?=[\s,;|]|$)", re.I
-)
+_PATH = re.compile(rf"\s*[\"']?(.+?\.(?:{OF_NAMES}))[\"']?(?=[\s,;|]|$)", re.I)
 _HEADER = re.compile(r"(path|file|name|video|filename|file_?path|video_?name)\s*([,;|\t]|$)", re.I)
 # Training lists whose loaders (RTFM, MGFN) derive classes from the line number: number of videos in the list,
 # and number of anomalous ones, which come first.
@@ -36,12 +36,14 @@ class Entry:
         path: the path as written, with forward slashes.
         kind: the class that a column names, None without one.
         numbers: the whole numbers after the path, without the -1 that mean "none".
+        framed: whether the numbers can only be frames: a -1 or a bracket is among them.
     """
 
     line: int
     path: str
     kind: str | None
     numbers: tuple[int, ...]
+    framed: bool = False
 
     @property
     def video(self) -> str:
@@ -62,8 +64,8 @@ def is_number(text: str) -> bool:
 def read_list(path: Path, shown: str) -> list[Entry]:
     """Return the videos of a list, each once, in the order of the list.
 
-    A line is a path, then, all optional, a class and whole numbers: a 0/1 label, a count of frames, the
-    first and last frames of anomalies. Separators are blanks, commas, semicolons, bars and brackets.
+    A line is a path, then, all optional, a class and whole numbers: a label, a count of frames and a label,
+    the first and last frames of anomalies. Separators are blanks, commas, semicolons, bars and brackets.
 
     Raises:
         InputError: the list cannot be read, is empty, is no text, or a line has another format.
@@ -115,17 +117,59 @@ def _entry(line: str, number: int, shown: str) -> Entry:
             f"{shown}: line {number}: {min(numbers)} is negative; expected frames, or -1 for none"
         )
     intervals = [value for value in numbers if value >= 0]
-    if kind is None and len(intervals) == 2 and min(intervals) <= 1:  # frames and a label, in either order
-        intervals = [min(intervals)]
+    framed = -1 in numbers or "[" in rest
     pairs = intervals[
         len(intervals) % 2 :
     ]  # an odd number of values starts with a count of frames or a label
+    if kind is None and not framed and len(pairs) == len(intervals) == 2:
+        pairs = []  # frames and a label, perhaps
     if any(end < start for start, end in zip(pairs[::2], pairs[1::2], strict=True)):
         raise InputError(
             f"{shown}: line {number}: {' '.join(map(str, pairs))} are no intervals; expected first and last "
             f"frames in pairs, the first not after the last"
         )
-    return Entry(number, path.replace("\\", "/"), kind, tuple(intervals))
+    return Entry(number, path.replace("\\", "/"), kind, tuple(intervals), framed)
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """Column of a list that may hold labels.
+
+    Attributes:
+        values: one whole number for each entry.
+        certain: whether they cannot be counts of frames or last frames.
+        reading: how the column was told from others, one phrase; "" where it is the only one.
+    """
+
+    values: tuple[int, ...]
+    certain: bool
+    reading: str = ""
+
+
+def label_column(entries: Sequence[Entry]) -> LabelColumn | None:
+    """Return the column of a list that may hold labels, or None.
+
+    It is the only number of every line, or the last of two (frames and a label). Of two it is the first
+    where that is 0 or 1 in all lines and the last is not. A count of frames is never 0, and no last frame is
+    below the first one.
+    """
+    widths = {len(entry.numbers) for entry in entries}
+    named = any(entry.kind is not None for entry in entries)
+    if any(entry.framed for entry in entries) or not (widths == {1} or (widths == {2} and not named)):
+        return None
+    first, last = ([entry.numbers[place] for entry in entries] for place in (0, -1))
+    if widths == {1} or not max(first) <= 1 < max(last):
+        turned = widths == {2} and any(label < frames for frames, label in zip(first, last, strict=True))
+        reading = (
+            "" if widths == {1} else "the last number of each line is the label, the one before it frames"
+        )
+        if widths == {2} and not turned:
+            reading += ", not first and last frames"
+        column = LabelColumn(tuple(last), turned or min(last) == 0 or max(last) <= 1, reading)
+    else:
+        reading = "the first number of each line is the label, the last frames"
+        column = LabelColumn(tuple(first), min(first) == 0, reading)
+    return column if max(column.values) < MAX_CLASSES else None
 
 
 def match_list(
@@ -202,8 +246,9 @@ def list_labels(
         entry.video: True if value is None and entry.kind is not None else value
         for entry, value in zip(entries, flags, strict=True)
     }
-    if all(entry.numbers[:1] in ((0,), (1,)) and len(entry.numbers) == 1 for entry in entries):
-        return _from_column(entries, named, shown)
+    column = label_column(entries)
+    if column is not None and set(column.values) <= {0, 1}:
+        return _from_column(entries, column.values, named, shown)
     known = {video: int(value) for video, value in named.items() if value is not None}
     if len(known) == len(entries):
         return known, []
@@ -222,9 +267,9 @@ def list_labels(
 
 
 def _from_column(
-    entries: Sequence[Entry], named: Mapping[str, bool | None], shown: str
+    entries: Sequence[Entry], values: Sequence[int], named: Mapping[str, bool | None], shown: str
 ) -> tuple[dict[str, int], list[str]]:
-    column = {entry.video: entry.numbers[0] for entry in entries}
+    column = {entry.video: value for entry, value in zip(entries, values, strict=True)}
     known = [(entry, int(value)) for entry in entries if (value := named[entry.video]) is not None]
     wrong = [PurePosixPath(entry.path).name for entry, value in known if column[entry.video] != value]
     if not known:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from vleak.data.alike import noted
 from vleak.data.clipset import ClipSet, FeatureSet
 from vleak.data.features import features_of
 from vleak.data.folder import load_videos
 from vleak.data.plugins import find_source, load_source
-from vleak.data.request import ClipRequest
+from vleak.data.request import ClipRequest, Progress
 from vleak.data.sources import search_source
 from vleak.errors import InputError
 
@@ -22,15 +23,19 @@ def load_clips(
     public: int = 48,
     references: int = 0,
     fine: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
 ) -> ClipSet:
     """Load clips of shape (3, frames, size, size), float32 in [0, 1]: those under attack and public ones.
 
     A video is cut into windows of ``frames * stride`` consecutive frames, of which every ``stride``-th is
-    used; windows never overlap. The order of the files is drawn by ``seed``; the first windows of all files
-    come first, then their second windows, and so on. The first ``clips`` windows are attacked, up to
+    used; windows never overlap. Windows without content or motion (``windows.FLAT``, ``windows.STILL``) are
+    passed over where the video has others within reach (``windows.SEARCHED``), and come after all others. The
+    order of the files is drawn by ``seed``; the first windows of all files come first, then their second
+    windows, and so on. The first ``clips`` windows are attacked, up to
     ``public`` further ones are public: from other files where there are enough of them, otherwise later
-    parts of the same files. Sub-folders with two or more names are the classes; without them labels are
-    drawn at random, and a note says so.
+    parts of the same files. Labels of a list are the indices of the classes, whatever they are; sub-folders
+    with two or more names are classes; without either, labels are drawn at random, and a note says so.
 
     Videos may be stored as images, one file a frame, such as UCF-Crime in PNG: ``Abuse001_x264_100.png``. The
     frames are then the images of a video in the order of their numbers. A list of UCF-Crime or its ports
@@ -59,19 +64,24 @@ def load_clips(
             after the clip, alternating, with the time step of the clip's frames.
         fine: also return ``fine`` and ``public_fine``, the same clips at twice the size, same crop.
             Neither this nor ``references`` changes any clip.
+        strict: whether the first video that is damaged is an error. Otherwise it is used up to the damage, or
+            skipped where its first window is damaged, and notes count and name both. A video without
+            others beside it is an error either way.
+        progress: called as (what is being done, parts done, parts in all).
 
     Raises:
-        InputError: a number is out of range, the source does not exist, is no video, is damaged within
-            the frames that are needed, is too short, gives fewer clips than ``clips``, or has
-            fewer frames outside the attacked clips than ``references``.
+        InputError: a number is out of range, the source does not exist, holds no video that can be read,
+            or only ones that are too short, gives fewer clips than ``clips``, or has fewer frames outside the
+            attacked clips than ``references``; with ``strict``, a video is damaged within the frames that are
+            looked at.
     """
     request = ClipRequest(
         clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
-        references=references, fine=fine,
+        references=references, fine=fine, strict=strict, progress=progress,
     )  # fmt: skip
     if (reference := find_source(source)) is not None:
-        return load_source(reference, request)
-    return load_videos(search_source(source, ("videos", "frames")), request)
+        return noted(load_source(reference, request))
+    return noted(load_videos(search_source(source, ("videos", "frames")), request))
 
 
 def recognise(source: str) -> str:
@@ -99,6 +109,8 @@ def load_data(
     references: int = 0,
     fine: bool = False,
     segments: int = 32,
+    strict: bool = False,
+    progress: Progress | None = None,
 ) -> ClipSet | FeatureSet:
     """Load clips or feature matrices, whichever a source holds; the first of the notes says which.
 
@@ -114,6 +126,8 @@ def load_data(
         references: see ``load_clips``.
         fine: see ``load_clips``.
         segments: rows of a feature matrix, see ``load_features``.
+        strict: whether a file that cannot be read is an error; otherwise it is skipped and counted.
+        progress: see ``load_clips``.
 
     Raises:
         InputError: as ``load_clips`` and ``load_features``; references or fine clips asked of features.
@@ -125,8 +139,8 @@ def load_data(
                 f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
                 f"give videos"
             )
-        return features_of(files, clips=clips, segments=segments, seed=seed, public=public)
+        return features_of(files, clips=clips, segments=segments, seed=seed, public=public, strict=strict)
     return load_clips(
         source, clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
-        references=references, fine=fine,
+        references=references, fine=fine, strict=strict, progress=progress,
     )  # fmt: skip

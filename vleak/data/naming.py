@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from vleak.data.suffixes import OF_NAMES
+
 NORMAL = "Normal"
 _NORMAL_FOLDER = re.compile(r"(training|testing)?[-_ ]?normal([-_ ]?videos?\b.*|[-_ ]?videos?_.*)?", re.I)
 _UCF = re.compile(r"(normal[-_ ]?videos?|[a-z]+)[-_]?\d+_x264", re.I)  # Abuse001_x264, Normal_Videos_003_x264
@@ -14,7 +16,7 @@ _XD = re.compile(
 )  # XD-Violence: A is normal, B1, B2, B4, B5, B6, G are not
 _CROP = re.compile(r"__(\d)$")  # one file a crop: Abuse001_x264__0.npy
 _KIND = re.compile(r"([-_](i3d|c3d|clip|rgb|flow|c|features?))+$", re.I)  # Abuse001_x264_i3d.npy
-_SUFFIXES = re.compile(r"(\.(mp4|avi|mkv|mov|webm|gif|npy|txt|png|jpe?g))+$", re.I)
+_SUFFIXES = re.compile(rf"(\.({OF_NAMES}))+$", re.I)
 
 
 def canonical(folder: str) -> str:

@@ -10,21 +10,30 @@ import torch
 from torch import Tensor
 
 from vleak.data.clipset import ClipSet
-from vleak.data.request import ClipRequest
+from vleak.data.request import ClipRequest, Progress
 from vleak.data.synthetic import load_synthetic
 from vleak.errors import InputError, VleakError
 from vleak.registry import Reference, Registry, split_reference
 
 
 def _synthetic(
-    *, clips: int, frames: int, size: int, seed: int, public: int, references: int, fine: bool
+    *,
+    clips: int,
+    frames: int,
+    size: int,
+    seed: int,
+    public: int,
+    references: int,
+    fine: bool,
+    progress: Progress | None = None,
 ) -> ClipSet:
     """Textured objects moving over photographs, labelled by motion; nothing to download."""
     return load_synthetic(
         ClipRequest(
-            clips=clips, frames=frames, size=size, seed=seed, public=public, references=references, fine=fine
+            clips=clips, frames=frames, size=size, seed=seed, public=public, references=references, fine=fine,
+            progress=progress,
         )
-    )
+    )  # fmt: skip
 
 
 SOURCES: Registry[ClipSet] = Registry("source", {"synthetic": _synthetic})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from vleak.data.clipset import DEFAULT_CLIPS
 from vleak.errors import InputError, argument
@@ -23,6 +24,10 @@ _RANGES = {
 _ARGUMENTS = {"references": "reference_frames"}
 
 
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, parts done, parts in all)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipRequest:
     """Settings of the clips to load; `vleak.data.load_clips` documents each number.
@@ -39,6 +44,8 @@ class ClipRequest:
     public: int = 48
     references: int = 0
     fine: bool = False
+    strict: bool = False
+    progress: Progress | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check the ranges and the memory."""
@@ -58,6 +65,16 @@ class ClipRequest:
     def span(self) -> int:
         """Frames of a video from the start of one window to the start of the next."""
         return self.frames * self.stride
+
+    @property
+    def needed(self) -> int:
+        """Frames of a video from the first to the last frame of a clip."""
+        return (self.frames - 1) * self.stride + 1
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Report progress to whoever asked for it."""
+        if self.progress is not None:
+            self.progress(what, done, total)
 
     def _check_memory(self) -> None:
         loaded = self.attacked + self.public

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vleak.data.images import IMAGE_SUFFIXES, ImageVideo, group_images
+from vleak.data.images import ImageVideo, group_images
 from vleak.data.lists import LIST_SUFFIXES, Entry, is_number, match_list, read_list
 from vleak.data.naming import video_of
+from vleak.data.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vleak.data.tree import existing, first, printable, suffix, walk
-from vleak.data.video import SUFFIXES
 from vleak.errors import InputError
 
 Kind = Literal["videos", "frames", "features"]
 KINDS: tuple[Kind, ...] = ("videos", "features", "frames")
 _CALLED = {"videos": "videos", "frames": "images of videos", "features": "feature files"}
 _EXPECTED = {
-    "videos": ", ".join(sorted(SUFFIXES)),
-    "frames": "numbered .png or .jpg",
+    "videos": ", ".join(sorted(VIDEO_SUFFIXES)),
+    "frames": "numbered .png, .jpg, .tif or .bmp",
     "features": ".npy, or text of numbers",
 }
 _GROUND_TRUTH = re.compile(r"gt([-_].*)?\.npy", re.I)  # labels by frame, stored next to features
@@ -150,7 +150,7 @@ def _of_kind(
 ) -> tuple[list[str], list[ImageVideo]]:
     """Return the files of a kind that belong to the wanted videos, and for frames also these videos."""
     if kind == "videos":
-        chosen = [name for name in names if suffix(name) in SUFFIXES]
+        chosen = [name for name in names if suffix(name) in VIDEO_SUFFIXES]
     elif kind == "features":
         chosen = [name for name in names if _holds_features(root, name)]
     else:

@@ -8,8 +8,10 @@ are drawn without the class and have the same distribution for every class.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import skimage.data
 import torch
@@ -20,6 +22,7 @@ from vleak.data.clipset import ClipSet
 from vleak.data.request import ClipRequest
 from vleak.seeds import generator
 
+Thing = TypeVar("Thing")
 MOTIONS = ("left", "right", "up", "down", "approach", "rotate")
 # Name in skimage.data: smallest and largest side of a crop, as a share of the photograph's shorter side.
 # Crops of fine textures are smaller; larger ones would be noise at 32x32 pixels.
@@ -86,20 +89,24 @@ def load_synthetic(request: ClipRequest) -> ClipSet:
     scene before and after it, see ``_outside``.
     """
     frames, size, seed = request.frames, request.size, request.seed
-    attacked = [_draw("clips", index, frames, size, seed) for index in range(request.attacked)]
-    public = [_draw("public", index, frames, size, seed) for index in range(request.public)]
+    indices = [("clips", i) for i in range(request.attacked)] + [("public", i) for i in range(request.public)]
+    drawings = [_draw(*one, frames, size, seed) for one in _told("drawing scenes", indices, request)]
+    attacked, public = drawings[: request.attacked], drawings[request.attacked :]
     empty = torch.empty(0, 3, frames, OVERSAMPLING * size, OVERSAMPLING * size)
+    clips = [drawn.clip() for drawn in _told("drawing clips", drawings, request)]
     fine, public_fine = (
-        torch.stack([drawn.fine() for drawn in drawings]) if request.fine and drawings else empty
-        for drawings in (attacked, public)
+        torch.stack([drawn.fine() for drawn in _told("drawing fine clips", part, request)])
+        if request.fine and part
+        else empty
+        for part in (attacked, public)
     )
     references = request.references
     return ClipSet(
         name="synthetic",
-        clips=torch.stack([drawn.clip() for drawn in attacked]),
+        clips=torch.stack(clips[: len(attacked)]),
         labels=torch.tensor([drawn.label for drawn in attacked], dtype=torch.int64),
         names=tuple(f"synthetic{index}@0" for index in range(len(attacked))),
-        public_clips=torch.stack([drawn.clip() for drawn in public]) if public else empty[..., :size, :size],
+        public_clips=torch.stack(clips[len(attacked) :]) if public else empty[..., :size, :size],
         public_labels=torch.tensor([drawn.label for drawn in public], dtype=torch.int64),
         classes=MOTIONS,
         public_source="other seeds",
@@ -108,6 +115,13 @@ def load_synthetic(request: ClipRequest) -> ClipSet:
         fine=fine if request.fine else None,
         public_fine=public_fine if request.fine else None,
     )
+
+
+def _told(what: str, things: Sequence[Thing], request: ClipRequest) -> Iterator[Thing]:
+    """Yield things one by one, and report how many are done."""
+    for number, thing in enumerate(things):
+        request.tell(what, number, len(things))
+        yield thing
 
 
 def synthetic_clip(

@@ -11,7 +11,7 @@ from vleak.data.clipset import ClipSet, FeatureSet
 from vleak.errors import InputError
 from vleak.seeds import generator
 
-__all__ = ["clip_set", "first_of"]
+__all__ = ["clip_set", "first_of", "redrawn"]
 
 _CLASSES = 6  # number of classes of drawn labels, as for videos without classes
 
@@ -62,6 +62,31 @@ def clip_set(
         classes=names,
         public_source="tensors" if len(public_clips) else "",
         notes=("labels are drawn at random",) if labels is None else (),
+        labels_drawn=labels is None,
+    )
+
+
+def redrawn(data: ClipSet, classes: int, seed: int) -> ClipSet:
+    """Return a data set whose labels are drawn anew, over another number of pseudo-classes.
+
+    Args:
+        data: whose labels were drawn.
+        classes: number of pseudo-classes, such as the logits of a model.
+        seed: of the draw. The label of a clip depends on it and on the clip's position alone, counting public
+            clips behind the attacked ones.
+    """
+    count = len(data.clips) + len(data.public_clips)
+    drawn = [
+        int(torch.randint(classes, (), generator=generator("label", seed, classes, place)))
+        for place in range(count)
+    ]
+    labels = torch.tensor(drawn, dtype=torch.int64)
+    return replace(
+        data,
+        labels=labels[: len(data.clips)],
+        public_labels=labels[len(data.clips) :],
+        classes=tuple(f"class{index}" for index in range(classes)),
+        notes=(*data.notes, f"labels drawn over {classes} pseudo-classes, the logits of the model"),
     )
 
 

@@ -18,18 +18,27 @@ import av
 import numpy as np
 import torch
 from av.sidedata.sidedata import SideData, SideDataContainer
+from av.stream import Disposition
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from vleak.data.suffixes import VIDEO_SUFFIXES
 from vleak.errors import InputError
 
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif"
-SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mj2", ".avi", ".mkv", ".webm", ".gif"})
+# No format whose files name other files: playlists, scripts, streams.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpeg,mpegvideo,mpegts,flv,asf,h264"
 MAX_FRAME_PIXELS = 8192 * 4320
 MAX_SECONDS = 24 * 3600
-# Limit for one file: 100 000 frames of 1920x1080, about half an hour of decoding.
-MAX_DECODED_PIXELS = 200_000_000_000
+# Limit for one file: 4 800 frames of 1920x1080, or 280 of 8192x4320; some three minutes on one core.
+MAX_DECODED_PIXELS = 10_000_000_000
+# Larger frames are halved, and decoded by one thread: every thread of a decoder holds frames of its own.
+_LARGE_FRAME = 4096 * 2304
+_STREAMS = frozenset({"h264", "mpegvideo"})  # without a header; FFmpeg guesses how long they are
+_STILLS = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+_PICTURES = frozenset({"png", "mjpeg", "bmp", "webp", "tiff"})  # codecs of covers, where another track moves
+_TURNED = 0.01  # largest ratio between the small and the large entries of the matrix of a quarter turn
+CONVERSION = "convert it: `ffmpeg -i {} -c:v libx264 out.mp4`"
 
 
 def count_frames(path: Path, shown: str, most: int) -> int:
@@ -74,14 +83,21 @@ class Squares:
     Attributes:
         by_size: for each requested size, the frames by their number, float32 (3, size, size) in [0, 1].
         smallest: the shorter side of the smallest frame, in pixels as stored.
+        largest: height times width of the largest frame.
+        damage: why no frame after the last of these could be read; None where all wanted ones were.
+        pixels: number of pixels decoded, those of unwanted frames included.
     """
 
     by_size: dict[int, dict[int, Tensor]]
     smallest: int = MAX_FRAME_PIXELS
+    largest: int = 0
+    damage: InputError | None = None
+    pixels: int = 0
 
     def add(self, number: int, image: NDArray[np.uint8]) -> None:
         """Add an upright frame, RGB (H, W, 3), cut and scaled to every size."""
         self.smallest = min(self.smallest, *image.shape[:2])
+        self.largest = max(self.largest, image.shape[0] * image.shape[1])
         for size, squares in self.by_size.items():
             squares[number] = _square(image, size)
 
@@ -89,12 +105,25 @@ class Squares:
         """Return frames in the order of their numbers, (3, T, size, size)."""
         return torch.stack([self.by_size[size][number] for number in numbers], 1)
 
+    def take(self, other: Squares) -> None:
+        """Take the frames of another reading of the same video."""
+        self.smallest, self.largest = min(self.smallest, other.smallest), max(self.largest, other.largest)
+        for size, squares in other.by_size.items():
+            self.by_size.setdefault(size, {}).update(squares)
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Forget frames."""
+        for number in numbers:
+            for squares in self.by_size.values():
+                squares.pop(number, None)
+
 
 def read_frames(path: Path, shown: str, wanted: Set[int], sizes: Sequence[int]) -> Squares:
     """Return the wanted frames of one file, each scaled to every size of ``sizes``.
 
     Frames are turned upright (display matrix), cut to the central square and scaled with antialiasing.
-    Decoding stops at the last wanted frame. Non-square pixels are taken as they are.
+    Decoding stops at the last wanted frame, or where the file is damaged: ``damage`` of the result then says
+    why, and the wanted frames before it are there. Non-square pixels are taken as they are.
 
     Args:
         path: the file.
@@ -103,7 +132,7 @@ def read_frames(path: Path, shown: str, wanted: Set[int], sizes: Sequence[int]) 
         sizes: heights (and widths) of the frames to return, in pixels.
 
     Raises:
-        InputError: a wanted frame, or one before it, is missing or damaged, or exceeds a limit.
+        InputError: the file cannot be opened, or its header exceeds a limit.
     """
     last, squares = max(wanted), Squares({size: {} for size in sizes})
     with _opened(path, shown) as (container, stream):
@@ -111,25 +140,47 @@ def read_frames(path: Path, shown: str, wanted: Set[int], sizes: Sequence[int]) 
         _check_decoding(shown, context.width, context.height, last + 1)
         # Without "explode" FFmpeg conceals damage and reports success.
         context.options = {"err_detect": "explode"}
-        decoded = 0
-        for frame in _decode(container, stream):
-            if frame.is_corrupt:
-                break
-            if decoded in wanted:
-                check_limits(shown, frame.width, frame.height)
-                squares.add(decoded, _upright(frame, shown))
-            decoded += 1
-            if decoded > last:
-                break
+        if context.width * context.height > _LARGE_FRAME:
+            context.thread_count = 1
+        try:
+            decoded = _take_frames(squares, _decode(container, stream), wanted, shown)
+        except InputError as error:
+            squares.damage = error
+            return squares
         declared = max(
             last + 1, stream.frames, round(_declared_seconds(container, stream)[0] * _rate(stream))
         )
     if decoded <= last:
-        raise InputError(
+        squares.damage = InputError(
             f"{shown}: damaged: decoded {decoded} of {declared} declared frames, {last + 1} are needed; "
             f"replace or remove the file"
         )
     return squares
+
+
+def _take_frames(squares: Squares, frames: Iterable[av.VideoFrame], wanted: Set[int], shown: str) -> int:
+    """Add the wanted frames and return how many were decoded, up to the last wanted one or to damage.
+
+    Raises:
+        InputError: a frame, or all together, exceed a limit, or are turned by other than quarter turns.
+    """
+    decoded, last = 0, max(wanted)
+    matrix: bytes | None = None
+    for frame in frames:
+        if frame.is_corrupt:
+            break
+        if not decoded:
+            matrix = _display_matrix(frame)
+        check_limits(shown, frame.width, frame.height)
+        squares.pixels += frame.width * frame.height
+        if squares.pixels > MAX_DECODED_PIXELS:  # frames may be larger than the header declares
+            raise _too_many_pixels(shown, frame.width, frame.height, last + 1)
+        if decoded in wanted:
+            squares.add(decoded, _upright(frame, matrix, shown))
+        decoded += 1
+        if decoded > last:
+            break
+    return decoded
 
 
 @contextmanager
@@ -143,13 +194,26 @@ def _opened(path: Path, shown: str) -> Iterator[tuple[av.container.InputContaine
     except av.FFmpegError as error:
         raise InputError(
             f"{shown}: is no video, or damaged at its start ({error.strerror}); expected one of "
-            f"{', '.join(sorted(SUFFIXES))}"
+            f"{', '.join(sorted(VIDEO_SUFFIXES))}; where it is another format, {CONVERSION.format(shown)}"
         ) from error
     with container:
-        stream = container.streams.video[0] if container.streams.video else None
-        if stream is None or stream.codec_context is None:
-            raise InputError(f"{shown}: holds no video that can be decoded")
-        yield container, stream
+        yield container, _moving_stream(container, shown)
+
+
+def _moving_stream(container: av.container.InputContainer, shown: str) -> av.VideoStream:
+    """Return the first video track that is no still picture, such as a cover."""
+    tracks = list(container.streams.video)
+    readable = [track for track in tracks if track.codec_context is not None]
+    if not readable:
+        what = f" (its {container.format.name} holds a video of an unknown kind)" if tracks else ""
+        raise InputError(f"{shown}: holds no video that can be decoded{what}; {CONVERSION.format(shown)}")
+    moving = [track for track in readable if not track.disposition & _STILLS]
+    if not moving:
+        raise InputError(f"{shown}: holds a still picture and no video; give a video")
+    if len(moving) > 1:
+        pictures = [track for track in moving if track.codec_context.name in _PICTURES]
+        moving = [track for track in moving if track.frames != 1 and track not in pictures] or moving
+    return moving[0]
 
 
 def check_limits(shown: str, width: int, height: int, seconds: float = 0) -> None:
@@ -171,11 +235,17 @@ def check_limits(shown: str, width: int, height: int, seconds: float = 0) -> Non
 
 
 def _check_decoding(shown: str, width: int, height: int, frames: int) -> None:
+    check_limits(shown, width, height)
     if width * height * frames > MAX_DECODED_PIXELS:
-        raise InputError(
-            f"{shown}: {frames} frames of {width}x{height} would have to be decoded, the limit is "
-            f"{MAX_DECODED_PIXELS:.0e} pixels a file; lower `clips`, `frames` or `stride`"
-        )
+        raise _too_many_pixels(shown, width, height, frames)
+
+
+def _too_many_pixels(shown: str, width: int, height: int, frames: int) -> InputError:
+    return InputError(
+        f"{shown}: {frames} frames of {width}x{height} would have to be decoded, the limit is "
+        f"{MAX_DECODED_PIXELS:.0e} pixels a file; lower `clips`, `frames` or `stride`, or scale it down: "
+        f"`ffmpeg -i {shown} -vf scale=-2:480 out.mp4`"
+    )
 
 
 def _declared_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[float, bool]:
@@ -203,6 +273,8 @@ def _end_of(packet: av.Packet[av.VideoStream]) -> float:
 
 def _missing_frames(container: av.container.InputContainer, stream: av.VideoStream, end: float) -> int:
     """Return how many frames the header declares beyond the time ``end`` where the file ends."""
+    if container.format.name in _STREAMS:
+        return 0
     seconds, own = _declared_seconds(container, stream)
     # The container's duration may be that of longer audio; rounded times may miss a frame or two.
     slack = max(0.1, 3 / _rate(stream)) if own else 1.0
@@ -217,21 +289,40 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
         return
 
 
-def _upright(frame: av.VideoFrame, shown: str) -> NDArray[np.uint8]:
-    """Return the frame in display orientation, RGB (H, W, 3), following the display matrix."""
-    # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says.
-    image = np.asarray(frame.to_ndarray(format="gbrp"), dtype=np.uint8)
+def _display_matrix(frame: av.VideoFrame) -> bytes | None:
+    """Return the display matrix of a frame, which all frames of a video share.
+
+    A frame and its side data refer to each other once it was asked for, so the frame outlives its use.
+    """
     stored: SideData | None = cast(SideDataContainer, frame.side_data).get("DISPLAYMATRIX")
+    return None if stored is None else bytes(stored)
+
+
+def _upright(frame: av.VideoFrame, stored: bytes | None, shown: str) -> NDArray[np.uint8]:
+    """Return the frame in display orientation, RGB (H, W, 3), following the display matrix."""
+    width, height, method = frame.width, frame.height, None
+    if width * height > _LARGE_FRAME:  # the largest clip, at twice its size, has fewer pixels than half of it
+        width, height, method = width // 2, height // 2, "AREA"
+    # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says.
+    planes = frame.to_ndarray(format="gbrp", width=width, height=height, interpolation=method)
+    image = np.asarray(planes, dtype=np.uint8)
     if stored is None:
         return image
-    # Nine 16.16 fixed-point numbers [a b u; c d v; x y w]: x' = a x + c y, y' = b x + d y.
-    matrix = struct.unpack("=9i", bytes(stored))
-    a, b, c, d = (round(matrix[index] / 65536) for index in (0, 1, 3, 4))
-    if abs(a * d) == 1 and b == c == 0:
-        return image[::d, ::a]
-    if abs(b * c) == 1 and a == d == 0:
-        return image.transpose(1, 0, 2)[::b, ::c]
-    raise InputError(f"{shown}: is to be shown turned by other than quarter turns; re-encode it upright")
+    # Nine fixed-point numbers [a b u; c d v; x y w]: x' = a x + c y, y' = b x + d y. They may also scale,
+    # which the square of a clip makes good, or stretch, as pixels that are not square do.
+    matrix = struct.unpack("=9i", stored)
+    a, b, c, d = (matrix[index] for index in (0, 1, 3, 4))
+    if max(abs(b), abs(c)) < _TURNED * min(abs(a), abs(d)):
+        return image[:: _sign(d), :: _sign(a)]
+    if max(abs(a), abs(d)) < _TURNED * min(abs(b), abs(c)):
+        return image.transpose(1, 0, 2)[:: _sign(b), :: _sign(c)]
+    raise InputError(
+        f"{shown}: is to be shown turned by other than quarter turns; {CONVERSION.format(shown)}"
+    )
+
+
+def _sign(number: int) -> int:
+    return 1 if number > 0 else -1
 
 
 def _square(image: NDArray[np.uint8], size: int) -> Tensor:
@@ -240,5 +331,7 @@ def _square(image: NDArray[np.uint8], size: int) -> Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     crop = torch.from_numpy(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    pixels = crop.permute(2, 0, 1)[None].float() / 255
-    return functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+    # One channel after the other: as floats, a large frame takes a gigabyte.
+    channels = [crop[None, None, :, :, channel].contiguous().float() / 255 for channel in range(3)]
+    scaled = [functional.interpolate(one, (size, size), mode="bicubic", antialias=True) for one in channels]
+    return torch.cat(scaled, 1)[0].clamp(0, 1)

@@ -31,6 +31,7 @@ def classifier_of(
     size: int,
     classes: int,
     seed: int,
+    least: int | None = None,
     layout: Layout | None = None,
     checkpoint: str | None = None,
 ) -> Plain:
@@ -40,6 +41,7 @@ def classifier_of(
         model: a name, a module or a factory.
         frames, size, classes: of the data.
         seed: of the weights that are drawn.
+        least: logits that a model from outside must have; None for one a class.
         layout: in which a model from outside takes clips; None to find it out.
         checkpoint: file with its weights.
 
@@ -56,7 +58,9 @@ def classifier_of(
     module, notes = Plain(made, ()) if built_in else plain_module(made)
     if layout is not None or not built_in:
         lazy_seed = derive_seed(seed, "lazy weights")
-        module, found = adapt(module, (3, frames, size, size), classes, layout=layout, seed=lazy_seed)
+        module, found = adapt(
+            module, (3, frames, size, size), least or classes, layout=layout, seed=lazy_seed
+        )
         notes += found
     if checkpoint is not None:
         notes += load_checkpoint(module, checkpoint)

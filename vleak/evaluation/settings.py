@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 
@@ -17,6 +17,7 @@ from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, argument, unknown_name, utf8_text
 from vleak.evaluation.chosen import ChosenAttack, choose_attack
+from vleak.evaluation.clients import ClientChoice, numbers
 from vleak.evaluation.objects import (
     AttackLike,
     DataLike,
@@ -29,7 +30,7 @@ from vleak.evaluation.objects import (
     metric_of,
     module_name,
 )
-from vleak.federated import LOSSES, MODES, LocalTraining
+from vleak.federated import LOSSES
 from vleak.metrics import Metric
 from vleak.models import (
     EXTRACTORS,
@@ -42,7 +43,6 @@ from vleak.models import (
     read_layout,
 )
 from vleak.native import operators
-from vleak.pipelines import ClientSettings
 from vleak.registry import Setting
 from vleak.results.records import SettingsRecord
 
@@ -55,21 +55,12 @@ DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
 """What runs where nobody names an attack: on features also the exact method."""
 
 Engine = Literal["native", "reference"]
-Mode = Literal["eval", "train"]
-_COUNTS = {
-    "reference_frames": (0, "0,1,4"),
-    "batch": (1, "1,4,8"),
-    "rounds": (1, "1,3"),
-    "local_steps": (0, "0,1,5"),
-    "local_epochs": (0, "0,1,2"),
-}
-"""Settings that are several numbers, with the least one and an example."""
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "segments": 10_000}
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ClientChoice):
     """Settings of one run. Two runs with equal settings give equal scores.
 
     Everything is given by name, or as an object that `vleak.named` gives a name where it has none.
@@ -96,21 +87,11 @@ class Settings:
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
         segments: S, to which feature files of another length are brought.
+        strict: whether a file of the data that cannot be read ends the run; otherwise it is skipped, and the
+            record says so.
         reference_frames: how many frames of the scene the attacker holds, each count a row of its own.
         enhance: what brings reconstructed clips to twice the resolution, as `vleak.enhance.build_enhancer`
             takes it, or "none".
-        batch: how many private clips a client has, each number a row of its own.
-        mode: mode of the model while a client computes, "eval" or "train".
-        trainable: patterns of parameter names with commas between them, such as "head.*"; only those are
-            trained and sent.
-        local_steps: steps of local training before a client sends its delta, each number a row; 0 for the
-            gradient of one batch. local_epochs: the same in passes over the client's clips.
-        local_batch: clips of a local step; 0 for all of the client. local_rate, local_momentum, local_decay,
-            local_optimizer: as `vleak.federated.LocalTraining` has them.
-        rounds: rounds of training, each number a row; between them the server moves the weights, by a delta
-            as it is, or by a gradient times ``local_rate``. participation: chance of the client to take part
-            in a round that is not the last; another client, with public clips, does else. round_clips:
-            "same" clips in every round, or "new" ones in each.
         restarts: of every attack whose text does not set them, iterations: of every restart; an instance has
             its own.
         labels: "inferred" by the attack, or "granted" to it.
@@ -134,19 +115,6 @@ class Settings:
     stride: int = 2
     segments: int = 32
     reference_frames: Sequence[int] = (0,)
-    batch: Sequence[int] = (1,)
-    mode: str = "eval"
-    trainable: str = "*"
-    local_steps: Sequence[int] = (0,)
-    local_epochs: Sequence[int] = (0,)
-    local_batch: int = 0
-    local_rate: float = 0.01
-    local_momentum: float = 0.0
-    local_decay: float = 0.0
-    local_optimizer: str = "sgd"
-    rounds: Sequence[int] = (1,)
-    participation: float = 1.0
-    round_clips: str = "same"
     enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
@@ -156,6 +124,7 @@ class Settings:
     engine: str = "native"
     input_layout: str = "auto"
     checkpoint: str | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Check names and sizes, so that a wrong one costs no time."""
@@ -167,8 +136,6 @@ class Settings:
             ("engine", self.engine, ENGINES),
             ("labels", self.labels, LABELS),
             ("loss", self.loss, LOSSES),
-            ("mode", self.mode, MODES),
-            ("round_clips", self.round_clips, ("same", "new")),
         )
         for kind, value, known in choices:
             if not isinstance(value, str) or value not in known:
@@ -182,9 +149,9 @@ class Settings:
             raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
         for name in _MOST:
             _check_count(name, getattr(self, name))
-        self._check_counts()
+        self.check_clients()
+        object.__setattr__(self, "reference_frames", numbers("reference_frames", self.reference_frames, 0))
         self._check_names()
-        self.clients()
 
     def _take_shape(self) -> None:
         """Take frames and size from clips that were handed over, and enhance nothing that has no truth."""
@@ -197,52 +164,6 @@ class Settings:
             object.__setattr__(self, "size", data.clips.shape[3])
         if data is not None and getattr(data, "fine", None) is None:
             object.__setattr__(self, "enhance", "none")
-
-    def _check_counts(self) -> None:
-        for name, (least, example) in _COUNTS.items():
-            counts = tuple(dict.fromkeys(getattr(self, name)))
-            if not counts or not all(_is_whole(count) and count >= least for count in counts):
-                text = ",".join(map(str, counts))
-                raise InputError(f"{argument(name, text)}: expected numbers from {least}, such as {example}")
-            object.__setattr__(self, name, counts)
-        if not (isinstance(self.participation, int | float) and 0 < self.participation <= 1):
-            raise InputError(f"{argument('participation', self.participation)}: expected a number in (0, 1]")
-        if self.local_steps != (0,) and self.local_epochs != (0,):
-            raise InputError(
-                "local_steps and local_epochs both say how long a client trains; give one of them"
-            )
-
-    def clients(self) -> list[ClientSettings]:
-        """Settings of the clients, each a row: every batch size with every length of local training.
-
-        Raises:
-            InputError: a setting of local training is out of its range.
-        """
-        mode, new = cast("Mode", self.mode), self.round_clips == "new"
-        shared = {"participation": self.participation, "server_rate": self.local_rate}
-        return [
-            ClientSettings(batch_size=size, mode=mode, local=local, rounds=rounds, new_clips=new, **shared)
-            for size in self.batch
-            for rounds in self.rounds
-            for local in self._trainings(size)
-        ]
-
-    def _trainings(self, clips: int) -> list[LocalTraining | None]:
-        return [
-            self._local(clips, steps, epochs) for steps in self.local_steps for epochs in self.local_epochs
-        ]
-
-    def _local(self, clips: int, steps: int, epochs: int) -> LocalTraining | None:
-        size = self.local_batch or clips
-        if epochs:
-            steps = epochs * -(-clips // min(size, clips))
-        if not steps:
-            return None
-        return LocalTraining(
-            steps=steps, batch_size=self.local_batch, learning_rate=self.local_rate,
-            momentum=self.local_momentum, weight_decay=self.local_decay,
-            optimizer=cast("Any", self.local_optimizer),
-        )  # fmt: skip
 
     def _check_names(self) -> None:
         """Refuse what the parsers of names would, and attacks that are of no pipeline of this run."""

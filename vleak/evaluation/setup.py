@@ -12,12 +12,13 @@ from torch import nn
 
 import vleak
 from vleak.attacks import FeatureInversion
-from vleak.data import ClipSet, FeatureSet, check_clip_set, first_of, load_data, recognise
+from vleak.data import ClipSet, FeatureSet, check_clip_set, first_of, load_data, recognise, redrawn
 from vleak.enhance import Enhancer, build_enhancer
 from vleak.errors import InputError, argument
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
 from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
+from vleak.models import Plain, check_classifier
 from vleak.native import loader
 from vleak.pipelines import (
     ClipPictures,
@@ -64,9 +65,10 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
         CapabilityError: a model has no second derivative.
     """
     progress("loading clips", 0, 0)
-    data = _load(settings)
+    data = _load(settings, progress)
     _check_batches(settings, len(data.names))
-    pipelines = _pipelines(data, settings, progress)
+    data, model = _with_model(data, settings)
+    pipelines = _pipelines(data, settings, progress, model)
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
     resolved = settings.resolved()
     header = RunHeader(
@@ -86,7 +88,25 @@ def _check_batches(settings: Settings, clips: int) -> None:
         )
 
 
-def _load(settings: Settings) -> Data:
+def _with_model(data: Data, settings: Settings) -> tuple[Data, Plain | None]:
+    """The data, and the classifier of the raw pipeline where it runs.
+
+    Labels that were drawn are drawn over as many pseudo-classes as the classifier has logits: one that was
+    handed over may have a number of its own.
+    """
+    if not isinstance(data, ClipSet) or "raw" not in settings.pipelines():
+        return data, None
+    frames, size = data.clips.shape[2:4]
+    model, notes = classifier_of(
+        settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed,
+        least=2 if data.labels_drawn else None, layout=settings.layout(), checkpoint=settings.checkpoint,
+    )  # fmt: skip
+    if data.labels_drawn and (logits := check_classifier(model, data.clips[:1], 2)) != len(data.classes):
+        data = redrawn(data, logits, settings.seed)
+    return data, Plain(model, notes)
+
+
+def _load(settings: Settings, progress: Progress) -> Data:
     asked = max(settings.reference_frames)
     data = data_set(settings.data)
     if data is not None:
@@ -99,7 +119,8 @@ def _load(settings: Settings) -> Data:
     return load_data(
         source, clips=settings.clips, frames=settings.frames, size=settings.size,
         stride=settings.stride, seed=settings.seed, references=asked,
-        fine=settings.enhance != "none" and not features, segments=settings.segments,
+        fine=settings.enhance != "none" and not features, segments=settings.segments, strict=settings.strict,
+        progress=lambda what, done, total: progress(f"{what}, {done} of {total}", 0, 0),
     )  # fmt: skip
 
 
@@ -135,13 +156,17 @@ def _refuse_frames(settings: Settings) -> None:
 
 
 @singledispatch
-def _pipelines(data: Data, settings: Settings, progress: Progress) -> list[Pipeline]:
+def _pipelines(
+    data: Data, settings: Settings, progress: Progress, classifier: Plain | None
+) -> list[Pipeline]:
     """Pipelines of a run on its data."""
     raise InputError(f"data: expected a ClipSet or a FeatureSet, got {type(data).__name__}")
 
 
 @_pipelines.register
-def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+def _of_clips(
+    data: ClipSet, settings: Settings, progress: Progress, classifier: Plain | None
+) -> list[Pipeline]:
     progress("preparing the pictures", 0, 0)
     pictures = ClipPictures(
         data,
@@ -153,12 +178,8 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
     )
     progress("preparing the model", 0, 0)
     pipelines: list[Pipeline] = []
-    if "raw" in settings.pipelines():
-        frames, size = data.clips.shape[2:4]
-        model, notes = classifier_of(
-            settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed,
-            layout=settings.layout(), checkpoint=settings.checkpoint,
-        )  # fmt: skip
+    if classifier is not None:
+        model, notes = classifier
         raw = RawPipeline(
             data, model=model, name=module_name("model", settings.model), pictures=pictures,
             conditions=_conditions(settings, "raw"), progress=progress,
@@ -175,7 +196,9 @@ def _of_clips(data: ClipSet, settings: Settings, progress: Progress) -> list[Pip
 
 
 @_pipelines.register
-def _of_features(data: FeatureSet, settings: Settings, progress: Progress) -> list[Pipeline]:
+def _of_features(
+    data: FeatureSet, settings: Settings, progress: Progress, classifier: Plain | None
+) -> list[Pipeline]:
     return [_feature_pipeline(FeatureFiles(data), "files", settings, progress)]
 
 

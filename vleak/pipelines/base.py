@@ -30,6 +30,7 @@ from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.conditions import Conditions, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestUpdates, compare
 from vleak.pipelines.pictures import Pictures
+from vleak.pipelines.rivals import rivals
 from vleak.pipelines.rounds import Round, bystander, move
 from vleak.results.records import (
     AttackRecord,
@@ -81,6 +82,7 @@ class Pipeline(ABC):
         self.model, self.model_record, self.name = model, model_record, model_record.name
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
+        self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
         self._honest: dict[ClientSettings, HonestUpdates] = {}
         self._lock = threading.Lock()
         self._honest_updates(ClientSettings())
@@ -103,9 +105,11 @@ class Pipeline(ABC):
 
     def candidates(self, clip: int) -> list[int]:
         """Positions of the clips among which one is to be identified: all that public knowledge allows."""
-        if self.loss != "ranking":
-            return list(range(len(self.samples.private)))
-        return torch.nonzero(self.samples.labels == self.samples.labels[clip]).flatten().tolist()
+        return self._rivals[clip]
+
+    def _contents(self) -> list[Tensor]:
+        """What clips are told apart by, as `rivals` takes it."""
+        return [self.samples.private]
 
     def seed(self, case: Case) -> int:
         """Seed of the client's message: every attack meets the same message."""
@@ -266,7 +270,7 @@ class Pipeline(ABC):
         # Its companions in the batch are no alternatives to a clip: they are in the update too.
         candidates = [clip for clip in candidates if clip == case.clip or clip not in case.batch]
         hypotheses = self._honest_updates(case.client).candidates(candidates, label)
-        if case.baseline or not hypotheses:
+        if case.baseline or len(hypotheses) < 2:
             return None, None
         if observation.earlier:  # of several rounds the first has the weights of the candidates' updates
             observation = observation.earlier[0]
@@ -277,7 +281,7 @@ class Pipeline(ABC):
             channel = self._simulated_channel(case, observation)
         ranked = link_scores(replace(observation, channel=channel), hypotheses)
         rank = link_rank(ranked, candidates.index(case.clip))
-        return rank == 1 and len(hypotheses) > 1, rank
+        return rank == 1, rank
 
     def _compared(self, case: Case, update: Update) -> UpdateRecord:
         """The update beside the one that the same client sends without a defense."""
@@ -367,10 +371,10 @@ class Pipeline(ABC):
 
         A granted label may exclude some, and frames of the scene all others.
         """
-        labels = self.samples.labels
         if case.reference_frames:
             return 1
-        return int((labels == labels[case.clip]).sum()) if self.labels_granted else len(labels)
+        labels, own = self.samples.labels[self.candidates(case.clip)], self.samples.labels[case.clip]
+        return int((labels == own).sum()) if self.labels_granted else len(labels)
 
 
 def _own_copies(knowledge: Knowledge, update: Update) -> tuple[Knowledge, Update]:

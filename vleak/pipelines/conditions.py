@@ -51,7 +51,7 @@ class Samples:
         labels: (N,) int64.
         public: (M, *shape), what everybody holds.
         public_labels: (M,) int64.
-        classes: number of classes.
+        classes: number of classes. labels_drawn: whether labels were drawn at random.
     """
 
     private: Tensor
@@ -59,6 +59,7 @@ class Samples:
     public: Tensor
     public_labels: Tensor
     classes: int
+    labels_drawn: bool = False
 
 
 def model_record(
@@ -82,13 +83,10 @@ def model_record(
         extractor_accuracy: held-out accuracy of the extractor before it.
         matrix: segments and features of its input; None for frames.
     """
-    digest = hashlib.sha256()
+    digest, drawn = hashlib.sha256(), samples.labels_drawn
     for parameter in model.parameters():
         digest.update(parameter.detach().contiguous().numpy().tobytes())
-    if matrix != (
-        None,
-        None,
-    ):  # of another extractor the features are others, though clips and head are equal
+    if matrix != (None, None):  # another extractor makes other features of equal clips
         digest.update(samples.private.numpy().tobytes() + samples.public.numpy().tobytes())
     everything = sum(p.numel() for p in model.parameters())
     sent = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -100,8 +98,8 @@ def model_record(
         sent_parameters=None if sent == everything else sent,
         training_steps=training_steps(conditions.training_state),
         weights_sha256=digest.hexdigest(),
-        train_accuracy=accuracy(model, samples.public, samples.public_labels),
-        held_out_accuracy=accuracy(model, samples.private, samples.labels),
+        train_accuracy=None if drawn else accuracy(model, samples.public, samples.public_labels),
+        held_out_accuracy=None if drawn else accuracy(model, samples.private, samples.labels),
         chance=1 / samples.classes,
         extractor_accuracy=extractor_accuracy,
         segments=matrix[0],

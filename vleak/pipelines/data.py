@@ -6,7 +6,7 @@ import hashlib
 
 from torch import Tensor
 
-from vleak.data import ClipSet, FeatureSet
+from vleak.data import ClipSet, FeatureSet, noted
 from vleak.pipelines.bags import anomalous_classes
 from vleak.results.records import DataRecord
 
@@ -35,7 +35,7 @@ def data_record(data: Data, *, binary: bool) -> DataRecord:
         binary: whether a loss of the run knows only normal and anomalous clips.
     """
     private, public = tensors(data)
-    notes = list(data.notes)
+    notes = list(noted(data).notes)
     if binary and isinstance(data, ClipSet):
         kinds = zip(data.classes, anomalous_classes(data.classes), strict=True)
         named = [name for name, anomalous in kinds if anomalous]

@@ -17,6 +17,7 @@ from vleak.pipelines.bags import bag_pairs, public_pairs
 from vleak.pipelines.base import Pipeline
 from vleak.pipelines.case import Answer, Case
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, model_record
+from vleak.pipelines.pictures import ClipPictures
 from vleak.pipelines.scoring import segment_scores
 from vleak.pipelines.sources import FeatureSource, guessed_features
 from vleak.results.records import Scores
@@ -138,6 +139,11 @@ class FeaturePipeline(Pipeline):
             changes |= {key: getattr(segments, key) for key in ("identified", "rank", "candidates")}
         return scores.model_copy(update=changes)
 
+    def _contents(self) -> list[Tensor]:
+        """The matrices, and frames where there are any: an extractor may round equal clips differently."""
+        frames = [self.pictures.data.clips] if isinstance(self.pictures, ClipPictures) else []
+        return [self.source.features, *frames]
+
     def _own_bag(self, clip: int, sample: Tensor) -> Tensor:
         """Part of a sample, or of its mask, that is the clip itself and not its companion."""
         return sample if self._positions is None else sample[self._positions[clip]]
@@ -156,8 +162,9 @@ def _samples(source: FeatureSource, loss: str, conditions: Conditions) -> tuple[
     """Samples of a loss, and the position of every clip in its pair; None where a sample is one matrix."""
     if loss != "ranking":
         return Samples(
-            source.features, source.labels, source.public, source.public_labels, source.classes
-        ), None
+            source.features, source.labels, source.public, source.public_labels, source.classes,
+            source.labels_drawn,
+        ), None  # fmt: skip
     private, positions = bag_pairs(source.features, source.labels)
     public = public_pairs(source.public, source.public_labels)
     if training_steps(conditions.training_state) and not len(public):
@@ -165,7 +172,10 @@ def _samples(source: FeatureSource, loss: str, conditions: Conditions) -> tuple[
             "loss 'ranking': training needs public clips of both kinds, normal and anomalous, and there are "
             "none; give more files, or the training state 'untrained'"
         )
-    return Samples(private, source.labels, public, source.public_labels, source.classes), positions
+    samples = Samples(
+        private, source.labels, public, source.public_labels, source.classes, source.labels_drawn
+    )
+    return samples, positions
 
 
 def _trained_head(

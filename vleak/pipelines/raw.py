@@ -53,7 +53,9 @@ class RawPipeline(Pipeline):
             CapabilityError: the model has no second derivative.
         """
         classes = len(data.classes)
-        samples = Samples(data.clips, data.labels, data.public_clips, data.public_labels, classes)
+        samples = Samples(
+            data.clips, data.labels, data.public_clips, data.public_labels, classes, data.labels_drawn
+        )
         check_classifier(model, data.clips[:1], classes)
         steps = training_steps(conditions.training_state)
         train(model, data.public_clips, data.public_labels, steps, generator(conditions.seed, "training"))

@@ -40,6 +40,7 @@ class FeatureSource(ABC):
         nonnegative, unit_norm: public properties of the features.
         accuracy: held-out accuracy of the extractor; None where unknown.
         pictures: frames of the private clips.
+        labels_drawn: whether labels were drawn at random.
     """
 
     features: Tensor
@@ -52,6 +53,7 @@ class FeatureSource(ABC):
     unit_norm: bool
     accuracy: float | None
     pictures: Pictures
+    labels_drawn: bool
 
     @abstractmethod
     def baseline_knowledge(
@@ -121,6 +123,7 @@ class ExtractedFeatures(FeatureSource):
         self.nonnegative, self.unit_norm = extractor.nonnegative, extractor.unit_norm
         self.features, self.public = extract(extractor, data.clips), extract(extractor, data.public_clips)
         self.labels, self.public_labels, self.classes = data.labels, data.public_labels, len(data.classes)
+        self.labels_drawn = data.labels_drawn
         if loss != "cross_entropy":
             anomalous = torch.tensor(anomalous_classes(data.classes))
             self.labels, self.public_labels = (
@@ -172,6 +175,7 @@ class FeatureFiles(FeatureSource):
         self.labels, self.public_labels, self.classes = data.labels, data.public_labels, len(data.classes)
         self.clip_names, self.accuracy, self.pictures = data.names, None, NoPictures()
         self.nonnegative, self.unit_norm = data.nonnegative, data.unit_norm
+        self.labels_drawn = data.labels_drawn
 
     def baseline_knowledge(
         self, clips: Sequence[int], references: int, labels: Tensor | None, features: Knowledge

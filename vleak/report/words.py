@@ -127,7 +127,7 @@ def row_cells(row: Row) -> dict[str, str]:
         ),
         "ε": "" if row.epsilon is None else epsilon_text(row.epsilon),
         "gain": "–" if gain.mean is None else decibel(gain.mean),
-        "recognised": f"{row.identified} of {row.n}" if share.n else "–",
+        "recognised": f"{row.identified} of {share.n}" if share.n else "–",
         "linked": f"{row.linked} of {row.linkage.n}" if row.linkage.n else "–",
         "verdict": ", ".join([verdict_text(row), *(caveat_text(row, caveat) for caveat in row.caveats)]),
     }
@@ -200,8 +200,11 @@ def unfinished(record: RunRecord) -> list[str]:
 def _undefended_sentence(row: Row, where: str) -> str:
     if row.verdict == "no_result":
         return "Without defense no attack gave a result, so nothing can be said of any defense."
-    clips = "clip is" if row.n == 1 else "clips are"
-    text = f"Without defense {row.identified} of {row.n} {clips} recognised{_gain(row)}{where}"
+    count = row.identification.n
+    clips = "clip is" if count == 1 else "clips are"
+    text = f"Without defense {row.identified} of {count} {clips} recognised{_gain(row)}{where}"
+    if not count:
+        text = f"Without defense there is no clip to tell from others{_gain(row)}{where}"
     if row.verdict == "leaks":
         return f"{text}."
     return f"{text}: {verdict_text(row)}, so the attack's failure under a defense would prove nothing."
@@ -233,8 +236,10 @@ def _describe(row: Row, where: str) -> str:
 def _counts(row: Row, where: str) -> str:
     """Counts of recognised and linked clips; what is not told from chance, with its upper end."""
     chance = row.chance or 1.0
-    recognised = f"{row.identified} of {row.n} recognised{where}"
+    recognised = f"{row.identified} of {row.identification.n} recognised{where}"
     texts = [recognised + _at_most(row, row.identification, chance)]
+    if not row.identification.n:
+        texts = ["no clip to tell from others"]
     if row.linkage.n:
         guess = 1 / row.candidates if row.candidates else 1.0
         texts.append(f"{row.linked} linked{_at_most(row, row.linkage, guess)}")

@@ -126,7 +126,7 @@ class Row:
         ssim_gain: its gain over the best baseline.
         motion_psnr_db: mean PSNR where something moves, None where nothing does.
         identified: clips that the reconstruction picked out among the candidates.
-        identification: share of those with its exact interval.
+        identification: share of those, of clips that have others to be told from, with its exact interval.
         linked: clips for which an attacker who holds all candidates tells from the update alone which it was.
         linkage: share of those with its exact interval.
         candidates: how many clips it had to be told from.

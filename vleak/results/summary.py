@@ -99,7 +99,8 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
     asked = [score.linked for score in scores if score.linked is not None]
     guesses = [score.label_correct for score in scores if score.label_correct is not None]
     updates = [cell.update for cell in scored if cell.update is not None]
-    identification = binomial_interval(sum(score.identified for score in scores), len(scores))
+    told_apart = [score.identified for score in scores if score.candidates is None or score.candidates > 1]
+    identification = binomial_interval(sum(told_apart), len(told_apart))
     linkage = binomial_interval(sum(asked), len(asked))
     candidates = max((score.candidates for score in scores if score.candidates), default=None)
     row = Row(
@@ -205,7 +206,7 @@ def _metrics(scores: Sequence[Scores]) -> dict[str, float]:
 
 def _verdict(row: Row) -> Verdict:
     gain, chance, segments = row.psnr_gain_db, row.chance or 1.0, row.segments
-    if row.identification.n == 0:
+    if row.n == 0:
         return "no_result"
     guess = min(1.0, row.client.batch_size / row.candidates) if row.candidates else 1.0
     # A segment that came back to the second digit is no luck, however few clips there are.
