@@ -77,7 +77,7 @@ OPTIONS: dict[str, str] = {
     "--size 16.5": "'--size': expected a whole number, got '16.5'",
     "--data nowhere": "data 'nowhere': does not exist; give a video, a folder of videos, or 'synth",
     "--data sythetic": "data 'sythetic': does not exist; give a video",
-    "--data empty": "data 'empty': the folder holds no files and no videos (.3g2, ",
+    "--data empty": "data 'empty': the folder holds no files and no videos (.264, ",
     "--data letters": "data 'letters': the folder holds 1 other files and no videos",
     "--data posing": "a.mp4: is no video, or damaged at its start",
     "--data text.mp4": "text.mp4: is no video, or damaged at its start",

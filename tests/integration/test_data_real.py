@@ -49,7 +49,6 @@ def test_ten_bit_colour_bars() -> None:
         ("odd/corrupted.mp4", r"^corrupted\.mp4: damaged: decoded 28 of 50 declared frames, 47 are needed"),
         ("odd/unordered.mov", r"unordered\.mov has 4 frames, 8 frames at stride 2 need 15"),
         ("odd/video_0.mov", r"video_0\.mov has 3 frames"),
-        ("odd", r"^corrupted\.mp4: damaged"),
         ("README.md", r"^README\.md: is no video"),
         ("ucf_crime", r"holds 7 other files and no videos"),
     ],
@@ -58,6 +57,14 @@ def test_odd_files_are_one_clear_line(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_clips(real_path(name))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_odd_files_together_are_read_as_far_as_they_go() -> None:
+    data = load_clips(real_path("odd"))
+    assert data.names == ("corrupted@0",)
+    assert any("1 of 5 videos are damaged and were used up to there" in note for note in data.notes)
+    with pytest.raises(InputError, match=r"^corrupted\.mp4: damaged"):
+        load_clips(real_path("odd"), strict=True)
 
 
 def test_odd_files_whose_wanted_part_is_whole() -> None:
