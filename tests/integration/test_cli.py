@@ -99,8 +99,12 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
         "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny_pool", "training-state": "early",
         "clips": 2, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
         "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "extractor": "frame_cnn",
-        "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none",
+        "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none", "mode": "train",
+        "trainable": "*.weight", "local-batch": 1, "local-rate": 0.1, "local-momentum": 0.5,
+        "local-decay": 0.25, "local-optimizer": "sgd", "participation": 0.5, "round-clips": "new",
+        "input-layout": "NCTHW",
     }  # fmt: skip
+    several = {"batch": [1, 2], "local-steps": [0, 2], "rounds": [1, 2], "local-epochs": [0]}
     (tmp_path / "further.py").write_text(
         "from vleak.metrics import Metric\n\n\n"
         "class mae(Metric):\n"
@@ -109,6 +113,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
         "        return float((a - b).abs().mean())\n"
     )
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    flags += [part for name, values in several.items() for part in (f"--{name}", ",".join(map(str, values)))]
     assert (
         run(
             [
@@ -130,7 +135,8 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     )
     settings = json.loads((tmp_path / "run" / "results.json").read_text())["settings"]
     del given["workers"]  # no score depends on it
-    assert settings == {name.replace("-", "_"): value for name, value in given.items()} | {
+    assert settings == {name.replace("-", "_"): value for name, value in (given | several).items()} | {
+        "checkpoint": None,
         "defenses": ["none", "prune:fraction=0.5"],
         "attacks": ["matching"],
         "metrics": ["further:mae"],

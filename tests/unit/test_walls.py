@@ -44,7 +44,9 @@ def test_kernels_know_no_torch() -> None:
 
 
 def test_an_observation_has_no_place_for_the_truth() -> None:
-    assert set(Observation.__dataclass_fields__) == {"model", "update", "knowledge", "channel"}
+    fields = {"model", "update", "knowledge", "channel", "earlier"}
+    assert set(Observation.__dataclass_fields__) == fields
+    assert Observation.__dataclass_fields__["earlier"].type == "tuple[Observation, ...]"
 
 
 @pytest.mark.parametrize(
