@@ -190,7 +190,8 @@ def test_what_follows_a_torn_line_is_left_out(line: bytes, folder: Path) -> None
     assert len(read_run(folder).cells) == 1
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**30), float("nan"), float("inf"), "\ud800", [], {}, 1e308])
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [10**400, -(10**30), float("nan"), "\ud800", {}])
 @pytest.mark.parametrize(
     "path",
     [("planned_cells",), ("data", "clips"), ("settings", "frames"), ("models", 0, "chance"),
