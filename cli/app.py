@@ -126,6 +126,8 @@ def _usage_or_bug(error: Exception) -> int:
         raise KeyboardInterrupt from error
     if os.environ.get("VLEAK_DEBUG"):
         traceback.print_exc()
+    if isinstance(error, MemoryError) or "can't allocate memory" in first_line(error):
+        return output.fail("not enough memory; lower --clips, --frames, --size or --workers")
     line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return output.fail(
         f"internal error, {type(error).__name__}: {line}; VLEAK_DEBUG=1 shows where, please report it"

