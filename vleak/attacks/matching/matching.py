@@ -120,7 +120,7 @@ class Matching(Attack):
         """Set the hyper-parameters.
 
         Args:
-            iterations: of each restart, at least 1.
+            iterations: of each restart, at least 1, for one clip; for a batch of B (B + 1) / 2 times as many.
             restarts: independent starts, at least 1; the smallest objective is the answer.
             distance: between gradients; for "l2" the regularisers are in units of the target's squared norm.
             rule, schedule, learning_rate, warmup, coarse, patience, tolerance: how each start descends, see
@@ -168,9 +168,10 @@ class Matching(Attack):
         still = self._still_background(setup, references).to(setup.weight)
         everywhere = still.new_ones(len(still), 1, *setup.knowledge.clip_shape[1:])
         background = BackgroundModel(setup.observation.model, still, everywhere)
-        masked = self.iterations // 2 if self.reference == "mask" else 0
+        iterations = self._length(setup)
+        masked = iterations // 2 if self.reference == "mask" else 0
         work = self._background_work(
-            setup, [background] * len(starts), starts, self.iterations - masked, self.coarse
+            setup, [background] * len(starts), starts, iterations - masked, self.coarse
         )
         return replace(work, state=_MaskRound(setup, still, masked) if masked else None)
 
@@ -189,6 +190,10 @@ class Matching(Attack):
         starts = [state.best for state in states]
         second = self._background_work(following.setup, backgrounds, starts, following.iterations, 0)
         return replace(second, earlier=states)
+
+    def _length(self, setup: _Setup) -> int:
+        """Return the iterations of a descent: clips of a batch come apart slowly."""
+        return self.iterations * (setup.knowledge.batch_size + 1) // 2
 
     def _single(self, observation: Observation) -> _Setup:
         """Return the setup of one round; where local steps are unrolled, at the weights before them."""
@@ -251,7 +256,7 @@ class Matching(Attack):
         knowledge, weights = replace(setup.knowledge, references=None), setup.weights
         expected = expected_clips(knowledge)
         settings = self._descent_settings(
-            setup, self.iterations, self.coarse, weights.smoothness, weights.prior_weight, knowledge
+            setup, self._length(setup), self.coarse, weights.smoothness, weights.prior_weight, knowledge
         )
         settings = replace(
             settings,
@@ -260,7 +265,7 @@ class Matching(Attack):
         )
         problem = self._problem(setup)
         descents = [self._descent(problem, settings, start.to(setup.weight)) for start in starts]
-        return self._work(setup, descents, self.iterations)
+        return self._work(setup, descents, self._length(setup))
 
     def _background_work(
         self,
@@ -293,7 +298,7 @@ class Matching(Attack):
         """Return descents on features, in a unit in which they are of the order 1."""
         space = FeatureSpace(setup.observation)
         problem = space.problem(self._problem(setup))
-        settings = self._descent_settings(setup, self.iterations, 0, 0.0, 0.0, setup.knowledge)
+        settings = self._descent_settings(setup, self._length(setup), 0, 0.0, 0.0, setup.knowledge)
         settings = replace(
             settings,
             learning_rate=self.learning_rate * space.rate,
@@ -304,7 +309,7 @@ class Matching(Attack):
         )
         starts = [space.start(generator).to(setup.weight) for _ in range(self.restarts)]
         descents = [self._descent(problem, settings, start) for start in starts]
-        work = self._work(setup, descents, self.iterations)
+        work = self._work(setup, descents, self._length(setup))
         return replace(work, decode=[space.compose] * len(starts))
 
     def _descent_settings(
