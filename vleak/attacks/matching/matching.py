@@ -120,10 +120,12 @@ class Matching(Attack):
         """Set the hyper-parameters.
 
         Args:
-            iterations: of each restart, at least 1, for one clip; for a batch of B (B + 1) / 2 times as many.
+            iterations: of each restart, at least 1, for each clip of a batch.
             restarts: independent starts, at least 1; the smallest objective is the answer.
             distance: between gradients; for "l2" the regularisers are in units of the target's squared norm.
-            rule, schedule, learning_rate, warmup, coarse, patience, tolerance: how each start descends, see
+            learning_rate: of one clip; for a batch of B by the root of B smaller. Both rules were chosen on
+                surveillance videos that no reported figure uses.
+            rule, schedule, warmup, coarse, patience, tolerance: how each start descends, see
                 `vleak.descent.loop.DescentSettings`.
             spatial: weight of anisotropic total variation within frames.
             temporal: weight of total variation between frames.
@@ -193,7 +195,7 @@ class Matching(Attack):
 
     def _length(self, setup: _Setup) -> int:
         """Return the iterations of a descent: clips of a batch come apart slowly."""
-        return self.iterations * (setup.knowledge.batch_size + 1) // 2
+        return self.iterations * setup.knowledge.batch_size
 
     def _single(self, observation: Observation) -> _Setup:
         """Return the setup of one round; where local steps are unrolled, at the weights before them."""
@@ -301,7 +303,7 @@ class Matching(Attack):
         settings = self._descent_settings(setup, self._length(setup), 0, 0.0, 0.0, setup.knowledge)
         settings = replace(
             settings,
-            learning_rate=self.learning_rate * space.rate,
+            learning_rate=settings.learning_rate * space.rate,
             prior=space.prior.to(setup.weight),
             prior_weight=setup.unit * (self.prior + setup.weights.prior_weight) * FEATURE_PULL,
             low=0.0 if setup.knowledge.nonnegative else -math.inf,
@@ -325,7 +327,7 @@ class Matching(Attack):
         pull = self.prior + prior_weight / expected_variance(knowledge)
         return DescentSettings(
             iterations=iterations,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate / math.sqrt(knowledge.batch_size),
             rule=self.rule,
             schedule=self.schedule,
             warmup=self.warmup,
