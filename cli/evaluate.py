@@ -115,7 +115,9 @@ LocalSteps = Annotated[
 ]
 LocalEpochs = Annotated[str, _option("The same in passes over the client's clips.", _CLIENT)]
 LocalBatch = Annotated[int, _number("Clips of a local step; 0 for all of the client.", _CLIENT)]
-LocalRate = Annotated[float, _option("Learning rate of local training.", _CLIENT)]
+LocalRate = Annotated[
+    float | None, _option("Learning rate of local training, and of the server between rounds.", _CLIENT)
+]
 LocalMomentum = Annotated[float, _option("Momentum of local SGD.", _CLIENT)]
 LocalDecay = Annotated[float, _option("Weight decay of local training.", _CLIENT)]
 LocalOptimizer = Annotated[str, _option("sgd or adam.", _CLIENT)]
@@ -176,7 +178,7 @@ def evaluate(
     local_steps: LocalSteps = "0",
     local_epochs: LocalEpochs = "0",
     local_batch: LocalBatch = 0,
-    local_rate: LocalRate = 0.01,
+    local_rate: LocalRate = None,
     local_momentum: LocalMomentum = 0.0,
     local_decay: LocalDecay = 0.0,
     local_optimizer: LocalOptimizer = "sgd",

@@ -134,6 +134,10 @@ class DpSgd(Defense):
         check_independence(lambda altered: self.per_clip(model, loss, altered, labels), samples, clips)
         return self._clip_and_noise(samples, len(clips), generator)
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse batch norm, through which every clip acts on the gradients of the others."""
+        refuse_batch_norm(model)
+
     def per_clip(self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return one gradient a clip, (N, *parameter shape) by name. Another way to get them goes here."""
         return per_clip_gradients(model, loss, clips, labels)

@@ -55,7 +55,7 @@ def evaluate(
     local_steps: int | Sequence[int] = (0,),
     local_epochs: int | Sequence[int] = (0,),
     local_batch: int = 0,
-    local_rate: float = 0.01,
+    local_rate: float | None = None,
     local_momentum: float = 0.0,
     local_decay: float = 0.0,
     local_optimizer: str = "sgd",

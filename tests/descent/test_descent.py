@@ -167,9 +167,8 @@ def test_gradient_agrees_with_finite_differences(distance: str, engine: str) -> 
         assert (ahead - behind).item() / 2e-5 == pytest.approx(slope, rel=1e-5)
 
 
-def test_unused_and_frozen_parameters_take_part() -> None:
+def test_unused_parameters_take_part() -> None:
     model = build(Conv).eval()
-    model.conv.weight.requires_grad_(False)
     problem = make_problem(model)
     assert not problem.target["unused"].any()
     x = draw(1, "start")

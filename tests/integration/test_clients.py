@@ -10,7 +10,7 @@ import torch
 
 import vleak
 from vleak.api import Run
-from vleak.errors import InputError
+from vleak.errors import CapabilityError, InputError
 from vleak.federated import LocalTraining
 from vleak.results import read_run
 
@@ -91,15 +91,15 @@ def test_only_trainable_parameters_are_sent() -> None:
 def test_epochs_count_in_passes_over_the_clips() -> None:
     from vleak.evaluation import Settings
 
-    settings = Settings(batch=(1, 4), local_epochs=(2,), local_batch=2)
+    settings = Settings(batch=(1, 4), local_epochs=(2,), local_batch=2, local_rate=0.01)
     assert [client.local for client in settings.clients()] == [
-        LocalTraining(steps=2, batch_size=2), LocalTraining(steps=4, batch_size=2)
-    ]  # fmt: skip
+        LocalTraining(steps=steps, batch_size=2, learning_rate=0.01) for steps in (2, 4)
+    ]
 
 
 def test_privacy_over_local_steps_is_in_the_record() -> None:
     once = attacked(run(defenses="dp:noise_multiplier=2", iterations=1))[-1]
-    many = attacked(run(defenses="dp:noise_multiplier=2", iterations=1, local_steps=4))[-1]
+    many = attacked(run(defenses="dp:noise_multiplier=2", iterations=1, local_steps=4, local_rate=0.01))[-1]
     assert many.defense.epsilon > 1.9 * once.defense.epsilon
     assert many.certificate.bound > once.certificate.bound
     batch = attacked(run(defenses="dp:noise_multiplier=2", iterations=1, batch=2))[-1]
@@ -116,7 +116,12 @@ def test_features_come_back_from_batches_and_deltas() -> None:
 
 
 def test_rounds_are_used_together_and_compose() -> None:
-    noisy: dict[str, Any] = {"defenses": "dp:noise_multiplier=0.02", "rounds": (1, 6), "iterations": 80}
+    noisy: dict[str, Any] = {
+        "defenses": "dp:noise_multiplier=0.02",
+        "rounds": (1, 6),
+        "local_rate": 0.01,
+        "iterations": 80,
+    }
     result = run(**noisy)
     once, often = [row for row in result.rows if not row.baseline and not row.undefended]
     assert (once.client.rounds, often.client.rounds) == (1, 6)
@@ -126,18 +131,30 @@ def test_rounds_are_used_together_and_compose() -> None:
 
 
 def test_rounds_of_new_clips_and_rounds_without_the_client() -> None:
-    new = run(rounds=3, round_clips="new", iterations=3)
-    rare = run(rounds=3, participation=0.1, iterations=3)
+    new = run(rounds=3, local_rate=0.01, round_clips="new", iterations=3)
+    rare = run(rounds=3, local_rate=0.01, participation=0.1, iterations=3)
     for result in (new, rare):
         assert all(cell.ok for cell in result.cells), [cell.status for cell in result.cells]
         assert all(cell.scores.linked is None for cell in attacked(result))
-    assert "rounds=3,clips=new" in attacked(new)[0].id
+    assert "rounds=3,clips=new,rate=0.01" in attacked(new)[0].id
     assert "rounds=3,participation=0.1" in attacked(rare)[0].id
+
+
+def test_batch_norm_under_dp_is_refused_before_the_first_cell(tmp_path: Path) -> None:
+    norm = torch.nn.Sequential(
+        torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.BatchNorm3d(4), torch.nn.AdaptiveAvgPool3d(1),
+        torch.nn.Flatten(), torch.nn.Linear(4, 6),
+    )  # fmt: skip
+    with pytest.raises(CapabilityError, match="BatchNorm3d, which mixes clips"):
+        run(model=vleak.named("norm", norm), defenses=["prune", "dp"], out=tmp_path / "run")
+    assert not (tmp_path / "run" / "cells.jsonl").exists()
 
 
 def test_error_feedback_is_carried_on_over_rounds() -> None:
     changed = [
-        attacked(run(defenses=f"prune:fraction=0.9,error_feedback={kept}", rounds=3, iterations=1))[-1].update
+        attacked(
+            run(defenses=f"prune:fraction=0.9,error_feedback={kept}", rounds=3, local_rate=0.01, iterations=1)
+        )[-1].update
         for kept in ("false", "true")
     ]
     assert changed[0].cosine_to_undefended != changed[1].cosine_to_undefended
@@ -170,9 +187,11 @@ def test_train_mode_uses_the_batch() -> None:
         ({"local_steps": -1}, "local_steps=-1: expected numbers from 0"),
         ({"local_steps": 1, "local_epochs": 1}, "local_steps and local_epochs both say"),
         ({"local_steps": 1, "local_rate": 0}, "learning_rate is 0"),
-        ({"local_steps": 1, "local_optimizer": "lion"}, "unknown optimizer 'lion'"),
+        ({"local_steps": 1}, "local_rate=None: local training needs a learning rate; give one, such as"),
+        ({"rounds": 2}, "local_rate=None: a round, after which the server takes a step, needs a learning"),
+        ({"local_steps": 1, "local_rate": 0.1, "local_optimizer": "lion"}, "unknown optimizer 'lion'"),
         ({"rounds": 0}, "rounds=0: expected numbers from 1"),
-        ({"rounds": 2, "participation": 0}, r"participation=0: expected a number in \(0, 1\]"),
+        ({"participation": 0}, r"participation=0: expected a number in \(0, 1\]"),
         ({"round_clips": "old"}, "unknown round_clips 'old'; known"),
         ({"mode": "training"}, "unknown mode 'training'; did you mean train"),
     ],

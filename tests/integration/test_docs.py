@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -78,12 +78,14 @@ RUN = [
 
 
 @pytest.mark.parametrize("script", RUN)
-def test_the_example_runs(script: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(PRINTED[script.stem], done.stdout), done.stdout
+def test_the_example_runs(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script), run_name="__main__")
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert re.search(PRINTED[script.stem], shown.out), shown.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -320,8 +320,8 @@ def test_the_undefended_comes_first_and_nothing_twice() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown defense ''; known: compress, dp, none, prune"),
-        ("DP", "unknown defense 'DP'; known: compress, dp, none, prune"),
+        ("", "unknown defense ''; known: compress, dp, dp_client, none, prune"),
+        ("DP", "unknown defense 'DP'; known: compress, dp, dp_client, none, prune"),
         ("dpp:noise_multiplier=1", "unknown defense 'dpp'; did you mean dp?"),
         ("dp:noise_multipler=1", "unknown setting of defense dp 'noise_multipler'; did you mean noise_multi"),
         ("dp:name=prune", "unknown setting of defense dp 'name'; known: delta, "),

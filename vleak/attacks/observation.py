@@ -77,8 +77,8 @@ class Observation:
         """Check that model, update, knowledge and channel belong together.
 
         Raises:
-            InputError: the update is not the model's, is not finite or names an unknown loss, or the
-                knowledge or the channel is that of another batch or model.
+            InputError: rounds are of different models, the update is not the model's, is not finite or names
+                an unknown loss, or the knowledge or the channel is that of another batch or model.
         """
         self.update.check(self.model)
         facts = self.update.facts
@@ -92,6 +92,12 @@ class Observation:
             )
         for other in self.earlier:
             other.check()
+            if {n: t.shape for n, t in other.update.tensors.items()} != {
+                n: t.shape for n, t in self.update.tensors.items()
+            }:
+                raise InputError(
+                    "the updates of two rounds have other tensors; give rounds of one model, or one round"
+                )
         if self.channel is not None:
             self.channel.check(self.update)
         for name, tensor in self.update.tensors.items():

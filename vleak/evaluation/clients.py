@@ -54,7 +54,7 @@ class ClientChoice:
     local_steps: Sequence[int] = (0,)
     local_epochs: Sequence[int] = (0,)
     local_batch: int = 0
-    local_rate: float = 0.01
+    local_rate: float | None = None
     local_momentum: float = 0.0
     local_decay: float = 0.0
     local_optimizer: str = "sgd"
@@ -89,13 +89,24 @@ class ClientChoice:
             InputError: a setting of local training is out of its range.
         """
         mode, new = cast("Mode", self.mode), self.round_clips == "new"
-        shared = {"participation": self.participation, "server_rate": self.local_rate}
+        self._check_rate()
+        shared = {"participation": self.participation, "server_rate": self.local_rate or 0.0}
         return [
             ClientSettings(batch_size=size, mode=mode, local=local, rounds=rounds, new_clips=new, **shared)
             for size in self.batch
             for rounds in self.rounds
             for local in self._trainings(size)
         ]
+
+    def _check_rate(self) -> None:
+        """Refuse steps, of a client or of the server, without a learning rate."""
+        steps = max(*self.local_steps, *self.local_epochs)
+        if self.local_rate is None and (steps or max(self.rounds) > 1):
+            what = "local training" if steps else "a round, after which the server takes a step,"
+            raise InputError(
+                f"{argument('local_rate', None)}: {what} needs a learning rate; give one, such as "
+                f"{argument('local_rate', 0.01)}"
+            )
 
     def _trainings(self, clips: int) -> list[LocalTraining | None]:
         return [
@@ -109,7 +120,7 @@ class ClientChoice:
         if not steps:
             return None
         return LocalTraining(
-            steps=steps, batch_size=self.local_batch, learning_rate=self.local_rate,
+            steps=steps, batch_size=self.local_batch, learning_rate=cast("float", self.local_rate),
             momentum=self.local_momentum, weight_decay=self.local_decay,
             optimizer=cast("Any", self.local_optimizer),
         )  # fmt: skip

@@ -69,6 +69,9 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     _check_batches(settings, len(data.names))
     data, model = _with_model(data, settings)
     pipelines = _pipelines(data, settings, progress, model)
+    for pipeline in pipelines:
+        for defense in settings.strengths():
+            defense.check_model(pipeline.model)
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
     resolved = settings.resolved()
     header = RunHeader(

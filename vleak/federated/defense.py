@@ -146,6 +146,13 @@ class Defense:
         }
         return Message(tensors, sum(tensor.nbytes for tensor in tensors.values()))
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that the defense cannot serve, before anything is computed.
+
+        Raises:
+            CapabilityError: names the layer, and what to do.
+        """
+
     def keeps_error(self) -> bool:
         """Return whether what a message withholds is added to the next one (error feedback)."""
         return False

@@ -43,7 +43,7 @@ class ClientSettings:
     rounds: int = 1
     participation: float = 1.0
     new_clips: bool = False
-    server_rate: float = 0.01
+    server_rate: float = 0.0
 
     @property
     def text(self) -> str:
@@ -74,8 +74,7 @@ class ClientSettings:
             changes["rounds"] = self.rounds
             changes |= {} if self.participation == 1 else {"participation": f"{self.participation:g}"}
             changes |= {"clips": "new"} if self.new_clips else {}
-            if self.local is None and self.server_rate != 0.01:
-                changes["rate"] = f"{self.server_rate:g}"
+            changes |= {} if self.local is not None else {"rate": f"{self.server_rate:g}"}
         return changes
 
 

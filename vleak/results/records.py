@@ -331,7 +331,7 @@ class SettingsRecord(Record):
     local_steps: tuple[int, ...] = (0,)
     local_epochs: tuple[int, ...] = (0,)
     local_batch: int = 0
-    local_rate: float = 0.01
+    local_rate: float | None = None
     local_momentum: float = 0.0
     local_decay: float = 0.0
     local_optimizer: str = "sgd"

@@ -220,6 +220,9 @@ class Matching(Attack):
         local = observation.update.facts.local
         if local is None or self.path == "midpoint" or (local.steps == 1 and local.optimizer == "sgd"):
             return None
+        knowledge = observation.knowledge
+        if knowledge.references is not None and local.step_size(knowledge.batch_size) < knowledge.batch_size:
+            return None  # a background belongs to the whole batch, of which a step would take a part
         unrolled = self.path == "unroll" or local.optimizer == "adam" or local.steps <= _UNROLLED
         return local if unrolled else None
 
