@@ -41,6 +41,7 @@ def test_nobody_reads_stdout() -> None:
     assert (process.returncode, err) == (2, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_stdout_is_full(tmp_path: Path) -> None:
     evaluate(tiny(clips=1, defenses=("none",)), tmp_path / "run")
@@ -63,6 +64,7 @@ def test_stdout_is_full(tmp_path: Path) -> None:
 # --- full disks -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_what_is_finished(tmp_path: Path) -> None:
     limit = 20_000  # bytes of a file: enough for every picture and some lines of the journal
     script = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1)); {VLEAK[2]}"

@@ -28,7 +28,7 @@ from vleak.attacks import BASELINES, Hooks, Observation, Reconstruction
 from vleak.certificates import identification_bound
 from vleak.data import ClipSet, clip_set, load_clips
 from vleak.defenses import Compress, DpSgd, NoDefense, Prune
-from vleak.errors import InputError
+from vleak.errors import CapabilityError, InputError
 from vleak.evaluation import Settings, StoppedError, evaluate
 from vleak.federated import Defense, Message
 from vleak.metrics import Metric
@@ -326,6 +326,7 @@ def test_a_finished_run_is_not_run_again(finished: tuple[Path, RunRecord]) -> No
     assert not stop.is_set()  # the event is the caller's
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
     changes = {"iterations": 80, "enhance": "none"}
     script = (
@@ -374,12 +375,18 @@ def test_other_clips_under_the_same_name_are_another_run(clips: ClipSet, tmp_pat
 # --- cells that fail --------------------------------------------------------------------------------------
 
 
+class Refusing(Defense):
+    """Finds out in its first step that it cannot work."""
+
+    def aggregate(self, *_: Any) -> dict[str, Tensor]:
+        raise CapabilityError("refusing: this model is none for it")
+
+
 def test_a_failed_defense_is_recorded_beside_the_others(tmp_path: Path) -> None:
-    settings = small(model="odd_models:batch_norm", defenses=(DP, "prune:fraction=0.9"))
-    record = evaluate(settings, tmp_path / "run")
+    record = evaluate(small(defenses=(Refusing(), "prune:fraction=0.9")), tmp_path / "run")
     for cell in record.cells:
-        if cell.defense.name == "dp":
-            assert cell.status.startswith("failed: dp: layer 'norm' is BatchNorm3d, which mixes clips; use")
+        if cell.defense.name == "Refusing":
+            assert cell.status == "failed: refusing: this model is none for it"
             assert not cell.ok
             assert (cell.media, cell.scores, cell.enhanced, cell.update) == (None,) * 4
         else:

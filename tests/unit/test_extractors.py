@@ -189,6 +189,7 @@ def test_the_clips_held_out_are_not_learnt_from() -> None:
     assert torch.equal(*trained)
 
 
+@pytest.mark.slow
 def test_trained_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("vleak.models.extractors.STEPS", 5)
