@@ -383,7 +383,7 @@ def test_restarts_of_an_attack_run_batched_answer_as_alone(monkeypatch: Any) -> 
     attack = Matching(iterations=8, restarts=2, coarse=1)
     alone = attack.reconstruct(observation, generator(1, "attack"))
     batched = partial(run_descents, batched=True)
-    monkeypatch.setattr("vleak.attacks.matching.run_descents", batched)
+    monkeypatch.setattr("vleak.attacks.base.run_descents", batched)
     together = attack.reconstruct(observation, generator(1, "attack"))
     torch.testing.assert_close(together.clips, alone.clips, rtol=1e-3, atol=1e-3)
     assert together.iterations == alone.iterations == 16
