@@ -100,13 +100,14 @@ class ClientChoice:
 
     def _check_rate(self) -> None:
         """Refuse steps, of a client or of the server, without a learning rate."""
-        steps = max(*self.local_steps, *self.local_epochs)
-        if self.local_rate is None and (steps or max(self.rounds) > 1):
-            what = "local training" if steps else "a round, after which the server takes a step,"
-            raise InputError(
-                f"{argument('local_rate', None)}: {what} needs a learning rate; give one, such as "
-                f"{argument('local_rate', 0.01)}"
-            )
+        if self.local_rate is not None:
+            return
+        for name, most in (("local_steps", 0), ("local_epochs", 0), ("rounds", 1)):
+            if (count := max(getattr(self, name))) > most:
+                raise InputError(
+                    f"{argument(name, count)}: needs a learning rate; give one, such as "
+                    f"{argument('local_rate', 0.01)}"
+                )
 
     def _trainings(self, clips: int) -> list[LocalTraining | None]:
         return [
