@@ -123,7 +123,8 @@ class Matching(Attack):
             iterations: of each restart, at least 1, for each clip of a batch.
             restarts: independent starts, at least 1; the smallest objective is the answer.
             distance: between gradients; for "l2" the regularisers are in units of the target's squared norm.
-            learning_rate: of one clip; for a batch of B by the root of B smaller. Both rules were chosen on
+            learning_rate: of one clip; for a batch of B by the root of B smaller. Likewise `prior` is by the
+                root of B larger, total variation by its fourth root. All of these rules were chosen on
                 surveillance videos that no reported figure uses.
             rule, schedule, warmup, coarse, patience, tolerance: how each start descends, see
                 `vleak.descent.loop.DescentSettings`.
@@ -327,7 +328,9 @@ class Matching(Attack):
         knowledge: Knowledge,
     ) -> DescentSettings:
         """Return the settings that all variables share, the prior itself aside."""
-        pull = self.prior + prior_weight / expected_variance(knowledge)
+        # The more clips share an update, the less it says of each.
+        pull = self.prior * math.sqrt(knowledge.batch_size) + prior_weight / expected_variance(knowledge)
+        smoothness *= knowledge.batch_size**0.25
         return DescentSettings(
             iterations=iterations,
             learning_rate=self.learning_rate / math.sqrt(knowledge.batch_size),
