@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from vleak.certificates.gaussian import gaussian_epsilon, training_epsilon
+from vleak.defenses.accounting import LEAST_NOISE, check_accounting, check_least, gaussian_privacy
 from vleak.defenses.dp_checks import check_independence, check_mean, check_one_per_clip, refuse_batch_norm
 from vleak.errors import InputError
 from vleak.federated import (
@@ -24,7 +24,6 @@ from vleak.federated import (
 )
 
 _MOST = 1e12
-_LEAST = {"noise_multiplier": 1e-200, "max_grad_norm": 1e-12, "delta": 1e-300, "sample_rate": 1e-12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,30 +59,19 @@ class DpSgd(Defense):
             )
         if not 0 < self.max_grad_norm < math.inf:
             raise InputError(f"dp: max_grad_norm is {self.max_grad_norm}, expected a finite number above 0")
-        if not 0 < self.delta < 1:
-            raise InputError(f"dp: delta is {self.delta}, expected a number between 0 and 1, such as 1e-5")
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise InputError(f"dp: rounds is {self.rounds}, expected a whole number from 1")
-        if not 0 < self.sample_rate <= 1:
-            raise InputError(f"dp: sample_rate is {self.sample_rate}, expected a number in (0, 1]")
+        check_accounting(self.name, delta=self.delta, rounds=self.rounds, sample_rate=self.sample_rate)
         self._check_extremes()
 
     def _check_extremes(self) -> None:
-        """Refuse numbers that float32 messages, or the accountants, cannot hold apart from 0 or infinity."""
+        """Refuse noise and norms that float32 messages cannot hold apart from 0 or infinity."""
         deviation = self.noise_multiplier * self.max_grad_norm
         if deviation > _MOST or self.max_grad_norm > _MOST:
             raise InputError(
                 f"dp: noise_multiplier is {self.noise_multiplier} and max_grad_norm {self.max_grad_norm}, "
                 f"expected max_grad_norm and their product to be at most {_MOST:g}"
             )
-        for name in ("noise_multiplier", "max_grad_norm", "delta", "sample_rate"):
-            if 0 < (value := getattr(self, name)) < _LEAST[name]:
-                least = f"{_LEAST[name]:g}"
-                raise InputError(
-                    f"dp: {name} is {value}, expected {'0 or ' * (name[0] == 'n')}at least {least}"
-                )
-        if self.rounds > _MOST:
-            raise InputError(f"dp: rounds is {self.rounds}, expected at most {_MOST:g}")
+        check_least(self.name, "noise_multiplier", self.noise_multiplier, LEAST_NOISE, zero=True)
+        check_least(self.name, "max_grad_norm", self.max_grad_norm, 1e-12)
         object.__setattr__(self, "noise_multiplier", abs(self.noise_multiplier))  # -0.0 is 0
 
     @property
@@ -144,20 +132,10 @@ class DpSgd(Defense):
 
     def privacy(self) -> Privacy | None:
         """Return epsilon of one release (analytic Gaussian) and of the run; None without noise."""
-        if self.noise_multiplier == 0:
-            return None
-        total, accountant = training_epsilon(self.noise_multiplier, self.delta, self.rounds, self.sample_rate)
-        return Privacy(
-            epsilon=gaussian_epsilon(self.noise_multiplier, self.delta),
-            delta=self.delta,
-            noise_multiplier=self.noise_multiplier,
-            unit="one clip",
-            adjacency="zero out",
-            rounds=self.rounds,
+        return gaussian_privacy(
+            self.noise_multiplier, unit="one clip", delta=self.delta, rounds=self.rounds,
             sample_rate=self.sample_rate,
-            training_epsilon=total,
-            accountant=accountant,
-        )
+        )  # fmt: skip
 
     def privacy_of(self, uses: int, updates: int = 1) -> Privacy | None:
         """Return the certificate of K steps on a clip in all: that of one with 1 / sqrt(K) of the noise."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from vleak.certificates.gaussian import gaussian_epsilon, training_epsilon
+from vleak.defenses.accounting import LEAST_NOISE, check_accounting, check_least, gaussian_privacy
 from vleak.errors import InputError
 from vleak.federated import Channel, Defense, Message, Privacy, Update
 
@@ -22,8 +22,8 @@ class DpClient(Defense):
     DP-FedAvg (McMahan et al., ICLR 2018, arXiv 1710.06963), for one client alone.
 
     The unit is the client with all its clips: a neighbour is a client whose whole update is replaced by zero.
-    Local steps cost nothing more, as one update leaves the client. Of a single clip among several the same is
-    proven, as leaving it out changes at most the whole update.
+    Local steps cost nothing more, as one update leaves the client. Of a single clip among several less is
+    proven: without it the update is another one of at most the same norm, up to twice the norm away.
 
     Attributes:
         noise_multiplier: noise standard deviation over ``max_norm``, 0 or more; 0 clips only and proves
@@ -48,12 +48,8 @@ class DpClient(Defense):
             if not low <= getattr(self, name) <= high:
                 value = getattr(self, name)
                 raise InputError(f"dp_client: {name} is {value}, expected a number from {low:g} to {high:g}")
-        if not 0 < self.delta < 1:
-            raise InputError(f"dp_client: delta is {self.delta}, expected a number between 0 and 1")
-        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
-            raise InputError(f"dp_client: rounds is {self.rounds}, expected a whole number from 1")
-        if not 0 < self.sample_rate <= 1:
-            raise InputError(f"dp_client: sample_rate is {self.sample_rate}, expected a number in (0, 1]")
+        check_accounting(self.name, delta=self.delta, rounds=self.rounds, sample_rate=self.sample_rate)
+        check_least(self.name, "noise_multiplier", self.noise_multiplier, LEAST_NOISE, zero=True)
 
     @property
     def label(self) -> str:
@@ -94,20 +90,10 @@ class DpClient(Defense):
 
     def privacy(self) -> Privacy | None:
         """Return epsilon of one release (analytic Gaussian) and of the run; None without noise."""
-        if self.noise_multiplier == 0:
-            return None
-        total, accountant = training_epsilon(self.noise_multiplier, self.delta, self.rounds, self.sample_rate)
-        return Privacy(
-            epsilon=gaussian_epsilon(self.noise_multiplier, self.delta),
-            delta=self.delta,
-            noise_multiplier=self.noise_multiplier,
-            unit="one client",
-            adjacency="zero out",
-            rounds=self.rounds,
+        return gaussian_privacy(
+            self.noise_multiplier, unit="one client", delta=self.delta, rounds=self.rounds,
             sample_rate=self.sample_rate,
-            training_epsilon=total,
-            accountant=accountant,
-        )
+        )  # fmt: skip
 
     def privacy_of(self, uses: int, updates: int = 1) -> Privacy | None:
         """Return the certificate of some updates: the same after any number of local steps."""

@@ -97,7 +97,7 @@ def test_evaluate_without_json_leaves_stdout_alone(
 def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {
         "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny_pool", "training-state": "early",
-        "clips": 2, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
+        "clips": 4, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
         "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "extractor": "frame_cnn",
         "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none", "mode": "train",
         "trainable": "*.weight", "local-batch": 1, "local-rate": 0.1, "local-momentum": 0.5,

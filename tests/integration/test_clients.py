@@ -192,6 +192,7 @@ def test_train_mode_uses_the_batch() -> None:
         ({"local_steps": 1, "local_rate": 0.1, "local_optimizer": "lion"}, "unknown optimizer 'lion'"),
         ({"rounds": 0}, "rounds=0: expected numbers from 1"),
         ({"participation": 0}, r"participation=0: expected a number in \(0, 1\]"),
+        ({"rounds": 5, "local_rate": 0.1, "round_clips": "new"}, "5 rounds of 1 new clips need 5, the data"),
         ({"round_clips": "old"}, "unknown round_clips 'old'; known"),
         ({"mode": "training"}, "unknown mode 'training'; did you mean train"),
     ],

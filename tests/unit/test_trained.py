@@ -228,6 +228,20 @@ def test_dp_client_protects_the_client_whatever_its_local_steps() -> None:
     assert Client(small_model(), defense=DpClient(noise_multiplier=0.0)).privacy() is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rounds": 10**400}, "rounds is 1"),
+        ({"delta": 1e-320}, "delta is"),
+        ({"sample_rate": 1e-320}, "sample_rate is"),
+        ({"noise_multiplier": 1e-320}, "noise_multiplier is"),
+    ],
+)
+def test_dp_client_refuses_what_no_accountant_holds(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        DpClient(**settings)
+
+
 @pytest.mark.parametrize("value", [math.nan, -1.0, 0.0, math.inf, 1e-320])
 def test_dp_client_refuses_norms_out_of_range(value: float) -> None:
     with pytest.raises(InputError, match="max_norm is"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from vleak.attacks.knowledge import Knowledge
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES, Channel, LocalTraining, Update
+from vleak.federated import LOSSES, Channel, LocalTraining, Update, moved
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Observation:
             assert simulate is not None
             return simulate(clips, labels, generator).as_gradient()
 
-        model = self.model if local.steps == 1 else _moved(self.model, self.update, 0.5)
+        model = self.model if local.steps == 1 else moved(self.model, self.update.tensors, 0.5)
         return Observation(
             model=model,
             update=_without_decay(self.update.as_gradient(), model, local),
@@ -115,13 +114,3 @@ def _without_decay(gradient: Update, model: nn.Module, local: LocalTraining) -> 
         for name, tensor in gradient.tensors.items()
     }
     return replace(gradient, tensors=tensors)
-
-
-def _moved(model: nn.Module, delta: Update, part: float) -> nn.Module:
-    """Return a copy of the model a part of the way along a delta."""
-    moved = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in moved.named_parameters():
-            if name in delta.tensors:
-                parameter.add_(part * delta.tensors[name].to(parameter))
-    return moved

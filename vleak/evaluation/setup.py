@@ -18,6 +18,7 @@ from vleak.errors import InputError, argument
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
 from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
+from vleak.federated import Client
 from vleak.models import Plain, check_classifier
 from vleak.native import loader
 from vleak.pipelines import (
@@ -71,7 +72,7 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     pipelines = _pipelines(data, settings, progress, model)
     for pipeline in pipelines:
         for defense in settings.strengths():
-            defense.check_model(pipeline.model)
+            Client(pipeline.model, pipeline.loss, defense).check_model()
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
     resolved = settings.resolved()
     header = RunHeader(
@@ -84,6 +85,12 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
 
 
 def _check_batches(settings: Settings, clips: int) -> None:
+    needed = max(settings.batch) * max(settings.rounds)
+    if settings.round_clips == "new" and needed > clips:
+        raise InputError(
+            f"{argument('round_clips', 'new')}: {max(settings.rounds)} rounds of {max(settings.batch)} new "
+            f"clips need {needed}, the data holds {clips} to attack; ask for fewer rounds, or more clips"
+        )
     if max(settings.batch) > clips:
         raise InputError(
             f"{argument('batch', max(settings.batch))}: the data holds {clips} clips to attack; ask for a "

@@ -7,7 +7,7 @@ from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
 from vleak.federated.loading import load_update
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS
-from vleak.federated.trained import freeze_others, trained_part
+from vleak.federated.trained import freeze_others, moved, trained_part
 from vleak.federated.update import MODES, PublicFacts, Update
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "freeze_others",
     "load_update",
     "mean_gradient",
+    "moved",
     "per_clip_gradients",
     "surviving_entries",
     "trained_part",

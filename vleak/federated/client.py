@@ -16,7 +16,7 @@ from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Privacy
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS, expected_output, output_fits
-from vleak.federated.trained import local_delta, trained_part
+from vleak.federated.trained import local_delta, refuse_all_frozen, trained_part
 from vleak.federated.update import MODES, PublicFacts, Update
 
 
@@ -120,6 +120,14 @@ class Client:
         )
         return Update(message.tensors, message.wire_bytes, facts)
 
+    def check_model(self) -> None:
+        """Refuse a model that the defense cannot serve, before anything is computed.
+
+        Raises:
+            CapabilityError: the defense refused it, or raised.
+        """
+        steps.check_model(self.defense, self.model)
+
     def channel(self, update: Update) -> Channel | None:
         """Return the channel that the defense states for one of its updates; None where it states none.
 
@@ -144,9 +152,9 @@ class Client:
     def _check_parameters(self) -> None:
         """Refuse weights that no gradient can be had from."""
         parameters = dict(self.model.named_parameters())
-        trained_part(self.model)
         if not parameters:
             raise InputError(f"model {type(self.model).__name__} has no parameters, so it has no gradient")
+        refuse_all_frozen(self.model)
         for name, tensor in parameters.items():
             if tensor.dtype != torch.float32:
                 raise CapabilityError(f"parameter {name!r} is {tensor.dtype}, not float32; use model.float()")

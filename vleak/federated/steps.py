@@ -18,6 +18,15 @@ from vleak.federated.update import Update
 Result = TypeVar("Result")
 
 
+def check_model(defense: Defense, model: nn.Module) -> None:
+    """Let a defense refuse a model.
+
+    Raises:
+        CapabilityError: it did, or raised something else.
+    """
+    _call(defense, "check_model", defense.check_model, model)
+
+
 def prepare_clips(
     defense: Defense, clips: Tensor, labels: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -15,7 +15,7 @@ from vleak.federated.defense import Defense
 from vleak.federated.gradients import Loss
 from vleak.federated.local import LocalTraining
 
-__all__ = ["freeze_others", "local_delta", "trained_part"]
+__all__ = ["freeze_others", "local_delta", "moved", "refuse_all_frozen", "trained_part"]
 
 
 def trained_part(model: nn.Module) -> nn.Module:
@@ -27,20 +27,44 @@ def trained_part(model: nn.Module) -> nn.Module:
     Raises:
         InputError: every parameter is frozen.
     """
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if not frozen:
+    if all(parameter.requires_grad for parameter in model.parameters()):
         return model
-    if len(frozen) == len(list(model.named_parameters())):
-        raise InputError(
-            f"model {type(model).__name__}: all its parameters are frozen (requires_grad=False), so "
-            "nothing is sent; leave some of them trainable"
-        )
+    refuse_all_frozen(model)
     model = copy.deepcopy(model)
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None and not parameter.requires_grad:
                 del module._parameters[name]
                 module.register_buffer(name, parameter.detach())
+    return model
+
+
+def refuse_all_frozen(model: nn.Module) -> None:
+    """Refuse a model of which nothing would be sent.
+
+    Raises:
+        InputError: every parameter is frozen.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            f"model {type(model).__name__}: all its parameters are frozen (requires_grad=False), so "
+            "nothing is sent; leave some of them trainable"
+        )
+
+
+def moved(model: nn.Module, update: Mapping[str, Tensor], factor: float) -> nn.Module:
+    """Return a copy of a model whose parameters went a multiple of an update further.
+
+    Args:
+        model: not changed.
+        update: by parameter name; parameters that it lacks stay.
+        factor: what the update is multiplied by.
+    """
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in update:
+                parameter.add_(factor * update[name].to(parameter))
     return model
 
 

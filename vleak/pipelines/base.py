@@ -129,12 +129,17 @@ class Pipeline(ABC):
     def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
         return Client(model, self.loss, defense, mode=settings.mode, local=settings.local)
 
-    def rounds(self, case: Case) -> tuple[Round, ...]:
+    def rounds(self, case: Case, defense: Defense | None = None) -> tuple[Round, ...]:
         """Rounds in which the client of a case trained on its clips, the last one always among them.
+
+        Args:
+            case: the cell.
+            defense: in place of that of the case, with the same random numbers; None for its own.
 
         Raises:
             CapabilityError: the defense cannot work on this model.
         """
+        defense = case.defense if defense is None else defense
         settings, numbers, memory = case.client, generator(self.seed(case), "client"), dict[str, Tensor]()
         model, server, seen = copy.deepcopy(self.model), generator(self.seed(case), "server"), list[Round]()
         for left in reversed(range(settings.rounds)):
@@ -142,7 +147,7 @@ class Pipeline(ABC):
             if not left or float(torch.rand((), generator=server)) < settings.participation:
                 batch = [(clip + left * settings.new_clips * len(case.batch)) % len(self.clip_names)
                          for clip in case.batch]  # fmt: skip
-                update = self._client(settings, model, case.defense).update(
+                update = self._client(settings, model, defense).update(
                     self.samples.private[batch], self.samples.labels[batch], numbers, memory
                 )
                 if not left or not settings.new_clips:
@@ -287,11 +292,11 @@ class Pipeline(ABC):
         """The update beside the one that the same client sends without a defense."""
         if len(case.batch) == case.client.rounds == 1:
             return compare(update, self._honest_updates(case.client).updates[case.clip])
-        plain = self.rounds(replace(case, defense=NO_DEFENSE))
+        plain = self.rounds(case, NO_DEFENSE)
         return compare(update, plain[-1].update)
 
     def _honest_updates(self, client: ClientSettings) -> HonestUpdates:
-        """Undefended updates of single clips by clients of some settings; those used last are kept."""
+        """Undefended updates of single clips by clients of some settings; the last two are kept."""
         client = ClientSettings(mode=client.mode, local=client.local)
         with self._lock:
             if client not in self._honest:

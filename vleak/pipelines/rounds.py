@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vleak.federated import Client, Update
+from vleak.federated import Client, Update, moved
 
 __all__ = ["Round", "bystander", "move"]
 
@@ -35,12 +34,7 @@ def move(model: nn.Module, update: Update, rate: float) -> nn.Module:
         rate: learning rate of that step.
     """
     factor = 1.0 if update.facts.kind == "fedavg" else -rate
-    moved = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in moved.named_parameters():
-            if name in update.tensors:
-                parameter.add_(factor * update.tensors[name].to(parameter))
-    return moved
+    return moved(model, update.tensors, factor)
 
 
 def bystander(client: Client, clips: Tensor, labels: Tensor, numbers: torch.Generator) -> Update:
