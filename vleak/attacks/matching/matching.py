@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vleak.attacks.base import Attack, Hooks, Knowledge, Observation, Reconstruction, Work
 from vleak.attacks.expectation import expected_clips, expected_variance, prior_answer
-from vleak.attacks.matching.adaptive import AdaptiveWeights, adaptive_weights, energy_of
+from vleak.attacks.matching.adaptive import adaptive_weights, energy_of
 from vleak.attacks.matching.background import (
     BackgroundModel,
     moving_mask,
@@ -21,67 +21,25 @@ from vleak.attacks.matching.background import (
 )
 from vleak.attacks.matching.feature_space import FEATURE_PULL, FeatureSpace, with_model
 from vleak.attacks.matching.rounds import RoundsLoss, joined
+from vleak.attacks.matching.setup import MaskRound, Setup
+from vleak.attacks.matching.spectrum import SPECTRUM_RATE, SpectrumModel, noise_pull
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.target import masked_target
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.descent.problem import Rule, Schedule
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES, Channel, LocalTraining, Loss
+from vleak.federated import LOSSES, LocalTraining, Loss
 
 __all__ = ["REFERENCE_USES", "Matching", "NonAdaptiveMatching"]
 
 REFERENCE_USES = ("start", "prior", "mask")
 PATHS = ("auto", "unroll", "midpoint")
+REGULARISERS = ("total_variation", "spectrum")
 _UNROLLED = 8
 """Local steps up to which they are unrolled by default; each costs as much as an iteration on a gradient."""
 STILL_UNIT = 0.5
 """How far a pixel may stray from the background where nothing seems to move, in units of where something
 does; chosen among 0 (held), 0.25, 0.5 and 1 on synthetic clips of seed 1000, which no default run draws."""
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What all descents of one attack share.
-
-    Attributes:
-        observation: as `Attack.prepare` has it, a delta as the gradient that it stands for.
-        channel: what is known of the defense, or None.
-        weights: what the channel asks of the regularisers.
-        unit: what they are measured in.
-        local: local training that is unrolled, or None.
-        rounds: how many rounds are matched together.
-    """
-
-    observation: Observation
-    channel: Channel | None
-    weights: AdaptiveWeights
-    unit: float
-    local: LocalTraining | None = None
-    rounds: int = 1
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return self.observation.knowledge
-
-    @property
-    def weight(self) -> Tensor:
-        """A parameter of the model, of the type and on the device of all tensors."""
-        return next(self.observation.model.parameters())
-
-
-@dataclass(frozen=True)
-class _MaskRound:
-    """What the second round needs, in which still regions are held to the background.
-
-    Attributes:
-        setup: of the attack.
-        still: (B, C, 1, H, W), the background.
-        iterations: of the round.
-    """
-
-    setup: _Setup
-    still: Tensor
-    iterations: int
 
 
 class Matching(Attack):
@@ -113,6 +71,7 @@ class Matching(Attack):
         spatial: float = 0.03,
         temporal: float = 0.09,
         prior: float = 0.02,
+        regulariser: Literal["total_variation", "spectrum"] = "total_variation",
         reference: Literal["start", "prior", "mask"] = "mask",
         path: Literal["auto", "unroll", "midpoint"] = "auto",
         engine: Literal["native", "reference"] = "native",
@@ -132,6 +91,10 @@ class Matching(Attack):
             temporal: weight of total variation between frames.
             prior: weight of half the mean squared distance to the mean public clip, where there is one; a
                 little of it settles what trained models leave open, such as contrast.
+            regulariser: of clips without reference frames. "total_variation": the one above. "spectrum": a
+                Gaussian prior in frequency space, learned from public clips and weighed by the channel's
+                noise (`vleak.attacks.matching.spectrum`); `spatial`, `temporal`, `prior` and `coarse` have
+                no part in it.
             reference: use of reference frames, where the attacker holds any. "start": the descent starts
                 from their background. "prior": besides, total variation and pull are of the difference from
                 it, so that the background's own texture costs nothing. "mask": as "prior" for half of the
@@ -144,12 +107,16 @@ class Matching(Attack):
             engine: which loop runs, see `vleak.descent.loop`.
 
         Raises:
-            InputError: fewer than one iteration or restart, or another use of reference frames, or path.
+            InputError: fewer than one iteration or restart, or another use of reference frames, path or
+                regulariser.
         """
-        if path not in PATHS:
-            raise unknown_name("path", path, PATHS)
-        if reference not in REFERENCE_USES:
-            raise unknown_name("reference", reference, REFERENCE_USES)
+        for what, value, known in (
+            ("path", path, PATHS),
+            ("reference", reference, REFERENCE_USES),
+            ("regulariser", regulariser, REGULARISERS),
+        ):
+            if value not in known:
+                raise unknown_name(what, value, known)
         if iterations < 1 or restarts < 1:
             raise InputError(
                 f"matching: expected at least 1 iteration and 1 restart, got {iterations} and {restarts}"
@@ -158,7 +125,7 @@ class Matching(Attack):
         self.distance, self.rule, self.schedule = distance, rule, schedule
         self.warmup, self.coarse, self.patience, self.tolerance = warmup, coarse, patience, tolerance
         self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
-        self.reference, self.path, self.engine = reference, path, engine
+        self.regulariser, self.reference, self.path, self.engine = regulariser, reference, path, engine
 
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
         """Return a descent a restart, on clips, on differences from a background, or on features."""
@@ -166,6 +133,8 @@ class Matching(Attack):
         if setup.knowledge.of_features:
             return self._feature_work(setup, generator)
         references, starts = setup.knowledge.references, self._starts(setup.knowledge, generator)
+        if references is None and self.regulariser == "spectrum":
+            return self._spectrum_work(setup, generator)
         if references is None or self.reference == "start":
             return self._clip_work(setup, starts)
         still = self._still_background(setup, references).to(setup.weight)
@@ -176,12 +145,12 @@ class Matching(Attack):
         work = self._background_work(
             setup, [background] * len(starts), starts, iterations - masked, self.coarse
         )
-        return replace(work, state=_MaskRound(setup, still, masked) if masked else None)
+        return replace(work, state=MaskRound(setup, still, masked) if masked else None)
 
     def finish(self, work: Work, hooks: Hooks) -> Work | Reconstruction:
         """Return the round that holds still regions to the background, or the answer."""
         following = work.state
-        if not isinstance(following, _MaskRound):
+        if not isinstance(following, MaskRound):
             return work.answer()
         states, model = work.states(), following.setup.observation.model
         backgrounds = []
@@ -194,18 +163,18 @@ class Matching(Attack):
         second = self._background_work(following.setup, backgrounds, starts, following.iterations, 0)
         return replace(second, earlier=states)
 
-    def _length(self, setup: _Setup) -> int:
+    def _length(self, setup: Setup) -> int:
         """Return the iterations of a descent: clips of a batch come apart slowly."""
         return self.iterations * setup.knowledge.batch_size
 
-    def _single(self, observation: Observation) -> _Setup:
+    def _single(self, observation: Observation) -> Setup:
         """Return the setup of one round; where local steps are unrolled, at the weights before them."""
         setup = self._setup(observation.as_gradient(), self._unrolled(observation))
         if setup.local is None:
             return setup
         return replace(setup, observation=replace(setup.observation, model=observation.model))
 
-    def _rounds(self, observation: Observation) -> _Setup:
+    def _rounds(self, observation: Observation) -> Setup:
         """Return the setup of all rounds together, each delta as a gradient."""
         rounds = [
             replace(each.as_gradient(), channel=known_channel(each.as_gradient()))
@@ -227,11 +196,11 @@ class Matching(Attack):
         unrolled = self.path == "unroll" or local.optimizer == "adam" or local.steps <= _UNROLLED
         return local if unrolled else None
 
-    def _setup(self, observation: Observation, local: LocalTraining | None) -> _Setup:
+    def _setup(self, observation: Observation, local: LocalTraining | None) -> Setup:
         channel = known_channel(observation)
         weights = adaptive_weights(channel, observation.update, observation.knowledge)
         unit = 1.0 if self.distance == "cosine" else energy_of(observation.update)
-        return _Setup(observation, channel, weights, unit, local)
+        return Setup(observation, channel, weights, unit, local)
 
     def _starts(self, knowledge: Knowledge, generator: torch.Generator) -> list[Tensor]:
         """Draw a start a restart: what the attacker expects, plus noise that sets the restarts apart."""
@@ -239,7 +208,7 @@ class Matching(Attack):
         noises = [torch.rand(shape, generator=generator) * 0.2 - 0.1 for _ in range(self.restarts)]
         return [(prior_answer(knowledge) + noise).clamp(0, 1) for noise in noises]
 
-    def _still_background(self, setup: _Setup, references: Tensor) -> Tensor:
+    def _still_background(self, setup: Setup, references: Tensor) -> Tensor:
         """Return the background (B, C, 1, H, W) whose own gradient is nearest to the update.
 
         How fast a scene changes is not known beforehand: where it does, frames further away only blur it.
@@ -257,7 +226,7 @@ class Matching(Attack):
 
         return min(stills, key=distance)
 
-    def _clip_work(self, setup: _Setup, starts: list[Tensor]) -> Work:
+    def _clip_work(self, setup: Setup, starts: list[Tensor]) -> Work:
         """Return descents on clips, drawn towards the mean public clip."""
         knowledge, weights = replace(setup.knowledge, references=None), setup.weights
         expected = expected_clips(knowledge)
@@ -273,9 +242,30 @@ class Matching(Attack):
         descents = [self._descent(problem, settings, start.to(setup.weight)) for start in starts]
         return self._work(setup, descents, self._length(setup))
 
+    def _spectrum_work(self, setup: Setup, generator: torch.Generator) -> Work:
+        """Return descents on coefficients that are standard normal under the prior."""
+        knowledge, weight = setup.knowledge, setup.weight
+        spectrum = SpectrumModel(setup.observation.model, knowledge).to(weight)
+        cosine = self.distance == "cosine"
+        pull = noise_pull(setup.channel, setup.observation.update, knowledge, cosine=cosine)
+        settings = self._descent_settings(setup, self._length(setup), 0, 0.0, 0.0, knowledge)
+        settings = replace(
+            settings,
+            learning_rate=settings.learning_rate * SPECTRUM_RATE,
+            prior=torch.zeros(knowledge.batch_shape).to(weight),
+            prior_weight=setup.unit * pull,
+            low=-math.inf,
+            high=math.inf,
+        )
+        problem = with_model(self._problem(setup), spectrum)
+        noises = [torch.randn(knowledge.batch_shape, generator=generator) for _ in range(self.restarts)]
+        descents = [self._descent(problem, settings, 0.1 * noise.to(weight)) for noise in noises]
+        work = self._work(setup, descents, self._length(setup))
+        return replace(work, decode=[spectrum.compose] * len(descents))
+
     def _background_work(
         self,
-        setup: _Setup,
+        setup: Setup,
         backgrounds: list[BackgroundModel],
         starts: list[Tensor],
         iterations: int,
@@ -300,7 +290,7 @@ class Matching(Attack):
         work = self._work(setup, descents, iterations)
         return replace(work, decode=[background.compose for background in backgrounds])
 
-    def _feature_work(self, setup: _Setup, generator: torch.Generator) -> Work:
+    def _feature_work(self, setup: Setup, generator: torch.Generator) -> Work:
         """Return descents on features, in a unit in which they are of the order 1."""
         space = FeatureSpace(setup.observation)
         problem = space.problem(self._problem(setup))
@@ -320,7 +310,7 @@ class Matching(Attack):
 
     def _descent_settings(
         self,
-        setup: _Setup,
+        setup: Setup,
         iterations: int,
         coarse: int,
         smoothness: float,
@@ -348,11 +338,11 @@ class Matching(Attack):
     def _descent(self, problem: Problem, settings: DescentSettings, start: Tensor) -> Descent:
         return Descent(problem, settings, start, engine=self.engine)
 
-    def _work(self, setup: _Setup, descents: list[Descent], iterations: int) -> Work:
+    def _work(self, setup: Setup, descents: list[Descent], iterations: int) -> Work:
         labels = setup.observation.labels
         return Work(descents=descents, iterations=iterations, labels=labels, channel=setup.channel)
 
-    def _problem(self, setup: _Setup) -> Problem:
+    def _problem(self, setup: Setup) -> Problem:
         observation, weight = setup.observation, setup.weight
         target, masks = masked_target(observation, setup.channel, weight)
         return Problem(
