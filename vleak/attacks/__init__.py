@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from vleak.attacks.analytic import ClosedForm, Independent, LowRank
 from vleak.attacks.base import Attack, Hooks, Task, Work, reconstruct_all
-from vleak.attacks.baselines import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
+from vleak.attacks.baselines import (
+    SHARED_GUESSES,
+    Grey,
+    LabelMean,
+    PublicMean,
+    ReferenceMean,
+    ReferenceNearest,
+    ReferenceStill,
+    answerable,
+)
 from vleak.attacks.feature_inversion import FeatureInversion
 from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
@@ -39,8 +48,10 @@ BASELINES: Registry[Attack] = Registry(
     {
         "grey": Grey,
         "public_mean": PublicMean,
+        "label_mean": LabelMean,
         "reference_still": ReferenceStill,
         "reference_mean": ReferenceMean,
+        "reference_nearest": ReferenceNearest,
     },
     base=Attack,
 )
@@ -49,6 +60,7 @@ BASELINES: Registry[Attack] = Registry(
 __all__ = [
     "ATTACKS",
     "BASELINES",
+    "SHARED_GUESSES",
     "Attack",
     "ClosedForm",
     "Decoder",
@@ -59,6 +71,7 @@ __all__ = [
     "Independent",
     "Inverter",
     "Knowledge",
+    "LabelMean",
     "LowRank",
     "Matching",
     "NonAdaptiveMatching",
@@ -66,6 +79,7 @@ __all__ = [
     "PublicMean",
     "Reconstruction",
     "ReferenceMean",
+    "ReferenceNearest",
     "ReferenceStill",
     "Task",
     "Work",
