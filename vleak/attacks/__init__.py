@@ -23,6 +23,7 @@ from vleak.attacks.matching import Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
 from vleak.attacks.reconstruction import Reconstruction
+from vleak.attacks.retrieval import Retrieval
 from vleak.attacks.sign import update_sign
 from vleak.attacks.simulation import simulated_channel
 from vleak.registry import Registry
@@ -35,6 +36,7 @@ ATTACKS: Registry[Attack] = Registry(
         "deep_prior": DeepPrior,
         "decoder": Decoder,
         "inverter": Inverter,
+        "retrieval": Retrieval,
         "closed_form": ClosedForm,
         "low_rank": LowRank,
         "independent": Independent,
@@ -81,6 +83,7 @@ __all__ = [
     "ReferenceMean",
     "ReferenceNearest",
     "ReferenceStill",
+    "Retrieval",
     "Task",
     "Work",
     "answerable",

@@ -27,7 +27,7 @@ class Knowledge:
         batch_size: B, number of clips behind the update.
         classes: number of classes; labels are in [0, classes).
         labels: (B,) int64 when granted, else None. In `Attack.prepare` they are always there: granted, or
-            inferred from the update.
+            inferred from the update. labels_inferred: whether they are such a guess.
         public_clips: (M, *clip_shape) of the same kind of scene, M may be 0; never a private clip. Frames
             are in [0, 1].
         public_groups: (M,) int64, equal for public clips of one video, which resemble each other as no
@@ -46,6 +46,7 @@ class Knowledge:
     batch_size: int
     classes: int
     labels: Tensor | None = None
+    labels_inferred: bool = False
     public_clips: Tensor | None = None
     public_groups: Tensor | None = None
     public_labels: Tensor | None = None
