@@ -93,6 +93,14 @@ Frames = Annotated[int, _number("Frames of a clip.", _DATA)]
 Size = Annotated[int, _number("Height and width of a clip in pixels.", _DATA)]
 Stride = Annotated[int, _number("Video frames from one frame of a clip to the next.", _DATA)]
 Segments = Annotated[int, _number("Segments that feature files are brought to.", _DATA)]
+PublicFrom = Annotated[
+    str,
+    _option(
+        "Public clips that the attacker holds: other-files, of which none is attacked; same-file: also other "
+        "parts of the attacked videos.",
+        _ATTACK,
+    ),
+]
 Strict = Annotated[
     bool,
     _option("Stop at a file that cannot be read; otherwise it is skipped and counted.", _DATA, "--strict"),
@@ -169,6 +177,7 @@ def evaluate(
     size: Size = 32,
     stride: Stride = 2,
     segments: Segments = 32,
+    public_from: PublicFrom = "other-files",
     strict: Strict = False,
     attack: Attacks = None,
     reference_frames: ReferenceFrames = "0",

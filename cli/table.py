@@ -16,6 +16,8 @@ _STYLES = {
     "leaks": "bold red",
     "linkable_no_picture": "yellow",
     "linkable_picture_unclear": "yellow",
+    "linkable_below_prior": "yellow",
+    "below_prior": "yellow",
     "nothing_found": "green",
     "baseline": "dim",
     "no_result": "yellow",
@@ -172,6 +174,13 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord]) -> list[str]:
         "the update alone.",
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
+    if (most := max((row.attacks for row in rows), default=1)) > 1:
+        lines.append(
+            f"verdicts: of the {most} attacks the strongest counts, so each is judged at "
+            f"{1 - 0.05 / most:.1%} (the intervals shown are at 95 %)."
+        )
+    if any(row.knowledge.public_from == "same-file" for row in rows):
+        lines.append("public clips: some are other parts of the attacked videos, as asked for.")
     if any(row.batch_identified is not None for row in rows):
         lines.append(
             "of a batch: its answers are matched to its clips one to one; in brackets the mean a batch."

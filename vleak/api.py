@@ -48,6 +48,7 @@ def evaluate(
     size: int = 32,
     stride: int = 2,
     segments: int = 32,
+    public_from: str = "other-files",
     reference_frames: int | Sequence[int] = (0,),
     batch: int | Sequence[int] = (1,),
     mode: str = "eval",
@@ -92,6 +93,7 @@ def evaluate(
         metrics: further scores: names, objects with ``name`` and ``score``, or functions
             (reconstruction, truth) -> score.
         clips, frames, size, stride, segments: of the data.
+        public_from: "other-files", or "same-file" for an attacker who holds parts of the attacked videos.
         strict: whether a file of the data that cannot be read ends the run; otherwise it is skipped.
         reference_frames: frames of the scene that the attacker holds; each count is a row.
         batch: private clips of a client; each number is a row.

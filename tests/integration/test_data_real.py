@@ -17,7 +17,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_twelve_clips_of_one_room() -> None:
-    data = load_clips(real_path("clips"))
+    halves = load_clips(real_path("clips"))
+    assert (len(halves.clips), len({name.split("@")[0] for name in halves.names})) == (12, 6)
+    assert (halves.public_from, len(set(halves.public_groups.tolist()))) == ("other-files", 6)
+    data = load_clips(real_path("clips"), public_from="same-file")
     assert len({name.split("@")[0] for name in data.names}) == 12
     assert all(name.endswith("@0") for name in data.names)
     assert data.public_clips.shape == (32, 3, 8, 32, 32)
@@ -69,12 +72,13 @@ def test_odd_files_together_are_read_as_far_as_they_go() -> None:
 
 def test_odd_files_whose_wanted_part_is_whole() -> None:
     assert load_clips(real_path("odd/corrupted.mp4"), clips=1, public=0).clips.shape == (1, 3, 8, 32, 32)
-    assert load_clips(real_path("odd/unordered.mov"), frames=2, stride=1).clips.shape == (1, 3, 2, 32, 32)
+    assert load_clips(real_path("odd/unordered.mov"), frames=2, stride=1).clips.shape == (2, 3, 2, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["carphone_pristine.mp4", "nasa_13013.mp4", "ucf_crime_sample.gif"])
 def test_whole_files_read_to_their_end(name: str) -> None:
-    data = load_clips(real_path(f"surveillance/{name}"), clips=1, public=1000, frames=2, size=8, stride=1)
+    given = {"clips": 1, "public": 1000, "frames": 2, "size": 8, "stride": 1}
+    data = load_clips(real_path(f"surveillance/{name}"), **given, public_from="same-file")
     assert len(data.clips) + len(data.public_clips) == {"c": 60, "n": 162, "u": 62}[name[0]]
 
 
@@ -86,4 +90,5 @@ def test_truncated_copies(share: float, tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match=rf"^{whole.stem}\.mkv: damaged: decoded \d+ of \d+ declared frames"
         ):
-            load_clips(str(tmp_path / whole.name), frames=2, stride=1, public=1000)  # all frames are wanted
+            # All frames are wanted.
+            load_clips(str(tmp_path / whole.name), frames=2, stride=1, public=1000, public_from="same-file")

@@ -40,7 +40,7 @@ from vleak.models import MODELS, build_model
 from vleak.seeds import generator
 
 CASES = [(name, NoDefense()) for name in MODELS] + [("c3d_tiny", d) for d in (*WEAKEST[1:], *STRONGEST[1:])]
-FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter"]
+FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter", "retrieval"]
 
 
 def reachable(root: object) -> Iterator[Tensor]:

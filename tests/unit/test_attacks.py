@@ -37,7 +37,7 @@ from vleak.federated import Channel, Client, Update
 from vleak.models import MODELS
 from vleak.seeds import generator
 
-FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter"]
+FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter", "retrieval"]
 every_attack = pytest.mark.parametrize("attack", FRAME_ATTACKS)
 
 # ---- attacks attack
@@ -174,7 +174,12 @@ def test_baselines_say_what_they_promise_whatever_the_update() -> None:
     for name in BASELINES:
         assert BASELINES[name].baseline
         answers = [
-            run(BASELINES.build(name), observe_clip(index, labels=granted, references=references))
+            run(
+                BASELINES.build(name),
+                observe_clip(
+                    index, labels=granted, references=references, public_labels=scene().public_labels
+                ),
+            )
             for index in (0, 1)
         ]
         assert same_answer(*answers)

@@ -104,13 +104,14 @@ def test_lines_of_intervals_are_no_labels(tmp_path: Path) -> None:
 
 def test_drawn_labels_are_marked_and_follow_the_logits(tmp_path: Path) -> None:
     make(tmp_path, "a.mkv", "b.mkv")
-    data = load_clips(str(tmp_path), clips=3, **{**SMALL, "public": 1})
+    data = load_clips(str(tmp_path), clips=3, **{**SMALL, "public": 1}, public_from="same-file")
     assert data.labels_drawn
     assert len(data.classes) == 6
     more = redrawn(data, 40, seed=0)
     assert len(more.classes) == 40
     assert int(torch.cat([more.labels, more.public_labels]).max()) >= 6
-    fewer_clips = redrawn(load_clips(str(tmp_path), clips=2, **{**SMALL, "public": 2}), 40, seed=0)
+    fewer = load_clips(str(tmp_path), clips=2, **{**SMALL, "public": 2}, public_from="same-file")
+    fewer_clips = redrawn(fewer, 40, seed=0)
     assert torch.equal(
         torch.cat([more.labels, more.public_labels]),
         torch.cat([fewer_clips.labels, fewer_clips.public_labels]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ def used_frames(clips: torch.Tensor) -> set[tuple[int, int]]:
 
 
 SMALL = {"frames": 4, "stride": 1, "size": 8}
+SAME: dict[str, Any] = {**SMALL, "public_from": "same-file"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_first_windows_of_all_files_come_first(flat: Path) -> None:
-    data = load_clips(str(flat), clips=8, public=2, **SMALL)
+    data = load_clips(str(flat), clips=8, public=2, **SAME)
     found = origins(data.clips)
     assert sorted(place for place, _ in found[:6]) == list(range(6))
     assert [start for _, start in found] == [0] * 6 + [4] * 2
@@ -70,14 +72,82 @@ def test_clip_does_not_depend_on_the_count(flat: Path) -> None:
     assert few.names == many.names[:3]
 
 
-def test_where_public_clips_are_from(flat: Path) -> None:
-    def source(**given: int) -> str:
-        return load_clips(str(flat), **{**SMALL, **given}).public_source
+def files_of(clips: torch.Tensor) -> set[int]:
+    return {place for place, _ in origins(clips)}
 
-    assert source(clips=2, public=3) == "other files"
-    assert source(clips=6) == "the same files, outside the attacked frames"
-    assert source(clips=4) == "other files, and the same files, outside the attacked frames"
-    assert source(clips=2, public=0) == "none"
+
+@pytest.mark.parametrize("clips", [None, 1, 2, 3, 5, 8, 9, 12, 15])
+@pytest.mark.parametrize("public", [1, 3, 48])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_file_gives_attacked_and_public_clips(
+    flat: Path, clips: int | None, public: int, seed: int
+) -> None:
+    """v0 .. v5 have 2, 2, 3, 3, 3 and 3 windows."""
+    data = load_clips(str(flat), clips=clips, public=public, seed=seed, **SMALL)
+    assert not files_of(data.clips) & files_of(data.public_clips)
+    assert clips is None or len(data.clips) == clips
+    assert len(data.public_clips) <= public
+    assert data.public_groups is not None
+    groups = dict.fromkeys(
+        zip((place for place, _ in origins(data.public_clips)), data.public_groups.tolist(), strict=True)
+    )
+    assert len(groups) == len(files_of(data.public_clips)) == len({group for _, group in groups})
+    if len(data.public_clips):
+        assert (data.public_from, data.public_source) == ("other-files", "other files")
+    attacked = [start for _, start in origins(data.clips)]
+    assert attacked[: min(3, len(attacked))] == [0] * min(3, len(attacked))
+
+
+def test_a_twelve_file_folder_leaves_half_of_its_files_public(tmp_path: Path) -> None:
+    make(tmp_path, {f"v{index:02d}.mkv": 12 for index in range(12)})
+    data = load_clips(str(tmp_path), **SMALL)
+    assert (len(data.clips), len(data.public_clips)) == (12, 18)
+    assert (len(files_of(data.clips)), len(files_of(data.public_clips))) == (6, 6)
+    assert any(
+        note.startswith("18 of 48 public clips: they are the windows of 6 files, of which none is attacked; ")
+        for note in data.notes
+    )
+    many = load_clips(str(tmp_path), clips=33, **SMALL)  # eleven whole files
+    assert (len(files_of(many.clips)), len(many.public_clips)) == (11, 3)
+    assert many.names[:12] == data.names
+
+
+def test_enough_files_are_split_without_a_note(tmp_path: Path) -> None:
+    make(tmp_path, {f"v{index}.mkv": 8 for index in range(7)})
+    data = load_clips(str(tmp_path), clips=4, public=3, **SMALL)
+    assert [start for _, start in origins(torch.cat([data.clips, data.public_clips]))] == [0] * 7
+    assert not any("public clips" in note for note in data.notes)
+
+
+def test_one_file_is_attacked_or_public(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mkv", numbered(80))
+    data = load_clips(str(tmp_path), **SMALL)
+    assert (len(data.clips), len(data.public_clips), data.public_from) == (12, 0, None)
+    assert any(
+        note == "no public clips: no file is left that is not attacked; give more files, or "
+        "public_from=same-file would add other parts of the attacked videos"
+        for note in data.notes
+    )
+
+
+def test_where_public_clips_are_from(flat: Path) -> None:
+    def source(**given: int) -> tuple[str, str | None]:
+        data = load_clips(str(flat), **{**SAME, **given})
+        told = [note for note in data.notes if "of which some are other parts of the attacked videos" in note]
+        assert len(told) == (data.public_from == "same-file")
+        return data.public_source, data.public_from
+
+    assert source(clips=2, public=3) == ("other files", "other-files")
+    assert source(clips=6) == ("the same files, outside the attacked frames", "same-file")
+    assert source(clips=4) == ("other files, and the same files, outside the attacked frames", "same-file")
+    assert source(clips=2, public=0) == ("none", None)
+
+
+def test_another_origin_of_public_clips_is_refused(flat: Path) -> None:
+    with pytest.raises(InputError, match="unknown public_from 'same'; did you mean same-file"):
+        load_clips(str(flat), **{**SMALL, "public_from": "same"})
+    with pytest.raises(InputError, match="public_from=same-file: source 'synthetic' has no files"):
+        load_clips("synthetic", public_from="same-file")
 
 
 @pytest.mark.parametrize(
@@ -88,23 +158,25 @@ def test_default_count_leaves_public_clips(
     tmp_path: Path, available: int, public: int, attacked: int
 ) -> None:
     write_video(tmp_path / "a.mkv", numbered(2 * available))
-    data = load_clips(str(tmp_path), frames=2, stride=1, size=8, public=public)
+    data = load_clips(str(tmp_path), frames=2, stride=1, size=8, public=public, public_from="same-file")
     assert len(data.clips) == attacked
     assert len(data.public_clips) == min(public, available - attacked)
     no_public = "no public clips: all windows are attacked"
-    assert (no_public in data.notes) == (len(data.public_clips) == 0)
+    assert (no_public in data.notes) == (len(data.public_clips) < min(public, 1))
 
 
 def test_explicit_count_is_kept_and_checked(flat: Path) -> None:
-    data = load_clips(str(flat), clips=15, **SMALL)
+    data = load_clips(str(flat), clips=15, **SAME)
     assert (len(data.clips), len(data.public_clips)) == (15, 1 + 0)
+    data = load_clips(str(flat), clips=15, **SMALL)
+    assert (len(data.clips), len(data.public_clips)) == (15, 0)
     with pytest.raises(InputError, match=r"clips=17 asked, but it gives 16; ask for at most 16"):
         load_clips(str(flat), clips=17, **SMALL)
 
 
 def test_one_file_gives_its_consecutive_parts(tmp_path: Path) -> None:
     write_video(tmp_path / "my film (1).mkv", numbered(30))
-    data = load_clips(str(tmp_path / "my film (1).mkv"), clips=3, **SMALL)
+    data = load_clips(str(tmp_path / "my film (1).mkv"), clips=3, **SAME)
     assert data.name == "my film (1).mkv"
     assert data.names == ("my_film_1_@0", "my_film_1_@4", "my_film_1_@8")
     assert origins(data.public_clips) == [(0, 12), (0, 16), (0, 20), (0, 24)]
@@ -112,7 +184,7 @@ def test_one_file_gives_its_consecutive_parts(tmp_path: Path) -> None:
 
 def test_classes_are_the_folders(tmp_path: Path) -> None:
     names = {"Abuse/a.mkv": 8, "Abuse/b.mkv": 8, "Normal/a.mkv": 8, "part2/Normal/c.mkv": 8}
-    data = load_clips(str(make(tmp_path, names)), clips=4, **SMALL)
+    data = load_clips(str(make(tmp_path, names)), clips=4, public=0, **SMALL)
     assert data.classes == ("Abuse", "Normal")
     labels = dict(zip(data.names, data.labels.tolist(), strict=True))
     assert labels == {"Abuse-a@0": 0, "b@0": 0, "Normal-a@0": 1, "c@0": 1}
@@ -288,7 +360,7 @@ def test_all_frames_attacked_leaves_no_reference(tmp_path: Path) -> None:
 
 def test_fine_clips_of_a_file(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", noise(24, side=48))
-    given = {"clips": 2, "frames": 4, "stride": 1, "size": 24}
+    given: dict[str, Any] = {"clips": 2, "frames": 4, "stride": 1, "size": 24, "public_from": "same-file"}
     plain, data = load_clips(str(tmp_path), **given), load_clips(str(tmp_path), **given, fine=True)
     assert torch.equal(plain.clips, data.clips)
     for fine, clips in ((data.fine, data.clips), (data.public_fine, data.public_clips)):
@@ -306,7 +378,7 @@ def test_fine_clips_of_a_file(tmp_path: Path) -> None:
 
 def test_public_fine_clips_do_not_carry_the_private_ones(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mkv", numbered(24))
-    data = load_clips(str(tmp_path), clips=2, fine=True, **SMALL)
+    data = load_clips(str(tmp_path), clips=2, fine=True, **SAME)
     assert data.fine is not None
     assert data.public_fine is not None
     assert data.public_fine.untyped_storage().data_ptr() != data.fine.untyped_storage().data_ptr()

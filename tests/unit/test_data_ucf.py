@@ -37,7 +37,7 @@ def make_tree(root: Path, names: tuple[str, ...] = TREE, frames: int = 9) -> Pat
 
 
 def test_all_normal_folders_are_one_class(tmp_path: Path) -> None:
-    data = load_clips(str(make_tree(tmp_path)), clips=5, **SMALL)
+    data = load_clips(str(make_tree(tmp_path)), clips=5, public=0, **SMALL)
     assert data.classes == ("Abuse", "Arson", "Normal")
     labels = dict(zip(data.names, data.labels.tolist(), strict=True))
     assert labels["Normal_Videos001_x264@0"] == labels["Normal_Videos_003_x264@0"] == 2
@@ -90,7 +90,7 @@ def test_images_are_grouped_by_video_and_sorted_by_number(tmp_path: Path) -> Non
     write_frames(tmp_path, "Train/NormalVideos/Normal_Videos001_x264", list(range(0, 120, 10)))
     write_frames(tmp_path, "Test/NormalVideos/Normal_Videos_003_x264", [0, 10, 20, 40])
     (tmp_path / "notes.txt").write_text("frames of something")
-    data = load_clips(str(tmp_path), clips=4, references=0, **SMALL)
+    data = load_clips(str(tmp_path), clips=4, references=0, public_from="same-file", **SMALL)
     assert data.classes == ("Abuse", "Normal")
     assert sorted(data.names) == sorted(
         f"{name}_x264@0" for name in ("Abuse001", "Abuse002", "Normal_Videos001", "Normal_Videos_003")
@@ -210,7 +210,7 @@ def test_every_form_of_list(tmp_path: Path, line: str) -> None:
         path = Path(name).with_suffix(".mp4")  # the list says mp4, the files were made something else
         kind = path.parent.name
         lines.append(line.format(path=f"{kind}/{path.name}", base=path.name, stem=path.stem, kind=kind))
-    data = load_clips(write_list(tmp_path, *lines), clips=5, **SMALL)
+    data = load_clips(write_list(tmp_path, *lines), clips=5, public=0, **SMALL)
     assert data.classes == ("Abuse", "Arson", "Normal")
     labels = {
         name.split("@")[0]: data.classes[label] for name, label in zip(data.names, data.labels, strict=True)
@@ -308,7 +308,7 @@ def test_labels_that_cannot_be_told(tmp_path: Path, lines: list[str], message: s
 
 def test_labels_of_a_list_make_the_classes_of_clips(tmp_path: Path) -> None:
     make_tree(tmp_path, ("01_001.mkv", "01_0014.mkv"))
-    data = load_clips(write_list(tmp_path, "01_001.avi 1", "01_0014.avi 0"), clips=2, **SMALL)
+    data = load_clips(write_list(tmp_path, "01_001.avi 1", "01_0014.avi 0"), clips=2, public=0, **SMALL)
     assert data.classes == ("0", "1")
     assert dict(zip(data.names, data.labels.tolist(), strict=True)) == {"01_001@0": 1, "01_0014@0": 0}
 

@@ -168,14 +168,45 @@ def test_baselines_hold_reference_frames_still() -> None:
 def test_baselines_answer_where_they_can() -> None:
     without = observe(0, 0)
     for frames in (2, 4):
-        assert answerable(observe(0, frames).knowledge) == tuple(BASELINES)
+        known = observe(0, frames).knowledge
+        labels = {"labels": torch.tensor([1]), "public_labels": scene().public_labels}
+        assert answerable(replace(known, **labels)) == tuple(BASELINES)
+        without_label = tuple(name for name in BASELINES if name != "label_mean")
+        assert answerable(known) == without_label
+        assert answerable(replace(known, labels=labels["labels"])) == without_label
     # Of one frame the mean is that frame: the same answer is not counted twice.
-    assert answerable(observe(0, 1).knowledge) == ("grey", "public_mean", "reference_still")
+    one = ("grey", "public_mean", "reference_still", "reference_nearest")
+    assert answerable(observe(0, 1).knowledge) == one
     assert answerable(without.knowledge) == ("grey", "public_mean")
     assert answerable(knowledge(None)) == ("grey",)
-    for name in ("reference_still", "reference_mean"):
+    for name in ("reference_still", "reference_mean", "reference_nearest"):
         with pytest.raises(InputError, match="no reference frames"):
             run(BASELINES.build(name), without)
+    with pytest.raises(InputError, match="no labels"):
+        run(BASELINES.build("label_mean"), without)
+
+
+def test_the_nearest_public_clip_is_nearest_to_the_frames_and_not_to_the_clip() -> None:
+    """Public clip 3 is the private clip itself, public clip 5 is its scene held still."""
+    observation, data = observe(0, 1), scene()
+    assert data.references is not None
+    public = data.public_clips.clone()
+    public[3], public[5] = data.clips[0], data.references[0, :, :1].expand(SHAPE)
+    known = replace(observation.knowledge, public_clips=public)
+    answer = run(BASELINES.build("reference_nearest"), replace(observation, knowledge=known))
+    assert torch.equal(answer.clips[0], public[5])
+
+
+def test_the_mean_of_a_label_is_of_its_public_clips() -> None:
+    known = replace(observe(0, 0).knowledge, labels=torch.tensor([4]), public_labels=torch.arange(12) % 6)
+    observation = replace(observe(0, 0), knowledge=known)
+    answer = run(BASELINES.build("label_mean"), observation)
+    assert torch.allclose(answer.clips[0], scene().public_clips[[4, 10]].mean(0))
+    missing = replace(known, public_labels=torch.zeros(12, dtype=torch.int64))
+    answer = run(BASELINES.build("label_mean"), replace(observation, knowledge=missing))
+    assert torch.allclose(answer.clips[0], scene().public_clips.mean(0))
+    with pytest.raises(InputError, match="expected public_labels of one number a public clip"):
+        replace(known, public_labels=torch.zeros(3, dtype=torch.int64)).check()
 
 
 # ---- what matching makes of them
@@ -197,7 +228,8 @@ def test_without_reference_frames_no_use_makes_a_difference(use: Any) -> None:
 def test_every_use_beats_the_baselines_with_the_same_frames(use: Any) -> None:
     observation, truth = observe(0, 4), scene().clips[:1]
     first, last = (run(Matching(iterations=i, reference=use), observation) for i in (2, 80))
-    best = max(psnr(run(BASELINES.build(name), observation).clips, truth) for name in BASELINES)
+    names = answerable(observation.knowledge)
+    best = max(psnr(run(BASELINES.build(name), observation).clips, truth) for name in names)
     assert psnr(last.clips, truth) > best + 1
     assert (first.clips - last.clips).abs().mean() > 0.01
     assert last.engine == "native"

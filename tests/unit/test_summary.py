@@ -4,12 +4,21 @@ import pytest
 from records import make_cell as cell
 from records import make_run
 
+from vleak.errors import InputError
 from vleak.report.numbers import epsilon_text, number, ratio
-from vleak.report.words import caveat_text, headline, interval_note, knowledge_text, verdict_text
-from vleak.results.records import Cell, KnowledgeRecord
+from vleak.report.words import (
+    caveat_text,
+    headline,
+    interval_note,
+    knowledge_text,
+    seeds_sentences,
+    verdict_text,
+)
+from vleak.results import over_seeds
+from vleak.results.records import Cell, KnowledgeRecord, RunRecord
 from vleak.results.rows import Row, row_key
 from vleak.results.statistics import binomial_interval, mean_interval
-from vleak.results.summary import summarise
+from vleak.results.summary import strongest, summarise
 
 GAINS = [8.0, 9.0, 10.0, 11.0, 12.0, 9.0, 10.0, 9.5, 10.5, 10.0, 9.0, 10.0]
 GREY = {"name": "grey", "baseline": True}
@@ -117,10 +126,13 @@ def test_further_metrics_are_averaged_by_name():
             6,
             "leaks",
         ),  # identification alone: pictures can be ugly and tell all
-        ([-5.0 + 0.1 * n for n in range(12)], 1, "nothing_found"),
+        ([-5.0 + 0.1 * n for n in range(12)], 1, "below_prior"),
+        ([-0.6] * 12, 1, "below_prior"),  # worse than guessing by more than half a decibel: broken
+        ([-0.4] * 12, 1, "nothing_found"),
+        ([-4.0, 3.0] * 6, 1, "unclear"),  # the interval reaches above -0.5 dB
         ([0.0] * 12, 0, "nothing_found"),
         ([-3.0, 4.0] * 6, 1, "unclear"),
-        ([-5.0] * 12, 3, "nothing_found"),  # 3 of 12 has its lower end at 5 %, below chance
+        ([-5.0] * 12, 3, "below_prior"),  # 3 of 12 has its lower end at 5 %, below chance
         ([-5.0] * 12, 4, "leaks"),  # 4 of 12: 10 %, above
         ([9.0] * 3, 0, "too_few_clips"),
         ([9.0] * 3, 3, "leaks"),  # three of three among twelve is beyond chance without any mean
@@ -137,7 +149,7 @@ def test_a_row_without_a_scored_cell_has_no_result():
 
 
 def test_a_single_candidate_never_counts_as_recognition():
-    cells = [scored(record, candidates=1) for record in group([-5.0] * 12, 12)]
+    cells = [scored(record, candidates=1) for record in group([-0.4] * 12, 12)]
     assert only(cells).verdict == "nothing_found"
 
 
@@ -194,9 +206,9 @@ def test_bounds_that_differ_by_clip_are_averaged_over_the_scored_clips():
 
 
 def test_what_is_not_rebuilt_may_still_be_linked():
-    row = only(with_links(group([-5.0] * 12, 1, defense=DP), 12))
+    row = only(with_links(group([-0.4] * 12, 1, defense=DP), 12))
     assert (row.linked, row.linkage.n, row.verdict) == (12, 12, "linkable_no_picture")
-    assert only(with_links(group([-5.0] * 12, 1, defense=DP), 1)).verdict == "nothing_found"
+    assert only(with_links(group([-0.4] * 12, 1, defense=DP), 1)).verdict == "nothing_found"
     assert only(with_links(group(GAINS, 12), 12)).verdict == "leaks"
 
 
@@ -215,10 +227,10 @@ def test_no_picture_is_said_only_where_nothing_found_would_be(gains: list[float]
     assert (hidden.verdict == "nothing_found") == (verdict == "linkable_no_picture")
 
 
-@pytest.mark.parametrize("gains", [[-5.0] * 12, [1.0] * 6 + [-1.0] * 6])
+@pytest.mark.parametrize("gains", [[-0.4] * 12, [1.0] * 6 + [-1.0] * 6])
 def test_what_weakens_a_linkable_verdict_reaches_the_headline(gains: list[float]):
     blind = with_links(group(gains, 0, defense=DP, attack={"adaptive": False}), 12)
-    compared = rows(with_links(group([-5.0] * 12, 0), 12), blind)
+    compared = rows(with_links(group([-0.4] * 12, 0), 12), blind)
     expected = ("this attack fails even undefended", "the attack does not know the defense")
     assert words(compared[1]) == expected
     assert "; ".join(expected) in headline(compared)[1]
@@ -231,6 +243,103 @@ def test_a_link_above_the_certificate_is_loud():
     found = rows(with_links(group([-5.0] * 12, 1, defense=DP, certificate=BOUND), 12))
     assert found[0].bound_broken
     assert headline(found)[0].startswith("BOUND BROKEN: matching linked 12 of 12 clips under dp σ=1")
+
+
+# --- broken attacks, several attacks, several seeds -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gain", "hits", "linked", "verdict", "said"),
+    [
+        (-4.0, 0, 0, "below_prior", "attack below its prior, judges nothing"),
+        (-10.0, 0, 12, "linkable_below_prior", "linkable; attack below its prior, judges no picture"),
+        (-4.0, 9, 12, "leaks", "leaks"),
+    ],
+)
+def test_a_broken_attack_is_never_safety(gain: float, hits: int, linked: int, verdict: str, said: str):
+    found = rows(group(GAINS, 12), with_links(group([gain] * 12, hits, defense=DP), linked))
+    assert (found[1].verdict, verdict_text(found[1])) == (verdict, said)
+    text = " ".join(headline(found))
+    assert "Nothing found" not in text
+    assert "no picture (" not in text
+    assert ("own prior" in text) == (verdict != "leaks")
+
+
+def test_a_broken_attack_does_not_overrule_one_that_works():
+    found = rows(group([0.0] * 12, 0, defense=DP), group([-4.0] * 12, 0, defense=DP, attack="broken"))
+    assert {row.attack: row.verdict for row in found} == {
+        "matching": "nothing_found", "broken": "below_prior"
+    }  # fmt: skip
+    assert strongest(found)["dp σ=1"].attack == "matching"
+    assert "Nothing found: dp σ=1" in " ".join(headline(found))
+
+
+def test_a_choice_among_attacks_does_not_find_what_is_not_there():
+    """4 of 12 recognised is above chance at 95 % (its lower end is 9.9 %) and at 98.75 % (7.3 %) is not."""
+    gains = [-0.4] * 12
+    assert only(group(gains, 4, defense=DP)).verdict == "leaks"
+    several = rows(*(group(gains, 4 if n == 2 else 1, defense=DP, attack=f"a{n}") for n in range(4)))
+    assert [row.verdict for row in several] == ["nothing_found"] * 4
+    assert {(row.attacks, row.judged_at_once) for row in several} == {(4, 4)}
+    assert several[2].identification == binomial_interval(4, 12)  # which is shown as it is
+    clear = rows(*(group(gains, 12 if n == 2 else 1, defense=DP, attack=f"a{n}") for n in range(4)))
+    assert [row.verdict for row in clear] == ["nothing_found", "nothing_found", "leaks", "nothing_found"]
+
+
+def test_baselines_and_other_settings_are_no_further_attacks():
+    found = rows(
+        group([0.0] * 12, 1, attack=GREY),
+        group([-0.4] * 12, 4, defense=DP),
+        group([-0.4] * 12, 4, defense=DP, knowledge={"reference_frames": 1}),
+        group([-0.4] * 12, 4),
+    )
+    assert {row.attacks for row in found} == {1}
+    assert [row.verdict for row in found if not row.baseline] == ["leaks"] * 3
+
+
+def seeded(seed: int, *groups: list[Cell], **settings: Any) -> RunRecord:
+    record = make_run(
+        *(c.model_copy(update={"id": f"{n}"}) for n, c in enumerate(c for g in groups for c in g))
+    )
+    return record.model_copy(
+        update={"settings": record.settings.model_copy(update={"seed": seed, **settings})}
+    )
+
+
+def test_what_leaks_at_any_seed_leaks():
+    quiet, loud = [-0.4] * 12, [2.0] * 12
+    runs = [
+        seeded(0, group(quiet, 1, defense=DP), group(quiet, 1, defense=DP, attack="inverter")),
+        seeded(1, group(quiet, 1, defense=DP), group(loud, 8, defense=DP, attack="inverter")),
+        seeded(2, group(quiet, 1, defense=DP), group(loud, 9, defense=DP, attack="inverter")),
+    ]
+    (found,) = over_seeds(runs)
+    assert (found.verdict, found.found, found.seeds) == ("leaks", 2, 3)
+    assert (found.row.attack, found.row.identified, found.row.judged_at_once) == ("inverter", 9, 6)
+    assert seeds_sentences([found]) == [
+        "dp σ=1 (labels inferred): leaks at 2 of 3 seeds (most by inverter, the strongest of 2: 9 of 12 "
+        "recognised, +2.0 dB)."
+    ]
+    (none,) = over_seeds(runs[:1])
+    assert (none.verdict, none.found, none.seeds) == ("nothing_found", 1, 1)
+
+
+def test_a_choice_among_seeds_does_not_find_what_is_not_there():
+    lucky = [seeded(n, group([-0.4] * 12, 4 if n == 1 else 1, defense=DP)) for n in range(4)]
+    (found,) = over_seeds(lucky)
+    assert (found.verdict, found.found) == ("nothing_found", 4)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_refused():
+    first = seeded(0, group(GAINS, 12))
+    with pytest.raises(InputError, match="expected another seed for each run"):
+        over_seeds([first, first])
+    with pytest.raises(
+        InputError, match="seed 1 has frames=9 and seed 0 has frames=4; give runs that differ"
+    ):
+        over_seeds([first, seeded(1, group(GAINS, 12), frames=9)])
+    with pytest.raises(InputError, match="at least one run"):
+        over_seeds([])
 
 
 # --- grouping, order, caveats -----------------------------------------------------------------------------
@@ -265,7 +374,7 @@ def test_defenses_that_share_a_label_stay_apart():
     found = rows(
         group(GAINS, 12),
         group(GAINS, 12, defense=small),
-        group([-5.0] * 12, 0, defense=large),
+        group([-0.4] * 12, 0, defense=large),
     )
     assert [(row.defense, row.verdict) for row in found] == [
         ("none", "leaks"),
@@ -317,7 +426,7 @@ def test_bytes_are_compared_with_the_undefended_update_of_the_same_model():
 
 
 def test_an_attack_that_fails_undefended_proves_nothing_about_a_defense():
-    found = rows(group([-5.0] * 12, 0), group([-5.0] * 12, 0, defense=DP))
+    found = rows(group([-0.4] * 12, 0), group([-0.4] * 12, 0, defense=DP))
     assert words(found[1]) == ("this attack fails even undefended",)
     text = " ".join(headline(found))
     assert "would prove nothing" in text
@@ -339,13 +448,13 @@ def test_a_defense_that_was_not_compared_or_not_attacked_knowingly_says_so():
 def test_headline_of_a_good_run():
     found = rows(
         group([9.8] * 12, 12),
-        group([-5.0] * 12, 1, defense=DP, certificate=BOUND),
+        group([-0.4] * 12, 1, defense=DP, certificate=BOUND),
         group([2.1] * 12, 3, defense={"name": "prune", "label": "prune 90 %"}, update={"bytes": 150}),
     )
     assert headline(found) == [
         "Without defense 12 of 12 clips are recognised (+9.8 dB over the best baseline).",
         "Still leaking: prune 90 % (3 of 12 recognised; +2.1 dB).",
-        "Nothing found: dp σ=1 (ε 5; 1 of 12 recognised (at most 38 %); −5.0 dB (at most −5.0 dB); "
+        "Nothing found: dp σ=1 (ε 5; 1 of 12 recognised (at most 38 %); −0.4 dB (at most −0.4 dB); "
         "the guarantee allows at most 35 % recognised).",
         "Bytes sent, against no defense: prune 90 % ×0.15; the others as many.",
     ]
@@ -364,7 +473,7 @@ def test_where_nothing_was_found_the_upper_ends_are_given():
 
 def test_a_negative_gain_is_said_to_be_below_the_prior():
     (line,) = headline(rows(group([-2.0] * 12, 0)))
-    assert "0 of 12 clips are recognised (2.0 dB below the best baseline): nothing found, so" in line
+    assert "(2.0 dB below the best baseline): attack below its prior, judges nothing, so" in line
     (line,) = headline(rows(group([-0.01] * 12, 0)))
     assert "(+0.0 dB over the best baseline)" in line
 
@@ -427,7 +536,7 @@ def test_an_attack_with_other_settings_has_a_row_of_its_own():
 
 
 def test_verdicts_and_intervals_in_words():
-    row = only(group([-5.0] * 12, 1))
+    row = only(group([-0.4] * 12, 1))
     assert (row.verdict, verdict_text(row)) == ("nothing_found", "nothing found")
     assert interval_note(mean_interval([1.0])) == "1 clip; an interval needs at least 8"
     assert [interval_note(mean_interval([1.0] * n)) for n in (0, 8)] == ["no clip was scored", ""]

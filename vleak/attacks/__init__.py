@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from vleak.attacks.analytic import ClosedForm, Independent, LowRank
 from vleak.attacks.base import Attack, Hooks, Task, Work, reconstruct_all
-from vleak.attacks.baselines import Grey, PublicMean, ReferenceMean, ReferenceStill, answerable
+from vleak.attacks.baselines import (
+    SHARED_GUESSES,
+    Grey,
+    LabelMean,
+    PublicMean,
+    ReferenceMean,
+    ReferenceNearest,
+    ReferenceStill,
+    answerable,
+)
 from vleak.attacks.feature_inversion import FeatureInversion
 from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
@@ -14,6 +23,7 @@ from vleak.attacks.matching import Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
 from vleak.attacks.reconstruction import Reconstruction
+from vleak.attacks.retrieval import Retrieval
 from vleak.attacks.sign import update_sign
 from vleak.attacks.simulation import simulated_channel
 from vleak.registry import Registry
@@ -26,6 +36,7 @@ ATTACKS: Registry[Attack] = Registry(
         "deep_prior": DeepPrior,
         "decoder": Decoder,
         "inverter": Inverter,
+        "retrieval": Retrieval,
         "closed_form": ClosedForm,
         "low_rank": LowRank,
         "independent": Independent,
@@ -39,8 +50,10 @@ BASELINES: Registry[Attack] = Registry(
     {
         "grey": Grey,
         "public_mean": PublicMean,
+        "label_mean": LabelMean,
         "reference_still": ReferenceStill,
         "reference_mean": ReferenceMean,
+        "reference_nearest": ReferenceNearest,
     },
     base=Attack,
 )
@@ -49,6 +62,7 @@ BASELINES: Registry[Attack] = Registry(
 __all__ = [
     "ATTACKS",
     "BASELINES",
+    "SHARED_GUESSES",
     "Attack",
     "ClosedForm",
     "Decoder",
@@ -59,6 +73,7 @@ __all__ = [
     "Independent",
     "Inverter",
     "Knowledge",
+    "LabelMean",
     "LowRank",
     "Matching",
     "NonAdaptiveMatching",
@@ -66,7 +81,9 @@ __all__ = [
     "PublicMean",
     "Reconstruction",
     "ReferenceMean",
+    "ReferenceNearest",
     "ReferenceStill",
+    "Retrieval",
     "Task",
     "Work",
     "answerable",

@@ -313,7 +313,7 @@ def _as_the_client(observation: Observation) -> Observation:
     if observation.knowledge.labels is not None:
         return observation
     labels = infer_labels(observation.as_gradient())
-    knowledge = replace(observation.knowledge, labels=labels)
+    knowledge = replace(observation.knowledge, labels=labels, labels_inferred=True)
     earlier = tuple(replace(other, knowledge=knowledge) for other in earlier)
     return replace(observation, knowledge=knowledge, earlier=earlier)
 

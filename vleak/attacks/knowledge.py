@@ -27,9 +27,13 @@ class Knowledge:
         batch_size: B, number of clips behind the update.
         classes: number of classes; labels are in [0, classes).
         labels: (B,) int64 when granted, else None. In `Attack.prepare` they are always there: granted, or
-            inferred from the update.
+            inferred from the update. labels_inferred: whether they are such a guess.
         public_clips: (M, *clip_shape) of the same kind of scene, M may be 0; never a private clip. Frames
             are in [0, 1].
+        public_groups: (M,) int64, equal for public clips of one video, which resemble each other as no
+            private clip resembles them; None where nothing says so, or private clips may be of these videos.
+        public_labels: (M,) int64, labels of the public clips, of the same classes as ``labels``; None where
+            they are not known.
         references: (B, C, K, H, W) in [0, 1], for every clip K frames of its scene that are not in it, those
             nearest to it first; None for none.
         nonnegative: whether features are known to be at least 0, as behind a ReLU.
@@ -42,7 +46,10 @@ class Knowledge:
     batch_size: int
     classes: int
     labels: Tensor | None = None
+    labels_inferred: bool = False
     public_clips: Tensor | None = None
+    public_groups: Tensor | None = None
+    public_labels: Tensor | None = None
     references: Tensor | None = None
     nonnegative: bool = False
     unit_norm: bool = False
@@ -98,6 +105,11 @@ class Knowledge:
                 f"knowledge: expected public clips of shape (clip, *{tuple(self.clip_shape)}), got "
                 f"{tuple(public.shape)}"
             )
+        for name, facts in (("public_groups", self.public_groups), ("public_labels", self.public_labels)):
+            if facts is not None and facts.shape != (0 if public is None else len(public),):
+                raise InputError(
+                    f"knowledge: expected {name} of one number a public clip, got shape {tuple(facts.shape)}"
+                )
         if self.references is not None:
             self._check_references(self.references)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
 DEFAULT_CLIPS = 12  # number of attacked clips where the caller gives none
+
+PublicFrom = Literal["other-files", "same-file"]
+"""Where public clips are from: files without an attacked clip, or also parts of files that have one."""
+PUBLIC_FROM: tuple[PublicFrom, ...] = get_args(PublicFrom)
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,9 @@ class ClipSet:
         public_labels: (M,) int64.
         classes: the names of the classes.
         public_source: origin of the public clips, one phrase.
+        public_from: whether a public clip may share its file with an attacked one; None where nobody says so,
+            or there are no public clips.
+        public_groups: (M,) int64, public clips of one file have one number; None where nothing says so.
         notes: sentences for the user: what the source holds and what was assumed.
         references: (N, C, K, H, W), the reference frames: for every attacked clip K frames of its scene that
             are in no attacked clip, the nearest first; None where none were requested.
@@ -45,6 +53,8 @@ class ClipSet:
     fine: Tensor | None = None
     public_fine: Tensor | None = None
     labels_drawn: bool = False
+    public_from: PublicFrom | None = None
+    public_groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class FeatureSet:
         public_labels: (M,) int64.
         classes: ``("normal", "anomaly")``.
         public_source: origin of the public features, one phrase.
+        public_from: as of `ClipSet`.
         notes: sentences for the user: what the source holds and what was assumed.
         nonnegative: whether no value of the public features is negative, as behind a ReLU; False without any.
         unit_norm: whether every public row has Euclidean norm 1, to a thousandth; False without any.
@@ -78,3 +89,4 @@ class FeatureSet:
     nonnegative: bool
     unit_norm: bool
     labels_drawn: bool = False
+    public_from: PublicFrom | None = None

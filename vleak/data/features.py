@@ -105,6 +105,7 @@ def features_of(
         nonnegative=bool((loaded[attacked:] >= 0).all()) and attacked < len(order),
         unit_norm=bool(((loaded[attacked:].norm(dim=2) - 1).abs() < _UNIT).all()) and attacked < len(order),
         labels_drawn=drawn,
+        public_from="other-files" if attacked < len(order) else None,
     )
     return noted(data)
 

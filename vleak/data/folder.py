@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from vleak.data.classes import classes_of
-from vleak.data.clipset import DEFAULT_CLIPS, ClipSet
+from vleak.data.clipset import ClipSet, PublicFrom
 from vleak.data.request import FINE, ClipRequest
 from vleak.data.sources import SourceFiles
 from vleak.data.tree import first
 from vleak.data.videos import VideoFile, video_files
 from vleak.data.windows import Reel, Window, choose_windows
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
 
 
 def load_videos(source: SourceFiles, request: ClipRequest) -> ClipSet:
@@ -25,13 +25,13 @@ def load_videos(source: SourceFiles, request: ClipRequest) -> ClipSet:
         request = replace(request, strict=True)  # nothing else could be used instead
     found, size = choose_windows(files, request, source.name), request.size
     windows = found.windows
-    attacked = _split(len(windows), request, source.name)
+    attacked = found.attacked
     classes = classes_of(files, source)
     clips = found.clips(size)
     fine = found.clips(FINE * size) if request.fine else None
     labels = torch.tensor([classes.label(w.file, w.start, request.seed) for w in windows], dtype=torch.int64)
     notes = [classes.note, *found.notes(request.needed, len(files))]
-    notes += ["no public clips: all windows are attacked"] if attacked == len(windows) else []
+    notes += _on_public(windows, attacked, request)
     notes += _enlarged(found.reels, FINE * size) if request.fine else []
     return ClipSet(
         name=source.name,
@@ -42,24 +42,14 @@ def load_videos(source: SourceFiles, request: ClipRequest) -> ClipSet:
         public_labels=labels[attacked:],
         classes=classes.names,
         public_source=_public_source(windows, attacked),
+        public_from=_public_from(windows, attacked),
+        public_groups=_groups(windows[attacked:]),
         notes=(*source.notes, *notes),
         references=_references(windows[:attacked], request, source.name) if request.references else None,
         fine=None if fine is None else fine[:attacked],
         public_fine=None if fine is None else fine[attacked:].clone(),
         labels_drawn=not classes.labels,
     )
-
-
-def _split(available: int, request: ClipRequest, source: str) -> int:
-    """Return the number of windows that are attacked."""
-    if request.clips is None:
-        return min(DEFAULT_CLIPS, max((available + 1) // 2, available - request.public))
-    if request.clips > available:
-        raise InputError(
-            f"data {source!r}: clips={request.clips} asked, but it gives {available}; ask for at most "
-            f"{available}, or lower `frames` or `stride`"
-        )
-    return request.clips
 
 
 def _reference_frames(
@@ -111,11 +101,50 @@ def _enlarged(reels: Mapping[VideoFile, Reel], size: int) -> list[str]:
 
 
 def _public_source(windows: Sequence[Window], attacked: int) -> str:
-    files = {window.file for window in windows[:attacked]}
-    shared = [window.file in files for window in windows[attacked:]]
+    shared = _shared(windows, attacked)
     if not shared:
         return "none"
     if not any(shared):
         return "other files"
     same = "the same files, outside the attacked frames"
     return same if all(shared) else f"other files, and {same}"
+
+
+def _public_from(windows: Sequence[Window], attacked: int) -> PublicFrom | None:
+    shared = _shared(windows, attacked)
+    if not shared:
+        return None
+    return "same-file" if any(shared) else "other-files"
+
+
+def _shared(windows: Sequence[Window], attacked: int) -> list[bool]:
+    """Return for every public window whether its file has an attacked one."""
+    files = {window.file for window in windows[:attacked]}
+    return [window.file in files for window in windows[attacked:]]
+
+
+def _groups(public: Sequence[Window]) -> Tensor:
+    """Return the number of the file of every public window, (M,) int64."""
+    numbers = {file: number for number, file in enumerate(dict.fromkeys(window.file for window in public))}
+    return torch.tensor([numbers[window.file] for window in public], dtype=torch.int64)
+
+
+def _on_public(windows: Sequence[Window], attacked: int, request: ClipRequest) -> list[str]:
+    """Return a note on public clips that are fewer than asked, or of attacked files."""
+    files, count = len({window.file for window in windows[attacked:]}), len(windows) - attacked
+    if any(_shared(windows, attacked)):
+        return [
+            f"{count} public clips, of which some are other parts of the attacked videos, as asked by "
+            f"{argument('public_from', 'same-file')}: an attacker who holds those is far stronger than most"
+        ]
+    if count == request.public:
+        return []
+    if request.public_from == "same-file":
+        return [] if count else ["no public clips: all windows are attacked"]
+    more = f"{argument('public_from', 'same-file')} would add other parts of the attacked videos"
+    if not count:
+        return [f"no public clips: no file is left that is not attacked; give more files, or {more}"]
+    return [
+        f"{count} of {request.public} public clips: they are the windows of {files} files, of which none is "
+        f"attacked; {more}"
+    ]

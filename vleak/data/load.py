@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from vleak.data.alike import noted
-from vleak.data.clipset import ClipSet, FeatureSet
+from vleak.data.clipset import ClipSet, FeatureSet, PublicFrom
 from vleak.data.features import features_of
 from vleak.data.folder import load_videos
 from vleak.data.plugins import find_source, load_source
 from vleak.data.request import ClipRequest, Progress
 from vleak.data.sources import search_source
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
 
 
 def load_clips(
@@ -21,6 +21,7 @@ def load_clips(
     stride: int = 2,
     seed: int = 0,
     public: int = 48,
+    public_from: PublicFrom = "other-files",
     references: int = 0,
     fine: bool = False,
     strict: bool = False,
@@ -31,11 +32,17 @@ def load_clips(
     A video is cut into windows of ``frames * stride`` consecutive frames, of which every ``stride``-th is
     used; windows never overlap. Windows without content or motion (``windows.FLAT``, ``windows.STILL``) are
     passed over where the video has others within reach (``windows.SEARCHED``), and come after all others. The
-    order of the files is drawn by ``seed``; the first windows of all files come first, then their second
-    windows, and so on. The first ``clips`` windows are attacked, up to
-    ``public`` further ones are public: from other files where there are enough of them, otherwise later
-    parts of the same files. Labels of a list are the indices of the classes, whatever they are; sub-folders
-    with two or more names are classes; without either, labels are drawn at random, and a note says so.
+    order of the files is drawn by ``seed``.
+
+    No file gives both attacked and public clips: of F files with a window, the first ``F - public``, and at
+    least half, may be attacked. The first windows of these come first, then their second windows, and so on;
+    the first ``clips`` of them are attacked, and where they are too few, further files are attacked, one
+    after the other. Up to ``public`` windows of the files that are left are public, the first of each file
+    first; a note says so where that is fewer than asked. With ``public_from="same-file"`` all files may be
+    attacked, and later parts of attacked files are public where there are not enough others.
+
+    Labels of a list are the indices of the classes, whatever they are; sub-folders with two or more names are
+    classes; without either, labels are drawn at random, and a note says so.
 
     Videos may be stored as images, one file a frame, such as UCF-Crime in PNG: ``Abuse001_x264_100.png``. The
     frames are then the images of a video in the order of their numbers. A list of UCF-Crime or its ports
@@ -47,9 +54,10 @@ def load_clips(
             ``package.module:function`` (called with fields of `ClipRequest`). Or a path: a video file, a list
             of videos, or a folder of videos or images, which is searched with its sub-folders; hidden files
             and links to folders are left out. A folder that is itself named "synthetic" is ``"./synthetic"``.
-        clips: number of clips to attack. None: 12, or, where the source has fewer than ``12 + public``
-            windows, the number that leaves ``public`` public clips, but at least half of the windows (up to
-            12): 50 windows are 12 + 38, 10 are 5 + 5, 1 is 1 + 0.
+        clips: number of clips to attack. None: 12, or as many as the files that may be attacked have:
+            12 files of 3 windows are 12 + 18, 10 files of one are 5 + 5, one file of 30 windows is 12 + 0.
+            From the same files: 12, or, where the source has fewer than ``12 + public`` windows, the number
+            that leaves ``public`` public clips, but at least half of the windows (up to 12).
         frames: frames of a clip, T.
         size: height and width of a clip in pixels; the central square of each frame is scaled to it.
         stride: distance in frames between two frames of a clip. The synthetic motion fills the whole
@@ -57,6 +65,8 @@ def load_clips(
         seed: draws the order of the files, the random labels, and all of the synthetic clips.
             Clip i does not depend on the number of clips requested.
         public: largest number of public clips to return.
+        public_from: "other-files", or "same-file" for an attacker who holds other parts of the very videos
+            that are attacked.
         references: K; above 0, ``references`` of the result holds K reference frames of the scene of each
             attacked clip, the nearest first. From a video they are the frames after the last attacked
             window of the file, every ``stride``-th, and all attacked clips of a file share them; they may
@@ -77,7 +87,7 @@ def load_clips(
     """
     request = ClipRequest(
         clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
-        references=references, fine=fine, strict=strict, progress=progress,
+        public_from=public_from, references=references, fine=fine, strict=strict, progress=progress,
     )  # fmt: skip
     if (reference := find_source(source)) is not None:
         return noted(load_source(reference, request))
@@ -106,6 +116,7 @@ def load_data(
     stride: int = 2,
     seed: int = 0,
     public: int = 48,
+    public_from: PublicFrom = "other-files",
     references: int = 0,
     fine: bool = False,
     segments: int = 32,
@@ -123,6 +134,7 @@ def load_data(
         stride: see ``load_clips``.
         seed: draws the order of the files.
         public: largest number of public clips or matrices to return.
+        public_from: see ``load_clips``; of feature files, a video each, only "other-files" can be asked.
         references: see ``load_clips``.
         fine: see ``load_clips``.
         segments: rows of a feature matrix, see ``load_features``.
@@ -139,8 +151,13 @@ def load_data(
                 f"data {source!r}: {asked} asked of feature files, which hold no frames; leave it out or "
                 f"give videos"
             )
+        if public_from != "other-files":
+            raise InputError(
+                f"{argument('public_from', public_from)}: feature files hold one matrix a video, so that no "
+                "part of a video is left to be public; leave it out"
+            )
         return features_of(files, clips=clips, segments=segments, seed=seed, public=public, strict=strict)
     return load_clips(
         source, clips=clips, frames=frames, size=size, stride=stride, seed=seed, public=public,
-        references=references, fine=fine, strict=strict, progress=progress,
+        public_from=public_from, references=references, fine=fine, strict=strict, progress=progress,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from vleak.data.clipset import ClipSet
 from vleak.data.request import ClipRequest, Progress
 from vleak.data.synthetic import load_synthetic
-from vleak.errors import InputError, VleakError
+from vleak.errors import InputError, VleakError, argument
 from vleak.registry import Reference, Registry, split_reference
 
 
@@ -68,6 +68,11 @@ def load_source(reference: Reference[ClipSet], request: ClipRequest) -> ClipSet:
         for name, value in (vars(request) | {"clips": request.attacked}).items()
         if name in accepted
     }
+    if request.public_from == "same-file" and "public_from" not in accepted:
+        raise InputError(
+            f"{argument('public_from', 'same-file')}: source {entry.name!r} has no files of which one part "
+            "could be attacked and another public; leave it out"
+        )
     data = reference.build(**{name: v for name, v in arguments.items() if name not in reference.settings})
     if not entry.built_in:
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vleak.data.clipset import DEFAULT_CLIPS
-from vleak.errors import InputError, argument
+from vleak.data.clipset import DEFAULT_CLIPS, PUBLIC_FROM, PublicFrom
+from vleak.errors import InputError, argument, unknown_name
 
 FINE = 2
 """Scale of the fine copies of clips, in width and in height."""
@@ -42,6 +42,7 @@ class ClipRequest:
     stride: int = 2
     seed: int = 0
     public: int = 48
+    public_from: PublicFrom = "other-files"
     references: int = 0
     fine: bool = False
     strict: bool = False
@@ -54,6 +55,8 @@ class ClipRequest:
             if value is not None and not low <= value <= high:
                 text = argument(_ARGUMENTS.get(name, name), value)
                 raise InputError(f"{text}: expected a whole number from {low} to {high}")
+        if self.public_from not in PUBLIC_FROM:
+            raise unknown_name("public_from", str(self.public_from), PUBLIC_FROM)
         self._check_memory()
 
     @property

@@ -114,6 +114,8 @@ def load_synthetic(request: ClipRequest) -> ClipSet:
         references=torch.stack([drawn.references(references) for drawn in attacked]) if references else None,
         fine=fine if request.fine else None,
         public_fine=public_fine if request.fine else None,
+        public_from="other-files" if public else None,  # every clip is a scene of its own
+        public_groups=torch.arange(len(public)),
     )
 
 

@@ -6,13 +6,14 @@ number of clips are. How far a video is searched is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
 from torch import Tensor
 
+from vleak.data.clipset import DEFAULT_CLIPS
 from vleak.data.request import FINE, ClipRequest
 from vleak.data.tree import first, printable
 from vleak.data.video import Squares
@@ -167,12 +168,14 @@ class Chosen:
         reels: the video of every file that was opened.
         broken: names of the videos of which nothing could be read, and why.
         short: names of the videos that are too short.
+        attacked: how many of the windows are attacked; the others are public.
     """
 
     windows: list[Window]
     reels: dict[VideoFile, Reel]
     broken: list[tuple[str, InputError]]
     short: list[str]
+    attacked: int = 0
 
     def clips(self, size: int) -> Tensor:
         """Return the windows as clips, (N, 3, T, size, size)."""
@@ -225,16 +228,63 @@ class Chosen:
 
 
 def choose_windows(files: Sequence[VideoFile], request: ClipRequest, source: str) -> Chosen:
-    """Return the windows to cut, in order; ``load_clips`` documents the rule.
+    """Return the windows to cut, the attacked ones first, in order; ``load_clips`` documents the rule.
 
     No more files are opened than are needed.
 
     Raises:
-        InputError: nothing can be used; with ``strict``, the first video that is damaged.
+        InputError: nothing can be used, or fewer windows than were asked for; with ``strict``, the first
+            video that is damaged.
     """
-    wanted = request.attacked + request.public
     found = _opened(files, request, source)
     reels = list(found.reels.values())
+
+    def fill(some: Sequence[Reel], wanted: int) -> None:
+        _fill(some, wanted, request, lambda: _check_pixels(reels, source))
+
+    if request.public_from == "same-file":
+        fill(reels, request.attacked + request.public)
+        found.windows = _with_passed(reels, request.attacked + request.public)
+        found.attacked = _attacked(len(found.windows), request, source)
+        return found
+    count = max(-(-len(reels) // 2), len(reels) - request.public)
+    pool, others = reels[:count], reels[count:]
+    fill(pool, request.attacked)
+    attacked = list(_in_order(pool, [reel.chosen for reel in pool]))
+    while request.clips is not None and len(attacked) < request.clips and others:
+        pool, others = [*pool, others[0]], others[1:]
+        fill(pool[-1:], request.clips - len(attacked))
+        attacked += _in_order(pool[-1:], [pool[-1].chosen])
+    attacked = attacked[: request.attacked]
+    if request.clips is not None and len(attacked) < request.clips:
+        attacked = _with_passed(pool, request.clips, attacked)
+        _attacked(len(attacked), request, source)
+    used = {window.file for window in attacked}
+    others = [reel for reel in reels if reel.file not in used]
+    fill(others, request.public)
+    found.windows = attacked + _with_passed(others, request.public)
+    found.attacked = len(attacked)
+    return found
+
+
+def _attacked(available: int, request: ClipRequest, source: str) -> int:
+    """Return how many of the windows of all files are attacked.
+
+    Raises:
+        InputError: more are asked for than there are.
+    """
+    if request.clips is None:
+        return min(DEFAULT_CLIPS, max((available + 1) // 2, available - request.public))
+    if request.clips > available:
+        raise InputError(
+            f"data {source!r}: clips={request.clips} asked, but it gives {available}; ask for at most "
+            f"{available}, or lower `frames` or `stride`"
+        )
+    return request.clips
+
+
+def _fill(reels: Sequence[Reel], wanted: int, request: ClipRequest, check: Callable[[], None]) -> None:
+    """Look at windows of some files until so many are chosen, or none is left within reach."""
     depth = 1
     while sum(len(reel.chosen) for reel in reels) < wanted and not all(reel.ended for reel in reels):
         open_reels = [reel for reel in reels if not reel.ended]
@@ -243,14 +293,22 @@ def choose_windows(files: Sequence[VideoFile], request: ClipRequest, source: str
         for number, reel in enumerate(reels):
             request.tell("reading videos", number, len(reels))
             reel.take(depth)
-            _check_pixels(reels, source)
-    found.windows = list(_in_order(reels, [reel.chosen for reel in reels]))[:wanted]
-    if len(found.windows) < wanted:
-        spare = list(_in_order(reels, [reel.passed for reel in reels]))[: wanted - len(found.windows)]
-        for reel in reels:
-            reel.add([w.start // request.span for w in spare if w.file == reel.file])
-        found.windows += spare
-    return found
+            check()
+
+
+def _with_passed(reels: Sequence[Reel], wanted: int, first: Sequence[Window] | None = None) -> list[Window]:
+    """Return windows in order, up to so many; those that were passed over come after all others.
+
+    Args:
+        reels: the files.
+        wanted: how many.
+        first: the windows that were chosen, where their order is another.
+    """
+    chosen = list(_in_order(reels, [reel.chosen for reel in reels]) if first is None else first)[:wanted]
+    spare = list(_in_order(reels, [reel.passed for reel in reels]))[: wanted - len(chosen)]
+    for reel in reels:
+        reel.add([w.start // reel.request.span for w in spare if w.file == reel.file])
+    return chosen + spare
 
 
 def _opened(files: Sequence[VideoFile], request: ClipRequest, source: str) -> Chosen:

@@ -11,7 +11,7 @@ from typing import Literal, cast
 import torch
 
 from vleak.attacks import Attack
-from vleak.data import ClipSet
+from vleak.data import PUBLIC_FROM, ClipSet
 from vleak.defenses import DEFENSES, Defense, NoDefense, defense_text, parse_defenses
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
@@ -87,6 +87,8 @@ class Settings(ClientChoice):
         clips: clips to attack, or None for 12 or what the data gives.
         frames: T of every clip. size: its height and width. stride: distance of its frames in a video.
         segments: S, to which feature files of another length are brought.
+        public_from: where public clips are from: "other-files", of which none is attacked, or "same-file",
+            with other parts of the attacked videos.
         strict: whether a file of the data that cannot be read ends the run; otherwise it is skipped, and the
             record says so.
         reference_frames: how many frames of the scene the attacker holds, each count a row of its own.
@@ -114,6 +116,7 @@ class Settings(ClientChoice):
     size: int = 32
     stride: int = 2
     segments: int = 32
+    public_from: str = "other-files"
     reference_frames: Sequence[int] = (0,)
     enhance: str = "classical"
     restarts: int = 1
@@ -136,6 +139,7 @@ class Settings(ClientChoice):
             ("engine", self.engine, ENGINES),
             ("labels", self.labels, LABELS),
             ("loss", self.loss, LOSSES),
+            ("public_from", self.public_from, PUBLIC_FROM),
         )
         for kind, value, known in choices:
             if not isinstance(value, str) or value not in known:

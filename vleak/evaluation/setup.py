@@ -6,13 +6,23 @@ import platform
 import re
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import cast
 
 import torch
 from torch import nn
 
 import vleak
 from vleak.attacks import FeatureInversion
-from vleak.data import ClipSet, FeatureSet, check_clip_set, first_of, load_data, recognise, redrawn
+from vleak.data import (
+    ClipSet,
+    FeatureSet,
+    PublicFrom,
+    check_clip_set,
+    first_of,
+    load_data,
+    recognise,
+    redrawn,
+)
 from vleak.enhance import Enhancer, build_enhancer
 from vleak.errors import InputError, argument
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
@@ -33,6 +43,7 @@ from vleak.pipelines import (
     Progress,
     RawPipeline,
     data_record,
+    labels_of,
     network_for,
 )
 from vleak.results.records import EnvironmentRecord, RunHeader
@@ -120,6 +131,11 @@ def _load(settings: Settings, progress: Progress) -> Data:
     asked = max(settings.reference_frames)
     data = data_set(settings.data)
     if data is not None:
+        if settings.public_from != "other-files":
+            raise InputError(
+                f"{argument('public_from', settings.public_from)}: {data_name(settings.data)} was handed "
+                "over with public clips of its own; leave it out, or give a path"
+            )
         _check_data(data, settings)
         return first_of(data, settings.clips)
     source = data_name(settings.data)
@@ -130,6 +146,7 @@ def _load(settings: Settings, progress: Progress) -> Data:
         source, clips=settings.clips, frames=settings.frames, size=settings.size,
         stride=settings.stride, seed=settings.seed, references=asked,
         fine=settings.enhance != "none" and not features, segments=settings.segments, strict=settings.strict,
+        public_from=cast("PublicFrom", settings.public_from),
         progress=lambda what, done, total: progress(f"{what}, {done} of {total}", 0, 0),
     )  # fmt: skip
 
@@ -178,14 +195,7 @@ def _of_clips(
     data: ClipSet, settings: Settings, progress: Progress, classifier: Plain | None
 ) -> list[Pipeline]:
     progress("preparing the pictures", 0, 0)
-    pictures = ClipPictures(
-        data,
-        reference_frames=settings.reference_frames,
-        seed=settings.seed,
-        method=settings.enhance,
-        enhancer=_enhancer(settings.enhance, data),
-        metrics=settings.metric_objects(),
-    )
+    pictures = _pictures(data, settings, "cross_entropy")
     progress("preparing the model", 0, 0)
     pipelines: list[Pipeline] = []
     if classifier is not None:
@@ -198,11 +208,29 @@ def _of_clips(
         pipelines.append(raw)
     if "feature" in settings.pipelines():
         progress("preparing the extractor", 0, 0)
+        if pictures.granted is not None and settings.loss != "cross_entropy":
+            pictures = _pictures(data, settings, settings.loss)  # this loss's labels are the granted ones
         source = _extracted(data, settings, pictures)
         pipelines.append(
             _feature_pipeline(source, module_name("extractor", settings.extractor), settings, progress)
         )
     return pipelines
+
+
+def _pictures(data: ClipSet, settings: Settings, loss: str) -> ClipPictures:
+    """Frames of the clips, with the labels that a loss knows where the attacker is told these."""
+    granted = None
+    if settings.labels == "granted" and not data.labels_drawn:
+        granted = labels_of(data, loss)
+    return ClipPictures(
+        data,
+        reference_frames=settings.reference_frames,
+        seed=settings.seed,
+        method=settings.enhance,
+        enhancer=_enhancer(settings.enhance, data),
+        metrics=settings.metric_objects(),
+        granted=granted,
+    )
 
 
 @_pipelines.register

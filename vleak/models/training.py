@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
 from vleak.switches import differentiable_rnn
 
 #: training state -> optimiser steps; fixed, so that they cannot be tuned on results.
@@ -51,7 +51,8 @@ def train(
         return
     if len(clips) == 0:
         raise InputError(
-            "training needs public clips and the data has none left; give more files, or shorter clips"
+            "training needs public clips and the data has none left; give more files, or "
+            f"{argument('public_from', 'same-file')}"
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:

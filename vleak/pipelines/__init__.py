@@ -1,6 +1,6 @@
 """Pipelines: clients, observations and judgements of raw frames and of features."""
 
-from vleak.pipelines.bags import anomalous_classes
+from vleak.pipelines.bags import anomalous_classes, labels_of
 from vleak.pipelines.base import Pipeline
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop
@@ -35,6 +35,7 @@ __all__ = [
     "data_record",
     "extract",
     "extractor_for",
+    "labels_of",
     "network_for",
     "private_clips",
     "train_weights",

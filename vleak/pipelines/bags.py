@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vleak.data import ClipSet
 from vleak.errors import InputError
 
-__all__ = ["anomalous_classes", "bag_pairs", "public_pairs"]
+__all__ = ["anomalous_classes", "bag_pairs", "labels_of", "public_pairs"]
 
 
 def anomalous_classes(classes: Sequence[str]) -> list[bool]:
@@ -22,6 +23,19 @@ def anomalous_classes(classes: Sequence[str]) -> list[bool]:
     if any(normal) and not all(normal):
         return [not is_normal for is_normal in normal]
     return [index >= len(classes) // 2 for index in range(len(classes))]
+
+
+def labels_of(data: ClipSet, loss: str) -> tuple[Tensor, Tensor]:
+    """Labels (N,) of the private clips and (M,) of the public ones as a loss sees them, int64.
+
+    Args:
+        data: the clips.
+        loss: a key of `vleak.federated.LOSSES`; all but "cross_entropy" know only two kinds of clips.
+    """
+    if loss == "cross_entropy":
+        return data.labels, data.public_labels
+    anomalous = torch.tensor(anomalous_classes(data.classes))
+    return anomalous[data.labels].long(), anomalous[data.public_labels].long()
 
 
 def bag_pairs(bags: Tensor, labels: Tensor) -> tuple[Tensor, list[int]]:

@@ -101,7 +101,8 @@ class Pipeline(ABC):
 
     def baselines(self, reference_frames: int) -> tuple[str, ...]:
         """Names of the baselines that can answer with so many reference frames."""
-        return answerable(self.baseline_knowledge((0,), reference_frames))
+        labels = self.samples.labels[:1] if self.labels_granted else None
+        return answerable(self.baseline_knowledge((0,), reference_frames, labels))
 
     def candidates(self, clip: int) -> list[int]:
         """Positions of the clips among which one is to be identified: all that public knowledge allows."""
@@ -342,6 +343,7 @@ class Pipeline(ABC):
                 batch_size=len(case.batch),
                 defense=case.attack.adaptive,
                 public_clips=len(self.samples.public),
+                public_from=self.samples.public_from,
             ),
             clip=self.clip_names[case.clip],
             clip_index=case.clip,
@@ -384,6 +386,14 @@ class Pipeline(ABC):
 
 def _own_copies(knowledge: Knowledge, update: Update) -> tuple[Knowledge, Update]:
     """Copies that an attack may write into; their storage holds neither truth nor what other cells use."""
-    public = knowledge.public_clips
-    own = replace(knowledge, public_clips=None if public is None else public.clone())
+    own = replace(
+        knowledge,
+        public_clips=_copy(knowledge.public_clips),
+        public_groups=_copy(knowledge.public_groups),
+        public_labels=_copy(knowledge.public_labels),
+    )
     return own, replace(update, tensors={name: tensor.clone() for name, tensor in update.tensors.items()})
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

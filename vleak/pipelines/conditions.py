@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vleak.data import PublicFrom
 from vleak.defenses import Defense
 from vleak.federated import Privacy
 from vleak.models import accuracy, training_steps
@@ -52,6 +53,7 @@ class Samples:
         public: (M, *shape), what everybody holds.
         public_labels: (M,) int64.
         classes: number of classes. labels_drawn: whether labels were drawn at random.
+        public_from: as of `vleak.data.ClipSet`.
     """
 
     private: Tensor
@@ -60,6 +62,7 @@ class Samples:
     public_labels: Tensor
     classes: int
     labels_drawn: bool = False
+    public_from: PublicFrom | None = None
 
 
 def model_record(

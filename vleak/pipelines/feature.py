@@ -90,6 +90,8 @@ class FeaturePipeline(Pipeline):
             batch_size=len(clips),
             classes=self.samples.classes,
             public_clips=self.samples.public,
+            # Bags of a pair are of two videos.
+            public_groups=None if self.loss == "ranking" else self.source.public_groups,
             nonnegative=self.source.nonnegative,
             unit_norm=self.source.unit_norm,
             labels=labels,
@@ -163,7 +165,7 @@ def _samples(source: FeatureSource, loss: str, conditions: Conditions) -> tuple[
     if loss != "ranking":
         return Samples(
             source.features, source.labels, source.public, source.public_labels, source.classes,
-            source.labels_drawn,
+            source.labels_drawn, source.public_from,
         ), None  # fmt: skip
     private, positions = bag_pairs(source.features, source.labels)
     public = public_pairs(source.public, source.public_labels)
@@ -173,8 +175,9 @@ def _samples(source: FeatureSource, loss: str, conditions: Conditions) -> tuple[
             "none; give more files, or the training state 'untrained'"
         )
     samples = Samples(
-        private, source.labels, public, source.public_labels, source.classes, source.labels_drawn
-    )
+        private, source.labels, public, source.public_labels, source.classes, source.labels_drawn,
+        source.public_from,
+    )  # fmt: skip
     return samples, positions
 
 

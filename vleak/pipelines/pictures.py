@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vleak.attacks import BASELINES, Knowledge, Observation, answerable
+from vleak.attacks import BASELINES, SHARED_GUESSES, Knowledge, Observation, answerable
 from vleak.data import ClipSet
 from vleak.enhance import Enhancer, plain
 from vleak.federated import Update
@@ -17,7 +17,15 @@ from vleak.pipelines.scoring import clip_scores, enhancement_scores
 from vleak.results.records import EnhancementRecord, Scores
 from vleak.seeds import generator
 
-__all__ = ["BaselineAnswers", "ClipPictures", "NoPictures", "Pictures", "empty_update", "mapped_answers"]
+__all__ = [
+    "BaselineAnswers",
+    "ClipPictures",
+    "NoPictures",
+    "Pictures",
+    "apart",
+    "empty_update",
+    "mapped_answers",
+]
 
 BaselineAnswers = dict[int, list[dict[str, Tensor]]]
 """Answers of the baselines: by number of reference frames, for every clip, by name of the baseline."""
@@ -70,6 +78,7 @@ class ClipPictures(Pictures):
         method: str = "none",
         enhancer: Enhancer | None = None,
         metrics: Mapping[str, Metric] | None = None,
+        granted: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Ask the baselines once for all cells, and enhance their answers as those of attacks.
 
@@ -80,8 +89,9 @@ class ClipPictures(Pictures):
             method: name of the enhancer, for records.
             enhancer: brings a clip to twice the resolution; None for no enhancement.
             metrics: further metrics by name.
+            granted: labels (N,) of the clips and (M,) of the public ones, where the attacker is told labels.
         """
-        self.data, self.method, self.metrics = data, method, metrics or {}
+        self.data, self.method, self.metrics, self.granted = data, method, metrics or {}, granted
         self.enhancer = None if data.fine is None else enhancer
         self.baselines = {count: self._ask_baselines(count, seed) for count in reference_frames}
         self._interpolated: BaselineAnswers = {}
@@ -108,6 +118,8 @@ class ClipPictures(Pictures):
             batch_size=len(clips),
             classes=len(self.data.classes),
             public_clips=self.data.public_clips,
+            public_groups=apart(self.data),
+            public_labels=None if self.granted is None else self.granted[1],
             references=frames,
             labels=labels,
         )
@@ -167,15 +179,25 @@ class ClipPictures(Pictures):
     def _ask_baselines(self, references: int, seed: int) -> list[dict[str, Tensor]]:
         """Answers (C, T, H, W) of the baselines for every clip, by name."""
         model, update = empty_update()
-        names, unused = answerable(self.knowledge((0,), references)), generator(seed, "null")
+
+        def knowledge(index: int) -> Knowledge:
+            labels = None if self.granted is None else self.granted[0][[index]]
+            return self.knowledge((index,), references, labels)
+
+        names, unused = answerable(knowledge(0)), generator(seed, "null")
 
         def answers(index: int, chosen: Sequence[str]) -> dict[str, Tensor]:
-            observation = Observation(model, update, self.knowledge((index,), references))
+            observation = Observation(model, update, knowledge(index))
             return {name: BASELINES.build(name).reconstruct(observation, unused).clips[0] for name in chosen}
 
-        shared = answers(0, [name for name in names if not name.startswith("reference")])
-        own = [name for name in names if name.startswith("reference")]
+        shared = answers(0, [name for name in names if name in SHARED_GUESSES])
+        own = [name for name in names if name not in SHARED_GUESSES]
         return [shared | (answers(index, own) if own else {}) for index in range(len(self.data.clips))]
+
+
+def apart(data: ClipSet) -> Tensor | None:
+    """Groups of the public clips, (M,), of which no private clip is; None where they are not known."""
+    return None if data.public_from == "same-file" else data.public_groups
 
 
 def mapped_answers(answers: BaselineAnswers, change: Callable[[Tensor], Tensor]) -> BaselineAnswers:

@@ -54,8 +54,9 @@ class RawPipeline(Pipeline):
         """
         classes = len(data.classes)
         samples = Samples(
-            data.clips, data.labels, data.public_clips, data.public_labels, classes, data.labels_drawn
-        )
+            data.clips, data.labels, data.public_clips, data.public_labels, classes, data.labels_drawn,
+            data.public_from,
+        )  # fmt: skip
         check_classifier(model, data.clips[:1], classes)
         steps = training_steps(conditions.training_state)
         train(model, data.public_clips, data.public_labels, steps, generator(conditions.seed, "training"))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vleak.attacks import BASELINES, FeatureInversion, Knowledge, Observation, Reconstruction, answerable
-from vleak.data import ClipSet, FeatureSet
+from vleak.data import ClipSet, FeatureSet, PublicFrom
 from vleak.models import Extractor
-from vleak.pipelines.bags import anomalous_classes
+from vleak.pipelines.bags import labels_of
 from vleak.pipelines.case import Answer, Case
 from vleak.pipelines.conditions import Stop
 from vleak.pipelines.pictures import (
@@ -20,6 +20,7 @@ from vleak.pipelines.pictures import (
     ClipPictures,
     NoPictures,
     Pictures,
+    apart,
     empty_update,
     mapped_answers,
 )
@@ -41,6 +42,7 @@ class FeatureSource(ABC):
         accuracy: held-out accuracy of the extractor; None where unknown.
         pictures: frames of the private clips.
         labels_drawn: whether labels were drawn at random.
+        public_from: as of `vleak.data.ClipSet`. public_groups: as of `vleak.attacks.Knowledge`.
     """
 
     features: Tensor
@@ -54,6 +56,8 @@ class FeatureSource(ABC):
     accuracy: float | None
     pictures: Pictures
     labels_drawn: bool
+    public_from: PublicFrom | None
+    public_groups: Tensor | None
 
     @abstractmethod
     def baseline_knowledge(
@@ -122,14 +126,10 @@ class ExtractedFeatures(FeatureSource):
         self._extractor, self._inversion = extractor, inversion
         self.nonnegative, self.unit_norm = extractor.nonnegative, extractor.unit_norm
         self.features, self.public = extract(extractor, data.clips), extract(extractor, data.public_clips)
-        self.labels, self.public_labels, self.classes = data.labels, data.public_labels, len(data.classes)
-        self.labels_drawn = data.labels_drawn
-        if loss != "cross_entropy":
-            anomalous = torch.tensor(anomalous_classes(data.classes))
-            self.labels, self.public_labels = (
-                anomalous[labels].long() for labels in (data.labels, data.public_labels)
-            )
-            self.classes = 2
+        self.labels, self.public_labels = labels_of(data, loss)
+        self.classes = len(data.classes) if loss == "cross_entropy" else 2
+        self.labels_drawn, self.public_from = data.labels_drawn, data.public_from
+        self.public_groups = apart(data)
 
     def baseline_knowledge(
         self, clips: Sequence[int], references: int, labels: Tensor | None, features: Knowledge
@@ -175,7 +175,8 @@ class FeatureFiles(FeatureSource):
         self.labels, self.public_labels, self.classes = data.labels, data.public_labels, len(data.classes)
         self.clip_names, self.accuracy, self.pictures = data.names, None, NoPictures()
         self.nonnegative, self.unit_norm = data.nonnegative, data.unit_norm
-        self.labels_drawn = data.labels_drawn
+        self.labels_drawn, self.public_from = data.labels_drawn, data.public_from
+        self.public_groups = None  # a video each
 
     def baseline_knowledge(
         self, clips: Sequence[int], references: int, labels: Tensor | None, features: Knowledge

@@ -9,7 +9,7 @@ from torch import Tensor
 from vleak.cache import Recipe
 from vleak.data import ClipRequest, ClipSet, load_clips
 from vleak.enhance import cached_network
-from vleak.errors import InputError
+from vleak.errors import InputError, argument
 from vleak.models import Extractor, build_extractor, pretrained
 from vleak.seeds import tensor_digest
 
@@ -68,7 +68,7 @@ def network_for(data: ClipSet, *, again: bool = False) -> dict[str, Tensor]:
     if fine is None or not len(fine):
         raise InputError(
             "enhancement by 'network' is trained on public clips and the data has none left; give more "
-            "files, or enhance=classical"
+            f"files, {argument('public_from', 'same-file')} or {argument('enhance', 'classical')}"
         )
     return cached_network({"clips": tensor_digest(fine)}, lambda: fine, again=again)
 

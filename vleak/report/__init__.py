@@ -3,13 +3,14 @@
 from vleak.report.numbers import epsilon_text, plural
 from vleak.report.page import write_report
 from vleak.report.study_page import write_study
-from vleak.report.words import client_text, headline, unfinished, verdict_text
+from vleak.report.words import client_text, headline, seeds_sentences, unfinished, verdict_text
 
 __all__ = [
     "client_text",
     "epsilon_text",
     "headline",
     "plural",
+    "seeds_sentences",
     "unfinished",
     "verdict_text",
     "write_report",

@@ -17,6 +17,8 @@ VERDICT_TONES: dict[Verdict, str] = {
     "leaks": "leaks",
     "linkable_no_picture": "unclear",
     "linkable_picture_unclear": "unclear",
+    "linkable_below_prior": "unclear",
+    "below_prior": "unclear",
     "unclear": "unclear",
     "nothing_found": "safe",
 }

@@ -16,6 +16,7 @@ _MEANINGS: dict[str, str] = {
     flags.NO_BETTER: "the answer scores no better than one made without the update",
     flags.FAILS_UNDEFENDED: "the attack does not work here at all, so it cannot judge a defense",
     flags.WEAKER_BEATS: "the strong attack is badly tuned here; believe the higher figure",
+    flags.OTHER_SETTINGS: "these settings do not suit the model; believe the higher figure",
     attack_flags.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
     flags.BEATS_UNDEFENDED: "the attack is uneven from cell to cell; run more restarts",
     attack_flags.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",

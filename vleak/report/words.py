@@ -9,6 +9,7 @@ from typing import Literal
 from vleak.report.numbers import decibel, epsilon_text, percent, plural, ratio
 from vleak.results.records import ClientRecord, KnowledgeRecord, RunRecord
 from vleak.results.rows import Caveat, Row, Verdict
+from vleak.results.seeds import SeedVerdict
 from vleak.results.statistics import MIN_CLIPS, Interval
 from vleak.results.summary import strongest
 
@@ -23,6 +24,7 @@ __all__ = [
     "interval_note",
     "knowledge_text",
     "row_cells",
+    "seeds_sentences",
     "unfinished",
     "verdict_text",
 ]
@@ -34,10 +36,12 @@ VERDICTS: dict[Verdict, str] = {
     "leaks": "leaks",
     "linkable_picture_unclear": "linkable, picture unclear",
     "linkable_no_picture": "linkable, no picture",
+    "linkable_below_prior": "linkable; attack below its prior, judges no picture",
     "unclear": "unclear",
     "too_few_clips": "too few clips to say",
     "no_result": "no result",
     "nothing_found": "nothing found",
+    "below_prior": "attack below its prior, judges nothing",
     "baseline": "baseline",
 }
 _CAVEATS: dict[Caveat, str] = {
@@ -51,10 +55,12 @@ _OPENINGS: dict[Verdict, str] = {
     "leaks": "Still leaking",
     "linkable_picture_unclear": "Linkable, picture unclear",
     "linkable_no_picture": "Linkable, no picture (who holds the candidate clips can tell which it was)",
+    "linkable_below_prior": "Linkable, and no attack judges the picture, as all fell below their own prior",
     "unclear": "Unclear",
     "too_few_clips": "Too few clips to say",
     "no_result": "No result, because every cell failed",
     "nothing_found": "Nothing found",
+    "below_prior": "Not judged, as every attack fell below its own prior (worse than the best baseline)",
 }
 _NAMED = 6  # labels spelled out in one sentence before "and n more"
 
@@ -103,6 +109,8 @@ def knowledge_text(knowledge: KnowledgeRecord) -> str:
     parts = [f"labels {knowledge.labels}"]
     if frames:
         parts.append(f"{frames} reference frame{plural(frames)}")
+    if knowledge.public_from == "same-file":
+        parts.append("public clips of the attacked videos")
     return ", ".join(parts)
 
 
@@ -186,6 +194,28 @@ def _verdict_sentences(defended: Sequence[Row], rows: Sequence[Row], usual: str)
         ]
         if described:
             sentences.append(Sentence(verdict, f"{opening}: {_listed(described)}."))
+    return sentences
+
+
+def seeds_sentences(verdicts: Sequence[SeedVerdict]) -> list[str]:
+    """One sentence for each setting of several runs: its verdict, at how many seeds, by which attack.
+
+    Args:
+        verdicts: from `vleak.results.over_seeds`.
+    """
+    several = len({(each.row.model, each.row.training_state) for each in verdicts}) > 1
+    sentences = []
+    for each in verdicts:
+        row = each.row
+        granted = ", ".join(part for part in (client_text(row.client), knowledge_text(row.knowledge)) if part)
+        where = f" on {row.model}, {row.training_state}" if several else ""
+        by = f"{row.attack}, the strongest of {len(each.attacks)}" if len(each.attacks) > 1 else row.attack
+        gain = row.psnr_gain_db.mean
+        dropped = "" if gain is None else f", {decibel(gain)}"
+        sentences.append(
+            f"{row.defense}{where} ({granted}): {verdict_text(row)} at {each.found} of {each.seeds} "
+            f"seed{plural(each.seeds)} (most by {by}: {row.identified} of {row.n} recognised{dropped})."
+        )
     return sentences
 
 

@@ -3,6 +3,7 @@
 from vleak.results.folder import read_run
 from vleak.results.records import Cell, ModelRecord, RunHeader, RunRecord
 from vleak.results.rows import Row, RowKey, row_key
+from vleak.results.seeds import SeedVerdict, over_seeds
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
 from vleak.results.store import FolderStore, MemoryStore, RunStore
 from vleak.results.summary import summarise
@@ -18,8 +19,10 @@ __all__ = [
     "RunHeader",
     "RunRecord",
     "RunStore",
+    "SeedVerdict",
     "binomial_interval",
     "mean_interval",
+    "over_seeds",
     "read_run",
     "row_key",
     "summarise",

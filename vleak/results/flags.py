@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from vleak.results.records import Cell, Scores
 
-__all__ = ["BEATS_UNDEFENDED", "FAILS_UNDEFENDED", "NO_BETTER", "WEAKER_BEATS", "with_flags"]
+__all__ = [
+    "BEATS_UNDEFENDED",
+    "FAILS_UNDEFENDED",
+    "NO_BETTER",
+    "OTHER_SETTINGS",
+    "WEAKER_BEATS",
+    "with_flags",
+]
 
 NO_BETTER = "no better than the best baseline"
 FAILS_UNDEFENDED = "fails even undefended"
 BEATS_UNDEFENDED = "leaks more than undefended"
 WEAKER_BEATS = "weaker attack beats stronger"
+OTHER_SETTINGS = "other settings of the attack beat these"
 
 # Attacks are uneven from cell to cell; a smaller lead says nothing.
 _NOTICEABLE_DB, _NOTICEABLE_COSINE = 1.0, 0.1
@@ -21,16 +30,17 @@ def with_flags(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Cells with the flags that only other cells of the run can raise; of the same order."""
     attacks = [cell for cell in cells if cell.ok and not cell.attack.baseline]
     undefended = {_attack_key(cell): cell.scores for cell in attacks if cell.defense.undefended}
-    weaker = {
-        (cell.attack.counterpart, *_defense_key(cell)): cell.scores
-        for cell in attacks
-        if cell.attack.counterpart is not None
-    }
+    weaker, own = defaultdict[object, list[Cell]](list), defaultdict[object, list[Cell]](list)
+    for cell in attacks:
+        own[cell.attack.name, *_defense_key(cell)].append(cell)
+        if cell.attack.counterpart is not None:
+            weaker[cell.attack.counterpart, *_defense_key(cell)].append(cell)
     return tuple(
         _with(
             cell,
             _against_undefended(cell, undefended.get(_attack_key(cell))),
-            _against_weaker(cell, weaker.get((cell.attack.name, *_defense_key(cell)))),
+            _if_beaten(cell, weaker[cell.attack.name, *_defense_key(cell)], WEAKER_BEATS),
+            _if_beaten(cell, own[cell.attack.name, *_defense_key(cell)], OTHER_SETTINGS),
         )
         if cell.ok and not cell.attack.baseline
         else cell
@@ -80,13 +90,15 @@ def _against_undefended(cell: Cell, undefended: Scores | None) -> str | None:
     return BEATS_UNDEFENDED if behind > without + _noticeable(undefended) else None
 
 
-def _against_weaker(cell: Cell, weaker: Scores | None) -> str | None:
-    """Flag of an attack that knows the defense and got clearly less than its form that does not."""
-    own = cell.scores
-    if weaker is None or own is None:
-        return None
-    if weaker.identified and not own.identified:
-        return WEAKER_BEATS
-    ours, theirs = _lead(own), _lead(weaker)
-    beaten = ours is not None and theirs is not None and theirs > ours + _noticeable(own)
-    return WEAKER_BEATS if beaten else None
+def _if_beaten(cell: Cell, others: Sequence[Cell], flag: str) -> str | None:
+    """Flag of an attack that got clearly less than one of some others, out of the same message."""
+    return flag if any(_beats(other.scores, cell.scores) for other in others) else None
+
+
+def _beats(theirs: Scores | None, ours: Scores | None) -> bool:
+    if theirs is None or ours is None:
+        return False
+    if theirs.identified != ours.identified:
+        return theirs.identified
+    more, less = _lead(theirs), _lead(ours)
+    return more is not None and less is not None and more > less + _noticeable(ours)

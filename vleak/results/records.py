@@ -168,6 +168,8 @@ class KnowledgeRecord(Record):
         batch_size: clips behind the update.
         defense: whether the attacker knows the defense.
         public_clips: public clips that the attacker holds.
+        public_from: "other-files" where none of them shares its file with an attacked clip, "same-file"
+            where some do; None without any, or where nothing says so, as in runs from before the choice.
     """
 
     labels: Literal["inferred", "granted"] = "inferred"
@@ -175,6 +177,7 @@ class KnowledgeRecord(Record):
     batch_size: int = Field(1, ge=1)
     defense: bool = True
     public_clips: int = Field(0, ge=0)
+    public_from: Literal["other-files", "same-file"] | None = None
 
 
 class CertificateRecord(Record):
@@ -307,7 +310,11 @@ class EnvironmentRecord(Record):
 
 
 class SettingsRecord(Record):
-    """Settings of a run, resolved: two runs with equal settings give equal scores."""
+    """Settings of a run, resolved: two runs with equal settings give equal scores.
+
+    ``public_from`` is None in runs from before there was a choice: public clips were of other files where
+    there were enough, and otherwise also later parts of the attacked ones.
+    """
 
     data: str
     pipeline: str
@@ -324,6 +331,7 @@ class SettingsRecord(Record):
     size: int
     stride: int
     segments: int
+    public_from: Literal["other-files", "same-file"] | None = None
     reference_frames: tuple[int, ...]
     batch: tuple[int, ...] = (1,)
     mode: Literal["eval", "train"] = "eval"

@@ -8,19 +8,26 @@ from typing import Literal, NamedTuple
 from vleak.results.records import Cell, ClientRecord, KnowledgeRecord
 from vleak.results.statistics import Interval, mean_interval
 
-__all__ = ["Caveat", "Row", "RowKey", "Segments", "Verdict", "row_key"]
+__all__ = ["Caveat", "Row", "RowKey", "Segments", "SettingKey", "Verdict", "row_key", "setting_key"]
 
 Verdict = Literal[
     "leaks",
     "linkable_picture_unclear",
     "linkable_no_picture",
+    "linkable_below_prior",
     "unclear",
     "too_few_clips",
-    "no_result",
     "nothing_found",
+    "below_prior",
+    "no_result",
     "baseline",
 ]
-"""What a row shows, most leakage first."""
+"""What a row shows, most leakage first; what judges nothing comes behind what does.
+
+``below_prior``: the answers are worse than the best baseline's, so that the attack is broken here and its
+failure says nothing of the defense; ``linkable_below_prior``: the same, where the update alone still points
+at its clip.
+"""
 
 Caveat = Literal["not_compared", "fails_undefended", "not_adaptive", "flagged", "failed"]
 """What weakens a verdict: no run without defense to compare with; an attack that fails even without defense;
@@ -69,6 +76,25 @@ def row_key(cell: Cell) -> RowKey:
         granted.batch_size,
         cell.client,
     )
+
+
+class SettingKey(NamedTuple):
+    """Fields that rows share whose attacks alone differ; as in `RowKey`."""
+
+    pipeline: str
+    model: str
+    training_state: str
+    label: str
+    defense: str
+    labels: str
+    reference_frames: int
+    batch_size: int
+    client: ClientRecord
+
+
+def setting_key(key: RowKey) -> SettingKey:
+    """Key of the setting that a row belongs to."""
+    return SettingKey(**{name: getattr(key, name) for name in SettingKey._fields})
 
 
 @dataclass(frozen=True)
@@ -150,6 +176,9 @@ class Row:
         seconds: mean time of the attack a clip.
         metrics: means of further metrics by name, from plug-ins.
         verdict: what the row shows.
+        attacks: attacks that the run made in this setting, that is on this defense, client and knowledge. The
+            verdicts of all of them together hold at 95 %: each is judged at 1 - 0.05 / ``judged_at_once``.
+        judged_at_once: attacks of the setting times the seeds that are judged together.
         caveats: what weakens the verdict.
     """
 
@@ -200,6 +229,8 @@ class Row:
     enhanced_gain_db: Interval = NO_INTERVAL
     enhanced_identified: int = 0
     metrics: dict[str, float]
+    attacks: int = 1
+    judged_at_once: int = 1
     batch_identified: float | None = None
 
     @property

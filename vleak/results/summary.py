@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
 from vleak.results.records import Cell, EnhancementRecord, RunRecord, Scores, SegmentScores
-from vleak.results.rows import Caveat, Row, RowKey, Segments, Verdict, row_key
+from vleak.results.rows import Caveat, Row, RowKey, Segments, Verdict, row_key, setting_key
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
 
 __all__ = ["NEGLIGIBLE_GAIN_DB", "leak_order", "strongest", "summarise"]
 
 NEGLIGIBLE_GAIN_DB = 0.5
-"""A gain whose whole interval lies below this is called nothing: no eye sees half a decibel."""
+"""A gain whose whole interval lies below this is called nothing: no eye sees half a decibel. One whose whole
+interval lies as far below zero is of an attack that is worse than guessing: it judges nothing."""
+_ERROR = 0.05  # of all verdicts on a setting together
 
 _SEVERITY: tuple[Verdict, ...] = get_args(Verdict)
 
 
-def summarise(record: RunRecord | Sequence[Cell]) -> list[Row]:
+def summarise(record: RunRecord | Sequence[Cell], *, seeds: int = 1) -> list[Row]:
     """Rows of a run: one for each pipeline, model, training state, defense, attack and knowledge.
 
-    Defenses are told apart by name and settings, not by their labels.
+    Defenses are told apart by name and settings, not by their labels. A setting is judged by the attack that
+    gets most out of it; lest the choice among k attacks find what is not there, each verdict is at the level
+    1 - 0.05 / k (Bonferroni), while the intervals of a row are those of its own numbers, 95 %.
 
     Args:
         record: the run, or its cells. A clip that occurs twice in a row counts once, with its last cell.
+        seeds: runs of other seeds among which the one that leaks most decides, this one included.
 
     Returns:
         Rows by model in the order of the run; within a model the baselines, then no defense, then the
@@ -36,8 +42,17 @@ def summarise(record: RunRecord | Sequence[Cell]) -> list[Row]:
     for cell in cells:
         groups.setdefault(row_key(cell), {})[cell.clip] = cell
     labels = _labels(cells)
-    rows = [_row(key, list(groups[key].values()), labels[key.label, key.defense]) for key in _ordered(groups)]
+    attacks = Counter(setting_key(key) for key, of in groups.items() if not _first(of).attack.baseline)
+    rows = []
+    for key in _ordered(groups):
+        count, found = max(attacks[setting_key(key)], 1), list(groups[key].values())
+        row = _row(key, found, labels[key.label, key.defense])
+        rows.append(_judged(replace(row, attacks=count, judged_at_once=count * seeds), found, seeds))
     return _with_caveats(_with_ratios(rows))
+
+
+def _first(cells: Mapping[str, Cell]) -> Cell:
+    return next(iter(cells.values()))
 
 
 def leak_order(row: Row) -> tuple[int, float, float]:
@@ -84,7 +99,7 @@ def _ordered(groups: Mapping[RowKey, Mapping[str, Cell]]) -> list[RowKey]:
     defenses = {key[3:5]: index for index, key in reversed(list(enumerate(groups)))}
 
     def position(key: RowKey) -> tuple[int, bool, int]:
-        cell = next(iter(groups[key].values()))
+        cell = _first(groups[key])
         first = -1 if cell.defense.undefended else defenses[key[3:5]]
         return models[key[:3]], not cell.attack.baseline, first
 
@@ -99,9 +114,6 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
     asked = [score.linked for score in scores if score.linked is not None]
     guesses = [score.label_correct for score in scores if score.label_correct is not None]
     updates = [cell.update for cell in scored if cell.update is not None]
-    told_apart = [score.identified for score in scores if score.candidates is None or score.candidates > 1]
-    identification = binomial_interval(sum(told_apart), len(told_apart))
-    linkage = binomial_interval(sum(asked), len(asked))
     candidates = max((score.candidates for score in scores if score.candidates), default=None)
     row = Row(
         key=key,
@@ -124,14 +136,14 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         epsilon=first.defense.epsilon,
         delta=first.defense.delta,
         psnr_db=_mean(score.psnr_db for score in scores),
-        psnr_gain_db=mean_interval(_known(score.psnr_gain_db for score in scores)),
+        psnr_gain_db=_gain(scores, _ERROR),
         ssim=_mean(score.ssim for score in scores),
         ssim_gain=mean_interval(_known(score.ssim_gain for score in scores)),
         motion_psnr_db=_mean(score.motion_psnr_db for score in scores),
         identified=sum(score.identified for score in scores),
-        identification=identification,
+        identification=_identification(scores, _ERROR),
         linked=sum(asked),
-        linkage=linkage,
+        linkage=_linkage(scores, _ERROR),
         candidates=candidates,
         chance=_chance(scores, candidates, key.client.batch_size),
         bound=_mean(c.certificate.bound for c in scored or failed if c.certificate is not None),
@@ -148,7 +160,22 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         metrics=_metrics(scores),
         batch_identified=_by_batch(scored) if key.client.batch_size > 1 else None,
     )
-    return _judged(_enhanced(row, [cell.enhanced for cell in scored if cell.enhanced is not None]))
+    return _enhanced(row, [cell.enhanced for cell in scored if cell.enhanced is not None])
+
+
+def _gain(scores: Iterable[Scores], error: float) -> Interval:
+    return mean_interval(_known(score.psnr_gain_db for score in scores), 1 - error)
+
+
+def _identification(scores: Iterable[Scores], error: float) -> Interval:
+    """Share of clips that were picked out, of those that have others to be told from."""
+    told_apart = [score.identified for score in scores if score.candidates is None or score.candidates > 1]
+    return binomial_interval(sum(told_apart), len(told_apart), 1 - error)
+
+
+def _linkage(scores: Iterable[Scores], error: float) -> Interval:
+    asked = [score.linked for score in scores if score.linked is not None]
+    return binomial_interval(sum(asked), len(asked), 1 - error)
 
 
 def _enhanced(row: Row, enhancements: Sequence[EnhancementRecord]) -> Row:
@@ -161,10 +188,22 @@ def _enhanced(row: Row, enhancements: Sequence[EnhancementRecord]) -> Row:
     )
 
 
-def _judged(row: Row) -> Row:
-    measured = max(row.identification.low or 0.0, row.linkage.low or 0.0)
+def _judged(row: Row, cells: Sequence[Cell], seeds: int) -> Row:
+    """Row with its verdict, judged together with those of other attacks and seeds.
+
+    Linkage is a property of the update, which all attacks share.
+    """
+    scores, error = [c.scores for c in cells if c.ok and c.scores is not None], _ERROR / row.judged_at_once
+    strict = replace(
+        row,
+        psnr_gain_db=_gain(scores, error),
+        identification=_identification(scores, error),
+        linkage=_linkage(scores, _ERROR / seeds),
+    )
+    measured = max(strict.identification.low or 0.0, strict.linkage.low or 0.0)
     broken = row.bound is not None and measured > row.bound
-    return replace(row, bound_broken=broken, verdict="baseline" if row.baseline and row.n else _verdict(row))
+    verdict: Verdict = "baseline" if row.baseline and row.n else _verdict(strict)
+    return replace(row, bound_broken=broken, verdict=verdict)
 
 
 def _by_batch(cells: Sequence[Cell]) -> float | None:
@@ -213,9 +252,12 @@ def _verdict(row: Row) -> Verdict:
     exact = segments is not None and segments.exact > segments.baseline_exact
     if exact or _above(row.identification, chance) or _above(gain, 0.0):
         return "leaks"
+    linkable = _above(row.linkage, guess)
+    if gain.high is not None and gain.high < -NEGLIGIBLE_GAIN_DB:
+        return "linkable_below_prior" if linkable else "below_prior"
     # Of features alone there is no picture: whether they point at their clip is all there is to say.
     no_picture = gain.n == 0 or (gain.high is not None and gain.high <= NEGLIGIBLE_GAIN_DB)
-    if _above(row.linkage, guess):
+    if linkable:
         return "linkable_no_picture" if no_picture else "linkable_picture_unclear"
     if gain.n and gain.high is None:
         return "too_few_clips"
