@@ -168,6 +168,7 @@ def test_every_weight_is_drawn_from_the_seed(name: str) -> None:
         ("r2plus1d_18:depth=9", ["depth is 9", "1 to 8"]),
         ("x3d_s:depth=0", ["depth is 0.0", "above 0"]),
         ("x3d_s:dropout=1", ["dropout is 1.0", "below 1"]),
+        ("x3d_s:norm=layer", ["norm", "layer", "batch, group"]),
         ("s3d:depth=6", ["depth is 6", "1 to 5"]),
         ("slowfast:depth=18", ["depth is 18", "14, 26, 50, 101"]),
         ("slowfast:alpha=0", ["alpha is 0"]),
@@ -230,6 +231,19 @@ def test_divided_and_factorised_attention_are_two_networks() -> None:
     assert "time.blocks.1.attn.qkv.weight" in names[1] - names[0]
     assert encoder(clips()).shape == (2, CLASSES)
     check_second_derivative(encoder, clips(1))
+
+
+@pytest.mark.parametrize("name", [name for name in NARROW if not name.startswith("vit")])
+def test_group_normalisation_keeps_names_and_does_not_mix_clips(name: str) -> None:
+    plain, model = narrow(name), narrow(name, "norm=group").train()
+    named = dict(plain.named_parameters())
+    assert {key: value.shape for key, value in model.named_parameters()} == {
+        k: v.shape for k, v in named.items()
+    }
+    assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+    batch = clips()
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch)[:1], model(batch[:1]), rtol=1e-4, atol=1e-5)
 
 
 # ---- that they can be attacked

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import InputError
+from vleak.errors import InputError, unknown_name
 
 __all__ = [
     "HALF",
@@ -19,6 +19,7 @@ __all__ = [
     "check_clip",
     "check_share",
     "default_weights",
+    "normalise_by",
     "residual_weights",
     "scaled",
     "transformer_weights",
@@ -122,9 +123,34 @@ def transformer_weights(module: nn.Module, generator: torch.Generator) -> None:
 
 def _identity_norm(module: nn.Module) -> None:
     """Give a normalisation the weights 1 and 0; leave any other module alone."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def normalise_by(network: nn.Module, norm: str) -> None:
+    """Replace batch normalisation where another is asked for; parameters keep their names.
+
+    Args:
+        network: built with batch normalisation; changed in place.
+        norm: "batch" for what is there, or "group" for group normalisation (Wu and He, ECCV 2018, arXiv
+            1803.08494), which does not mix the clips of a batch, as DP-SGD needs it.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if norm not in _NORMS:
+        raise unknown_name("norm", norm, _NORMS)
+    for parent in list(network.modules()) if norm == "group" else ():
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                width = layer.num_features
+                # At least two channels a group, because maps may have one place.
+                groups = 1 if width % 2 else math.gcd(32, width // 2)
+                parent.add_module(name, nn.GroupNorm(groups, width))
+
+
+_NORMS = ("batch", "group")
 
 
 def scaled(channels: int, width: int, base: int) -> int:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vleak.models.classifiers import check_range
-from vleak.models.networks.base import IMAGENET, Network
+from vleak.models.networks.base import IMAGENET, Network, normalise_by
 
 __all__ = ["CnnGru"]
 
@@ -20,7 +20,9 @@ class CnnGru(Network):
 
     statistics = IMAGENET
 
-    def __init__(self, frames: int, size: int, classes: int, *, width: int = 128, depth: int = 1) -> None:
+    def __init__(
+        self, frames: int, size: int, classes: int, *, width: int = 128, depth: int = 1, norm: str = "batch"
+    ) -> None:
         """Build the layers for any number of frames, of any size.
 
         Args:
@@ -29,6 +31,7 @@ class CnnGru(Network):
             width: hidden units of the GRU; the three convolutions have a quarter, half and all as many
                 channels.
             depth: layers of the GRU, 1 to 8.
+            norm: "batch", or "group" for group normalisation, which `dp` needs.
 
         Raises:
             InputError: width or depth is out of range.
@@ -44,6 +47,7 @@ class CnnGru(Network):
         self.features = nn.Sequential(*layers)
         self.gru = nn.GRU(width, width, num_layers=depth, batch_first=True)
         self.head = nn.Linear(width, classes)
+        normalise_by(self, norm)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits (N, classes) of clips (N, 3, T, H, W) in [0, 1]."""

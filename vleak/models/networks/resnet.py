@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vleak.models.classifiers import check_range
-from vleak.models.networks.base import Network, residual_weights, scaled
+from vleak.models.networks.base import Network, normalise_by, residual_weights, scaled
 
 __all__ = ["MC3", "R3D", "R2Plus1D"]
 
@@ -25,7 +25,9 @@ class VideoResNet(Network):
 
     stages: ClassVar[tuple[_Kind, _Kind, _Kind, _Kind]] = ("volume", "volume", "volume", "volume")
 
-    def __init__(self, frames: int, size: int, classes: int, *, width: int = 64, depth: int = 2) -> None:
+    def __init__(
+        self, frames: int, size: int, classes: int, *, width: int = 64, depth: int = 2, norm: str = "batch"
+    ) -> None:
         """Build the layers for clips of any frames and size.
 
         Args:
@@ -33,6 +35,7 @@ class VideoResNet(Network):
             classes: number of logits.
             width: channels of the first stage; each further one has twice as many.
             depth: residual blocks a stage, 1 to 8; 2 make 18 layers.
+            norm: "batch", or "group" for group normalisation, which `dp` needs.
 
         Raises:
             InputError: width or depth is out of range.
@@ -51,6 +54,7 @@ class VideoResNet(Network):
                 channels = width * 2**index
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, classes)
+        normalise_by(self, norm)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits (N, classes) of clips (N, 3, T, H, W) in [0, 1]."""

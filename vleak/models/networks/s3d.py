@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.models.classifiers import check_range
-from vleak.models.networks.base import Network, check_clip, check_share, scaled
+from vleak.models.networks.base import Network, check_clip, check_share, normalise_by, scaled
 
 __all__ = ["S3D"]
 
@@ -34,7 +34,15 @@ class S3D(Network):
     """
 
     def __init__(
-        self, frames: int, size: int, classes: int, *, width: int = 64, depth: int = 5, dropout: float = 0.2
+        self,
+        frames: int,
+        size: int,
+        classes: int,
+        *,
+        width: int = 64,
+        depth: int = 5,
+        dropout: float = 0.2,
+        norm: str = "batch",
     ) -> None:
         """Build the layers for clips of at least 5 frames of 17 x 17.
 
@@ -44,6 +52,7 @@ class S3D(Network):
             width: channels of the first layer; all others are in proportion.
             depth: Inception blocks a stage at most, 1 to 5; 5 keeps the published 2, 5 and 2.
             dropout: share of features that are dropped in train mode; 0 for the native engine there.
+            norm: "batch", or "group" for group normalisation, which `dp` needs.
 
         Raises:
             InputError: a setting is out of range, or the clip is too small.
@@ -71,6 +80,7 @@ class S3D(Network):
                 channels = block.channels
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Conv3d(channels, classes, 1))
+        normalise_by(self, norm)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits (N, classes) of clips (N, 3, T, H, W) in [0, 1]."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vleak.errors import InputError
 from vleak.models.classifiers import check_range
-from vleak.models.networks.base import HALF, Network, check_share, residual_weights
+from vleak.models.networks.base import HALF, Network, check_share, normalise_by, residual_weights
 from vleak.models.networks.bottleneck import Bottleneck, Stage, silence_branches
 
 __all__ = ["SlowFast"]
@@ -44,6 +44,7 @@ class SlowFast(Network):
         alpha: int = 4,
         beta: int = 8,
         dropout: float = 0.5,
+        norm: str = "batch",
     ) -> None:
         """Build the layers for clips of any frames and size.
 
@@ -55,6 +56,7 @@ class SlowFast(Network):
             alpha: the slow pathway has every alpha-th frame.
             beta: the fast pathway has 1 / beta of the slow one's channels.
             dropout: share of features that are dropped in train mode; 0 for the native engine there.
+            norm: "batch", or "group" for group normalisation, which `dp` needs.
 
         Raises:
             InputError: a setting is out of range.
@@ -82,6 +84,7 @@ class SlowFast(Network):
             self.blocks.append(_Pathways(stages, fast if index < 3 else 0, alpha))
         self.blocks.append(_Means())
         self.blocks.append(_Head(slow + fast, classes, dropout))
+        normalise_by(self, norm)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits (N, classes) of clips (N, 3, T, H, W) in [0, 1]."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vleak.errors import InputError
 from vleak.models.classifiers import check_range
-from vleak.models.networks.base import HALF, Network, check_share, residual_weights
+from vleak.models.networks.base import HALF, Network, check_share, normalise_by, residual_weights
 from vleak.models.networks.bottleneck import Bottleneck, Stage, silence_branches
 
 __all__ = ["X3D"]
@@ -38,6 +38,7 @@ class X3D(Network):
         depth: float = 2.2,
         features: int = 2048,
         dropout: float = 0.5,
+        norm: str = "batch",
     ) -> None:
         """Build the layers for clips of any frames and size.
 
@@ -48,6 +49,7 @@ class X3D(Network):
             depth: factor on the 1, 2, 5 and 3 blocks of the stages; 5 makes X3D-L.
             features: width of the layer before the logits.
             dropout: share of features that are dropped in train mode; 0 for the native engine there.
+            norm: "batch", or "group" for group normalisation, which `dp` needs.
 
         Raises:
             InputError: a setting is out of range.
@@ -66,6 +68,7 @@ class X3D(Network):
             self.blocks.append(Stage([_block(before, wide, block) for before, block in shapes]))
             channels = wide
         self.blocks.append(_Head(channels, features, classes, dropout))
+        normalise_by(self, norm)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return logits (N, classes) of clips (N, 3, T, H, W) in [0, 1]."""
