@@ -26,7 +26,7 @@ _RANGES = {"frames": (2, 1_024), "size": (8, 1_024)}
 Models = Annotated[
     list[str] | None,
     typer.Option(
-        help="A name of `vleak list models`, or package.module:factory; repeat for more. All built-in ones."
+        help="A name of `vleak list models`, or package.module:factory; repeat for more. The small ones."
     ),
 ]
 Frames = Annotated[int, typer.Option(help="Frames of the clip.")]
@@ -36,14 +36,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")
 
 def bench(model: Models = None, frames: Frames = 8, size: Size = 32, json: Json = False) -> None:
     """Time the inner loop on this machine: one thread, CPU time, native against reference."""
-    from vleak.models import MODELS
+    from vleak.models import SMALL_MODELS
 
     for option, value in (("frames", frames), ("size", size)):
         low, high = _RANGES[option]
         if not low <= value <= high:
             raise InputError(f"--{option} {value}: expected a whole number from {low} to {high}")
     with streams.plugins_on_stderr():
-        results = _measure_all(model or list(MODELS), frames, size)
+        results = _measure_all(model or list(SMALL_MODELS), frames, size)
     if json:
         output.write_json(results)
     else:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vleak.descent.capture import Capture, CaptureError, capture
 from vleak.errors import InputError
-from vleak.models import MODELS, build_model
+from vleak.models import SMALL_MODELS, build_model
 from vleak.seeds import generator
 from vleak.switches import math_attention
 
@@ -47,7 +47,7 @@ def test_graph_computes_what_the_step_does(name: str, train: bool) -> None:
         values["x"] = got["x"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL_MODELS)
 def test_built_in_models_in_float32(name: str) -> None:
     model = build_model(name, frames=4, size=8, classes=CLASSES, seed=0)
     values = make_values(model, (1, 3, 4, 8, 8))

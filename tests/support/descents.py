@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from vleak.descent import ENGINES, Descent, DescentSettings, Problem, State
 from vleak.descent.batch import Batch, TrialRunner
 from vleak.federated import Client
-from vleak.models import MODELS, build_model
+from vleak.models import SMALL_MODELS, build_model
 from vleak.seeds import generator
 
 FRAMES, SIZE, CLASSES = 4, 8, 6
 WEIGHTS = {"spatial": 0.03, "temporal": 0.09, "prior_weight": 0.2}
 
-models = pytest.mark.parametrize("name", MODELS)
+models = pytest.mark.parametrize("name", SMALL_MODELS)
 distances = pytest.mark.parametrize("distance", ["cosine", "l2"])
 engines = pytest.mark.parametrize("engine", ENGINES)
 

@@ -33,7 +33,7 @@ from vleak.attacks.simulation import known_channel
 from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
 from vleak.descent.loop import Descent
 from vleak.federated import Channel, Message, Update
-from vleak.models import MODELS
+from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
 
@@ -54,7 +54,7 @@ def test_an_exact_update_asks_for_nothing() -> None:
         assert (weights.background_smoothness, weights.background_weight) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize(("name", "batch_size"), [*((name, 1) for name in MODELS), ("c3d_tiny", 3)])
+@pytest.mark.parametrize(("name", "batch_size"), [*((name, 1) for name in SMALL_MODELS), ("c3d_tiny", 3)])
 def test_noise_ratio_under_dp_is_the_true_one(name: str, batch_size: int) -> None:
     clips, labels = scene().clips[:batch_size], scene().labels[:batch_size]
     signal = flat(send(built_in(name), clips, labels, DpSgd(noise_multiplier=0.0, max_grad_norm=0.5)))
@@ -90,7 +90,7 @@ def test_rounding_to_int8_is_estimated_from_the_scales() -> None:
     assert noise_ratio(sent, defense) == pytest.approx(float(true), rel=0.02)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL_MODELS)
 def test_rounding_to_int8_of_a_gradient_is_not_underestimated(name: str) -> None:
     defense = Compress(codec="int8")
     sent, plain = observe_clip(name=name, defense=defense).update, flat(observe_clip(name=name).update)

@@ -11,9 +11,9 @@ from tiny import build
 from torch import Tensor, nn
 
 from vleak.attacks import infer_labels
-from vleak.models import MODELS
+from vleak.models import SMALL_MODELS
 
-models = pytest.mark.parametrize("name", MODELS)
+models = pytest.mark.parametrize("name", SMALL_MODELS)
 
 
 @models

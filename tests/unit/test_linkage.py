@@ -13,7 +13,7 @@ from vleak.attacks import Knowledge, Observation, link_rank, link_scores
 from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
 from vleak.errors import InputError
 from vleak.federated import Update
-from vleak.models import MODELS
+from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
 
@@ -40,7 +40,7 @@ WEAK = [NoDefense(), Prune.sweep()[-1], Compress.sweep()[-1]]
 
 @pytest.mark.parametrize(
     ("name", "defense"),
-    [*((name, DpSgd.sweep()[0]) for name in MODELS), *(("c3d_tiny", defense) for defense in WEAK)],
+    [*((name, DpSgd.sweep()[0]) for name in SMALL_MODELS), *(("c3d_tiny", defense) for defense in WEAK)],
     ids=repr,
 )
 def test_linkage_is_exact_behind_weak_defenses(name: str, defense: Defense) -> None:

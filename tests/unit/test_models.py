@@ -23,6 +23,7 @@ from vleak.errors import CapabilityError, InputError
 from vleak.evaluation import Settings, evaluate
 from vleak.models import (
     MODELS,
+    SMALL_MODELS,
     TRAINING_STATES,
     accuracy,
     build_model,
@@ -35,7 +36,7 @@ from vleak.models import (
 from vleak.seeds import generator
 from vleak.switches import differentiable_rnn, exact_arithmetic
 
-models = pytest.mark.parametrize("name", MODELS)
+models = pytest.mark.parametrize("name", SMALL_MODELS)
 
 FACTORIES = """
 import torch

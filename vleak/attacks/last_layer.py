@@ -19,7 +19,7 @@ __all__ = ["LastLayer", "last_layer"]
 
 @dataclass(frozen=True)
 class LastLayer:
-    """The linear layer that a model called last with an output a class.
+    """The linear layer, or convolution of kernel 1, that a model called last with an output a class.
 
     Attributes:
         outputs: numbers that the model returns for a clip.
@@ -42,7 +42,7 @@ def last_layer(observation: Observation) -> LastLayer:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     # A model of two classes may have one output z, which is read as the logits (0, z).
     widths = (outputs, 1) if outputs == 2 else (outputs,)
-    seen = [(id(w), id(b), out is logits, out.shape[-1]) for w, b, out in calls.seen]
+    seen = [(id(w), id(b), out is logits, width) for w, b, width, out in calls.seen]
     heads = [(weight, bias, (itself, width)) for weight, bias, itself, width in seen if width in widths]
     # What is the output itself comes before what was called after it, such as an auxiliary head.
     for weight, bias, (_, width) in sorted(heads, key=lambda call: call[2])[-1:]:
@@ -51,20 +51,24 @@ def last_layer(observation: Observation) -> LastLayer:
 
 
 class _LinearCalls(TorchFunctionMode):
-    """Records (weight, bias, output) of linear layers as they are called, in this thread alone.
+    """Records (weight, bias, width, output) of linear layers as they are called, in this thread alone.
 
     A hook on the modules would be seen by every other thread that runs the same model.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        self.seen: list[tuple[Tensor, Tensor | None, int, Tensor]] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func is F.linear:
+        if func in (F.linear, F.conv3d):
             named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-            self.seen.append((named["weight"], named.get("bias"), output))
+            weight = named["weight"]
+            if func is F.linear:
+                self.seen.append((weight, named.get("bias"), output.shape[-1], output))
+            elif weight[0, 0].numel() == 1:  # a linear layer at every place, as that of S3D
+                self.seen.append((weight, named.get("bias"), len(weight), output))
         return output

@@ -63,7 +63,7 @@ def classifier_of(
         )
         notes += found
     if checkpoint is not None:
-        notes += load_checkpoint(module, checkpoint)
+        notes += load_checkpoint(module, checkpoint, new_head=built_in)
     return Plain(module.eval(), notes)
 
 

@@ -1,7 +1,14 @@
 """Models: classifiers of raw frames, frozen extractors, heads on features, and factories of the user."""
 
 from vleak.models.adapt import Layout, adapt, read_layout
-from vleak.models.build import MODELS, build_model, call_factory, is_built_in, make_model
+from vleak.models.build import (
+    MODELS,
+    SMALL_MODELS,
+    build_model,
+    call_factory,
+    is_built_in,
+    make_model,
+)
 from vleak.models.checkpoint import check_checkpoint, load_checkpoint
 from vleak.models.extractors import (
     EXTRACTORS,
@@ -22,6 +29,7 @@ __all__ = [
     "GIVEN",
     "HEADS",
     "MODELS",
+    "SMALL_MODELS",
     "TRAINING_STATES",
     "BagPair",
     "Extractor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 
@@ -12,15 +12,23 @@ import torch
 from torch import nn
 
 from vleak.errors import InputError, first_line
+from vleak.models import networks
 from vleak.models.classifiers import LRCN, C3DTiny, initialise
+from vleak.models.torchvision_video import VIDEO_MODELS, TorchvisionModel
 from vleak.models.trial import try_factory
 from vleak.models.unwrap import plain_module
 from vleak.registry import Reference, Registry
 from vleak.seeds import derive_seed, generator
 
-MODELS: Registry[nn.Module] = Registry(
-    "model", {"c3d_tiny": C3DTiny, "c3d_tiny_pool": partial(C3DTiny, pool=True), "lrcn": LRCN}
-)
+_SMALL: dict[str, Callable[..., nn.Module]] = {
+    "c3d_tiny": C3DTiny,
+    "c3d_tiny_pool": partial(C3DTiny, pool=True),
+    "lrcn": LRCN,
+}
+SMALL_MODELS = tuple(_SMALL)
+"""Names of the classifiers whose iterations take milliseconds on any machine."""
+_TORCHVISION = {f"torchvision:{name}": TorchvisionModel(name) for name in VIDEO_MODELS}
+MODELS: Registry[nn.Module] = Registry("model", {**_SMALL, **networks.NETWORKS, **_TORCHVISION})
 """Classifiers of clips; the built-in ones are called with (frames, size, classes)."""
 
 
@@ -46,7 +54,7 @@ def build_model(name: str, *, frames: int, size: int, classes: int, seed: int) -
 
 def is_built_in(name: str) -> bool:
     """Return whether a name of a model, with or without settings, is one that vleak itself brings."""
-    return name.partition(":")[0] in MODELS.builtin
+    return any(f"{name}:".startswith(f"{known}:") for known in MODELS.builtin)
 
 
 def make_model(name: str, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
@@ -107,10 +115,17 @@ def _made(
     """Return what `build_module` does; that of a plug-in as it was made."""
     if not reference.entry.built_in:
         return call_factory(reference, arguments, derive_seed(seed, stream, reference.text))
+    if isinstance(reference.entry.factory, TorchvisionModel):
+        with drawing(derive_seed(seed, stream, reference.text)):
+            return reference.build(*sizes)
     with torch.device("meta"):  # allocating weights there draws no random numbers
         module = reference.build(*sizes)
     module = module.to_empty(device="cpu")
-    initialise(module, generator(seed, stream, reference.text))
+    numbers = generator(seed, stream, reference.text)
+    if isinstance(module, networks.Network):
+        module.draw(numbers)
+    else:
+        initialise(module, numbers)
     return module
 
 

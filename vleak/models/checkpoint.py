@@ -22,6 +22,9 @@ _CONTENTS = ("state_dict", "model_state_dict", "model_state", "model")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 """What DataParallel, Lightning and torch.compile put before names."""
 _SAFETENSORS = ".safetensors"
+_ADAPTERS = ("lora_a", "lora_b")
+_OPTIONAL = ("num_batches_tracked", *_ADAPTERS)
+"""Tensors that a file may lack."""
 
 
 def check_checkpoint(path: str) -> None:
@@ -34,7 +37,7 @@ def check_checkpoint(path: str) -> None:
         raise InputError(f"{argument('checkpoint', path)}: there is no such file; give a file of weights")
 
 
-def load_checkpoint(model: nn.Module, path: str) -> tuple[str, ...]:
+def load_checkpoint(model: nn.Module, path: str, *, new_head: bool = False) -> tuple[str, ...]:
     """Load weights into a model, whole or not at all; return what there is to note.
 
     A torch file is read with ``weights_only=True``: no code in it runs. It holds a state dict, or one under
@@ -44,6 +47,7 @@ def load_checkpoint(model: nn.Module, path: str) -> tuple[str, ...]:
     Args:
         model: of any weights, on the CPU, in float32.
         path: of the file; safetensors where it ends in .safetensors.
+        new_head: whether a last layer for another number of classes is left out; the model keeps its own.
 
     Raises:
         InputError: no such file, a file of something else, or weights of another model: missing, unexpected
@@ -53,12 +57,34 @@ def load_checkpoint(model: nn.Module, path: str) -> tuple[str, ...]:
     given = argument("checkpoint", path)
     expected = model.state_dict()
     state = _stripped(_read(Path(path).expanduser(), given), set(expected))
+    notes = _without_head(state, expected) if new_head else []
     if wrong := _differences(state, expected):
         raise InputError(f"{given} does not fit the model: {wrong}; give the weights of this model")
     model.load_state_dict(state, strict=False)  # checked above; a counter of batches may be missing
     types = {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}
     narrow = sorted(types - {"float32"})
-    return (f"weights of the checkpoint are {' and '.join(narrow)}, converted to float32",) if narrow else ()
+    if narrow:
+        notes.append(f"weights of the checkpoint are {' and '.join(narrow)}, converted to float32")
+    if any(name.endswith(_ADAPTERS) for name in expected.keys() - state.keys()):
+        notes.append("the checkpoint has no adapters of low rank; those of the model are as drawn")
+    return tuple(notes)
+
+
+def _without_head(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Put the model's own last layer into a state whose last layer has another number of classes; say so.
+
+    The last layer is the last weight of a model and the bias behind it.
+    """
+    if len(expected) < 2:
+        return []
+    weight, bias = list(expected)[-2:]
+    if not {weight, bias} <= state.keys():
+        return []
+    (theirs, *inputs), (ours, *wanted) = (tuple(part[weight].shape) or (0,) for part in (state, expected))
+    if theirs == ours or not wanted or inputs != wanted or state[bias].shape != (theirs,):
+        return []
+    state |= {name: expected[name] for name in (weight, bias)}
+    return [f"the checkpoint has {theirs} classes, the data {ours}: the last layer is as drawn"]
 
 
 def _read(path: Path, given: str) -> dict[str, Tensor]:
@@ -113,7 +139,7 @@ def _stripped(state: Mapping[str, Tensor], expected: set[str]) -> dict[str, Tens
 
 def _differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What is missing, unexpected and of another shape, in one line; empty where all fits."""
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    missing = [name for name in expected if name not in state and not name.endswith(_OPTIONAL)]
     strange = [name for name in state if name not in expected]
     shapes = [
         f"{name} {tuple(state[name].shape)} for {tuple(expected[name].shape)}"

@@ -18,7 +18,8 @@ from vleak.cache import Recipe, cached_tensors
 from vleak.errors import InputError
 from vleak.models.build import build_module
 from vleak.models.classifiers import check_range, halved
-from vleak.models.kinetics import VIDEO_MODELS, KineticsNet
+from vleak.models.kinetics import KineticsNet
+from vleak.models.torchvision_video import VIDEO_MODELS
 from vleak.registry import Reference, Registry
 from vleak.seeds import generator
 

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.errors import CapabilityError, InputError
+from vleak.errors import InputError
 from vleak.models.classifiers import check_range
-
-#: name -> attribute of the classification layer, and whether its input is rectified.
-VIDEO_MODELS: dict[str, tuple[str, bool]] = {
-    "r3d_18": ("fc", True),
-    "mc3_18": ("fc", True),
-    "r2plus1d_18": ("fc", True),
-    "s3d": ("classifier", True),
-    "swin3d_t": ("head", False),
-    "swin3d_s": ("head", False),
-    "swin3d_b": ("head", False),
-    "mvit_v1_b": ("head", False),
-    "mvit_v2_s": ("head", False),
-}
+from vleak.models.torchvision_video import VIDEO_MODELS, video_models
 
 
 class KineticsNet(nn.Module):
@@ -54,7 +41,7 @@ class KineticsNet(nn.Module):
         super().__init__()
         self.segment_frames = segment_frames
         layer, self.nonnegative = VIDEO_MODELS[architecture]
-        models = _torchvision(architecture)
+        models = video_models(f"extractor 'torchvision.{architecture}'")
         known = models.get_model_weights(architecture).DEFAULT
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
             self.model: nn.Module = models.get_model(architecture, weights=None)
@@ -72,18 +59,6 @@ class KineticsNet(nn.Module):
             segments = F.interpolate(segments, size, mode="trilinear", align_corners=False)
         features: Tensor = self.model((segments - self.mean) / self.std)
         return features
-
-
-def _torchvision(architecture: str) -> Any:
-    try:
-        import torchvision.models as models
-    except (ImportError, RuntimeError) as error:  # a torchvision for another torch raises RuntimeError
-        why = str(error).strip().partition("\n")[0]
-        raise CapabilityError(
-            f"extractor 'torchvision.{architecture}' needs torchvision, which cannot be imported ({why}); "
-            "install the one that belongs to your torch: pip install torchvision"
-        ) from error
-    return models
 
 
 def _load(model: nn.Module, architecture: str, weights: str, url: str) -> None:
