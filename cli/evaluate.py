@@ -147,6 +147,10 @@ Enhance = Annotated[
 ]
 Restarts = Annotated[int, _number("Independent starts; the attack keeps its own best.", _ATTACK)]
 Iterations = Annotated[int, _number("Iterations of each start.", _ATTACK)]
+Budget = Annotated[
+    int,
+    _number("Iterations in which `strongest` tries its attacks on public clips, for each defense.", _ATTACK),
+]
 Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _ATTACK)]
 Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
@@ -198,6 +202,7 @@ def evaluate(
     enhance: Enhance = "classical",
     restarts: Restarts = 1,
     iterations: Iterations = 150,
+    budget: Budget = 2400,
     labels: Labels = "inferred",
     seed: Seed = 0,
     device: Device = "auto",

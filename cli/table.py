@@ -139,6 +139,16 @@ def _of_a_batch(row: Row) -> str:
     return f" ({row.batch_identified:.1f} of {row.client.batch_size})"
 
 
+def _chosen(rows: list[Row]) -> list[str]:
+    """Return by attack that chooses among others what it chose, and behind which defenses."""
+    chosen: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.methods:
+            chosen.setdefault((row.attack, " or ".join(row.methods)), []).append(row.defense)
+    return [f"{attack} chose {method} behind {', '.join(dict.fromkeys(defenses))}."
+            for (attack, method), defenses in chosen.items()]  # fmt: skip
+
+
 def _bytes(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
@@ -198,6 +208,7 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord]) -> list[str]:
         if (hits := model.held_out_accuracy) is not None:
             which = "the model" if len(models) == 1 else model.name
             lines.append(f"{which} gets {hits:.0%} of the attacked clips right (chance {model.chance:.0%}).")
+    lines += _chosen(rows)
     flags = sorted({flag for row in rows for flag in row.flags})
     failures = sorted({reason for row in rows for reason in row.failures})
     lines += [f"flagged: {'; '.join(flags)}."] if flags else []

@@ -66,6 +66,7 @@ def evaluate(
     enhance: str = "classical",
     restarts: int = 1,
     iterations: int = 150,
+    budget: int = 2400,
     labels: str = "inferred",
     seed: int = 0,
     device: str = "auto",
@@ -89,7 +90,7 @@ def evaluate(
         training_state: "untrained", "early" or "late"; a module, and a model with a checkpoint, that are not
             trained further are "given".
         defenses: names, where "dp" is a sweep and "dp:noise_multiplier=0.5" one strength, or instances.
-        attacks: names or instances; None for "matching", on features also "low_rank".
+        attacks: names or instances; None for "strongest", on features "matching" and "low_rank".
         metrics: further scores: names, objects with ``name`` and ``score``, or functions
             (reconstruction, truth) -> score.
         clips, frames, size, stride, segments: of the data.
@@ -106,6 +107,7 @@ def evaluate(
         round_clips: "same" clips in all rounds, or "new" ones.
         enhance: "classical", "network", "spandrel:FILE" or "none".
         restarts, iterations: of every attack by name.
+        budget: iterations that `strongest` spends on trials for one model and defense.
         labels: "inferred" or "granted".
         seed: equal seeds give equal scores.
         device: "auto", "cpu" or "cuda". engine: "native" or "reference".

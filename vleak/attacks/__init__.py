@@ -26,11 +26,13 @@ from vleak.attacks.reconstruction import Reconstruction
 from vleak.attacks.retrieval import Retrieval
 from vleak.attacks.sign import update_sign
 from vleak.attacks.simulation import simulated_channel
+from vleak.attacks.strongest import Strongest
 from vleak.registry import Registry
 
 ATTACKS: Registry[Attack] = Registry(
     "attack",
     {
+        "strongest": Strongest,
         "matching": Matching,
         "matching_blind": NonAdaptiveMatching,
         "deep_prior": DeepPrior,
@@ -84,6 +86,7 @@ __all__ = [
     "ReferenceNearest",
     "ReferenceStill",
     "Retrieval",
+    "Strongest",
     "Task",
     "Work",
     "answerable",

@@ -32,7 +32,17 @@ from vleak.errors import InputError
 from vleak.federated import trained_part
 from vleak.registry import Setting
 
-__all__ = ["Attack", "Hooks", "Knowledge", "Observation", "Reconstruction", "Task", "Work", "reconstruct_all"]
+__all__ = [
+    "Attack",
+    "Hooks",
+    "Knowledge",
+    "Observation",
+    "Reconstruction",
+    "Task",
+    "Work",
+    "reconstruct_all",
+    "suited",
+]
 
 
 class Attack(ABC):
@@ -281,10 +291,7 @@ class _Run:
             return attack.prepare(observation, generator, self.hooks)
         observation = _as_the_client(observation)
         self.flags = sign_flags(replace(observation, update=self.task.observation.update))
-        if not attack.several_rounds:
-            observation = replace(observation, earlier=())
-        if not attack.local_steps:
-            observation = observation.as_gradient()
+        observation = suited(attack, observation)
         answer = attack.answer_to_empty(observation) if observation.empty else None
         return attack.prepare(observation, generator, self.hooks) if answer is None else answer
 
@@ -300,6 +307,13 @@ class _Run:
             raise InputError(
                 f"attack {name!r} returned {type(outcome).__name__}, expected a Reconstruction or Work"
             )
+
+
+def suited(attack: Attack, observation: Observation) -> Observation:
+    """Return as much of an observation as an attack can take: of one round, or as a gradient."""
+    if not attack.several_rounds:
+        observation = replace(observation, earlier=())
+    return observation if attack.local_steps else observation.as_gradient()
 
 
 def _as_the_client(observation: Observation) -> Observation:

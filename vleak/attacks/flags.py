@@ -11,6 +11,7 @@ __all__ = [
     "NEGATED",
     "NOT_A_NUMBER",
     "NOT_FALLING",
+    "NO_EVIDENCE",
     "REVERSED",
     "STILL_FALLING",
     "descent_flags",
@@ -20,6 +21,7 @@ NEAR_ZERO = "target gradient near zero"
 NOT_FALLING = "objective did not fall"
 STILL_FALLING = "still improving at the end"
 NOT_A_NUMBER = "objective became NaN"
+NO_EVIDENCE = "no attack gained anything on public clips behind this defense"
 NEGATED = "the update looks like a negated gradient or a delta"
 REVERSED = "the delta looks reversed: weights before less weights after"
 

@@ -34,6 +34,9 @@ class Reconstruction:
         objective: the attack's own objective of this answer; NaN for attackers without one.
         history: objective per iteration of the chosen restart.
         nan_at: iteration at which the chosen restart's objective became NaN and ended it; else None.
+        method: for an attack that chooses among others, the one that gave this answer, as on the command
+            line; "baseline" for the answer without the update; empty where it chooses none.
+        evidence: for such an attack, by method the mean gain in dB that its choice went by.
         flags: flags that the attack raises about itself (`vleak.attacks.flags`).
         seconds: wall time.
     """
@@ -49,6 +52,8 @@ class Reconstruction:
     objective: float = math.nan
     history: tuple[float, ...] = ()
     nan_at: int | None = None
+    method: str = ""
+    evidence: tuple[tuple[str, float], ...] = ()
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
 

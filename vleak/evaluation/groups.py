@@ -204,5 +204,7 @@ def _attack_record(record: Cell, answer: Answer) -> object:
             "engine": reconstruction.engine,
             "objective": finite(reconstruction.objective),
             "nan_at": reconstruction.nan_at,
+            "method": reconstruction.method or None,
+            "evidence": dict(reconstruction.evidence),
         }
     )

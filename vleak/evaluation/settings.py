@@ -51,11 +51,11 @@ __all__ = ["DEFAULT_ATTACKS", "DEVICES", "LABELS", "PIPELINES", "Settings"]
 PIPELINES = ("raw", "feature", "all")
 DEVICES = ("auto", "cpu", "cuda")
 LABELS = ("inferred", "granted")
-DEFAULT_ATTACKS = {"raw": ("matching",), "feature": ("matching", "low_rank")}
+DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 """What runs where nobody names an attack: on features also the exact method."""
 
 Engine = Literal["native", "reference"]
-_MOST = {"restarts": 1_000, "iterations": 1_000_000, "segments": 10_000}
+_MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -96,6 +96,7 @@ class Settings(ClientChoice):
             takes it, or "none".
         restarts: of every attack whose text does not set them, iterations: of every restart; an instance has
             its own.
+        budget: iterations that the attack "strongest" spends on trials for one model and defense.
         labels: "inferred" by the attack, or "granted" to it.
         seed: of everything random.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
@@ -121,6 +122,7 @@ class Settings(ClientChoice):
     enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
+    budget: int = 2400
     labels: str = "inferred"
     seed: int = 0
     device: str = "auto"
@@ -144,7 +146,7 @@ class Settings(ClientChoice):
         for kind, value, known in choices:
             if not isinstance(value, str) or value not in known:
                 raise unknown_name(kind, str(value), known)
-        for name in ("frames", "size", "stride", "segments", "restarts", "iterations", "seed"):
+        for name in ("frames", "size", "stride", "segments", "restarts", "iterations", "budget", "seed"):
             if not _is_whole(value := getattr(self, name)):
                 raise InputError(f"{argument(name, repr(value))}: expected a whole number")
         if self.clips is not None and not _is_whole(self.clips):
@@ -240,7 +242,8 @@ class Settings(ClientChoice):
         if self.attacks is None:
             names = tuple(name for kind in self.pipelines() for name in DEFAULT_ATTACKS[kind])
         shared: dict[str, Setting] = {
-            "iterations": self.iterations, "restarts": self.restarts, "engine": self.engine_that_runs()
+            "iterations": self.iterations, "restarts": self.restarts, "budget": self.budget,
+            "engine": self.engine_that_runs(),
         }  # fmt: skip
         chosen = [choose_attack(name, shared) for name in names]
         for attack in chosen:
@@ -336,7 +339,7 @@ class Settings(ClientChoice):
 
 
 def _check_count(name: str, count: int) -> None:
-    """Refuse a number of restarts, iterations or segments that no machine could run, or none.
+    """Refuse a count that no machine could run, or none.
 
     Raises:
         InputError: it is out of range.

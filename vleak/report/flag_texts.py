@@ -20,6 +20,7 @@ _MEANINGS: dict[str, str] = {
     attack_flags.STILL_FALLING: "more iterations would leak more; the figure is a lower bound",
     flags.BEATS_UNDEFENDED: "the attack is uneven from cell to cell; run more restarts",
     attack_flags.NOT_A_NUMBER: "numbers ran out of range; the answer is of the last sound step",
+    attack_flags.NO_EVIDENCE: "the answer is the one made without the update",
     attack_flags.NEGATED: "give the gradient +dL/dw, or say kind=fedavg and how the client trained",
     attack_flags.REVERSED: "give weights after local training less those before it",
 }

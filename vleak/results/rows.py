@@ -133,6 +133,8 @@ class Row:
             that tell them apart: "qsgd 4 bit, bucket=64".
         undefended: whether there is no defense.
         attack: name of the attack, with settings that are not its defaults.
+        methods: of an attack that chooses among others, those that gave the answers, the most frequent one
+            first.
         baseline: whether the attack never sees the update.
         adaptive: whether the attack used what it knows of the defense in every scored cell.
         defense_knowledge: how it knew in the scored cells, one of them standing for all.
@@ -189,6 +191,7 @@ class Row:
     defense: str
     undefended: bool
     attack: str
+    methods: tuple[str, ...]
     baseline: bool
     adaptive: bool
     defense_knowledge: Literal["channel", "simulated", "none"]

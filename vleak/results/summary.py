@@ -123,6 +123,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         defense=label,
         undefended=first.defense.undefended,
         attack=key.attack,
+        methods=_by_frequency(cell.attack.method for cell in scored if cell.attack.method),
         baseline=first.attack.baseline,
         adaptive=all(cell.attack.adaptive for cell in scored),
         defense_knowledge=(scored or cells)[0].attack.defense_knowledge,
@@ -161,6 +162,10 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         batch_identified=_by_batch(scored) if key.client.batch_size > 1 else None,
     )
     return _enhanced(row, [cell.enhanced for cell in scored if cell.enhanced is not None])
+
+
+def _by_frequency(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name, _ in Counter(names).most_common())
 
 
 def _gain(scores: Iterable[Scores], error: float) -> Interval:

@@ -1,0 +1,209 @@
+"""Trials: the attacker sends himself public clips through the client and the defense, and attacks them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from vleak.attacks.base import Attack, Hooks, Observation, Reconstruction, Task, reconstruct_all
+from vleak.attacks.expectation import prior_answer
+from vleak.attacks.knowledge import Knowledge, Simulate
+from vleak.errors import VleakError
+from vleak.federated import Channel, Client, Update
+from vleak.federated.channel import surviving_entries
+from vleak.seeds import generator
+
+__all__ = ["Evidence", "Trial", "evidence_of", "trials"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A message of public clips, as the attacker would meet it.
+
+    Attributes:
+        clips: (B, C, T, H, W), what was sent.
+        observation: of it. These clips, and the others of their videos, are not among its public clips.
+    """
+
+    clips: Tensor
+    observation: Observation
+
+    def gain(self, answer: Tensor) -> float:
+        """Return by how many dB an answer is nearer to the clips than the answer without the update."""
+        prior = prior_answer(self.observation.knowledge)
+        return 10 * math.log10(self._error(prior) / self._error(self.matched(answer)))
+
+    def matched(self, answer: Tensor) -> Tensor:
+        """Return the clips of an answer, each in the place of the one that it is matched to."""
+        if len(answer) == 1:
+            return answer
+        errors = torch.cdist(self.clips.flatten(1).double(), answer.flatten(1).double()).square()
+        return answer[torch.from_numpy(linear_sum_assignment(errors.numpy())[1])]
+
+    def _error(self, clips: Tensor) -> float:
+        return max(float((clips - self.clips).double().square().mean()), 1e-12)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Result of an attack on all trials.
+
+    Attributes:
+        name: what was tried.
+        gains: by trial the PSNR gain over the answer without the update, in dB, after `share`; empty where
+            the attack failed.
+        share: part of the way from the answer without the update to the attack's that is best in the trials,
+            in [0, 1].
+        failure: why it failed; empty where it did not.
+    """
+
+    name: str
+    gains: tuple[float, ...] = ()
+    share: float = 0.0
+    failure: str = ""
+
+    @property
+    def gain(self) -> float:
+        """Mean gain in dB; minus infinity where the attack failed."""
+        return sum(self.gains) / len(self.gains) if self.gains else -math.inf
+
+    def shared(self, answer: Tensor, knowledge: Knowledge) -> Tensor:
+        """Return the answer, as far as the trials speak for it."""
+        prior = prior_answer(knowledge)
+        return torch.lerp(prior, answer.to(prior), self.share)
+
+
+def trials(observation: Observation, channel: Channel | None, count: int) -> list[Trial]:
+    """Return trials on public clips, of different videos as far as there are any.
+
+    Args:
+        observation: as in `Attack.prepare`; of several rounds the first is tried.
+        channel: what is known of the defense, or None.
+        count: how many, at most.
+    """
+    observation = observation.earlier[0] if observation.earlier else observation
+    knowledge = replace(observation.knowledge, labels=None)
+    public = knowledge.public_clips
+    batch = knowledge.batch_size
+    if public is None or len(public) < batch + 2:
+        return []
+    groups = torch.arange(len(public)) if knowledge.public_groups is None else knowledge.public_groups
+    order = _spread(groups, generator("trials", len(public)))
+    found = []
+    for index in range(min(count, len(public) // batch)):
+        chosen = order[index * batch : (index + 1) * batch]
+        kept = ~torch.isin(groups, groups[chosen])
+        if int(kept.sum()) < 2:
+            kept = ~torch.isin(torch.arange(len(public)), chosen)
+        found.append(_trial(observation, channel, index, public[chosen], kept))
+    return found
+
+
+def evidence_of(attacks: Mapping[str, Attack], tried: Sequence[Trial], hooks: Hooks) -> list[Evidence]:
+    """Return what every attack gets out of the trials; one that fails leaves the others alone.
+
+    Args:
+        attacks: to be tried, by name.
+        tried: at least one.
+        hooks: of the caller; an attack that is stopped gives what it has.
+    """
+    tasks = [
+        Task(attack, trial.observation, generator("trials", "attack", index), stop=hooks.stop)
+        for attack in attacks.values()
+        for index, trial in enumerate(tried)
+    ]
+    outcomes = reconstruct_all(tasks)
+    rows = [outcomes[start : start + len(tried)] for start in range(0, len(outcomes), len(tried))]
+    return [_evidence(name, row, tried) for name, row in zip(attacks, rows, strict=True)]
+
+
+def _evidence(name: str, outcomes: Sequence[Reconstruction | Exception], tried: Sequence[Trial]) -> Evidence:
+    answers = []
+    for outcome in outcomes:
+        if isinstance(outcome, Reconstruction):
+            answers.append(outcome.clips)
+        elif isinstance(outcome, VleakError):
+            return Evidence(name, failure=str(outcome))
+        else:
+            raise outcome
+    share = _best_share(answers, tried)
+    evidence = Evidence(name, (), share)
+    gains = tuple(
+        trial.gain(evidence.shared(answer, trial.observation.knowledge))
+        for answer, trial in zip(answers, tried, strict=True)
+    )
+    return replace(evidence, gains=gains)
+
+
+def _best_share(answers: Sequence[Tensor], tried: Sequence[Trial]) -> float:
+    """Return the share of least squared error over the trials."""
+    along, length = 0.0, 0.0
+    for answer, trial in zip(answers, tried, strict=True):
+        prior = prior_answer(trial.observation.knowledge)
+        step, wanted = trial.matched(answer) - prior, trial.clips - prior
+        along += float((step * wanted).sum())
+        length += float(step.square().sum())
+    return min(max(along / length, 0.0), 1.0) if length > 0 else 0.0
+
+
+def _trial(
+    observation: Observation, channel: Channel | None, index: int, clips: Tensor, kept: Tensor
+) -> Trial:
+    """Return the trial of some clips; ``kept`` (M,) says which public clips stay public."""
+    knowledge = observation.knowledge
+    labels = (index + torch.arange(len(clips))) % knowledge.classes
+    update = _client(observation)(clips, labels, generator("trials", "sent", index))
+    knowledge = replace(
+        knowledge,
+        labels=labels,
+        public_clips=_rows(knowledge.public_clips, kept),
+        public_groups=_rows(knowledge.public_groups, kept),
+        public_labels=_rows(knowledge.public_labels, kept),
+    )
+    # What arrived may be a part of the message.
+    update = replace(update, tensors={name: update.tensors[name] for name in observation.update.tensors})
+    channel = None if channel is None else _channel_of(channel, update, observation.update)
+    return Trial(clips, replace(observation, update=update, knowledge=knowledge, channel=channel, earlier=()))
+
+
+def _rows(values: Tensor | None, kept: Tensor) -> Tensor | None:
+    return None if values is None else values[kept]
+
+
+def _client(observation: Observation) -> Simulate:
+    """Return the client as far as the attacker knows it: with the defense, or without."""
+    simulate, facts = observation.knowledge.simulate, observation.update.facts
+    if simulate is not None:
+        return simulate
+    return Client(observation.model, facts.loss, mode=facts.mode, local=facts.local).update
+
+
+def _channel_of(channel: Channel, update: Update, of: Update) -> Channel:
+    """Return the channel of another update of the same defense.
+
+    Noise that is not said to be Gaussian, such as that of rounding, is taken to grow with the update.
+    """
+    masks = None if channel.masks is None else surviving_entries(update)
+    grows = channel.noise_deviation is None and channel.noise_energy > 0
+    ratio = _energy(update) / max(_energy(of), 1e-30) if grows else 1.0
+    return replace(channel, masks=masks, noise_energy=channel.noise_energy * ratio)
+
+
+def _energy(update: Update) -> float:
+    return sum(float(tensor.double().square().sum()) for tensor in update.tensors.values())
+
+
+def _spread(groups: Tensor, source: torch.Generator) -> Tensor:
+    """Return an order of clips, drawn at random, in which those of different groups come first."""
+    order = torch.randperm(len(groups), generator=source)
+    seen: dict[int, int] = {}
+    turns = []
+    for group in groups[order].tolist():
+        turns.append(seen.get(group, 0))
+        seen[group] = turns[-1] + 1
+    return order[torch.tensor(turns).argsort(stable=True)]
