@@ -118,9 +118,10 @@ def _problem(name: str, frames: int, size: int) -> tuple[Problem, Tensor]:
     from torch.nn import functional as F
 
     from vleak.descent import Problem
+    from vleak.federated import trained_part
     from vleak.models import build_model, check_classifier, check_second_derivative
 
-    model = build_model(name, frames=frames, size=size, classes=_CLASSES, seed=0).requires_grad_(True)
+    model = trained_part(build_model(name, frames=frames, size=size, classes=_CLASSES, seed=0))
     draws = torch.Generator().manual_seed(0)
     private, start = (torch.rand(1, 3, frames, size, size, generator=draws) for _ in range(2))
     check_classifier(model, start, 1)

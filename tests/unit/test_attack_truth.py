@@ -39,15 +39,11 @@ from vleak.federated import Update
 from vleak.models import SMALL_MODELS, build_model
 from vleak.seeds import generator
 
-<<<<<<< HEAD
-CASES = [(name, NoDefense()) for name in MODELS] + [("c3d_tiny", d) for d in (*WEAKEST[1:], *STRONGEST[1:])]
-FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter", "retrieval"]
-=======
-CASES = [(name, NoDefense()) for name in SMALL_MODELS] + [
-    ("c3d_tiny", d) for d in (*WEAKEST[1:], *STRONGEST[1:])
+CASES = [
+    *((name, NoDefense()) for name in SMALL_MODELS),
+    *(("c3d_tiny", defense) for defense in (*WEAKEST[1:], *STRONGEST[1:])),
 ]
-FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter"]
->>>>>>> nets
+FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter", "retrieval"]
 
 
 def reachable(root: object) -> Iterator[Tensor]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.attacks import Knowledge, Observation, infer_labels
+from vleak.attacks import Knowledge, Observation, infer_labels, update_sign
 from vleak.attacks.last_layer import last_layer
 from vleak.descent import Descent, DescentSettings, Problem
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Client
-from vleak.models import MODELS, build_model, check_second_derivative, is_built_in, load_checkpoint
+from vleak.models import MODELS, build_model, check_second_derivative, is_built_in, load_checkpoint, train
 from vleak.models.networks import NETWORKS, Network
 from vleak.native import operators
 from vleak.seeds import generator
@@ -299,6 +299,7 @@ def test_label_is_read_from_the_last_layer(name: str) -> None:
     names = [key for key, _ in model.named_parameters()][-2:]
     assert [last.weight, last.bias] == names
     assert torch.equal(infer_labels(observation), label)
+    assert update_sign(observation) == "gradient"
 
 
 # ---- adapters of low rank
@@ -318,6 +319,29 @@ def test_only_adapters_are_sent(name: str) -> None:
     with_head = narrow(name, "lora=2,lora_head=true")
     more = set(Client(with_head).update(clips(1), torch.tensor([1]), generator(0)).tensors)
     assert more - sent == {"head.weight", "head.bias"}
+
+
+# ---- training
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "cnn_gru" else pytest.mark.slow) for name in NARROW]
+)
+def test_training_lowers_the_loss_and_leaves_what_is_frozen(name: str) -> None:
+    lora = "lora=2" if name.startswith("vit") else ""
+    model, batch = narrow(name, lora), clips(12)
+    labels = torch.arange(12) % 2
+    frozen = {key: p.detach().clone() for key, p in model.named_parameters() if not p.requires_grad}
+    assert bool(frozen) == bool(lora)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return F.cross_entropy(model(batch), labels).item()
+
+    before = loss()
+    train(model, batch, labels, 10, generator("training"))
+    assert loss() < before
+    torch.testing.assert_close({key: model.get_parameter(key) for key in frozen}, frozen, rtol=0, atol=0)
 
 
 # ---- checkpoints
