@@ -1,4 +1,4 @@
-"""Flags that compare cells fire on records in which they should, and not on those in which they should not."""
+"""Flags that compare cells fire on records in which they should, and on no others."""
 
 from __future__ import annotations
 
