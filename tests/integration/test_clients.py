@@ -12,6 +12,7 @@ import vleak
 from vleak.api import Run
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import LocalTraining
+from vleak.report.words import client_text
 from vleak.results import read_run
 
 SMALL: dict[str, Any] = {
@@ -177,6 +178,23 @@ def test_train_mode_uses_the_batch() -> None:
     assert {cell.id.split("@", 1)[1] for cell in cells["train"]} == {
         f"batch=2,mode=train/{cell.clip}" for cell in cells["train"]
     }
+
+
+def test_masks_of_dropout_are_unknown_and_the_row_says_so() -> None:
+    def model(frames: int, size: int, classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.Sigmoid(), torch.nn.Dropout(0.5),
+            torch.nn.AdaptiveAvgPool3d(2), torch.nn.Flatten(), torch.nn.Linear(32, classes),
+        )  # fmt: skip
+
+    done = run(
+        model=vleak.named("dropping", model), mode="train", defenses=("none", "dp:noise_multiplier=0.1")
+    )
+    cells = attacked(done)
+    assert all(cell.ok and cell.client.masks_unknown for cell in cells), [cell.status for cell in cells]
+    assert cells[0].update is not None
+    assert cells[0].update.cosine_to_undefended == pytest.approx(1.0)
+    assert client_text(cells[0].client) == "train mode, dropout masks unknown"
 
 
 @pytest.mark.parametrize(

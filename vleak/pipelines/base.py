@@ -24,7 +24,7 @@ from vleak.attacks import (
 )
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, NoDefense, defense_text
-from vleak.federated import Channel, Client, Update
+from vleak.federated import Channel, Client, Update, drops, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.conditions import Conditions, Samples, Stop, defense_record
@@ -291,7 +291,8 @@ class Pipeline(ABC):
 
     def _compared(self, case: Case, update: Update) -> UpdateRecord:
         """The update beside the one that the same client sends without a defense."""
-        if len(case.batch) == case.client.rounds == 1:
+        masks = case.client.mode == "train" and drops(self.model)  # each message has its own
+        if len(case.batch) == case.client.rounds == 1 and not masks:
             return compare(update, self._honest_updates(case.client).updates[case.clip])
         plain = self.rounds(case, NO_DEFENSE)
         return compare(update, plain[-1].update)
@@ -304,8 +305,9 @@ class Pipeline(ABC):
                 while len(self._honest) > 1:
                     self._honest.pop(next(iter(self._honest)))
                 kinds = 1 if self.loss == "ranking" else self.samples.classes
+                # Whoever compares with them does not know the masks of dropout.
                 self._honest[client] = HonestUpdates(
-                    self._client(client, copy.deepcopy(self.model)), self.samples.private,
+                    self._client(client, without_dropout(copy.deepcopy(self.model))), self.samples.private,
                     self.samples.labels, kinds, self.conditions.seed,
                 )  # fmt: skip
             return self._honest[client]
@@ -348,7 +350,7 @@ class Pipeline(ABC):
             clip=self.clip_names[case.clip],
             clip_index=case.clip,
             seed=self.seed(case),
-            client=case.client.record(),
+            client=case.client.record(drops(self.model)),
             batch=case.batch,
             order_identifiable=self.order_identifiable,
             status="",

@@ -90,7 +90,7 @@ def client_text(client: ClientRecord) -> str:
     """What a client does beyond one gradient of one clip, such as "batch of 4, 5 local steps"; else empty."""
     parts = [] if client.batch_size == 1 else [f"batch of {client.batch_size}"]
     if client.mode == "train":
-        parts.append("train mode")
+        parts.append("train mode, dropout masks unknown" if client.masks_unknown else "train mode")
     if client.local is not None:
         steps, size = client.local.steps, client.local.batch_size
         of = f" of {size}" if size else ""
