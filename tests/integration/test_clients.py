@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,6 +115,24 @@ def test_features_come_back_from_batches_and_deltas() -> None:
     )  # fmt: skip
     assert all(cell.ok for cell in result.cells), [cell.status for cell in result.cells if not cell.ok]
     assert all(cell.scores.segments is not None for cell in attacked(result))
+
+
+def test_segments_of_a_batch_come_back_whatever_bag_they_are_from(tmp_path: Path) -> None:
+    numbers = torch.Generator().manual_seed(3)
+    for name in ("Normal_a", "Fight_b", "Normal_c", "Fight_d"):
+        rows = (torch.randn(6, 40, generator=numbers) - 0.4).relu()
+        np.save(tmp_path / f"{name}.npy", (rows / rows.norm(dim=1, keepdim=True)).numpy())
+    done = vleak.evaluate(
+        pipeline="feature", data=tmp_path, segments=6, head="sultani", clips=2, batch=2, defenses="none",
+        attacks=("low_rank", "closed_form"), enhance="none", workers=1,
+    )  # fmt: skip
+    cells = attacked(done)
+    found = {cell.attack.name: 0 for cell in cells}
+    for cell in cells:
+        assert cell.scores.segments is not None, cell.status
+        found[cell.attack.name] += cell.scores.segments.recovered
+    assert found == {"low_rank": 12, "closed_form": 0}
+    assert any("weighted by their gradients" in flag for cell in cells for flag in cell.flags)
 
 
 def test_rounds_are_used_together_and_compose() -> None:
