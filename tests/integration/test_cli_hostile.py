@@ -157,6 +157,12 @@ def test_records_that_are_none(
     assert name in refusal(REPORT, capfd)
 
 
+def test_a_key_that_is_there_twice_is_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = folder / "results.json"
+    path.write_bytes(path.read_bytes().replace(b'"settings": {', b'"settings": {"frames": 4, ', 1))
+    assert "the key 'frames' is there twice" in refusal(REPORT, capfd)
+
+
 def test_records_with_a_byte_order_mark_are_read(folder: Path) -> None:
     whole = read_run(folder)
     path = folder / "results.json"

@@ -271,7 +271,7 @@ def _counts(row: Row, where: str) -> str:
     if not row.identification.n:
         texts = ["no clip to tell from others"]
     if row.linkage.n:
-        guess = 1 / row.candidates if row.candidates else 1.0
+        guess = 1.0 if row.guess is None else row.guess
         texts.append(f"{row.linked} linked{_at_most(row, row.linkage, guess)}")
     return ", ".join(texts)
 

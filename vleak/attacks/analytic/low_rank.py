@@ -40,8 +40,9 @@ class LowRank(LayerAttack):
     The segments of a batch come back together, as many as the layer's gradient has ranks; with more of them
     than units nothing is claimed. Time grows with the square of their number and faster.
 
-    Neither order nor, in a batch, bag is claimed. Equal segments are one segment of the gradient; behind "bce" how often it occurred
-    follows from its weight. Segments that the loss gives no gradient are not found, and counted in a flag.
+    Neither order nor, in a batch, bag is claimed. Equal segments are one segment of the gradient; behind
+    "bce" how often it occurred follows from its weight. Segments that the loss gives no gradient are not
+    found, and counted in a flag.
     """
 
     name: ClassVar[str] = "low_rank"

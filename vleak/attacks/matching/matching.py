@@ -25,14 +25,15 @@ from vleak.attacks.matching.setup import MaskRound, Setup
 from vleak.attacks.matching.spectrum import SPECTRUM_RATE, SpectrumModel, noise_pull
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.target import masked_target
-from vleak.descent.loop import Descent, DescentSettings, Problem
-from vleak.descent.problem import Rule, Schedule
+from vleak.descent.loop import ENGINES, Descent, DescentSettings, Problem
+from vleak.descent.problem import RULES, SCHEDULES, Rule, Schedule
 from vleak.errors import InputError, unknown_name
 from vleak.federated import LOSSES, LocalTraining, Loss, fill_masks, mask_limits, with_masks
 
 __all__ = ["REFERENCE_USES", "Matching", "NonAdaptiveMatching"]
 
 REFERENCE_USES = ("start", "prior", "mask")
+DISTANCES = ("cosine", "l2")
 PATHS = ("auto", "unroll", "midpoint")
 REGULARISERS = ("total_variation", "spectrum")
 _UNROLLED = 8
@@ -107,16 +108,15 @@ class Matching(Attack):
             engine: which loop runs, see `vleak.descent.loop`.
 
         Raises:
-            InputError: fewer than one iteration or restart, or another use of reference frames, path or
-                regulariser.
+            InputError: fewer than one iteration or restart, or an unknown word.
         """
-        for what, value, known in (
-            ("path", path, PATHS),
-            ("reference", reference, REFERENCE_USES),
+        for setting, given, known in (
+            ("path", path, PATHS), ("reference", reference, REFERENCE_USES), ("rule", rule, RULES),
+            ("schedule", schedule, SCHEDULES), ("distance", distance, DISTANCES), ("engine", engine, ENGINES),
             ("regulariser", regulariser, REGULARISERS),
-        ):
-            if value not in known:
-                raise unknown_name(what, value, known)
+        ):  # fmt: skip
+            if given not in known:
+                raise unknown_name(setting, given, known)
         if iterations < 1 or restarts < 1:
             raise InputError(
                 f"matching: expected at least 1 iteration and 1 restart, got {iterations} and {restarts}"
