@@ -27,7 +27,7 @@ from vleak.defenses import Defense, NoDefense, defense_text
 from vleak.federated import Channel, Client, Update, drops, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
-from vleak.pipelines.conditions import Conditions, Samples, Stop, defense_record
+from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestUpdates, compare
 from vleak.pipelines.pictures import Pictures
 from vleak.pipelines.rivals import rivals
@@ -77,15 +77,16 @@ class Pipeline(ABC):
         pictures: Pictures,
         clip_names: tuple[str, ...],
         conditions: Conditions,
+        progress: Progress | None = None,
     ) -> None:
-        """Compute the honest updates of all clips with a model that is ready."""
+        """Compute the honest updates of all clips with a model that is ready; ``progress`` counts them."""
         self.model, self.model_record, self.name = model, model_record, model_record.name
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
         self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
         self._honest: dict[ClientSettings, HonestUpdates] = {}
         self._lock = threading.Lock()
-        self._honest_updates(ClientSettings())
+        self._honest_updates(ClientSettings(), progress)
         shape = tuple(samples.private.shape[1:])
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
 
@@ -106,7 +107,7 @@ class Pipeline(ABC):
 
     def candidates(self, clip: int) -> list[int]:
         """Positions of the clips among which one is to be identified: all that public knowledge allows."""
-        return self._rivals[clip]
+        return self._rivals(clip)
 
     def _contents(self) -> list[Tensor]:
         """What clips are told apart by, as `rivals` takes it."""
@@ -297,7 +298,7 @@ class Pipeline(ABC):
         plain = self.rounds(case, NO_DEFENSE)
         return compare(update, plain[-1].update)
 
-    def _honest_updates(self, client: ClientSettings) -> HonestUpdates:
+    def _honest_updates(self, client: ClientSettings, progress: Progress | None = None) -> HonestUpdates:
         """Undefended updates of single clips by clients of some settings; the last two are kept."""
         client = ClientSettings(mode=client.mode, local=client.local)
         with self._lock:
@@ -308,7 +309,7 @@ class Pipeline(ABC):
                 # Whoever compares with them does not know the masks of dropout.
                 self._honest[client] = HonestUpdates(
                     self._client(client, without_dropout(copy.deepcopy(self.model))), self.samples.private,
-                    self.samples.labels, kinds, self.conditions.seed,
+                    self.samples.labels, kinds, self.conditions.seed, progress=progress,
                 )  # fmt: skip
             return self._honest[client]
 

@@ -69,10 +69,9 @@ class FeaturePipeline(Pipeline):
         )  # fmt: skip
         model = model.to(conditions.device)
         check_second_derivative(model, samples.private[:1], LOSSES[loss])
-        progress("computing updates", 0, 0)
         super().__init__(
             model=model, model_record=record, loss=loss, samples=samples, pictures=source.pictures,
-            clip_names=source.clip_names, conditions=conditions,
+            clip_names=source.clip_names, conditions=conditions, progress=progress,
         )  # fmt: skip
         self._carrying = self._carrying_segments()
         guesses = guessed_features(self.knowledge((0,), 0))
