@@ -19,7 +19,7 @@ from vleak.cli.listing import list_names
 from vleak.cli.report import report
 from vleak.cli.study import study
 from vleak.cli.train import train
-from vleak.errors import VleakError, first_line
+from vleak.errors import VleakError, first_line, out_of_memory
 
 _COMMANDS = (evaluate, study, report, train, bench)
 _OPTIONS = {
@@ -126,7 +126,7 @@ def _usage_or_bug(error: Exception) -> int:
         raise KeyboardInterrupt from error
     if os.environ.get("VLEAK_DEBUG"):
         traceback.print_exc()
-    if isinstance(error, MemoryError) or "can't allocate memory" in first_line(error):
+    if out_of_memory(error):
         return output.fail("not enough memory; lower --clips, --frames, --size or --workers")
     line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return output.fail(

@@ -32,7 +32,7 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         rows: its rows, from `vleak.results.summarise`.
         width: width of the terminal in characters; below 120 only the columns behind the verdict are shown.
     """
-    from vleak.report import plural, unfinished
+    from vleak.report import client_text, plural, unfinished
 
     models, data = record.models, record.data
     clips = f"{data.clips} clip{plural(data.clips)}"
@@ -46,6 +46,9 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         (row.pipeline, row.attack, row.reference_frames, row.client) for row in rows if not row.baseline
     }
     several = len(attacked) > 1
+    clients = {client_text(row.client) for row in rows if not row.baseline}
+    if len(clients) == 1 and (client := clients.pop()):
+        table.title = f"{table.title}, {client}"
     columns = {name: cell for name, cell in _COLUMNS.items() if width >= _WIDE or name not in _DETAILS}
     if not any(row.segments for row in rows):
         columns.pop("segments")

@@ -40,6 +40,14 @@ def utf8_text(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is not enough memory, of the machine or of a device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
+
+
 def interrupts(error: BaseException) -> bool:
     """Return whether an exception is Ctrl-C of the user: it reaches the main thread alone.
 

@@ -274,6 +274,10 @@ def read_settings(kind: str, name: str, settings: str, defaults: Mapping[str, Se
             raise InputError(f"{kind} {text!r}: expected {name}:setting=value, got {part!r}")
         if key not in defaults:
             raise unknown_name(f"setting of {kind} {name}", key, defaults)
+        if not value and defaults[key] != "":
+            raise InputError(
+                f"{kind} {text!r}: {key} is given no value; its default is {key}={defaults[key]}"
+            )
         if key in values:
             raise InputError(f"{kind} {text!r}: {key} is given twice; give it once")
         values[key] = _convert(kind, text, key, value, type(defaults[key]))

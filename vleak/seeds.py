@@ -25,6 +25,11 @@ def generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
+def fork(numbers: torch.Generator) -> torch.Generator:
+    """Return a generator that is seeded by the next number of another one."""
+    return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=numbers)))
+
+
 def tensor_digest(*tensors: torch.Tensor) -> str:
     """Return a hash of shapes and contents: equal tensors have equal ones, on every machine."""
     digest = hashlib.sha256()

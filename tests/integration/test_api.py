@@ -152,6 +152,10 @@ def test_the_report_of_memory_is_that_of_the_folder(run: Run, tmp_path: Path) ->
         run.report()
 
 
+PHASES = ("loading clips", "drawing clips, 0 of ", "comparing clips, 0 of 1", "preparing the model",
+          "computing updates, 0 of 7", "computing updates, 6 of 7", "attacking")  # fmt: skip
+
+
 def test_a_run_in_a_folder_is_that_in_memory(tmp_path: Path) -> None:
     common: dict[str, Any] = {"clips": 1, "frames": 4, "size": 16, "defenses": "none", **SMALL}
     told: list[tuple[str, int, int]] = []
@@ -159,6 +163,9 @@ def test_a_run_in_a_folder_is_that_in_memory(tmp_path: Path) -> None:
     on_disk = vleak.evaluate(out=tmp_path / "run", **common)
     assert [c.scores for c in in_memory.cells] == [c.scores for c in on_disk.cells]
     assert told[-1] == ("attacking", 3, 3)
+    words = [what for what, _, _ in told]
+    phases = [next(at for at, what in enumerate(words) if what.startswith(phase)) for phase in PHASES]
+    assert phases == sorted(phases)
     assert vleak.load_run(tmp_path / "run").record == on_disk.record
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 from videos import noise, write_video
 
 from runs import VLEAK, options, tiny
@@ -155,6 +156,12 @@ def test_records_that_are_none(
         (folder / "results.json").unlink()
     (folder / name).write_bytes(DAMAGED[content])
     assert name in refusal(REPORT, capfd)
+
+
+def test_a_key_that_is_there_twice_is_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = folder / "results.json"
+    path.write_bytes(path.read_bytes().replace(b'"settings": {', b'"settings": {"frames": 4, ', 1))
+    assert "the key 'frames' is there twice" in refusal(REPORT, capfd)
 
 
 def test_records_with_a_byte_order_mark_are_read(folder: Path) -> None:
@@ -455,6 +462,49 @@ def test_no_home_is_said_and_not_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", nobody)
     with pytest.raises(OSError, match="the user has no home folder; set XDG_CACHE_HOME"):
         cache_folder("weights")
+
+
+ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "no folder for temporary files": {"TMPDIR": "/nowhere/at/all"},
+    "a read-only one": {"TMPDIR": "/proc"},
+    "no folder for the cache": {"XDG_CACHE_HOME": "/dev/null/cache"},
+    "a read-only cache": {"XDG_CACHE_HOME": "/proc/cache"},
+    "output in ASCII": {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_odd_environments_have_a_normal_run(name: str) -> None:
+    command = [*VLEAK, "evaluate", *SMALL, "--out", "run", "--json"]
+    done = subprocess.run(
+        command, capture_output=True, timeout=300, env={**os.environ, **ENVIRONMENTS[name]}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.decode("ascii" if "ASCII" in name else "utf-8"))["cells"]
+    assert b"Traceback" not in done.stderr
+
+
+FULL: dict[str, BaseException] = {
+    "Python": MemoryError(),
+    "the allocator": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    "a device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+}
+
+
+@pytest.mark.parametrize("who", FULL)
+def test_a_cell_that_runs_out_of_memory_says_what_would_fit(
+    who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **named: object) -> NoReturn:
+        raise FULL[who]
+
+    monkeypatch.setattr("vleak.attacks.matching.matching.Matching.prepare", full)
+    record = evaluate(tiny(clips=2, batch=(2,), defenses=("none",), iterations=2, enhance="none"))
+    statuses = {cell.status for cell in record.cells if not cell.attack.baseline}
+    assert statuses == {
+        "failed: attack 'matching' ran out of memory; lower to batch=1, frames=2 or size=8, workers=1"
+    }
 
 
 SHELL: dict[str, tuple[int, str]] = {

@@ -94,6 +94,8 @@ OPTIONS: dict[str, str] = {
     "--defense dp:noise_multiplier=much": "noise_multiplier takes a number, got 'much'",
     "--defense dp:noise_multiplier=-1": "dp: noise_multiplier is -1.0, expected a finite number",
     "--defense prune:fraction=90": "prune: fraction is 90.0, expected 0 <= fraction < 1",
+    "--attack matching:rule=": "rule is given no value; its default is rule=adam",
+    "--attack matching:rule=newton": "unknown rule 'newton'; did you mean gauss_newton?",
     "--attack match": "unknown attack 'match'; did you mean matching",
     "--training-state lat": "unknown training state 'lat'; did you mean late?",
     "--device gpu": "unknown device 'gpu'; did you mean cpu?",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ import vleak
 from vleak.api import Run
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import LocalTraining
+from vleak.report.words import client_text
 from vleak.results import read_run
 
 SMALL: dict[str, Any] = {
@@ -115,6 +117,24 @@ def test_features_come_back_from_batches_and_deltas() -> None:
     assert all(cell.scores.segments is not None for cell in attacked(result))
 
 
+def test_segments_of_a_batch_come_back_whatever_bag_they_are_from(tmp_path: Path) -> None:
+    numbers = torch.Generator().manual_seed(3)
+    for name in ("Normal_a", "Fight_b", "Normal_c", "Fight_d"):
+        rows = (torch.randn(6, 40, generator=numbers) - 0.4).relu()
+        np.save(tmp_path / f"{name}.npy", (rows / rows.norm(dim=1, keepdim=True)).numpy())
+    done = vleak.evaluate(
+        pipeline="feature", data=tmp_path, segments=6, head="sultani", clips=2, batch=2, defenses="none",
+        attacks=("low_rank", "closed_form"), enhance="none", workers=1,
+    )  # fmt: skip
+    cells = attacked(done)
+    found = {cell.attack.name: 0 for cell in cells}
+    for cell in cells:
+        assert cell.scores.segments is not None, cell.status
+        found[cell.attack.name] += cell.scores.segments.recovered
+    assert found == {"low_rank": 12, "closed_form": 0}
+    assert any("weighted by their gradients" in flag for cell in cells for flag in cell.flags)
+
+
 def test_rounds_are_used_together_and_compose() -> None:
     noisy: dict[str, Any] = {
         "defenses": "dp:noise_multiplier=0.02",
@@ -177,6 +197,23 @@ def test_train_mode_uses_the_batch() -> None:
     assert {cell.id.split("@", 1)[1] for cell in cells["train"]} == {
         f"batch=2,mode=train/{cell.clip}" for cell in cells["train"]
     }
+
+
+def test_masks_of_dropout_are_unknown_and_the_row_says_so() -> None:
+    def model(frames: int, size: int, classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.Sigmoid(), torch.nn.Dropout(0.5),
+            torch.nn.AdaptiveAvgPool3d(2), torch.nn.Flatten(), torch.nn.Linear(32, classes),
+        )  # fmt: skip
+
+    done = run(
+        model=vleak.named("dropping", model), mode="train", defenses=("none", "dp:noise_multiplier=0.1")
+    )
+    cells = attacked(done)
+    assert all(cell.ok and cell.client.masks_unknown for cell in cells), [cell.status for cell in cells]
+    assert cells[0].update is not None
+    assert cells[0].update.cosine_to_undefended == pytest.approx(1.0)
+    assert client_text(cells[0].client) == "train mode, dropout masks unknown"
 
 
 @pytest.mark.parametrize(

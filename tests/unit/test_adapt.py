@@ -31,6 +31,8 @@ from vleak.federated import Client
 from vleak.models import (
     Layout,
     adapt,
+    build_extractor,
+    build_head,
     build_model,
     check_second_derivative,
     load_checkpoint,
@@ -587,6 +589,23 @@ def test_a_factory_that_hangs_or_ends_its_process_costs_one_line(
         monkeypatch.setenv("VLEAK_FACTORY_SECONDS", "0.3")
     name = f"{factories}:{factory}"
     refused(lambda: build_model(name, frames=4, size=8, classes=6, seed=0), repr(name), word)
+
+
+@pytest.mark.parametrize("factory", ["exits", "generator_exit", "closes"])
+@pytest.mark.parametrize("kind", ["extractor", "head"])
+def test_factories_of_extractors_and_heads_are_tried_too(kind: str, factory: str, factories: str) -> None:
+    name = f"{factories}:{factory}"
+    build = {
+        "extractor": lambda: build_extractor(name, size=8, frames=4, seed=0),
+        "head": lambda: build_head(name, segments=2, features=4, outputs=None, seed=0),
+    }
+    refused(build[kind], f"{kind} {name!r}", "the factory")
+
+
+@pytest.mark.parametrize("kind", ["extractor", "head"])
+def test_a_module_of_a_head_is_tried_before_a_run(kind: str, factories: str) -> None:
+    given: dict[str, Any] = {kind: f"{factories}_leaves:x"}
+    refused(lambda: vleak.evaluate(pipeline="feature", **given), "exit code 0")
 
 
 def test_a_trial_works_where_ended_children_are_ignored(factories: str) -> None:

@@ -81,9 +81,10 @@ def test_an_entry_that_cannot_be_filled_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
 
 
-def test_without_a_cache_it_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", ["file", "/proc/read-only"])
+def test_without_a_cache_it_still_works(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
     make = Maker()
     with pytest.warns(UserWarning, match="cannot be used as a cache"):
         assert set(cached_tensors("x", {}, make)) == {"a", "b"}

@@ -363,12 +363,28 @@ def test_empty_text(tmp_path: Path) -> None:
         load(tmp_path / "a.txt")
 
 
+DIFFERENT = r"^\S+\.txt: [56] columns, \S+\.txt has [56]; give files of one extractor$"
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_file_of_another_extractor_is_skipped_and_named(place: int, tmp_path: Path) -> None:
+    ucf(tmp_path)
+    write_text(tmp_path / f"{UCF[place]}.txt", matrix(0, columns=5))
+    data = load(tmp_path, clips=3)  # whichever is read first
+    assert sorted(data.names) == sorted(name for name in UCF if name != UCF[place])
+    assert data.features.shape[2] == 6
+    told = next(note for note in data.notes if "skipped" in note)
+    assert told.startswith(f"1 feature files cannot be read and were skipped: {UCF[place]}.txt; the first: ")
+    assert f"{UCF[place]}.txt: 5 columns, " in told
+    with pytest.raises(InputError, match=DIFFERENT):
+        load_features(str(tmp_path), strict=True)
+
+
 def test_files_of_different_extractors(tmp_path: Path) -> None:
     ucf(tmp_path)
-    write_text(tmp_path / "Normal_Videos_003_x264.txt", matrix(0, columns=5))
-    with pytest.raises(
-        InputError, match=r"^\S+\.txt: [56] columns, \S+\.txt has [56]; give files of one extractor$"
-    ):
+    for name in UCF[:2]:
+        write_text(tmp_path / f"{name}.txt", matrix(0, columns=5))
+    with pytest.raises(InputError, match=DIFFERENT):
         load(tmp_path, clips=4)
 
 

@@ -279,3 +279,10 @@ def test_low_rank_on_real_features(name: str, second: bool) -> None:
     assert scores["recovered"] >= 0.9 * scores["carrying"] == 0.9 * 16
     assert scores["identified"]
     assert scores["in_order"] is None
+
+
+def test_low_rank_says_when_there_are_more_segments_than_units() -> None:
+    answer = run(LowRank(), observe(head(units=4), matrices(1)[0]))
+    assert answer.recovered is not None
+    assert not answer.recovered.any()
+    assert "6 segments, of which a layer of rank 4 hides some" in answer.flags

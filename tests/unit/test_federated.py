@@ -302,6 +302,40 @@ def _conv() -> nn.Module:
 
 
 X, Y = batch()
+
+
+class _Lstm(Recurrent):
+    """Dropout between the layers of an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3 * 8 * 8, 6, 2, batch_first=True, dropout=0.5)
+
+
+class _Attention(nn.Module):
+    """Dropout of attention weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(192, 2, dropout=0.5, batch_first=True)
+        self.head = nn.Linear(192, 5)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        frames = clips.transpose(1, 2).flatten(2)
+        return self.head(self.attention(frames, frames, frames)[0].mean(1))
+
+
+class _AllInOneRow(nn.Module):
+    """Dropout on something that has no row for each clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(3 * 4 * 8 * 8, 5)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.head(self.drop(clips.flatten()[None]).view(len(clips), -1))
+
+
 REFUSALS = {
     "four axes": (_conv, {}, X[0], Y, InputError, r"got shape \(3, 4, 8, 8\); add the clip axis"),
     "no clips": (_conv, {}, X[:0], Y[:0], InputError, r"got shape \(0, 3, 4, 8, 8\)"),
@@ -338,7 +372,19 @@ REFUSALS = {
     "float64 model": (lambda: build(Conv).double(), {}, X, Y, CapabilityError, "is torch.float64, not"),
     "no parameters": (nn.Identity, {}, X, Y, InputError, "Identity has no parameters"),
     "overflow": (_overflowing, {}, X, Y, CapabilityError, "gradient of parameter .* is not finite"),
-    "dropout": (_conv, {"mode": "train"}, X, Y, CapabilityError, "draws random numbers in mode 'train'"),
+    "functional dropout": (
+        lambda: _returning(F.dropout), {"mode": "train"}, X, Y, CapabilityError,
+        "draws random numbers in mode 'train'",
+    ),
+    "dropout in a recurrent layer": (
+        _Lstm, {"mode": "train"}, X, Y, CapabilityError, "which only layers nn.Dropout may"
+    ),
+    "dropout in attention": (
+        _Attention, {"mode": "train"}, X, Y, CapabilityError, "which only layers nn.Dropout may"
+    ),
+    "no row for each clip": (
+        _AllInOneRow, {"mode": "train"}, X, Y, CapabilityError, "so that no mask"
+    ),
     "mode": (_conv, {"mode": "training"}, X, Y, InputError, "unknown mode 'training'; did you mean train"),
     "loss": (_conv, {"loss": "crossentropy"}, X, Y, InputError, "did you mean cross_entropy"),
 }  # fmt: skip

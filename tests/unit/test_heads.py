@@ -362,17 +362,13 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str, Tensor, Tensor, type[Exc
     "NaN scores": (
         lambda: Answers(lambda x: score(x) * math.nan), "bce", X, Y, CapabilityError, ["infinite scores"]
     ),
-    "dropout": (
-        lambda: build("sultani"), "bce", X, Y, CapabilityError, ["draws random numbers in mode 'train'"]
-    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("row", REFUSALS)
 def test_client_refusals(row: str) -> None:
     model, loss, features, labels, error, words = REFUSALS[row]
-    mode = "train" if row == "dropout" else "eval"
-    refusal(error, lambda: Client(model(), loss, mode=mode).update(features, labels, generator(0)), *words)
+    refusal(error, lambda: Client(model(), loss).update(features, labels, generator(0)), *words)
 
 
 # ---- defenses

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vleak.attacks import (
     BASELINES,
+    Hooks,
     Knowledge,
     Matching,
     NonAdaptiveMatching,
@@ -34,7 +35,7 @@ from vleak.data import ClipSet, load_clips
 from vleak.defenses import Defense, DpSgd, NoDefense, Prune
 from vleak.descent.loop import Descent, State
 from vleak.errors import InputError
-from vleak.federated import Client
+from vleak.federated import Client, LocalTraining
 from vleak.models import build_model
 from vleak.seeds import generator
 
@@ -299,14 +300,19 @@ def test_what_pruning_leaves_open_is_the_backgrounds_and_not_the_public_means() 
     assert (noisy.background_smoothness, noisy.background_weight) == (noisy.smoothness, noisy.prior_weight)
 
 
-def test_a_batch_has_reference_frames_of_its_own() -> None:
+@pytest.mark.parametrize("local", [None, LocalTraining(steps=2, batch_size=1, learning_rate=0.01)])
+def test_a_batch_has_reference_frames_of_its_own(local: LocalTraining | None) -> None:
     data = scene()
     labels = torch.tensor([1, 4])
-    update = Client(network()).update(data.clips[:2], labels, generator("send"))
+    update = Client(network(), local=local).update(data.clips[:2], labels, generator("send"))
     assert data.references is not None
     known = Knowledge(clip_shape=SHAPE, batch_size=2, classes=CLASSES, labels=labels,
                       references=data.references[:2])  # fmt: skip
-    answer = run(Matching(iterations=60), Observation(network(), update, known))
+    observation = Observation(network(), update, known)
+    work = Matching().prepare(observation, generator("attack"), Hooks())
+    assert isinstance(work, Work)
+    assert work.descents[0].problem.local == local  # a step takes the backgrounds of its clips
+    answer = run(Matching(iterations=60), observation)
     gaps = (answer.clips[:, None] - data.clips[None, :2]).square().mean((2, 3, 4, 5))
     assert torch.equal(gaps.argmin(1), torch.tensor([0, 1]))
 

@@ -110,6 +110,7 @@ def test_canonical_text_shows_what_differs_in_the_order_of_the_settings() -> Non
         ("square:scale=much", "scale takes a number, got 'much'"),
         ("square:filled=1", "filled takes true or false, got '1'"),
         ("square:side=1,side=2", "side is given twice"),
+        ("square:side=", "side is given no value"),
         ("square:side=1,2", "expected square:setting=value, got '2'"),
         ("", "unknown shape ''; known: square (or package.module:Class)"),
     ],

@@ -153,6 +153,14 @@ def test_a_single_candidate_never_counts_as_recognition():
     assert only(cells).verdict == "nothing_found"
 
 
+def test_clips_with_twins_are_easier_to_guess():
+    counts = [12] * 6 + [6] * 4 + [1] * 2  # what is told from nothing is asked of nobody
+    cells = [scored(c, candidates=n) for c, n in zip(group([-5.0] * 12, 0), counts, strict=True)]
+    row = only(cells)
+    assert row.chance == row.guess == pytest.approx((6 / 12 + 4 / 6) / 10)
+    assert (row.candidates, row.identification.n) == (12, 10)
+
+
 def test_attackers_without_the_update_are_baselines():
     found = rows(group([0.0] * 12, 1, attack=GREY), group(GAINS, 12))
     assert [(row.attack, row.baseline, row.verdict) for row in found] == [

@@ -104,12 +104,18 @@ def test_the_model_is_left_as_it_was_and_divergence_is_named() -> None:
         send(model, steps=3, learning_rate=1e38)
 
 
+def no_buffers(step: int, rows: slice) -> dict[str, Tensor]:
+    return {}
+
+
 @pytest.mark.parametrize("name", ["sgd", "momentum and decay"])
 def test_unrolled_steps_are_those_of_the_client(name: str) -> None:
     model, local = small_model(), LocalTraining(steps=3, **OPTIMIZERS[name])
     delta = Client(model, local=local).update(clips(), LABELS, generator("client")).as_gradient()
     parameters = {key: value.detach().requires_grad_() for key, value in model.named_parameters()}
-    means = mean_step(model, F.cross_entropy, clips(), LABELS, parameters=parameters, buffers={}, local=local)
+    means = mean_step(
+        model, F.cross_entropy, clips(), LABELS, parameters=parameters, buffers=no_buffers, local=local
+    )
     for key, mean in zip(parameters, means, strict=True):
         torch.testing.assert_close(mean.detach(), delta.tensors[key], rtol=1e-3, atol=1e-5)
 
@@ -122,7 +128,7 @@ def test_unrolled_steps_have_the_right_derivative(name: str, monkeypatch: pytest
     model = small_model().double()
     local = LocalTraining(steps=2, batch_size=1, **OPTIMIZERS[name])
     parameters = {key: value.detach().requires_grad_() for key, value in model.named_parameters()}
-    options: dict[str, Any] = {"parameters": parameters, "buffers": {}, "local": local}
+    options: dict[str, Any] = {"parameters": parameters, "buffers": no_buffers, "local": local}
 
     def value(x: Tensor) -> Tensor:
         means = mean_step(model, F.cross_entropy, x, LABELS[:2], **options)

@@ -18,6 +18,7 @@ from typing import ClassVar, final
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.flags import NEAR_ZERO
@@ -337,4 +338,8 @@ def _in_mode(model: nn.Module, mode: str) -> nn.Module:
     if mode != "train" and not any(module.training for module in model.modules()):
         return model
     # Also where the mode is its own: a forward pass in train mode moves the statistics of batch norm.
-    return copy.deepcopy(model).train(mode == "train")
+    model = copy.deepcopy(model).train(mode == "train")
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()  # the client's masks are unknown; on average they are this
+    return model

@@ -25,7 +25,7 @@ class Reconstruction:
         recovered: for features, (B, S) or (B, 2, S) bool, the segments that the attack claims to have; None
             for all.
         ordered: whether the attack claims the order of frames or segments; an exact method that solves for
-            a set of segments does not.
+            a set of segments does not, nor which clip of a batch a segment is from.
         defense_knowledge: how the attack took the defense into account: by the channel that the defense
             states, by simulating the defense, or not at all.
         engine: "native", "reference", or "none" for attackers that do not iterate.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -62,7 +63,8 @@ def load_features(
 
     Raises:
         InputError: a number is out of range; the source holds no feature files; labels contradict names; a
-            file has another number of columns than the others; or a file is empty, damaged, of another size
+            file has another number of columns than the others, with ``strict`` or where as many have it; or a
+            file is empty, damaged, of another size
             than its header claims or of another layout, with ``strict`` or where no file can be read.
     """
     return features_of(
@@ -199,36 +201,72 @@ def _load(
 ) -> tuple[list[int], Tensor, list[str]]:
     """Return the files read, their matrices (file, segments, F), and notes on layouts, lengths and damage."""
     layout, notes = _layout(root, files)
-    loaded: dict[int, Tensor] = {}
-    stored: dict[str, int] = {}
-    lengths: set[int] = set()
+    kept = _Loaded(files, min(wanted, len(order)), segments)
     broken: list[tuple[str, InputError]] = []
     for index in order:
-        if len(loaded) == wanted:
+        if kept.most() == wanted:
             break
         name = printable(files[index])
         try:
-            matrix, words = read_features(root / files[index], name, layout)
+            kept.add(index, *read_features(root / files[index], name, layout), strict=strict)
         except InputError as error:
             if strict:
                 raise
             broken.append((name, error))
-            continue
-        if not loaded:
-            _check_room(min(wanted, len(order)), segments, matrix.shape[1])
-        before, others = next(iter(loaded.items()), (index, torch.from_numpy(matrix)))
-        if matrix.shape[1] != others.shape[1]:
-            raise InputError(
-                f"{name}: {matrix.shape[1]} columns, {printable(files[before])} has {others.shape[1]}; give "
-                f"files of one extractor"
-            )
-        stored[words] = stored.get(words, 0) + 1
-        lengths.add(len(matrix))
-        loaded[index] = torch.from_numpy(resampled(matrix, segments))
-    if not loaded:
+    if not kept.by_columns:
         raise broken[0][1]
-    notes = [_layouts(stored), *notes, *_lengths(lengths, segments), *_broken(broken)]
-    return list(loaded), torch.stack(list(loaded.values())), notes
+    chosen, odd = kept.chosen()
+    stored = Counter(kept.words[index] for index in chosen)
+    lengths = {kept.lengths[index] for index in chosen}
+    notes = [_layouts(stored), *notes, *_lengths(lengths, segments), *_broken([*broken, *odd])]
+    return list(chosen), torch.stack(list(chosen.values())), notes
+
+
+class _Loaded:
+    """Matrices read so far, by their number of columns: files of one extractor have the same."""
+
+    def __init__(self, files: Sequence[str], wanted: int, segments: int) -> None:
+        self.files, self.wanted, self.segments = files, wanted, segments
+        self.by_columns: dict[int, dict[int, Tensor]] = {}
+        self.words: dict[int, str] = {}
+        self.lengths: dict[int, int] = {}
+
+    def most(self) -> int:
+        """Return how many files have the number of columns that most have."""
+        return max(map(len, self.by_columns.values()), default=0)
+
+    def add(self, index: int, matrix: NDArray[np.float32], words: str, *, strict: bool) -> None:
+        """Keep a matrix (T, F); with ``strict`` refuse another number of columns than before."""
+        columns = matrix.shape[1]
+        if columns not in self.by_columns:
+            if strict and self.by_columns:
+                raise self._odd(index, columns, next(iter(self.by_columns)))
+            _check_room(self.wanted, self.segments, columns)
+        self.by_columns.setdefault(columns, {})[index] = torch.from_numpy(resampled(matrix, self.segments))
+        self.words[index], self.lengths[index] = words, len(matrix)
+
+    def chosen(self) -> tuple[dict[int, Tensor], list[tuple[str, InputError]]]:
+        """Return the matrices of the columns that most files have, and what is wrong with the others.
+
+        Raises:
+            InputError: as many files have another number.
+        """
+        usual, *others = sorted(self.by_columns, key=lambda columns: -len(self.by_columns[columns]))
+        odd = {
+            index: self._odd(index, columns, usual)
+            for columns in others
+            for index in self.by_columns[columns]
+        }
+        if others and len(self.by_columns[others[0]]) == self.most():
+            raise odd[next(iter(self.by_columns[others[0]]))]
+        return self.by_columns[usual], [(printable(self.files[index]), error) for index, error in odd.items()]
+
+    def _odd(self, index: int, columns: int, usual: int) -> InputError:
+        like = printable(self.files[next(iter(self.by_columns[usual]))])
+        return InputError(
+            f"{printable(self.files[index])}: {columns} columns, {like} has {usual}; give files of one "
+            "extractor"
+        )
 
 
 def _layout(root: Path, files: Sequence[str]) -> tuple[Layout | None, list[str]]:

@@ -90,8 +90,9 @@ def load_clips(
         public_from=public_from, references=references, fine=fine, strict=strict, progress=progress,
     )  # fmt: skip
     if (reference := find_source(source)) is not None:
-        return noted(load_source(reference, request))
-    return noted(load_videos(search_source(source, ("videos", "frames")), request))
+        return noted(load_source(reference, request), request.progress)
+    videos = search_source(source, ("videos", "frames"))
+    return noted(load_videos(videos, request), request.progress)
 
 
 def recognise(source: str) -> str:

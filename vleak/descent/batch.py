@@ -150,9 +150,9 @@ class Batch:
         self._lock = threading.Lock()
         self.runners = [TrialRunner(self, index) for index in range(trials)]
 
-    def value(self, name: str, trial: int) -> Tensor:
-        """Return the value of a trial for a name that is not shared by the trials."""
-        return self._runner.values[name][trial]
+    def values(self, names: Sequence[str], trial: int) -> Values:
+        """Return the values of a trial for those names, none shared by the trials, that there are."""
+        return {name: self._runner.values[name][trial] for name in names if name in self._runner.values}
 
     def run(
         self, settings: Mapping[int, Tensor], interrupted: Callable[[], bool]
@@ -208,8 +208,8 @@ class TrialRunner:
 
     @property
     def values(self) -> Values:
-        """The values that a state is read from: "x", "best" and "best_objective"."""
-        return {name: self.batch.value(name, self.trial) for name in ("x", "best", "best_objective")}
+        """The values that a state is read from: "x", "best", "best_objective", and "unknown" if any."""
+        return self.batch.values(("x", "best", "best_objective", "unknown"), self.trial)
 
     def run(self, settings: Tensor, interrupted: Callable[[], bool]) -> IterationBlock:
         """Run iterations of this descent alone, see `vleak.descent.runner.Runner`."""

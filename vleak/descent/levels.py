@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from vleak.descent.step import Step
 
 __all__ = ["Level", "ResizedInput", "Size", "levels_of", "resize"]
 
+Held = TypeVar("Held")
 Size = tuple[int, ...]
 """Frames, height and width."""
 
@@ -37,7 +39,10 @@ class Level:
     def step(self) -> Step:
         """One of its iterations."""
         problem = self.problem
-        return Step(problem.model, problem.loss, problem.distance, self.settings, problem.local)
+        return Step(
+            problem.model, problem.loss, problem.distance, self.settings, problem.local,
+            tuple(problem.unknown), problem.per_clip,
+        )  # fmt: skip
 
 
 def levels_of(problem: Problem, settings: DescentSettings, start: Tensor) -> list[Level]:
@@ -98,6 +103,8 @@ def _coarse(problem: Problem, settings: DescentSettings, start: Tensor, size: Si
         model=ResizedInput(problem.model, small, tuple(start.shape[2:])),
         target=_prefixed(problem.target),
         masks=None if problem.masks is None else _prefixed(problem.masks),
+        unknown=_prefixed(problem.unknown),
+        per_clip=tuple(f"model.{name}" for name in problem.per_clip),
     )
     prior = settings.prior
     if prior is not None:
@@ -108,8 +115,8 @@ def _coarse(problem: Problem, settings: DescentSettings, start: Tensor, size: Si
     return Level(smaller, replace(settings, prior=prior, spatial=spatial, temporal=temporal), size)
 
 
-def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"model.{name}": tensor for name, tensor in tensors.items()}
+def _prefixed(named: Mapping[str, Held]) -> dict[str, Held]:
+    return {f"model.{name}": held for name, held in named.items()}
 
 
 def _weights(clips: Tensor, axis: int, length: int) -> Tensor:

@@ -23,7 +23,8 @@ def program_key(step: Step, values: Values) -> Hashable:
     tensors = tuple((name, v.shape, v.stride(), v.dtype, v.device) for name, v in values.items())
     settings = step.settings
     written_into_the_graph = (
-        settings.rule, settings.isotropic, settings.smoothing, step.distance, step.local
+        settings.rule, settings.isotropic, settings.smoothing, step.distance, step.local, step.unknown,
+        step.per_clip,
     )  # fmt: skip
     return _structure(step.model), tensors, written_into_the_graph, _comparable(step.loss)
 
@@ -45,7 +46,15 @@ def _attributes(module: nn.Module) -> Hashable:
     kept = {
         name: value for name, value in vars(module).items() if name not in _OF_NN_MODULE or "hook" in name
     }
-    return tuple((name, _comparable(value)) for name, value in sorted(kept.items()))
+    return tuple(
+        (name, _comparable(_hooks(value) if "hook" in name else value))
+        for name, value in sorted(kept.items())
+    )
+
+
+def _hooks(value: object) -> object:
+    """Return hooks without the numbers under which PyTorch keeps them, which differ between equal models."""
+    return list(value.values()) if isinstance(value, Mapping) else value
 
 
 #: What nn.Module itself keeps: tensors, which come with the values, modules, which are visited, and hooks.

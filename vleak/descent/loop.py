@@ -66,6 +66,7 @@ class Descent:
             # The layout of a start must not decide which views of it a captured iteration can take.
             start = start.contiguous().clone()
             self.state = State(start, start)
+            self._unknown: Tensor | None = None  # where the unknown buffers stand
             self._levels = levels_of(problem, settings, start)
             programs = self._captured_levels() if engine == "native" else []
             # One engine for all levels, so that there is one to name.
@@ -169,6 +170,8 @@ class Descent:
     def _values(self, level: Level) -> Values:
         """Return the tensors of a level that starts from the best clips so far."""
         values = first_values(level.problem, level.settings, resize(self.state.best, level.size))
+        if self._unknown is not None:
+            values["unknown"] = self._unknown
         return values | {"settings": settings_table(level.settings, 0, 1)[0].to(self.state.x.device)}
 
     def _begin(self, index: int) -> None:
@@ -197,6 +200,7 @@ class Descent:
         size = tuple(state.x.shape[2:]) if self.settings.coarse else None
         state.history += objectives
         state.x = self._full_size(values["x"], size)
+        self._unknown = values.get("unknown")
         objective = float(values["best_objective"])
         # Where a level has found nothing, the one before it stands.
         if objective < math.inf:

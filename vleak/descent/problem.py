@@ -48,6 +48,10 @@ class Problem:
         masks: boolean tensors by name, True where an entry is to be matched; None matches all.
         distance: "cosine" or "l2".
         local: local training whose mean step is matched, see `vleak.descent.unrolled`; None for a gradient.
+        unknown: buffers of the model, a row for each clip, that are searched together with the clips, each
+            with its largest value; the least is 0, and the search starts from what they hold. Each step of
+            local training has its own.
+        per_clip: further buffers with a row for each clip, of which a step on some clips takes theirs.
     """
 
     model: nn.Module
@@ -57,6 +61,8 @@ class Problem:
     masks: Mapping[str, Tensor] | None = None
     distance: Literal["cosine", "l2"] = "cosine"
     local: LocalTraining | None = None
+    unknown: Mapping[str, float] = field(default_factory=dict)
+    per_clip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

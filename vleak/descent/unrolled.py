@@ -26,7 +26,7 @@ def mean_step(
     labels: Tensor,
     *,
     parameters: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
+    buffers: Callable[[int, slice], Mapping[str, Tensor]],
     local: LocalTraining,
 ) -> list[Tensor]:
     """Return -delta / (learning rate * steps) of local training on x, differentiable by x.
@@ -41,7 +41,7 @@ def mean_step(
         x: (B, ...), of which derivatives are wanted.
         labels: (B,) int64.
         parameters: by name, before training; each requires grad.
-        buffers: by name; not changed.
+        buffers: (step, rows of x that it takes) -> buffers by name; not changed.
         local: how the client trains.
 
     Returns:
@@ -53,7 +53,7 @@ def mean_step(
     for step in range(local.steps):
         first = firsts[step % len(firsts)]
         rows = slice(first, first + firsts.step)
-        logits = functional_call(model, {**weights, **buffers}, (x[rows],))
+        logits = functional_call(model, {**weights, **buffers(step, rows)}, (x[rows],))
         gradients = torch.autograd.grad(
             loss(logits, labels[rows]), list(weights.values()), create_graph=True, allow_unused=True,
             materialize_grads=True,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vleak.attacks import Observation, Reconstruction, Task, reconstruct_all
-from vleak.errors import VleakError, first_line, interrupts, utf8_text
+from vleak.errors import VleakError, argument, first_line, interrupts, out_of_memory, utf8_text
 from vleak.evaluation.plan import PlannedCell
 from vleak.federated import Update
 from vleak.pipelines import Answer, Case, Judgement, Pipeline, Stop
@@ -77,13 +77,31 @@ class _Attempt:
             yield
         except StoppedError:
             raise
-        except VleakError as error:
-            self.failure = utf8_text(str(error))
         except BaseException as error:  # a plug-in may raise anything; other cells go on
             if interrupts(error):
                 raise
-            line = first_line(error)
-            self.failure = f"{who} raised {type(error).__name__}: {line}"
+            self.failure = self._told(who, error)
+
+    def _told(self, who: str, error: BaseException) -> str:
+        if out_of_memory(error):
+            return f"{who} ran out of memory; {self._smaller()}"
+        if isinstance(error, VleakError):
+            return utf8_text(str(error))
+        return f"{who} raised {type(error).__name__}: {first_line(error)}"
+
+    def _smaller(self) -> str:
+        """Say which settings would make the cell fit."""
+        case, (_, *shape) = self.case, self.pipeline.samples.private.shape
+        fewer = {
+            argument("batch", f"{len(case.batch) // 2}"): len(case.batch) > 1,
+            f"{argument('frames', max(shape[1] // 2, 2))} or {argument('size', max(shape[2] // 2, 8))}": (
+                len(shape) == 4
+            ),
+            "fewer segments or a smaller extractor": len(shape) < 4,
+            argument("restarts", 1): case.attack_settings.get("restarts", 1) != 1,
+            argument("workers", 1): True,
+        }
+        return "lower to " + ", ".join(setting for setting, fits in fewer.items() if fits)
 
     def task(self, stop: Stop) -> Task:
         """Attack of the client, ready to run: a copy, so that no cell sees what another one left in it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, cast
 
 import torch
@@ -40,6 +40,7 @@ from vleak.models import (
     Layout,
     check_checkpoint,
     is_built_in,
+    on_trial,
     read_layout,
 )
 from vleak.native import operators
@@ -181,7 +182,7 @@ class Settings(ClientChoice):
                 ("extractor", self.extractor, EXTRACTORS), ("head", self.head, HEADS)
             ):  # fmt: skip
                 if isinstance(module, str):
-                    registry.parse(module)
+                    on_trial(registry, module, partial(registry.parse, module))
                 module_name(kind, module)
         if self.enhance != "none" and not self.enhance.startswith("spandrel:"):
             ENHANCERS.parse(self.enhance)

@@ -85,6 +85,7 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
         for defense in settings.strengths():
             Client(pipeline.model, pipeline.loss, defense).check_model()
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
+    progress("describing the data", 0, 0)
     resolved = settings.resolved()
     header = RunHeader(
         environment=_environment(resolved.device),

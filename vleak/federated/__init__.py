@@ -3,6 +3,7 @@
 from vleak.federated.channel import Channel, surviving_entries
 from vleak.federated.client import Client
 from vleak.federated.defense import Defense, Message, Privacy
+from vleak.federated.dropout import drops, fill_masks, mask_limits, with_masks, without_dropout
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
 from vleak.federated.loading import load_update
 from vleak.federated.local import LocalTraining
@@ -23,11 +24,16 @@ __all__ = [
     "Privacy",
     "PublicFacts",
     "Update",
+    "drops",
+    "fill_masks",
     "freeze_others",
     "load_update",
+    "mask_limits",
     "mean_gradient",
     "moved",
     "per_clip_gradients",
     "surviving_entries",
     "trained_part",
+    "with_masks",
+    "without_dropout",
 ]

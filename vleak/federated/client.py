@@ -10,14 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, InputError, first_line, unknown_name
+from vleak.errors import CapabilityError, InputError, VleakError, first_line, unknown_name
 from vleak.federated import steps
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Privacy
+from vleak.federated.dropout import draw_masks, drops, one_pass, with_masks
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS, expected_output, output_fits
 from vleak.federated.trained import local_delta, refuse_all_frozen, trained_part
 from vleak.federated.update import MODES, PublicFacts, Update
+from vleak.seeds import fork
 
 
 class Client:
@@ -30,9 +32,10 @@ class Client:
     them (2, S, F) for the loss "ranking".
 
     In mode "eval" (default) dropout is off and batch norm uses its running statistics, so that the gradient
-    can be reproduced from clip and weights alone. Mode "train" lets batch norm use the batch; a model that
-    draws random numbers there is refused. Parameters with ``requires_grad=False`` are not trained, not
-    clipped and not sent.
+    can be reproduced from clip and weights alone. Mode "train" lets batch norm use the batch, and
+    draws the masks of dropout layers from the client's generator, a row for each clip, anew in every local
+    step; a model that draws other random numbers is refused. Parameters with ``requires_grad=False`` are not
+    trained, not clipped and not sent.
     """
 
     def __init__(
@@ -105,14 +108,19 @@ class Client:
         device = next(self.model.parameters()).device
         clips, labels = steps.prepare_clips(self.defense, clips.to(device), labels.to(device), generator)
         model, loss = trained_part(self.model), LOSSES[self.loss]
+        masks = None
+        if self.mode == "train" and drops(model):
+            # Numbers of their own: what a defense draws in between must not decide on the masks.
+            model, masks = with_masks(model), fork(generator)
         with _mode(model, training=self.mode == "train"):
-            _check_labels(labels, self.loss, self._outputs(model, clips))
+            _check_labels(labels, self.loss, self._outputs(model, clips, masks))
             if self.local is None:
                 tensors = steps.aggregate(self.defense, model, loss, clips, labels, generator)
             else:
                 tensors = local_delta(
-                    self.defense, model, loss, clips, labels, local=self.local, generator=generator
-                )
+                    self.defense, model, loss, clips, labels, local=self.local, generator=generator,
+                    masks=masks,
+                )  # fmt: skip
         message = steps.transmit(self.defense, tensors, generator, memory)
         kind: Literal["fedsgd", "fedavg"] = "fedsgd" if self.local is None else "fedavg"
         facts = PublicFacts(
@@ -166,14 +174,14 @@ class Client:
             if torch.isnan(buffer).any():  # infinity is what a causal mask is made of
                 raise InputError(f"buffer {name!r} of the model holds NaN; train or load it again")
 
-    def _outputs(self, model: nn.Module, clips: Tensor) -> Tensor:
-        """Run the model once and refuse what the loss cannot take; returns logits or scores."""
-        # Through copies of the buffers: in mode "train" batch norm would move its statistics.
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    def _outputs(self, model: nn.Module, clips: Tensor, masks: torch.Generator | None) -> Tensor:
+        """Run the model once, drawing its masks, and refuse what the loss cannot take; returns its output."""
         batch = f"{_NOUNS[clips.dim()]} of shape {tuple(clips.shape)}"
         with torch.no_grad(), _no_random_draws(clips.device, self.mode):
             try:
-                outputs = torch.func.functional_call(model, buffers, (clips,))
+                outputs = one_pass(model, clips) if masks is None else draw_masks(model, clips, masks)
+            except VleakError:
+                raise
             except (RuntimeError, ValueError) as error:
                 why = first_line(error)
                 fit = "frames and size" if clips.dim() == 5 else "segments and features"
@@ -286,6 +294,7 @@ def _no_random_draws(device: torch.device, mode: str) -> Iterator[None]:
         torch.cuda.set_rng_state(cuda, device)
     if drew:
         raise CapabilityError(
-            f"the model draws random numbers in mode {mode!r} (active dropout?), so that its gradient cannot "
-            'be reproduced; use mode="eval" or set every dropout to 0'
+            f"the model draws random numbers in mode {mode!r} (F.dropout, or dropout within recurrent layers "
+            "or attention?), which only layers nn.Dropout may; use these, set other dropout to 0, or "
+            'mode="eval"'
         )

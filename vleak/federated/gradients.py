@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from vleak.errors import CapabilityError
+from vleak.federated.dropout import mask_limits
 from vleak.switches import differentiable_rnn, recurrent
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -36,24 +37,31 @@ def mean_gradient(model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -
         CapabilityError: the loss does not depend on the parameters.
     """
     parameters, buffers = _state(model)
-    for tensor in parameters.values():
-        tensor.requires_grad_()
+    return _gradient(model, loss, clips, labels, {**parameters, **buffers}, list(parameters))
+
+
+def _gradient(
+    model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, tensors: dict[str, Tensor], names: list[str]
+) -> dict[str, Tensor]:
+    """Return the gradient by some of the tensors, by name, of a model that computes with all of them."""
+    variables = {name: tensors[name].detach().requires_grad_() for name in names}
     with torch.enable_grad(), differentiable_rnn(model):
-        logits = functional_call(model, {**parameters, **buffers}, (clips,))
+        logits = functional_call(model, {**tensors, **variables}, (clips,))
         value = loss(logits, labels)
         if not value.requires_grad:
             raise CapabilityError(
                 "the loss does not depend on any parameter; remove no_grad() and detach() from the model"
             )
         gradients = torch.autograd.grad(
-            value, list(parameters.values()), allow_unused=True, materialize_grads=True
+            value, list(variables.values()), allow_unused=True, materialize_grads=True
         )
-    return {name: g.detach() for name, g in zip(parameters, gradients, strict=True)}
+    return {name: g.detach() for name, g in zip(variables, gradients, strict=True)}
 
 
 def per_clip_gradients(model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return the gradient of every clip as if it were a batch of one.
 
+    Masks of dropout (`vleak.federated.dropout`) have a row for each clip, and each gradient its own.
     ``vmap(grad)`` where the model allows it, else (recurrent, data-dependent flow) a loop over the clips.
 
     Args:
@@ -69,19 +77,24 @@ def per_clip_gradients(model: nn.Module, loss: Loss, clips: Tensor, labels: Tens
         CapabilityError: the loss does not depend on the parameters.
     """
     parameters, buffers = _state(model)
+    masks = {name: buffers.pop(name)[:, None] for name in mask_limits(model)}  # a clip keeps its own
 
-    def value(weights: dict[str, Tensor], clip: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, {**weights, **buffers}, (clip[None],))
+    def value(weights: dict[str, Tensor], own: dict[str, Tensor], clip: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, {**weights, **buffers, **own}, (clip[None],))
         return loss(logits, label[None])
 
     if not recurrent(model):  # vmap has no rule for RNNs
         try:
             with torch.enable_grad():
-                gradients = vmap(grad(value), in_dims=(None, 0, 0))(parameters, clips, labels)
+                gradients = vmap(grad(value), in_dims=(None, 0, 0, 0))(parameters, masks, clips, labels)
             return {name: gradients[name].detach() for name in parameters}
         except RuntimeError:
             pass  # vmap says in many ways that it has no rule; a genuine failure comes back from the loop.
-    singles = [mean_gradient(model, loss, c[None], y[None]) for c, y in zip(clips, labels, strict=True)]
+    singles = []
+    for index in range(len(clips)):
+        tensors = parameters | buffers | {name: mask[index] for name, mask in masks.items()}
+        row = slice(index, index + 1)
+        singles.append(_gradient(model, loss, clips[row], labels[row], tensors, list(parameters)))
     return {name: torch.stack([single[name] for single in singles]) for name in parameters}
 
 

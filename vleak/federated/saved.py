@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vleak.errors import InputError
+from vleak.errors import InputError, first_line
+from vleak.files import unique_keys
 
 __all__ = ["EXPECTED", "KEY", "Saved", "check_bytes", "check_tensors"]
 
@@ -54,11 +55,13 @@ class Saved:
         if (text := metadata.get(KEY)) is None:
             return None
         try:
-            public = json.loads(text)
+            public = json.loads(text, object_pairs_hook=unique_keys)
             wire_bytes, facts = public["wire_bytes"], public["metadata"]
             order, partial = public.get("order"), public.get("partial", False)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{where} has update metadata that cannot be read; {EXPECTED}") from error
+            raise InputError(
+                f"{where} has update metadata that cannot be read ({first_line(error)}); {EXPECTED}"
+            ) from error
         check_bytes(wire_bytes, where)
         return cls(wire_bytes, facts, _names(order), partial is True)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vleak.errors import CapabilityError, InputError, argument
 from vleak.federated import steps
 from vleak.federated.defense import Defense
+from vleak.federated.dropout import draw_masks
 from vleak.federated.gradients import Loss
 from vleak.federated.local import LocalTraining
 
@@ -100,6 +101,7 @@ def local_delta(
     *,
     local: LocalTraining,
     generator: torch.Generator,
+    masks: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Train a copy of the model on a client's clips and return how its weights moved, through a defense.
 
@@ -113,6 +115,8 @@ def local_delta(
         labels: (N,) int64, on the model's device.
         local: how it trains.
         generator: CPU generator of the client; draws the order of the clips where a step takes a part.
+        masks: CPU generator of the masks of dropout, which each step draws anew; None for a model from which
+            `with_masks` has replaced nothing.
 
     Returns:
         by parameter name, weights after training less those before it.
@@ -124,6 +128,8 @@ def local_delta(
     parameters = dict(trained.named_parameters())
     optimizer = _optimizer(parameters, local)
     for rows in _batches(len(clips), local, generator):
+        if masks is not None:
+            draw_masks(trained, clips[rows], masks)
         gradient = steps.aggregate(defense, trained, loss, clips[rows], labels[rows], generator)
         for name, parameter in parameters.items():
             parameter.grad = gradient[name].to(parameter)

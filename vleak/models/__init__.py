@@ -8,6 +8,7 @@ from vleak.models.build import (
     call_factory,
     is_built_in,
     make_model,
+    on_trial,
 )
 from vleak.models.checkpoint import check_checkpoint, load_checkpoint
 from vleak.models.extractors import (
@@ -49,6 +50,7 @@ __all__ = [
     "load_checkpoint",
     "make_model",
     "math_attention",
+    "on_trial",
     "plain_module",
     "pretrained",
     "read_layout",

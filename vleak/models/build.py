@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from vleak.models.trial import try_factory
 from vleak.models.unwrap import plain_module
 from vleak.registry import Reference, Registry
 from vleak.seeds import derive_seed, generator
+
+T = TypeVar("T")
 
 _SMALL: dict[str, Callable[..., nn.Module]] = {
     "c3d_tiny": C3DTiny,
@@ -54,7 +57,11 @@ def build_model(name: str, *, frames: int, size: int, classes: int, seed: int) -
 
 def is_built_in(name: str) -> bool:
     """Return whether a name of a model, with or without settings, is one that vleak itself brings."""
-    return any(f"{name}:".startswith(f"{known}:") for known in MODELS.builtin)
+    return _is_builtin(MODELS, name)
+
+
+def _is_builtin(registry: Registry[nn.Module], name: str) -> bool:
+    return any(f"{name}:".startswith(f"{known}:") for known in registry.builtin)
 
 
 def make_model(name: str, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
@@ -75,9 +82,18 @@ def make_model(name: str, *, frames: int, size: int, classes: int, seed: int) ->
             reference = MODELS.parse(name)
         return _made(reference, (frames, size, classes), arguments, seed, "weights")
 
-    if not is_built_in(name):
-        try_factory(f"model {name!r}", make)
-    return make()
+    return on_trial(MODELS, name, make)
+
+
+def on_trial(registry: Registry[nn.Module], name: str, call: Callable[[], T]) -> T:
+    """Return what a call makes of a name; of one from outside it runs in a child process first.
+
+    Raises:
+        InputError: the call raised it, or did what `try_factory` refuses.
+    """
+    if not _is_builtin(registry, name):
+        try_factory(f"{registry.kind} {name!r}", call)
+    return call()
 
 
 def build_module(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vleak.cache import Recipe, cached_tensors
 from vleak.errors import InputError
-from vleak.models.build import build_module
+from vleak.models.build import build_module, on_trial
 from vleak.models.classifiers import check_range, halved
 from vleak.models.kinetics import KineticsNet
 from vleak.models.torchvision_video import VIDEO_MODELS
@@ -199,15 +199,18 @@ def build_extractor(name: str, *, size: int, frames: int, seed: int) -> Extracto
             not frozen or does not accept the segments, or frames is no multiple of ``segment_frames``.
         CapabilityError: torchvision is needed and cannot be imported.
     """
-    reference = EXTRACTORS.parse(name)
-    if _is_torchvision(reference):
-        net = reference.build(size)
-    else:
+
+    def make() -> nn.Module:
+        reference = EXTRACTORS.parse(name)
+        if _is_torchvision(reference):
+            return reference.build(size)
         arguments = {"size": size, "frames": frames}
         net = build_module(reference, (size,), arguments, seed, "extractor weights")
-    if not reference.entry.built_in:
-        _check_net(name, net)
-    return _wrapped(name, net, frames, size)
+        if not reference.entry.built_in:
+            _check_net(name, net)
+        return net
+
+    return _wrapped(name, on_trial(EXTRACTORS, name, make), frames, size)
 
 
 def wrap_extractor(name: str, net: nn.Module, *, size: int, frames: int) -> Extractor:

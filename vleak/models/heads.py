@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vleak.models.build import build_module
+from vleak.models.build import build_module, on_trial
 from vleak.models.classifiers import check_range
 from vleak.registry import Registry
 
@@ -211,5 +211,9 @@ def build_head(name: str, *, segments: int, features: int, outputs: int | None, 
             no module.
     """
     arguments = {"segments": segments, "features": features, "outputs": outputs}
-    reference = HEADS.parse(name)
-    return build_module(reference, (segments, features, outputs), arguments, seed, "head weights").eval()
+
+    def make() -> nn.Module:
+        reference = HEADS.parse(name)
+        return build_module(reference, (segments, features, outputs), arguments, seed, "head weights")
+
+    return on_trial(HEADS, name, make).eval()

@@ -126,15 +126,22 @@ def _run(call: Callable[[], object], writing: int) -> NoReturn:
 
 def _verdict(call: Callable[[], object]) -> str:
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
-    try:
-        call()
-    except Exception:  # noqa: BLE001  it is raised again, and told, where the factory is called to be used
-        return _FINE
-    except BaseException as error:  # noqa: BLE001  KeyboardInterrupt is its own here: the child ignores Ctrl-C
-        return f"raised {type(error).__name__}, which would end the run; raise an ordinary exception"
+    if told := _raised(call):
+        return told
     closed = [name for name, stream in streams.items() if stream.closed]
     closed += [name for name, descriptor in (("stdout", 1), ("stderr", 2)) if not _is_open(descriptor)]
     return "closed stdout or stderr, which results and messages are written to" if closed else _FINE
+
+
+def _raised(call: Callable[[], object]) -> str:
+    """Make the call and return what it raised that would end a run; empty for none."""
+    try:
+        call()
+    except Exception:  # noqa: BLE001  it is raised again, and told, where the factory is called to be used
+        return ""
+    except BaseException as error:  # noqa: BLE001  KeyboardInterrupt is its own here: the child ignores Ctrl-C
+        return f"raised {type(error).__name__}, which would end the run; raise an ordinary exception"
+    return ""
 
 
 def _is_open(descriptor: int) -> bool:

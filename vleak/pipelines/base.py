@@ -24,10 +24,10 @@ from vleak.attacks import (
 )
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, NoDefense, defense_text
-from vleak.federated import Channel, Client, Update
+from vleak.federated import Channel, Client, Update, drops, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
-from vleak.pipelines.conditions import Conditions, Samples, Stop, defense_record
+from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestUpdates, compare
 from vleak.pipelines.pictures import Pictures
 from vleak.pipelines.rivals import rivals
@@ -77,15 +77,16 @@ class Pipeline(ABC):
         pictures: Pictures,
         clip_names: tuple[str, ...],
         conditions: Conditions,
+        progress: Progress | None = None,
     ) -> None:
-        """Compute the honest updates of all clips with a model that is ready."""
+        """Compute the honest updates of all clips with a model that is ready; ``progress`` counts them."""
         self.model, self.model_record, self.name = model, model_record, model_record.name
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
         self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
         self._honest: dict[ClientSettings, HonestUpdates] = {}
         self._lock = threading.Lock()
-        self._honest_updates(ClientSettings())
+        self._honest_updates(ClientSettings(), progress)
         shape = tuple(samples.private.shape[1:])
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
 
@@ -106,7 +107,7 @@ class Pipeline(ABC):
 
     def candidates(self, clip: int) -> list[int]:
         """Positions of the clips among which one is to be identified: all that public knowledge allows."""
-        return self._rivals[clip]
+        return self._rivals(clip)
 
     def _contents(self) -> list[Tensor]:
         """What clips are told apart by, as `rivals` takes it."""
@@ -291,12 +292,13 @@ class Pipeline(ABC):
 
     def _compared(self, case: Case, update: Update) -> UpdateRecord:
         """The update beside the one that the same client sends without a defense."""
-        if len(case.batch) == case.client.rounds == 1:
+        masks = case.client.mode == "train" and drops(self.model)  # each message has its own
+        if len(case.batch) == case.client.rounds == 1 and not masks:
             return compare(update, self._honest_updates(case.client).updates[case.clip])
         plain = self.rounds(case, NO_DEFENSE)
         return compare(update, plain[-1].update)
 
-    def _honest_updates(self, client: ClientSettings) -> HonestUpdates:
+    def _honest_updates(self, client: ClientSettings, progress: Progress | None = None) -> HonestUpdates:
         """Undefended updates of single clips by clients of some settings; the last two are kept."""
         client = ClientSettings(mode=client.mode, local=client.local)
         with self._lock:
@@ -304,9 +306,10 @@ class Pipeline(ABC):
                 while len(self._honest) > 1:
                     self._honest.pop(next(iter(self._honest)))
                 kinds = 1 if self.loss == "ranking" else self.samples.classes
+                # Whoever compares with them does not know the masks of dropout.
                 self._honest[client] = HonestUpdates(
-                    self._client(client, copy.deepcopy(self.model)), self.samples.private,
-                    self.samples.labels, kinds, self.conditions.seed,
+                    self._client(client, without_dropout(copy.deepcopy(self.model))), self.samples.private,
+                    self.samples.labels, kinds, self.conditions.seed, progress=progress,
                 )  # fmt: skip
             return self._honest[client]
 
@@ -348,7 +351,7 @@ class Pipeline(ABC):
             clip=self.clip_names[case.clip],
             clip_index=case.clip,
             seed=self.seed(case),
-            client=case.client.record(),
+            client=case.client.record(drops(self.model)),
             batch=case.batch,
             order_identifiable=self.order_identifiable,
             status="",

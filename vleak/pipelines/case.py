@@ -50,12 +50,13 @@ class ClientSettings:
         """What differs from one gradient of one clip in eval mode, such as "batch=4,steps=5"; else empty."""
         return ",".join(f"{name}={value}" for name, value in self._changes().items())
 
-    def record(self) -> ClientRecord:
-        """Record of the settings."""
+    def record(self, drops: bool = False) -> ClientRecord:
+        """Record of the settings, for a model that may have dropout."""
         local = None if self.local is None else LocalRecord(**self.local.to_dict())  # type: ignore[arg-type]
         return ClientRecord(
             batch_size=self.batch_size, mode=self.mode, local=local, rounds=self.rounds,
             participation=self.participation, new_clips=self.new_clips,
+            masks_unknown=drops and self.mode == "train",
         )  # fmt: skip
 
     def _changes(self) -> dict[str, object]:

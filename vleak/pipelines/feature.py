@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -68,10 +69,9 @@ class FeaturePipeline(Pipeline):
         )  # fmt: skip
         model = model.to(conditions.device)
         check_second_derivative(model, samples.private[:1], LOSSES[loss])
-        progress("computing updates", 0, 0)
         super().__init__(
             model=model, model_record=record, loss=loss, samples=samples, pictures=source.pictures,
-            clip_names=source.clip_names, conditions=conditions,
+            clip_names=source.clip_names, conditions=conditions, progress=progress,
         )  # fmt: skip
         self._carrying = self._carrying_segments()
         guesses = guessed_features(self.knowledge((0,), 0))
@@ -103,6 +103,24 @@ class FeaturePipeline(Pipeline):
         """Knowledge of frames where there are any: baselines guess those."""
         features = self.knowledge(clips, reference_frames, labels)
         return self.source.baseline_knowledge(clips, reference_frames, labels, features)
+
+    def parts(self, cases: Sequence[Case], reconstruction: Reconstruction) -> list[Reconstruction]:
+        """Parts of an answer to a batch; segments that are claimed without their order or bag are matched.
+
+        The gradient of a mean over bags does not tell which segments are of one bag.
+        """
+        claimed = reconstruction.recovered
+        if len(cases) == 1 or reconstruction.ordered or claimed is None:
+            return super().parts(cases, reconstruction)
+        truths = self.samples.private[list(cases[0].batch)].flatten(0, -2)
+        rows, claimed = reconstruction.clips.flatten(0, -2), claimed.flatten()
+        matching, _ = match_segments(torch.where(claimed[:, None], rows, 0.0), truths)
+        sorted_rows = replace(
+            reconstruction,
+            clips=rows[matching].view_as(reconstruction.clips),
+            recovered=claimed[matching].view(reconstruction.clips.shape[:-1]),
+        )
+        return [sorted_rows.part(index) for index in range(len(cases))]
 
     def similarity(self, answer: Tensor, truth: Tensor) -> float:
         """Likeness of features: the mean cosine of segments, in any order; of pairs that of both bags."""

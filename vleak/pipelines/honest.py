@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from vleak.federated import Client, Update
+from vleak.pipelines.conditions import Progress
 from vleak.results.records import UpdateRecord
 from vleak.seeds import generator
 
@@ -25,7 +27,16 @@ class HonestUpdates:
         hypotheses: for every clip its update under every label; empty where they would not fit in memory.
     """
 
-    def __init__(self, client: Client, samples: Tensor, labels: Tensor, kinds: int, seed: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        samples: Tensor,
+        labels: Tensor,
+        kinds: int,
+        seed: int,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
         """Compute the updates.
 
         Args:
@@ -34,14 +45,24 @@ class HonestUpdates:
             labels: (N,) int64, as the loss sees them.
             kinds: number of labels that a hypothesis may have.
             seed: seed of the run.
+            progress: told how many updates are there.
         """
-        self.updates = _updates(client, samples, labels, seed)
+        counts = count()
+        expected = len(samples) * (1 + kinds)
+
+        def updates(labels: Tensor) -> list[Update]:
+            made = []
+            for clip, label in zip(samples, labels, strict=True):
+                if progress is not None:
+                    progress(f"computing updates, {next(counts)} of {expected}", 0, 0)
+                made.append(client.update(clip[None], label[None], generator(seed, "honest")))
+            return made
+
+        self.updates = updates(labels)
         self.hypotheses: list[list[Update]] = []
         size = 4 * sum(p.numel() for p in client.model.parameters()) * len(samples) * kinds
         if size <= _HYPOTHESIS_BYTES:
-            by_label = [
-                _updates(client, samples, torch.full_like(labels, label), seed) for label in range(kinds)
-            ]
+            by_label = [updates(torch.full_like(labels, label)) for label in range(kinds)]
             self.hypotheses = [list(updates) for updates in zip(*by_label, strict=True)]
 
     def candidates(self, clips: Sequence[int], label: int | None) -> list[list[Update]]:
@@ -61,11 +82,6 @@ def compare(update: Update, undefended: Update) -> UpdateRecord:
         cosine_to_undefended=float(sent @ honest) / norms if norms else 0.0,
         changed_fraction=float((sent != honest).double().mean()),
     )
-
-
-def _updates(client: Client, samples: Tensor, labels: Tensor, seed: int) -> list[Update]:
-    pairs = zip(samples, labels, strict=True)
-    return [client.update(clip[None], label[None], generator(seed, "honest")) for clip, label in pairs]
 
 
 def _flat(update: Update) -> Tensor:

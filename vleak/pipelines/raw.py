@@ -67,7 +67,6 @@ class RawPipeline(Pipeline):
         check_second_derivative(
             model, data.clips[:1]
         )  # where it will run: a device may lack what the CPU has
-        progress("computing updates", 0, 0)
         super().__init__(
             model=model,
             model_record=record,
@@ -76,6 +75,7 @@ class RawPipeline(Pipeline):
             pictures=pictures,
             clip_names=data.names,
             conditions=conditions,
+            progress=progress,
         )
 
     def knowledge(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -11,8 +11,8 @@ from vleak.data import equal_to
 __all__ = ["rivals"]
 
 
-def rivals(contents: Sequence[Tensor], labels: Tensor | None) -> list[list[int]]:
-    """For every clip the positions of its candidates, itself among them.
+def rivals(contents: Sequence[Tensor], labels: Tensor | None) -> Callable[[int], list[int]]:
+    """Return what tells for a clip the positions of its candidates, itself among them.
 
     Clips that are equal to it are left out, since nothing could tell it from them.
 
@@ -22,7 +22,8 @@ def rivals(contents: Sequence[Tensor], labels: Tensor | None) -> list[list[int]]
     """
     equal = [set().union(*others) for others in zip(*map(equal_to, contents), strict=True)]
     kinds = [0] * len(equal) if labels is None else labels.tolist()
-    return [
-        [other for other, its in enumerate(kinds) if its == kind and other not in equal[clip]]
-        for clip, kind in enumerate(kinds)
-    ]
+
+    def candidates(clip: int) -> list[int]:  # of one at a time: of many clips all pairs would fill memory
+        return [other for other, its in enumerate(kinds) if its == kinds[clip] and other not in equal[clip]]
+
+    return candidates

@@ -75,7 +75,7 @@ _MEASURES = (
         "Linked clips",
         "share of clips linked",
         lambda row: row.linkage,
-        lambda row: 1 / row.candidates if row.candidates else row.chance,
+        lambda row: row.guess,
     ),
     _Measure("Gain over baseline", "PSNR gain in dB", lambda row: row.psnr_gain_db),
 )

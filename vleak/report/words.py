@@ -90,7 +90,7 @@ def client_text(client: ClientRecord) -> str:
     """What a client does beyond one gradient of one clip, such as "batch of 4, 5 local steps"; else empty."""
     parts = [] if client.batch_size == 1 else [f"batch of {client.batch_size}"]
     if client.mode == "train":
-        parts.append("train mode")
+        parts.append("train mode, dropout masks unknown" if client.masks_unknown else "train mode")
     if client.local is not None:
         steps, size = client.local.steps, client.local.batch_size
         of = f" of {size}" if size else ""
@@ -271,7 +271,7 @@ def _counts(row: Row, where: str) -> str:
     if not row.identification.n:
         texts = ["no clip to tell from others"]
     if row.linkage.n:
-        guess = 1 / row.candidates if row.candidates else 1.0
+        guess = 1.0 if row.guess is None else row.guess
         texts.append(f"{row.linked} linked{_at_most(row, row.linkage, guess)}")
     return ", ".join(texts)
 

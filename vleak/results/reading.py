@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from vleak.errors import InputError
-from vleak.files import read_regular
+from vleak.files import read_regular, unique_keys
 from vleak.results.base import JsonObject, Record
 
 __all__ = ["parse_json", "read_json", "validate"]
@@ -24,10 +24,11 @@ def parse_json(text: bytes) -> Any:
     """Return the value of a JSON text in UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: it is none, nested deeper than any record is, or has a whole number beyond every float.
+        ValueError: it is none, nested deeper than any record is, has a key twice, or has a whole number
+            beyond every float.
     """
     try:
-        return json.loads(text.decode("utf-8-sig"), parse_int=_whole)
+        return json.loads(text.decode("utf-8-sig"), parse_int=_whole, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -154,6 +154,7 @@ class ClientRecord(Record):
         local: its local training; None where it sent the gradient of one batch.
         rounds: rounds of training. participation: chance to take part in one that is not the last.
         new_clips: whether it had other clips in every round but the last.
+        masks_unknown: whether it drew masks of dropout, which no attack is told.
     """
 
     batch_size: int = Field(default=1, ge=1)
@@ -162,6 +163,7 @@ class ClientRecord(Record):
     rounds: int = Field(default=1, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1)
     new_clips: bool = False
+    masks_unknown: bool = False
 
 
 class KnowledgeRecord(Record):

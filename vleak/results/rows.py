@@ -157,10 +157,11 @@ class Row:
         identification: share of those, of clips that have others to be told from, with its exact interval.
         linked: clips for which an attacker who holds all candidates tells from the update alone which it was.
         linkage: share of those with its exact interval.
-        candidates: how many clips it had to be told from.
-        chance: what recognition has to beat: batch size / candidates, as each answer of a batch is matched to
-            the truth that it fits best; with reference frames the share of clips at
-            which these alone point, where that is more.
+        candidates: how many clips it had to be told from, at most.
+        guess: mean over the clips of batch size / candidates, as each answer of a batch is matched to the
+            truth that it fits best; a clip's twins are not among its candidates.
+        chance: what recognition has to beat: the guess; with reference frames the share of clips at which
+            these alone point, where that is more.
         pooled: that the update does not depend on the order of frames or segments.
         segments: of a feature pipeline, recovery of the feature matrices; else None.
         enhanced: clips that were enhanced.
@@ -214,6 +215,7 @@ class Row:
     linked: int
     linkage: Interval
     candidates: int | None
+    guess: float | None
     chance: float | None
     bound: float | None
     bound_broken: bool

@@ -114,6 +114,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
     asked = [score.linked for score in scores if score.linked is not None]
     guesses = [score.label_correct for score in scores if score.label_correct is not None]
     updates = [cell.update for cell in scored if cell.update is not None]
+    guess = _guess(scores, key.client.batch_size)
     candidates = max((score.candidates for score in scores if score.candidates), default=None)
     row = Row(
         key=key,
@@ -146,7 +147,8 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         linked=sum(asked),
         linkage=_linkage(scores, _ERROR),
         candidates=candidates,
-        chance=_chance(scores, candidates, key.client.batch_size),
+        guess=guess,
+        chance=_chance(scores, guess),
         bound=_mean(c.certificate.bound for c in scored or failed if c.certificate is not None),
         bound_broken=False,
         labels_correct=sum(guesses),
@@ -220,11 +222,17 @@ def _by_batch(cells: Sequence[Cell]) -> float | None:
     return _mean(counts.values())
 
 
-def _chance(scores: Sequence[Scores], candidates: int | None, batch: int) -> float | None:
-    if not candidates:
-        return None
+def _guess(scores: Sequence[Scores], batch: int) -> float | None:
+    """Mean chance of a guess over the clips that there is something to tell from; twins are no candidates."""
+    asked = [score.candidates for score in scores if score.candidates and score.candidates > 1]
+    if not asked:
+        return 1.0 if any(score.candidates for score in scores) else None
+    return math.fsum(min(1.0, batch / count) for count in asked) / len(asked)
+
+
+def _chance(scores: Sequence[Scores], guess: float | None) -> float | None:
     alone = [score.baseline_identified for score in scores if score.baseline_identified is not None]
-    return max(min(1.0, batch / candidates), sum(alone) / len(alone) if alone else 0.0)
+    return None if guess is None else max(guess, sum(alone) / len(alone) if alone else 0.0)
 
 
 def _segments(scores: Sequence[SegmentScores]) -> Segments | None:
@@ -252,7 +260,7 @@ def _verdict(row: Row) -> Verdict:
     gain, chance, segments = row.psnr_gain_db, row.chance or 1.0, row.segments
     if row.n == 0:
         return "no_result"
-    guess = min(1.0, row.client.batch_size / row.candidates) if row.candidates else 1.0
+    guess = 1.0 if row.guess is None else row.guess
     # A segment that came back to the second digit is no luck, however few clips there are.
     exact = segments is not None and segments.exact > segments.baseline_exact
     if exact or _above(row.identification, chance) or _above(gain, 0.0):

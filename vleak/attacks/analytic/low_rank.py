@@ -37,8 +37,12 @@ class LowRank(LayerAttack):
     What it does not find: many like segments of features that may be negative behind two layers of ReLU, as
     differences of columns are sparser than columns then; it claims nothing.
 
-    Order is not claimed. Equal segments are one segment of the gradient; behind "bce" how often it occurred
-    follows from its weight. Segments that the loss gives no gradient are not found, and counted in a flag.
+    The segments of a batch come back together, as many as the layer's gradient has ranks; with more of them
+    than units nothing is claimed. Time grows with the square of their number and faster.
+
+    Neither order nor, in a batch, bag is claimed. Equal segments are one segment of the gradient; behind
+    "bce" how often it occurred follows from its weight. Segments that the loss gives no gradient are not
+    found, and counted in a flag.
     """
 
     name: ClassVar[str] = "low_rank"
@@ -64,6 +68,11 @@ class LowRank(LayerAttack):
         observation, layer, weight = gradient.observation, gradient.layer, gradient.weight
         if not bool(weight.any()):
             return _answer(gradient, [], (NEAR_ZERO,))
+        most = min(weight.shape)
+        if layer.rows > most:
+            return _answer(
+                gradient, [], (f"{layer.rows} segments, of which a layer of rank {most} hides some",)
+            )
         segments: list[Tensor] = []
         suggested = spaces(weight, gradient.bias, layer.rows)
         for space in suggested:

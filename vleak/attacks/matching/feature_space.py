@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from vleak.attacks.observation import Observation
 from vleak.descent.loop import Problem
 
 __all__ = ["FEATURE_PULL", "FeatureSpace", "ScaledModel", "with_model"]
+
+Held = TypeVar("Held")
 
 FEATURE_PULL = 0.05
 """Weight of the pull towards the mean public matrix, against that of clips of frames. Of 0.05 and 0.5 the
@@ -79,11 +82,20 @@ class FeatureSpace:
         return self._scaled.compose(numbers)
 
 
-def with_model(problem: Problem, wrapper: nn.Module) -> Problem:
-    """Return the same problem for a module that holds the problem's model as its attribute ``model``."""
+def with_model(problem: Problem, wrapper: nn.Module, per_clip: tuple[str, ...] = ()) -> Problem:
+    """Return the same problem for a module that holds the problem's model as its attribute ``model``.
 
-    def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {f"model.{name}": tensor for name, tensor in tensors.items()}
+    Args:
+        problem: without buffers of its own that have a row for each clip, the unknown ones aside.
+        wrapper: the module.
+        per_clip: its buffers that have a row for each clip.
+    """
+
+    def renamed(named: Mapping[str, Held]) -> dict[str, Held]:
+        return {f"model.{name}": held for name, held in named.items()}
 
     masks = None if problem.masks is None else renamed(problem.masks)
-    return replace(problem, model=wrapper, target=renamed(problem.target), masks=masks)
+    return replace(
+        problem, model=wrapper, target=renamed(problem.target), masks=masks, unknown=renamed(problem.unknown),
+        per_clip=per_clip,
+    )  # fmt: skip

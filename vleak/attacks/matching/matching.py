@@ -25,14 +25,15 @@ from vleak.attacks.matching.setup import MaskRound, Setup
 from vleak.attacks.matching.spectrum import SPECTRUM_RATE, SpectrumModel, noise_pull
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.target import masked_target
-from vleak.descent.loop import Descent, DescentSettings, Problem
-from vleak.descent.problem import Rule, Schedule
+from vleak.descent.loop import ENGINES, Descent, DescentSettings, Problem
+from vleak.descent.problem import RULES, SCHEDULES, Rule, Schedule
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES, LocalTraining, Loss
+from vleak.federated import LOSSES, LocalTraining, Loss, fill_masks, mask_limits, with_masks
 
 __all__ = ["REFERENCE_USES", "Matching", "NonAdaptiveMatching"]
 
 REFERENCE_USES = ("start", "prior", "mask")
+DISTANCES = ("cosine", "l2")
 PATHS = ("auto", "unroll", "midpoint")
 REGULARISERS = ("total_variation", "spectrum")
 _UNROLLED = 8
@@ -107,16 +108,15 @@ class Matching(Attack):
             engine: which loop runs, see `vleak.descent.loop`.
 
         Raises:
-            InputError: fewer than one iteration or restart, or another use of reference frames, path or
-                regulariser.
+            InputError: fewer than one iteration or restart, or an unknown word.
         """
-        for what, value, known in (
-            ("path", path, PATHS),
-            ("reference", reference, REFERENCE_USES),
+        for setting, given, known in (
+            ("path", path, PATHS), ("reference", reference, REFERENCE_USES), ("rule", rule, RULES),
+            ("schedule", schedule, SCHEDULES), ("distance", distance, DISTANCES), ("engine", engine, ENGINES),
             ("regulariser", regulariser, REGULARISERS),
-        ):
-            if value not in known:
-                raise unknown_name(what, value, known)
+        ):  # fmt: skip
+            if given not in known:
+                raise unknown_name(setting, given, known)
         if iterations < 1 or restarts < 1:
             raise InputError(
                 f"matching: expected at least 1 iteration and 1 restart, got {iterations} and {restarts}"
@@ -130,6 +130,7 @@ class Matching(Attack):
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
         """Return a descent a restart, on clips, on differences from a background, or on features."""
         setup = self._rounds(observation) if observation.earlier else self._single(observation)
+        setup = self._with_unknown_masks(setup)
         if setup.knowledge.of_features:
             return self._feature_work(setup, generator)
         references, starts = setup.knowledge.references, self._starts(setup.knowledge, generator)
@@ -185,14 +186,24 @@ class Matching(Attack):
         knowledge = replace(together.knowledge, simulate=None) if known else together.knowledge
         return replace(self._setup(replace(together, knowledge=knowledge), None), rounds=len(rounds))
 
+    def _with_unknown_masks(self, setup: _Setup) -> _Setup:
+        """Return the setup with a model whose dropout takes masks, those that are expected to begin with.
+
+        Second-order rules keep the model as it is in eval mode, which is dropout's mean.
+        """
+        observation = setup.observation
+        if observation.update.facts.mode == "eval" or self.rule in ("lbfgs", "gauss_newton"):
+            return setup
+        model = with_masks(observation.model)
+        if model is not observation.model:
+            fill_masks(model, prior_answer(observation.knowledge).to(setup.weight))
+        return replace(setup, observation=replace(observation, model=model))
+
     def _unrolled(self, observation: Observation) -> LocalTraining | None:
         """Return the local training to unroll; None where a gradient says all, or at the midpoint."""
         local = observation.update.facts.local
         if local is None or self.path == "midpoint" or (local.steps == 1 and local.optimizer == "sgd"):
             return None
-        knowledge = observation.knowledge
-        if knowledge.references is not None and local.step_size(knowledge.batch_size) < knowledge.batch_size:
-            return None  # a background belongs to the whole batch, of which a step would take a part
         unrolled = self.path == "unroll" or local.optimizer == "adam" or local.steps <= _UNROLLED
         return local if unrolled else None
 
@@ -281,7 +292,7 @@ class Matching(Attack):
         problem, device = self._problem(setup), setup.weight.device
         descents = [
             self._descent(
-                with_model(problem, background),
+                with_model(problem, background, ("background", "unit")),
                 settings,
                 background.decompose(start.to(device)).to(setup.weight),
             )
@@ -353,6 +364,7 @@ class Matching(Attack):
             masks=masks,
             distance=self.distance,
             local=setup.local,
+            unknown=mask_limits(observation.model),
         )
 
 
