@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from vleak.registry import write_reference
 from vleak.results.base import Finite, Record, Setting
+from vleak.results.client import ClientRecord, LocalRecord
 from vleak.results.scores import (
     BaselineScore,
     EnhancedScores,
@@ -132,38 +133,6 @@ class AttackRecord(Record):
     def text(self) -> str:
         """Name and settings in one text, such as "matching:rule=lbfgs"."""
         return _text(self.name, self.settings)
-
-
-class LocalRecord(Record):
-    """Local training of a client before it sends a delta, as `vleak.federated.LocalTraining`."""
-
-    steps: int = Field(ge=1)
-    batch_size: int = Field(0, ge=0)
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    optimizer: Literal["sgd", "adam"] = "sgd"
-
-
-class ClientRecord(Record):
-    """Client of a cell.
-
-    Attributes:
-        batch_size: private clips of the client.
-        mode: mode of the model while it computed.
-        local: its local training; None where it sent the gradient of one batch.
-        rounds: rounds of training. participation: chance to take part in one that is not the last.
-        new_clips: whether it had other clips in every round but the last.
-        masks_unknown: whether it drew masks of dropout, which no attack is told.
-    """
-
-    batch_size: int = Field(default=1, ge=1)
-    mode: Literal["eval", "train"] = "eval"
-    local: LocalRecord | None = None
-    rounds: int = Field(default=1, ge=1)
-    participation: float = Field(default=1.0, gt=0, le=1)
-    new_clips: bool = False
-    masks_unknown: bool = False
 
 
 class KnowledgeRecord(Record):

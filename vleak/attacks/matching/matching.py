@@ -186,7 +186,7 @@ class Matching(Attack):
         knowledge = replace(together.knowledge, simulate=None) if known else together.knowledge
         return replace(self._setup(replace(together, knowledge=knowledge), None), rounds=len(rounds))
 
-    def _with_unknown_masks(self, setup: _Setup) -> _Setup:
+    def _with_unknown_masks(self, setup: Setup) -> Setup:
         """Return the setup with a model whose dropout takes masks, those that are expected to begin with.
 
         Second-order rules keep the model as it is in eval mode, which is dropout's mean.
