@@ -166,7 +166,8 @@ def _trial(
         public_labels=_rows(knowledge.public_labels, kept),
     )
     # What arrived may be a part of the message.
-    update = replace(update, tensors={name: update.tensors[name] for name in observation.update.tensors})
+    tensors = {name: update.tensors[name] for name in observation.update.tensors}
+    update = replace(update, tensors=tensors, partial=observation.update.partial)
     channel = None if channel is None else _channel_of(channel, update, observation.update)
     return Trial(clips, replace(observation, update=update, knowledge=knowledge, channel=channel, earlier=()))
 
