@@ -150,9 +150,13 @@ class Batch:
         self._lock = threading.Lock()
         self.runners = [TrialRunner(self, index) for index in range(trials)]
 
+    def value(self, name: str, trial: int) -> Tensor:
+        """Return the value of a trial for a name that is not shared by the trials."""
+        return self._runner.values[name][trial]
+
     def values(self, names: Sequence[str], trial: int) -> Values:
         """Return the values of a trial for those names, none shared by the trials, that there are."""
-        return {name: self._runner.values[name][trial] for name in names if name in self._runner.values}
+        return {name: self.value(name, trial) for name in names if name in self._runner.values}
 
     def run(
         self, settings: Mapping[int, Tensor], interrupted: Callable[[], bool]

@@ -250,12 +250,9 @@ class Pipeline(ABC):
         enhanced = self.pictures.enhance(answer.clip, case.clip, case.reference_frames, candidates)
         correct = bool(answer.reconstruction.labels[0] == self.samples.labels[case.clip])
         linked, rank = self._link(case, update, observation, candidates)
+        label = None if self.loss == "ranking" else correct
         scores = self.scores(case, answer).model_copy(
-            update={
-                "label_correct": None if self.loss == "ranking" else correct,
-                "linked": linked,
-                "link_rank": rank,
-            }
+            update={"label_correct": label, "linked": linked, "link_rank": rank}
         )
         return Judgement(
             scores=scores,
