@@ -17,7 +17,7 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"{len(run.cells)} cells, vleak {run.record.environment.vleak}, schema {run.record.schema_version}")
 
     for cell in run.cells:
-        if cell.attack.name == "matching":
+        if not cell.attack.baseline:
             pictures = run.pictures(cell)  # float32 in [0, 1], (C, T, H, W)
             error = (pictures["reconstruction"] - pictures["truth"]).abs().mean()
             print(

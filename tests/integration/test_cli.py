@@ -98,6 +98,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     given = {
         "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny_pool", "training-state": "early",
         "clips": 4, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
+        "budget": 99, "public-from": "other-files",
         "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "extractor": "frame_cnn",
         "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none", "mode": "train",
         "trainable": "*.weight", "local-batch": 1, "local-rate": 0.1, "local-momentum": 0.5,
@@ -138,7 +139,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     assert settings == {name.replace("-", "_"): value for name, value in (given | several).items()} | {
         "checkpoint": None,
         "defenses": ["none", "prune:fraction=0.5"],
-        "attacks": ["matching"],
+        "attacks": ["strongest"],
         "metrics": ["further:mae"],
         "reference_frames": [0, 2],
     }

@@ -124,7 +124,7 @@ RUNS: dict[str, str] = {
     "--frames 8 --data truncated.mkv": "truncated.mkv: damaged: decoded",
     "--frames 8 --data corrupt.mkv": "corrupt.mkv: damaged: decoded",
     "--frames 8 --data whole.mkv --clips 9": "--clips 9 asked, but it gives 2; ask for at most 2",
-    "--model c3d": "unknown model 'c3d'; did you mean c3d_tiny? (or package.module:factory)",
+    "--model c3d": "unknown model 'c3d'; did you mean s3d or c3d_tiny or x3d_s? (or package.module:factory)",
     "--model missing:factory": "cannot import 'missing': ModuleNotFoundError: No module",
     "--model odd_models:nothing": "'odd_models' has no 'nothing'",
     "--model odd_models:constant": "'odd_models:constant' is int, expected a class or a function",

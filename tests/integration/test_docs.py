@@ -20,11 +20,11 @@ EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 PRINTED = {
     "attack_one_update": r"none: \+\d.*rank 1 of 8, label right: True\ndp σ=1: ",
     "captured_update": r"by its last layer: gradient\nlabels: \[0\] flags: \[\](.|\n)*gain: \+\d.*: True",
-    "evaluate_defenses": r"none, matching: \+\d.*4 of 4 recognised.*leaks",
+    "evaluate_defenses": r"none, strongest: \+\d.*4 of 4 recognised.*leaks",
     "own_attack": r"none, cosine_matching.* \(non-adaptive\): \+\d",
     "own_defense": r"random_mask, matching: .*known by: channel(.|\n)*_blind: .*known by: none",
-    "own_metric": r"none grey \S+ flat(.|\n)*none matching \S+ \+0\.[5-9]",
-    "own_model": r"raw \S+ none matching \+\d(.|\n)*feature \S+ none",
+    "own_metric": r"none grey \S+ flat(.|\n)*none strongest \S+ \+0\.[5-9]",
+    "own_model": r"raw \S+ none strongest \+\d(.|\n)*feature \S+ none",
     "saved_run": r"schema \d(.|\n)*mean error 0\.\d",
 }
 

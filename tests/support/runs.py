@@ -16,12 +16,13 @@ VLEAK = (sys.executable, "-c", "from vleak.cli import main; main()")
 
 
 def tiny(**changes: Any) -> Settings:
-    return Settings(**({**TINY, "defenses": (DP,)} | changes))
+    """Return settings of a tiny run by one attack, as the default one tries several first."""
+    return Settings(**({**TINY, "defenses": (DP,), "attacks": ("matching",)} | changes))
 
 
 def options(**changes: Any) -> list[str]:
     """Return the command line of ``tiny``."""
-    given = {**TINY, "defense": DP} | changes
+    given = {**TINY, "defense": DP, "attack": "matching"} | changes
     return [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 

@@ -470,6 +470,7 @@ def test_files_of_something_else_are_refused(file: Callable[..., str], tmp_path:
 
 def small(**changes: Any) -> vleak.Run:
     given = {"clips": 2, "frames": 4, "size": 8, "iterations": 2, "defenses": "none", "enhance": "none"}
+    given["attacks"] = "matching"
     return vleak.evaluate(**given | changes)
 
 
