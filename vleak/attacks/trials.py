@@ -158,9 +158,11 @@ def _trial(
     knowledge = observation.knowledge
     labels = (index + torch.arange(len(clips))) % knowledge.classes
     update = _client(observation)(clips, labels, generator("trials", "sent", index))
+    inferred = observation.knowledge.labels_inferred  # then a wrong label is a part of what can go wrong
     knowledge = replace(
         knowledge,
-        labels=labels,
+        labels=None if inferred else labels,
+        labels_inferred=False,
         public_clips=_rows(knowledge.public_clips, kept),
         public_groups=_rows(knowledge.public_groups, kept),
         public_labels=_rows(knowledge.public_labels, kept),
