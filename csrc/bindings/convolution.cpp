@@ -4,6 +4,7 @@
 #include <array>
 
 #include "bindings/arguments.h"
+#include "kernels/depthwise.h"
 
 namespace vleak {
 namespace {
@@ -68,13 +69,19 @@ void add_axis(ConvolutionShape& shape, int axis, int64_t& entries) {
   if (shape.output[2 + axis] == 1 && stride > kernel) stride = 1;
 }
 
+// Whether every channel has a kernel of its own.
+bool is_depthwise(const Sizes& input, const Sizes& weight) {
+  return input[1] > 1 && weight[1] == 1 && weight[0] == input[1];
+}
+
 // input: sizes of x; weight: sizes of w.
 ConvolutionShape convolution_shape(const Sizes& input, const Sizes& weight, const Sizes& stride,
                                    const Sizes& padding) {
   check((input.size() == 4 || input.size() == 5) && weight.size() == input.size() &&
             stride.size() + 2 == input.size() && padding.size() + 2 == input.size(),
         "axes do not match");
-  check(weight[1] == input[1] && input[1] > 0 && weight[0] > 0, "channels do not match");
+  check((weight[1] == input[1] || is_depthwise(input, weight)) && input[1] > 0 && weight[0] > 0,
+        "channels do not match");
   ConvolutionShape shape{five(input, 1), five(input, 1), spatial(Sizes(weight.begin() + 2, weight.end()), 1),
                          spatial(stride, 1), spatial(padding, 0)};
   shape.output[1] = weight[0];
@@ -111,7 +118,8 @@ Tensor call_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::opt
   with_type(y, [&](auto zero) {
     using T = decltype(zero);
     const T* start = bias.has_value() ? bias->const_data_ptr<T>() : nullptr;
-    vleak::conv_output(views<T>(xs), pointers<T>(ws), start, shape, y.mutable_data_ptr<T>());
+    const auto run = is_depthwise(sizes_of(xs[0]), sizes_of(ws[0])) ? &depthwise_output<T> : &conv_output<T>;
+    run(views<T>(xs), pointers<T>(ws), start, shape, y.mutable_data_ptr<T>());
   });
   return y;
 }
@@ -127,15 +135,17 @@ Tensor call_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes in
   if (dx.numel() == 0) return dx;
   with_type(dx, [&](auto zero) {
     using T = decltype(zero);
-    vleak::conv_input(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>());
+    const auto run = is_depthwise(input_shape, sizes_of(ws[0])) ? &depthwise_input<T> : &conv_input<T>;
+    run(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>());
   });
   return dx;
 }
 
-Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes padding) {
+Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes padding, bool depthwise) {
   check_kind(dy, x, "dy");
   check(x.dim() == dy.dim() && (x.dim() == 4 || x.dim() == 5), "axes do not match");
-  Sizes weight = {dy.size(1), x.size(1)};
+  check(!depthwise || x.size(1) == dy.size(1), "channels do not match");
+  Sizes weight = {dy.size(1), depthwise ? 1 : x.size(1)};
   weight.insert(weight.end(), kernel.begin(), kernel.end());
   const ConvolutionShape shape = convolution_shape(sizes_of(x), weight, stride, padding);
   check(sizes_of(dy) == without_added_axis(shape.output, x.dim()), "dy does not match x");
@@ -144,7 +154,8 @@ Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes p
   const Tensor dw = new_contiguous(x, weight);
   with_type(dw, [&](auto zero) {
     using T = decltype(zero);
-    vleak::conv_weight(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), shape, dw.mutable_data_ptr<T>());
+    const auto run = is_depthwise(sizes_of(x), weight) ? &depthwise_weight<T> : &conv_weight<T>;
+    run(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), shape, dw.mutable_data_ptr<T>());
   });
   return dw;
 }

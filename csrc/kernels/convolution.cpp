@@ -2,9 +2,11 @@
 
 #include <algorithm>
 
+#include "kernels/convolution_few.h"
 #include "kernels/convolution_run.h"
 #include "kernels/dispatch.h"
 #include "kernels/parallel.h"
+#include "kernels/winograd.h"
 
 namespace vleak {
 namespace {
@@ -75,6 +77,15 @@ std::vector<WeightView<T>> weight_views(const std::vector<const T*>& weights, co
   return views;
 }
 
+std::array<int64_t, 3> spatial(const std::array<int64_t, 5>& sizes) { return {sizes[2], sizes[3], sizes[4]}; }
+
+WinogradShape winograd_shape(const ConvolutionShape& shape, bool transposed) {
+  std::array<int64_t, 3> padding = shape.padding;
+  for (int i = 0; transposed && i < 3; ++i) padding[i] = shape.kernel[i] - 1 - padding[i];
+  const auto &from = transposed ? shape.output : shape.input, &to = transposed ? shape.input : shape.output;
+  return {from[0], from[1], to[1], shape.kernel[0], spatial(from), spatial(to), padding, transposed};
+}
+
 // The phases of the stride that input entries have: no more than there are entries.
 std::array<int64_t, 3> phases_of(const ConvolutionShape& shape) {
   std::array<int64_t, 3> phases{};
@@ -124,6 +135,11 @@ void weave_parts(const std::vector<View<T>>& parts, const ConvolutionShape& shap
 template <typename T>
 void conv_output(const std::vector<View<const T>>& xs, const std::vector<const T*>& ws, const T* bias,
                  const ConvolutionShape& shape, T* y) {
+  if (few_outputs(shape)) return few_output(xs, ws, bias, shape, y);
+  const WinogradShape fast = winograd_shape(shape, false);
+  if (winograd_pays<T>(fast, shape.kernel, shape.stride)) {
+    return winograd(fast, xs, weight_views<T>(ws, shape, false), bias, y);
+  }
   Axes axes;
   for (int i = 0; i < 3; ++i) {
     axes[i] = forward_axis(shape.input[2 + i], shape.kernel[i], shape.stride[i], shape.padding[i]);
@@ -137,6 +153,11 @@ void conv_output(const std::vector<View<const T>>& xs, const std::vector<const T
 template <typename T>
 void conv_input(const std::vector<View<const T>>& dys, const std::vector<const T*>& ws,
                 const ConvolutionShape& shape, T* dx) {
+  if (few_outputs(shape)) return few_input(dys, ws, shape, dx);
+  const WinogradShape fast = winograd_shape(shape, true);
+  if (winograd_pays<T>(fast, shape.kernel, shape.stride)) {
+    return winograd<T>(fast, dys, weight_views<T>(ws, shape, true), nullptr, dx);
+  }
   const auto& sizes = shape.input;
   const std::vector<T> zeros(sizes[1], T(0));
   const std::vector<Axes> parts = input_parts(shape);

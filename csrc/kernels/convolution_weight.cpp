@@ -8,6 +8,7 @@
 
 #include "kernels/blocking.h"
 #include "kernels/convolution.h"
+#include "kernels/convolution_few.h"
 #include "kernels/dispatch.h"
 #include "kernels/parallel.h"
 #include "kernels/transpose.h"
@@ -290,6 +291,7 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
 
 template <typename T>
 void conv_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* result) {
+  if (few_outputs(shape)) return few_weight(x, dy, shape, result);
   const WeightSchedule schedule = plan_weight(shape, cpu_kernels<T>().tile_limits());
   const int64_t entries = pixels_entries(schedule), frames = shape.input[0] * shape.input[2];
   const auto pixels = scratch<T>(entries), sums = scratch<T>(shape.output[1] * schedule.a_row);

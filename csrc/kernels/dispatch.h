@@ -22,6 +22,15 @@
   template <typename T>                                                                                      \
   Tile<T> tile(int64_t rows, int64_t vectors);                                                               \
   template <typename T>                                                                                      \
+  void shifted_dots(const T* left, const T* right, const int64_t* offsets, int64_t taps, int64_t count,      \
+                    T* sums);                                                                                \
+  template <typename T>                                                                                      \
+  void split_line(const T* line, int64_t count, T* even, T* odd);                                            \
+  template <typename T>                                                                                      \
+  void winograd_input(const T* const* even, const T* const* odd, int64_t tiles, T* to, int64_t step);        \
+  template <typename T>                                                                                      \
+  void winograd_output(const T* from, int64_t step, int64_t tiles, T bias, T* upper, T* lower);              \
+  template <typename T>                                                                                      \
   BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
   template <typename T>                                                                                      \
   RowProduct<T> row_product();                                                                               \
@@ -42,6 +51,10 @@ struct CpuKernels {
   decltype(&baseline::tv_planes<T>) tv_planes;
   decltype(&baseline::descend_planes<T>) descend_planes;
   decltype(&baseline::tile<T>) tile;
+  decltype(&baseline::shifted_dots<T>) shifted_dots;
+  decltype(&baseline::split_line<T>) split_line;
+  decltype(&baseline::winograd_input<T>) winograd_input;
+  decltype(&baseline::winograd_output<T>) winograd_output;
   decltype(&baseline::block_product<T>) block_product;
   decltype(&baseline::row_product<T>) row_product;
   decltype(&baseline::tile_limits<T>) tile_limits;

@@ -85,6 +85,23 @@ void run_tile(const T* left, const T* right, const int64_t* offsets, int64_t cou
   }
 }
 
+// sums[tap] += sum over i of left[i] * right[offsets[tap] + i], for whole vectors
+template <typename T, int kTaps>
+void add_dots(const T* left, const T* right, const int64_t* offsets, int64_t count, T* sums) {
+  using Vector = typename Wide<T>::Vector;
+  Vector sum[kTaps] = {};
+  for (int64_t i = 0; i < count; i += Wide<T>::kLanes) {
+    const Vector entries = load(left + i);
+#pragma GCC unroll 9
+    for (int tap = 0; tap < kTaps; ++tap) sum[tap] += entries * load(right + offsets[tap] + i);
+  }
+  for (int tap = 0; tap < kTaps; ++tap) {
+    T total = T(0);
+    for (int lane = 0; lane < Wide<T>::kLanes; ++lane) total += sum[tap][lane];
+    sums[tap] += total;
+  }
+}
+
 template <typename T, int kRows, int kVectors>
 VLEAK_INLINE void add_row(const T* left, int64_t stride, const T* right,
                           typename Wide<T>::Vector (&sum)[kRows][kVectors]) {
@@ -251,6 +268,15 @@ Tile<T> tile(int64_t rows, int64_t vectors) {
 }
 
 template <typename T>
+void shifted_dots(const T* left, const T* right, const int64_t* offsets, int64_t taps, int64_t count,
+                  T* sums) {
+  constexpr int kTaps = 9;
+  int64_t tap = 0;
+  for (; tap + kTaps <= taps; tap += kTaps) add_dots<T, kTaps>(left, right, offsets + tap, count, sums + tap);
+  for (; tap < taps; ++tap) add_dots<T, 1>(left, right, offsets + tap, count, sums + tap);
+}
+
+template <typename T>
 BlockProduct<T> block_product(int64_t rows, int64_t vectors) {
   static constexpr Blocks<T> kBlocks = all_blocks<T>();
   return kBlocks.of[rows - 1][vectors - 1];
@@ -268,6 +294,8 @@ TileLimits tile_limits() {
 
 template Tile<float> tile<float>(int64_t, int64_t);
 template Tile<double> tile<double>(int64_t, int64_t);
+template void shifted_dots<float>(const float*, const float*, const int64_t*, int64_t, int64_t, float*);
+template void shifted_dots<double>(const double*, const double*, const int64_t*, int64_t, int64_t, double*);
 template BlockProduct<float> block_product<float>(int64_t, int64_t);
 template BlockProduct<double> block_product<double>(int64_t, int64_t);
 template RowProduct<float> row_product<float>();

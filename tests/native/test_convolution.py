@@ -123,6 +123,16 @@ CASES = {
     "one channel": Case(1, 1, 1, (3, 5, 7), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
     "no clip": Case(0, 2, 3, (3, 4, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
     "bands of rows": Case(1, 64, 2, (2, 70, 66), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    # Tiles of 2x2 outputs, odd sizes, and no frame, one frame or one tap in time.
+    "tiles": Case(2, 9, 14, (3, 17, 19), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    "tiles, 2-D": Case(1, 8, 9, (33, 35), (3, 3), (1, 1), (0, 2)),
+    "tiles, one tap": Case(2, 8, 8, (2, 20, 22), (1, 3, 3), (1, 1, 1), (0, 1, 1)),
+    "tiles, one frame": Case(1, 8, 8, (1, 32, 33), (3, 3, 3), (1, 1, 1), (1, 1, 0)),
+    "tiles, many frames": Case(1, 8, 13, (9, 16, 16), (3, 3, 3), (1, 1, 1), (2, 1, 1)),
+    # Few outputs, many weights.
+    "few outputs": Case(3, 16, 40, (1, 3, 3), (3, 3, 3), (1, 1, 1), (1, 1, 1)),
+    "few outputs, strides": Case(1, 17, 38, (5, 9, 7), (3, 3, 3), (2, 2, 3), (1, 0, 2)),
+    "few outputs, 2-D": Case(2, 45, 41, (4, 5), (3, 3), (1, 1), (1, 1)),
     "many places": Case(2, 4, 26, (3, 21, 23), (3, 3, 3), (1, 1, 1), (0, 0, 0)),
 }
 
@@ -169,7 +179,7 @@ def test_all_three_sums(implementation: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["3-D", "2-D", "stride 2", "kernel above the input"])
+@pytest.mark.parametrize("name", ["3-D", "2-D", "stride 2", "kernel above the input", "tiles", "few outputs"])
 def test_two_pairs_and_a_bias(implementation: str, name: str, dtype: torch.dtype) -> None:
     assert_all_three(CASES[name], dtype, pairs=2, with_bias=True)
 
@@ -290,7 +300,7 @@ BAD_INPUTS: list[tuple[Callable[[], Any], str]] = [
     (output_with(ws=[W.float()]), "expected ws[0] of dtype torch.float64 like xs[0], got torch.float32"),
     (output_with(ws=[W.to("meta")]), "expected ws[0] on cpu like xs[0], got meta"),
     (output_with(ws=[W[:, :1]]), "expected a weight of shape (out, 5, 2 kernel sizes)"),
-    (output_with(ws=[W[None]]), "got (1, 13, 5, 3, 3); groups are not supported"),
+    (output_with(ws=[W[None]]), "got (1, 13, 5, 3, 3); no groups are supported but of one channel each"),
     (output_with(bias=torch.zeros(2).double()), "expected bias of shape (13,), got (2,)"),
     (output_with(stride=(1,)), "expected stride to be 2 integers >= 1, one a spatial axis, got [1]"),
     (output_with(stride=(0, 1)), "expected stride to be 2 integers >= 1"),

@@ -45,7 +45,8 @@ _COMMON = (
 _STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_ONLY")
 # Compiled once per instruction set; the best one is chosen when the library is loaded.
 _SIMD_SOURCES = tuple(
-    f"kernels/{stem}_simd.cpp" for stem in ("gradient_match", "total_variation", "descend", "tile")
+    f"kernels/{stem}_simd.cpp"
+    for stem in ("gradient_match", "total_variation", "descend", "tile", "winograd")
 )
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": (),
@@ -57,10 +58,13 @@ _FUSED = {"kernels/tile_simd.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
 _CPU_STEMS = (
     *("gradient_match", "total_variation", "descend", "product", "panel_product"),
     *("convolution", "convolution_plan", "convolution_run", "convolution_weight"),
+    "convolution_few",
+    *("depthwise", "winograd"),
     *("blocking", "dispatch"),
 )
 _CPU_BINDINGS = (
-    *("gradient_match", "total_variation", "descend", "convolution", "product", "panel_product"),
+    *("gradient_match", "total_variation", "descend"),
+    *("convolution", "product", "panel_product"),
     *("parallel", "info"),
 )
 _CUDA_STEMS = ("gradient_match", "total_variation", "descend")

@@ -40,7 +40,8 @@ def conv_output(
 
     Args:
         xs: inputs of one shape, (clip, channel, [frame,] height, width), any strides; float32 or float64.
-        ws: as many weights of one shape, (out, channel, [frames,] rows, columns).
+        ws: as many weights of one shape, (out, channel, [frames,] rows, columns); or, where every channel has
+            a kernel of its own, (channel, 1, [frames,] rows, columns).
         bias: (out,), or None.
         stride: one step per spatial axis, >= 1.
         padding: zeros added at both ends of each spatial axis, >= 0.
@@ -71,7 +72,7 @@ def conv_input(
 
     Args:
         dys: derivatives with respect to the output, all of its shape.
-        ws: as many weights of one shape, (out, channel, [frames,] rows, columns).
+        ws: as many weights, as for :func:`conv_output`.
         input_shape: shape of the convolution's input, (clip, channel, [frame,] height, width).
         stride, padding: those of the convolution.
 
@@ -89,7 +90,13 @@ def conv_input(
 
 
 def conv_weight(
-    x: Tensor, dy: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+    x: Tensor,
+    dy: Tensor,
+    *,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    depthwise: bool = False,
 ) -> Tensor:
     """Derivative of :func:`conv_output` with respect to a weight, summed over the clips.
 
@@ -98,15 +105,19 @@ def conv_weight(
         dy: derivative with respect to its output, (clip, out, [frame,] height, width).
         kernel: the weight's spatial sizes, >= 1.
         stride, padding: those of the convolution.
+        depthwise: every channel has a kernel of its own.
 
     Returns:
-        dw of shape (out, channel, *kernel), contiguous. Nothing is recorded for autograd.
+        dw of shape (out, channel, *kernel), or (channel, 1, *kernel), contiguous. Nothing is recorded for
+        autograd.
 
     Raises:
         InputError: as :func:`conv_output`; or dy does not have the output shape for x.
     """
-    _check_weight(x, dy, kernel, stride, padding)
-    return call_without_autograd("conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding))
+    _check_weight(x, dy, kernel, stride, padding, depthwise)
+    return call_without_autograd(
+        "conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding), depthwise
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -133,14 +144,19 @@ def _check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
             raise InputError(f"{op}: expected {name} of at most {_LARGEST_SIZE} each, got {list(values)}")
 
 
+def _is_depthwise(x: Sequence[int], w: Sequence[int]) -> bool:
+    """Whether every channel has a kernel of its own, by the shapes of x and w."""
+    return x[1] > 1 and w[1] == 1 and w[0] == x[1]
+
+
 def _output_shape(
     op: str, x: Sequence[int], w: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> list[int]:
     """Shape of y; InputError where x, w, stride and padding do not belong together."""
-    if len(w) != len(x) or w[1] != x[1] or min(w) < 1:
+    if len(w) != len(x) or (w[1] != x[1] and not _is_depthwise(x, w)) or min(w) < 1:
         raise InputError(
             f"{op}: expected a weight of shape (out, {x[1]}, {len(x) - 2} kernel sizes), all at least 1, for "
-            f"an input of shape {tuple(x)}, got {tuple(w)}; groups are not supported"
+            f"an input of shape {tuple(x)}, got {tuple(w)}; no groups are supported but of one channel each"
         )
     _check_settings(op, len(x) - 2, stride=stride, padding=padding)
     padded = [size + 2 * pad for size, pad in zip(x[2:], padding, strict=True)]
@@ -199,7 +215,12 @@ def _check_input(
 
 
 def _check_weight(
-    x: Tensor, dy: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+    x: Tensor,
+    dy: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    depthwise: bool,
 ) -> None:
     op = "conv_weight"
     check_tensor(op, "x", x)
@@ -207,7 +228,8 @@ def _check_weight(
     check_same_kind(op, "dy", dy, "x", x)
     _check_axes(op, "dy", dy)
     _check_settings(op, x.ndim - 2, kernel=kernel)
-    expected = _output_shape(op, x.shape, (dy.shape[1], x.shape[1], *kernel), stride, padding)
+    channels = 1 if depthwise else x.shape[1]
+    expected = _output_shape(op, x.shape, (dy.shape[1], channels, *kernel), stride, padding)
     check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
 
 
@@ -221,9 +243,10 @@ def _plain_output(
     # A call without any tensor arrives here unchecked.
     check_pair_count("conv_output", ("xs", "ws"), xs, ws)
     conv = torch.nn.functional.conv2d if xs[0].ndim == 4 else torch.nn.functional.conv3d
-    total = conv(xs[0], ws[0], bias, stride, padding)
+    groups = xs[0].shape[1] if _is_depthwise(xs[0].shape, ws[0].shape) else 1
+    total = conv(xs[0], ws[0], bias, stride, padding, groups=groups)
     for x, w in zip(xs[1:], ws[1:], strict=True):
-        total = total + conv(x, w, None, stride, padding)
+        total = total + conv(x, w, None, stride, padding, groups=groups)
     return total.contiguous()
 
 
@@ -236,9 +259,9 @@ def _fake_output(
 def _backward(
     dy: Tensor, x: Tensor, w: Tensor, stride: list[int], padding: list[int], mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    axes = len(stride)
+    axes, groups = len(stride), x.shape[1] if _is_depthwise(x.shape, w.shape) else 1
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        dy, x, w, None, stride, padding, [1] * axes, False, [0] * axes, 1, mask
+        dy, x, w, None, stride, padding, [1] * axes, False, [0] * axes, groups, mask
     )
     return gradients
 
@@ -261,14 +284,18 @@ def _fake_input(
     return dys[0].new_empty(input_shape)
 
 
-def _plain_weight(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    w = x.new_empty([dy.shape[1], x.shape[1], *kernel])
+def _plain_weight(
+    x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int], depthwise: bool = False
+) -> Tensor:
+    w = x.new_empty([dy.shape[1], 1 if depthwise else x.shape[1], *kernel])
     return _backward(dy, x, w, stride, padding, [False, True, False])[1].contiguous()
 
 
-def _fake_weight(x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    _check_weight(x, dy, kernel, stride, padding)
-    return x.new_empty([dy.shape[1], x.shape[1], *kernel])
+def _fake_weight(
+    x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int], depthwise: bool = False
+) -> Tensor:
+    _check_weight(x, dy, kernel, stride, padding, depthwise)
+    return x.new_empty([dy.shape[1], 1 if depthwise else x.shape[1], *kernel])
 
 
 declare(
@@ -285,7 +312,7 @@ declare(
 )
 declare(
     "conv_weight",
-    "(Tensor x, Tensor dy, int[] kernel, int[] stride, int[] padding) -> Tensor",
+    "(Tensor x, Tensor dy, int[] kernel, int[] stride, int[] padding, bool depthwise=False) -> Tensor",
     _plain_weight,
     _fake_weight,
 )
