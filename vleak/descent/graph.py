@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
 
 from vleak.descent.capture import Capture, as_step
 from vleak.descent.eager import EagerRunner
@@ -45,6 +46,9 @@ class GraphProgram:
         module = loader.loop_module()
         self.native = module is not None
         self._program = None if module is None else module.Program(self.lowered, Slot)
+        if self.native:  # the graph takes more memory than a descent, and is not called
+            empty = GraphModule(nn.Module(), Graph())
+            self._capture = Capture(empty, capture.inputs, capture.outputs, capture.fixed, capture.device)
 
     def start(self, values: Mapping[str, Tensor]) -> GraphRunner | EagerRunner:
         """Start a descent: run what depends on fixed inputs only.

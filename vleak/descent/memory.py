@@ -13,7 +13,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
-__all__ = ["SILENT_VIEWS", "Memory", "changed_arguments"]
+__all__ = ["SILENT_VIEWS", "Memory", "changed_arguments", "viewed_arguments"]
 
 _aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ class Memory:
         self._graph = graph
         self.owner: dict[Node, Node] = {}
         for node in graph.nodes:
-            first, *others = [self.owner[source] for source in _viewed_arguments(node)] or [node]
+            first, *others = [self.owner[source] for source in viewed_arguments(node)] or [node]
             self.owner[node] = first
             for other in others:
                 self._join(other, first)
@@ -82,7 +82,7 @@ def changed_arguments(node: Node) -> list[Node]:
     return [value for a, value in _arguments(node) if a.alias_info is not None and a.alias_info.is_write]
 
 
-def _viewed_arguments(node: Node) -> list[Node]:
+def viewed_arguments(node: Node) -> list[Node]:
     """Return the arguments whose memory a node's result shares."""
     target = node.target
     if node.op != "call_function":
@@ -90,7 +90,7 @@ def _viewed_arguments(node: Node) -> list[Node]:
     if not isinstance(target, OpOverload):  # getitem on a list of views, or of new tensors
         source = node.args[0]
         assert isinstance(source, Node)
-        return [source] if _viewed_arguments(source) else []
+        return [source] if viewed_arguments(source) else []
     if target in SILENT_VIEWS:
         return _nodes(node.args[0])
     shared = {name for result in target._schema.returns for name in _aliases(result)}

@@ -47,23 +47,27 @@ def mean_step(
     Returns:
         one tensor a parameter, in their order.
     """
-    firsts = range(0, len(x), local.step_size(len(x)))
-    weights, moments = dict(parameters), _Moments(local)
-    total = [torch.zeros_like(value) for value in weights.values()]
+    size = local.step_size(len(x))
+    rows = [slice(first, first + size) for first in range(0, len(x), size)]
+    # Not cut where all clips are one batch: their derivatives of all steps are then summed in one place.
+    batches = [(x[each], labels[each]) for each in rows] if len(rows) > 1 else [(x, labels)]
+    weights, moments = list(parameters.values()), _Moments(local)
+    total: list[Tensor] = []
     for step in range(local.steps):
-        first = firsts[step % len(firsts)]
-        rows = slice(first, first + firsts.step)
-        logits = functional_call(model, {**weights, **buffers(step, rows)}, (x[rows],))
+        place = step % len(batches)
+        clips, classes = batches[place]
+        named = {**dict(zip(parameters, weights, strict=True)), **buffers(step, rows[place])}
         gradients = torch.autograd.grad(
-            loss(logits, labels[rows]), list(weights.values()), create_graph=True, allow_unused=True,
-            materialize_grads=True,
+            loss(functional_call(model, named, (clips,)), classes), weights,
+            create_graph=True, allow_unused=True, materialize_grads=True,
         )  # fmt: skip
-        moves = moments.moves(list(weights.values()), list(gradients))
-        total = [sum_ + move for sum_, move in zip(total, moves, strict=True)]
-        weights = {
-            name: weight - local.learning_rate * move
-            for (name, weight), move in zip(weights.items(), moves, strict=True)
-        }
+        moves = moments.moves(weights, list(gradients))
+        total = [sum_ + move for sum_, move in zip(total, moves, strict=True)] if total else moves
+        # From the first weights, not from the last ones: a derivative then passes through the sum alone.
+        weights = [
+            torch.add(first, sum_, alpha=-local.learning_rate)
+            for first, sum_ in zip(parameters.values(), total, strict=True)
+        ]
     return [sum_ / local.steps for sum_ in total]
 
 

@@ -14,6 +14,7 @@ from vleak.descent.passes.editing import (
     argument,
     aten,
     calls,
+    derive_strides,
     drop_dead,
     emit,
     is_term,
@@ -22,6 +23,7 @@ from vleak.descent.passes.editing import (
     terms_of_sums,
     value,
 )
+from vleak.descent.passes.simplify import sweep
 
 __all__ = ["convolution"]
 
@@ -31,32 +33,77 @@ _DTYPES = (torch.float32, torch.float64)
 def convolution(capture: Capture) -> None:
     """Call vleak.conv_output, conv_input and conv_weight where supported, and merge those of one sum.
 
-    Supported are two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. Results
-    agree to rounding.
+    Supported are two or three spatial axes, one group or one a channel, dilation 1, float32 or float64, on a
+    CPU. Results agree to rounding.
     """
     graph = capture.graph.graph
     if capture.device.type != "cpu":
         return
     for node in list(graph.nodes):
-        if calls(node, aten.convolution.default) and _applies(node, node.args[0]):
+        if calls(node, aten.convolution.default) and _is_weight_derivative(node):
+            _weight_derivative(node)
+        elif calls(node, aten.convolution.default) and _applies(node, node.args[0]):
             _forward(node)
         elif calls(node, aten.convolution_backward.default) and _applies(node, node.args[1]):
             _backward(node)
     drop_dead(graph)
+    sweep(graph)  # removes copies of what is contiguous now, which would stand between the terms of a sum
     for root, terms in terms_of_sums(graph):
         _merge(root, terms)
 
 
 def _applies(node: Node, x: Any) -> bool:
-    tensor = value(x)
-    plain = argument(node, "groups") == 1 and all(length == 1 for length in argument(node, "dilation"))
+    tensor, groups = value(x), argument(node, "groups")
+    plain = all(length == 1 for length in argument(node, "dilation"))
     return (
         plain
+        and (groups == 1 or _is_depthwise(node))
         and tensor.ndim in (4, 5)
         and tensor.numel() > 0
         and tensor.dtype in _DTYPES
         and value(argument(node, "weight")).dtype == tensor.dtype
     )
+
+
+def _is_depthwise(node: Node) -> bool:
+    """Return whether every channel of a convolution has a kernel of its own."""
+    groups, (out, channels, *_) = argument(node, "groups"), value(argument(node, "weight")).shape
+    return bool(groups > 1 and groups == out and channels == 1)
+
+
+def _is_weight_derivative(node: Any) -> bool:
+    """Return whether a convolution is what PyTorch makes of a derivative by the weight, see below."""
+    x, dy, bias = node.args[:3]
+    swapped = all(
+        calls(each, aten.transpose.int) and set(each.args[1:]) == {0, 1} for each in (x, dy, *node.users)
+    )
+    plain = bias is None and not argument(node, "transposed") and argument(node, "groups") == 1
+    steps_of_one = all(step == 1 for step in argument(node, "stride"))
+    return swapped and plain and steps_of_one and value(x).ndim in (4, 5) and value(x).dtype in _DTYPES
+
+
+def _weight_derivative(node: Any) -> None:
+    """Call conv_weight for a convolution over swapped clips and channels, whose dilation is the stride.
+
+    Its results are cut to the size of the kernel, often; only those that are kept are computed.
+    """
+    x, dy = (each.args[0] for each in node.args[:2])
+    padding, stride = (_per_axis(node, name) for name in ("padding", "dilation"))
+    for swapped in list(node.users):
+        kept = swapped
+        while len(kept.users) == 1 and _cuts_the_end(next(iter(kept.users))):
+            kept = next(iter(kept.users))
+        kernel = list(value(kept).shape[2:])
+        with kept.graph.inserting_before(kept):
+            settings = kernel, stride, padding, False
+            made = emit(kept.graph, torch.ops.vleak.conv_weight.default, x, dy, *settings)
+        kept.replace_all_uses_with(made)
+        derive_strides(made.graph, {made})
+
+
+def _cuts_the_end(node: Node) -> bool:
+    step, start = argument(node, "step") if calls(node, aten.slice.Tensor) else 0, 0
+    return step == 1 and argument(node, "start") == start and argument(node, "dim") >= 2
 
 
 def _per_axis(node: Node, name: str) -> list[int]:
@@ -101,7 +148,8 @@ def _backward(node: Node) -> None:
             )
         if 1 in wanted:
             kernel = list(value(weight).shape[2:])
-            substitute(wanted[1], emit(graph, operators.conv_weight.default, x, dy, kernel, stride, padding))
+            settings = kernel, stride, padding, _is_depthwise(node)
+            substitute(wanted[1], emit(graph, operators.conv_weight.default, x, dy, *settings))
         if 2 in wanted:
             axes = [0, *range(2, value(dy).ndim)]
             substitute(wanted[2], emit(graph, aten.sum.dim_IntList, dy, axes))
@@ -146,7 +194,15 @@ def _joined(terms: list[Node], root: Node) -> list[Node]:
 def _geometry(term: Node) -> Hashable:
     """Return the properties that convolutions merged into one call share; None for other terms."""
     operators = torch.ops.vleak
-    if not (calls(term, operators.conv_output.default, operators.conv_input.default) and is_term(term)):
+    if not is_term(term):
+        return None
+    if calls(term, operators.conv_weight.default):
+        x, dy, *rest = term.args
+        sizes = [value(each).shape for each in (x, dy)]
+        # The inputs are copied side by side, which has to cost less than to add the results.
+        fewer = 2 * sum(size.numel() for size in sizes) < 3 * value(term).numel()
+        return (term.target, *sizes, repr(rest)) if fewer else None
+    if not calls(term, operators.conv_output.default, operators.conv_input.default):
         return None
     first, weights, *rest = term.args
     shapes = tuple(value(nodes[0]).shape for nodes in (first, weights))  # type: ignore[index,arg-type]
@@ -156,6 +212,10 @@ def _geometry(term: Node) -> Hashable:
 
 def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
     """Return the arguments of a call that computes the sum of two calls; None if both have a bias."""
+    if left.target is torch.ops.vleak.conv_weight.default:
+        pairs = zip(left.args[:2], right.args[:2], strict=True)
+        side_by_side = [emit(left.graph, aten.cat.default, list(pair)) for pair in pairs]
+        return (*side_by_side, *left.args[2:])
     (firsts, weights, *rest), (more, more_weights, *other) = left.args, right.args
     if left.target is torch.ops.vleak.conv_output.default:
         if rest[0] is not None and other[0] is not None:

@@ -20,6 +20,7 @@ __all__ = [
     "argument",
     "aten",
     "calls",
+    "derive_strides",
     "drop_dead",
     "edited",
     "emit",
@@ -84,6 +85,33 @@ def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
     with torch.no_grad():
         node.meta["val"] = target(*metas[0], **metas[1])
     return _items(graph, node)
+
+
+def derive_strides(graph: Graph, changed: set[Node]) -> None:
+    """Derive the strides of what depends on nodes whose strides have changed; copy where no view can be."""
+    stale = set(changed)
+    for node in list(graph.nodes) if stale else ():
+        if node.op != "call_function" or node in changed or stale.isdisjoint(node.all_input_nodes):
+            continue
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda item: item.meta["val"])
+        kwargs = {**kwargs, **({"device": "meta"} if "device" in kwargs else {})}
+        try:
+            made = node.target(*args, **kwargs)  # type: ignore[operator]
+        except RuntimeError:
+            if node.target is not aten.view.default:
+                raise
+            node.target = aten.reshape.default
+            made = aten.reshape.default(*args).contiguous()
+        if _layouts(made) != _layouts(node.meta["val"]):
+            node.meta["val"] = made
+            stale.add(node)
+
+
+def _layouts(value: Any) -> Any:
+    """Return shape and strides of a value, of a list item by item; what an operator leaves out has none."""
+    if isinstance(value, (list, tuple)):
+        return [_layouts(item) for item in value]
+    return (value.shape, value.stride()) if isinstance(value, Tensor) else None
 
 
 def total(graph: Graph, terms: list[Node]) -> Node:

@@ -26,6 +26,8 @@ __all__ = ["products"]
 
 #: Number of rows, columns and multiplications from which vleak's kernel is faster.
 _ROWS, _COLUMNS, _WORK = 4, 16, 1 << 19
+#: Number of rows from which PyTorch's, which packs both factors, is faster.
+_MANY_ROWS = 128
 #: Number of entries from which copying a fixed matrix into panels pays off.
 _FAR = 1 << 18
 
@@ -57,7 +59,7 @@ def _worthwhile(terms: list[Node]) -> bool:
         return False
     result = value(terms[0])
     work = sum(value(term.args[0]).shape[1] for term in terms) * result.numel()
-    enough = result.shape[0] >= _ROWS and result.shape[1] >= _COLUMNS and work >= _WORK
+    enough = _ROWS <= result.shape[0] < _MANY_ROWS and result.shape[1] >= _COLUMNS and work >= _WORK
     return result.dtype == torch.float32 and enough
 
 

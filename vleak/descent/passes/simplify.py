@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import OWN_LAYOUT, Capture
-from vleak.descent.memory import Memory, changed_arguments
+from vleak.descent.memory import changed_arguments, viewed_arguments
 from vleak.descent.passes.editing import (
     argument,
     aten,
@@ -57,25 +58,28 @@ def simplify(capture: Capture) -> None:
 def _purify(graph: Graph) -> None:
     """Replace in-place operators whose effect is visible only through their result."""
     order = {node: index for index, node in enumerate(graph.nodes)}
+    owner: dict[Node, Node] = {}
+    names: dict[Node, list[Node]] = {}  # of the memory that a node owns, so far
     for node in list(graph.nodes):
         changes = changed_arguments(node)
-        if not changes:
-            continue
-        owner = Memory(graph).owner
-        if all(_private(changed, node, owner, order) for changed in changes):
+        if changes and all(_private(owner[changed], node, names, order) for changed in changes):
             _make_pure(node, order)
+        first, *others = dict.fromkeys(owner[source] for source in viewed_arguments(node)) or [node]
+        for other in others:
+            owner |= dict.fromkeys(names[other], first)
+            names[first] += names.pop(other)
+        owner[node] = first
+        names.setdefault(first, []).append(node)
 
 
-def _private(changed: Node, by: Node, owner: dict[Node, Node], order: dict[Node, int]) -> bool:
+def _private(root: Node, by: Node, names: dict[Node, list[Node]], order: dict[Node, int]) -> bool:
     """Return whether memory is a temporary whose earlier nodes are not read after the change."""
-    root = owner[changed]
     if root.op != "call_function":
         return False
-    names = [node for node, own in owner.items() if own is root and order[node] < order[by]]
     if by.target is aten.native_batch_norm_backward.default:
         return True
-    readers = [user for name in names for user in name.users if order[user] > order[by]]
-    return not any(_reads(user, name) for user in readers for name in names)
+    readers = (user for name in names[root] for user in name.users if order[user] > order[by])
+    return not any(_reads(user, name) for user in readers for name in names[root])
 
 
 def _reads(user: Node, name: Node) -> bool:
@@ -165,7 +169,8 @@ def _results(node: Node) -> list[Node]:
 def _already(node: Node, stable: set[Node]) -> Any:
     """Return an existing node of the same value, or None; `stable` is from `unchanged`."""
     if node.target in _NEUTRAL:
-        return _with_neutral(node, _NEUTRAL[node.target], stable)
+        kept = _with_neutral(node, _NEUTRAL[node.target], stable)
+        return _doubled_once(node) if kept is None and node.target is aten.add.Tensor else kept
     rule = _RULES.get(node.target)
     return None if rule is None else rule(node)
 
@@ -226,6 +231,22 @@ def _with_neutral(node: Node, rule: tuple[float, bool], stable: set[Node]) -> An
         if _same_layout(node, kept) and not scaled and _constant(other, number, stable):
             return kept
     return None
+
+
+def _doubled_once(node: Any) -> Any:
+    """Return 2 (x + y) for 2 x + 2 y, or with another power of 2: a model may double what it is given."""
+    left, right = node.args
+    factors = [
+        each.args[1] if calls(each, aten.mul.Tensor) and len(each.users) == 1 else None for each in node.args
+    ]
+    exact = isinstance(factors[0], (int, float)) and abs(math.frexp(factors[0])[0]) == 0.5
+    if not exact or factors[0] != factors[1] or node.kwargs or not _same_layout(node, left.args[0]):
+        return None
+    if not _same_layout(node, right.args[0]):
+        return None
+    with node.graph.inserting_before(node):
+        both = emit(node.graph, aten.add.Tensor, left.args[0], right.args[0])
+        return emit(node.graph, aten.mul.Tensor, both, factors[0])
 
 
 def _threshold(node: Node) -> Any:
