@@ -5,13 +5,15 @@ Weights, clips, starts and labels are drawn from generators seeded by the case's
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vleak.federated import LocalTraining
+from vleak.models import build_model
 from vleak.models.classifiers import initialise
 from vleak.seeds import generator
 
@@ -28,7 +30,8 @@ class Trial:
     Attributes:
         start: (B, C, T, H, W) in [0, 1], or rows of features (B, features).
         labels: (B,) int64.
-        target: by parameter name, the gradient of other inputs with the same labels.
+        target: by parameter name, what a client sends of other inputs with the same labels: the gradient,
+            or the mean of its local steps.
     """
 
     start: Tensor
@@ -38,7 +41,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """Case: a model in eval mode and the trials that share its weights."""
+    """Case: a model and the trials that share its weights.
+
+    Attributes:
+        local: local training whose mean step is matched; None for a gradient.
+    """
 
     name: str
     title: str
@@ -46,6 +53,26 @@ class Case:
     trials: tuple[Trial, ...]
     spatial: float
     temporal: float
+    local: LocalTraining | None = None
+
+
+def sent_update(
+    case: Case, weights: Mapping[str, Tensor], x: Tensor, labels: Tensor, *, differentiable: bool
+) -> list[Tensor]:
+    """Return what a client sends of clips, in plain PyTorch: the gradient, or the mean of its local steps."""
+    total, steps = (
+        [torch.zeros_like(weight) for weight in weights.values()],
+        case.local.steps if case.local else 1,
+    )
+    now = dict(weights)
+    for _ in range(steps):
+        loss = F.cross_entropy(torch.func.functional_call(case.model, now, (x,)), labels)
+        step = torch.autograd.grad(loss, list(now.values()), create_graph=differentiable or steps > 1)
+        total = [sum_ + move for sum_, move in zip(total, step, strict=True)]
+        if case.local:
+            rate = case.local.learning_rate
+            now = {name: w - rate * move for (name, w), move in zip(now.items(), step, strict=True)}
+    return [sum_ / steps for sum_ in total]
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,8 @@ class _Recipe:
     shape: Shape
     classes: int
     trials: int = 1
+    train: bool = False
+    local: LocalTraining | None = None
 
 
 def lenet3d(width: int, shape: Shape, classes: int) -> nn.Module:
@@ -106,6 +135,20 @@ class FramesThenLSTM(nn.Module):
         return logits
 
 
+def published(name: str) -> Callable[[int, Shape, int], nn.Module]:
+    """Return a recipe of a network by its name, in which {width} stands for the width."""
+
+    def build(width: int, shape: Shape, classes: int) -> nn.Module:
+        named = name.replace("{width}", str(width))
+        model = build_model(named, frames=shape[2], size=shape[3], classes=classes, seed=0)
+        for parameter in model.parameters():
+            if not parameter.any():  # residual branches that begin as nothing would cost less
+                nn.init.ones_(parameter)
+        return model
+
+    return build
+
+
 _A = _Recipe("3-D LeNet, 5x5x5, 1x3x8x32x32", lenet3d, 12, (1, 3, 8, 32, 32), 10)
 _RECIPES = {
     "A": _A,
@@ -113,7 +156,21 @@ _RECIPES = {
     "C": _Recipe("3-D CNN 32-64-128, 3x3x3, 1x3x16x64x64", cnn3d, 32, (1, 3, 16, 64, 64), 10),
     "D": _Recipe("CNN on frames + LSTM, 1x3x16x64x64", FramesThenLSTM, 16, (1, 3, 16, 64, 64), 10),
     "E": _Recipe("eight trials of A, shared weights", _A.build, _A.width, _A.shape, _A.classes, trials=8),
-}
+    "F": _Recipe("R3D-18, 1x3x8x64x64", published("r3d_18:width={width}"), 64, (1, 3, 8, 64, 64), 10),
+    "G": _Recipe("X3D-S, 1x3x8x64x64", published("x3d_s:width={width}"), 24, (1, 3, 8, 64, 64), 10),
+    "H": _Recipe(
+        "tubelet transformer, 6 blocks of width 192, 256 tokens, 1x3x8x64x64",
+        published("vit_tubelet:width={width},depth=6,heads=3,patch=8"), 192, (1, 3, 8, 64, 64), 10,
+    ),
+    "I": _Recipe(
+        "R3D-18 of width 16 in train mode, 4x3x8x32x32",
+        published("r3d_18:width={width}"), 16, (4, 3, 8, 32, 32), 10, train=True,
+    ),
+    "K": _Recipe(
+        "A, four local steps", _A.build, _A.width, _A.shape, _A.classes,
+        local=LocalTraining(steps=4, learning_rate=0.01),
+    ),
+}  # fmt: skip
 CASES = tuple(_RECIPES)
 
 
@@ -122,21 +179,25 @@ def build(name: str, *, tiny: bool = False) -> Case:
     recipe = _RECIPES[name]
     width, shape = recipe.width, recipe.shape
     if tiny:
-        width, shape = 2, tuple(min(length, 16) for length in shape)
-    with torch.device("meta"):  # allocating weights there draws no random numbers
+        width, shape = min(width, 12), tuple(min(length, 16) for length in shape)
+    if recipe.build in (lenet3d, mlp, cnn3d, FramesThenLSTM):
+        with torch.device("meta"):  # allocating weights there draws no random numbers
+            model = recipe.build(width, shape, recipe.classes)
+        model = model.to_empty(device="cpu")
+        initialise(model, generator("inner loop", name, "weights"))
+    else:
         model = recipe.build(width, shape, recipe.classes)
-    model = model.to_empty(device="cpu").eval()
-    initialise(model, generator("inner loop", name, "weights"))
-    trials = tuple(_trial(model, shape, recipe.classes, (name, i)) for i in range(recipe.trials))
+    model.train(recipe.train)
     spatial, temporal = (SPATIAL, TEMPORAL) if len(shape) == 5 else (0.0, 0.0)
-    return Case(name, recipe.title, model, trials, spatial, temporal)
+    case = Case(name, recipe.title, model, (), spatial, temporal, recipe.local)
+    trials = (_trial(case, shape, recipe.classes, (name, i)) for i in range(recipe.trials))
+    return replace(case, trials=tuple(trials))
 
 
-def _trial(model: nn.Module, shape: Shape, classes: int, seed: tuple[object, ...]) -> Trial:
+def _trial(case: Case, shape: Shape, classes: int, seed: tuple[object, ...]) -> Trial:
     draws = generator("inner loop", *seed)
     private, start = torch.rand(shape, generator=draws), torch.rand(shape, generator=draws)
     labels = torch.randint(classes, shape[:1], generator=draws)
-    gradient = torch.autograd.grad(F.cross_entropy(model(private), labels), list(model.parameters()))
-    return Trial(
-        start, labels, {name: g for (name, _), g in zip(model.named_parameters(), gradient, strict=True)}
-    )
+    weights = dict(case.model.named_parameters())
+    update = sent_update(case, weights, private, labels, differentiable=False)
+    return Trial(start, labels, dict(zip(weights, (u.detach() for u in update), strict=True)))

@@ -4,11 +4,13 @@ All contestants of a case take turns in one process with one thread; the figures
 the rounds. Before the timing, all must compute the same objective. Peak memory is measured in a separate
 process for every contestant, relative to the memory before the contestant is built.
 
-    python benchmarks/inner_loop.py [--case A ...] [--rounds 7] [--no-memory] [--json]
+    python benchmarks/inner_loop.py [--case A ...] [--cases A,B] [--rounds 7] [--no-memory] [--json]
 
 A 3-D LeNet; B MLP head on 32 rows; C 3-D CNN; D CNN on frames and LSTM; E eight trials of A that share
-weights, whose figures are those of one trial. Every iteration is the same work: gradient, 1 - cosine, total
-variation in space and time (clips only), signed Adam, box. See bare_loop.py and breaching_loop.py.
+weights, whose figures are those of one trial; F R3D-18; G X3D-S; H tubelet transformer; I narrow R3D-18 in
+train mode on a batch of four; K four local steps of A, unrolled. Every iteration is the same work: gradient,
+1 - cosine, total variation in space and time (clips only), signed Adam, box. See bare_loop.py and
+breaching_loop.py; breaching runs A to E. Attention runs on the one backend that has a second derivative.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +35,7 @@ from typing import Any
 import breaching_loop
 import torch
 from bare_loop import BareLoop
-from cases import CASES, Case, Trial, build
+from cases import CASES, Case, Trial, build, sent_update
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -44,6 +47,7 @@ from vleak.descent.scheduler import run_descents
 from vleak.descent.timing import Call, Measured, interleaved, iterations_needed
 from vleak.errors import VleakError
 from vleak.native import loader
+from vleak.switches import math_attention
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 124)
 _MEMORY_ITERATIONS = 5
@@ -66,16 +70,25 @@ class InTurn:
             make(case.model, each.labels, list(each.target.values()), each.start, case.spatial, case.temporal)
             for each in case.trials
         ]
+        if case.local:
+            for loop in self.loops:
+                loop.update = partial(_update, case, loop)
 
     def run(self, iterations: int) -> None:
-        for loop in self.loops:
-            loop.run(iterations)
+        with math_attention():
+            for loop in self.loops:
+                loop.run(iterations)
 
     def histories(self) -> list[list[float]]:
         return [loop.history for loop in self.loops]
 
     def positions(self) -> list[Tensor]:
         return [loop.x for loop in self.loops]
+
+
+def _update(case: Case, loop: BareLoop) -> list[Tensor]:
+    weights = dict(case.model.named_parameters())
+    return sent_update(case, weights, loop.x, loop.labels, differentiable=True)
 
 
 class Vleak:
@@ -87,7 +100,11 @@ class Vleak:
             spatial=case.spatial, temporal=case.temporal,
         )  # fmt: skip
         self.loops = [
-            Descent(Problem(case.model, F.cross_entropy, t.labels, t.target), descent, t.start, engine=engine)
+            Descent(
+                Problem(case.model, F.cross_entropy, t.labels, t.target, local=case.local),
+                *(descent, t.start),
+                engine=engine,
+            )
             for t in case.trials
         ]
 
@@ -112,13 +129,14 @@ CONTESTANTS: dict[str, Callable[[Case, int], Contestant]] = {
 
 
 def forward_backward(case: Case) -> Callable[[int], None]:
-    """Return the minimal work of an iteration: the gradient by the parameters, for every trial."""
-    parameters = list(case.model.parameters())
+    """Return the minimal work of an iteration: what a client sends, for every trial."""
+    weights = dict(case.model.named_parameters())
 
     def run(iterations: int) -> None:
-        for _ in range(iterations):
-            for trial in case.trials:
-                torch.autograd.grad(F.cross_entropy(case.model(trial.start), trial.labels), parameters)
+        with math_attention():
+            for _ in range(iterations):
+                for trial in case.trials:
+                    sent_update(case, weights, trial.start, trial.labels, differentiable=False)
 
     return run
 
@@ -173,7 +191,11 @@ def _in_breachings_words(case: Case, trial: Trial, objective: float) -> float:
 def measure(case: Case, names: list[str], rounds: int, tell: Callable[[], None]) -> dict[str, Any]:
     """Return the record of a case without its peaks."""
     schedule = 1 + iterations_needed(rounds)
-    contestants = {name: CONTESTANTS[name](case, schedule) for name in names}
+    contestants, prepared = {}, {}
+    for name in names:
+        started = time.process_time()
+        contestants[name] = CONTESTANTS[name](case, schedule)
+        prepared[name] = time.process_time() - started
     check_same_work(case, contestants)
     calls: dict[str, Call] = {"forward_backward": forward_backward(case)}
     calls |= {name: in_full(contestant) for name, contestant in contestants.items()}
@@ -191,6 +213,7 @@ def measure(case: Case, names: list[str], rounds: int, tell: Callable[[], None])
         }
     for name in ("reference", "native"):
         record[name]["engine"] = contestants[name].loops[0].engine
+        record[name]["prepare_cpu_s"] = prepared[name]
     return record
 
 
@@ -273,14 +296,14 @@ def environment(rounds: int) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> None:
     ratios = ("bare / this", "10 .. 90 %", "breaching")
-    columns = ("", "ms", "10 .. 90 %", "x fwd+bwd", *ratios, "peak MiB", "start MiB")
+    columns = ("", "ms", "10 .. 90 %", "x fwd+bwd", *ratios, "peak MiB", "start MiB", "start s")
     table = Table(*columns, title=f"{record['case']}: {record['title']}")
     for index, column in enumerate(table.columns):
         column.justify, column.no_wrap = ("right" if index else "left"), True
     for name in ("forward_backward", *CONTESTANTS):
         row = record[name]
         if row is None:
-            table.add_row(name, "not installed")
+            table.add_row(name, "did not run")
             continue
         faster, over_breaching = row["faster_than_bare"], row["faster_than_breaching"]
         peaks = [row.get(key) for key in ("peak_bytes", "prepare_peak_bytes")]
@@ -293,6 +316,7 @@ def show(record: dict[str, Any]) -> None:
             f"{faster['low']:.2f} .. {faster['high']:.2f}",
             "" if over_breaching is None else f"{over_breaching['median']:.2f}",
             *("" if peak is None else f"{peak / 2**20:.1f}" for peak in peaks),
+            f"{row['prepare_cpu_s']:.1f}" if "prepare_cpu_s" in row else "",
         )
     if record["native"]["engine"] != "native":
         table.caption = f"native: the {record['native']['engine']} engine ran in its place"
@@ -300,11 +324,12 @@ def show(record: dict[str, Any]) -> None:
 
 
 def run(names: list[str], rounds: int, memory: bool) -> list[dict[str, Any]]:
-    contestants = [name for name in CONTESTANTS if name != "breaching" or breaching_loop.load()]
+    known = [name for name in CONTESTANTS if name != "breaching" or breaching_loop.load()]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     records = []
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         for name in names:
+            contestants = [each for each in known if each != "breaching" or name in "ABCDE"]
             task = bar.add_task(f"case {name}, time", total=rounds * (1 + len(contestants)))
             record = measure(build(name), contestants, rounds, lambda task=task: bar.advance(task))
             for contestant in contestants if memory else ():
@@ -316,11 +341,20 @@ def run(names: list[str], rounds: int, memory: bool) -> list[dict[str, Any]]:
     return records
 
 
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = set(names) - set(CASES)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown case {min(unknown)}, expected some of {','.join(CASES)}")
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="cases to run")
+    parser.add_argument("--cases", type=_names, dest="case", help="the same as one word: A,F,G")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds a case")
     parser.add_argument("--no-memory", action="store_true", help="leave the peaks out")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")

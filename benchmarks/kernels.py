@@ -48,6 +48,15 @@ LAYERS: list[tuple[int, int, int, tuple[int, ...], int, tuple[int, ...]]] = [
     (16, 3, 16, (64, 64), 3, (2, 2)),
     (16, 16, 32, (32, 32), 3, (2, 2)),
     (16, 32, 64, (16, 16), 3, (2, 2)),
+    (1, 64, 64, (8, 32, 32), 3, (1, 1, 1)),
+    (1, 512, 512, (1, 4, 4), 3, (1, 1, 1)),
+    (1, 256, 512, (2, 8, 8), 3, (2, 2, 2)),
+]
+# The same with one kernel a channel: channels, input, stride.
+DEPTHWISE: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = [
+    (54, (8, 32, 32), (1, 2, 2)),
+    (54, (8, 16, 16), (1, 1, 1)),
+    (216, (8, 4, 4), (1, 1, 1)),
 ]
 # Rows, depth, columns.
 PRODUCTS = [(rows, *sizes) for sizes in ((2048, 512), (512, 2048), (4096, 512)) for rows in (4, 16, 32, 256)]
@@ -112,20 +121,24 @@ def sums_along(size: int, kernel: int, stride: int) -> int:
 def convolutions() -> dict[str, tuple[Call, Call, float]]:
     """Return every layer in its three directions, native and in PyTorch, with the operations of a call."""
     found: dict[str, tuple[Call, Call, float]] = {}
-    for clips, channels, outputs, size, kernel, stride in LAYERS:
-        x, w = normal(clips, channels, *size), normal(outputs, channels, *[kernel] * len(size))
+    layers = [(*layer, False) for layer in LAYERS]
+    layers += [(1, channels, channels, size, 3, stride, True) for channels, size, stride in DEPTHWISE]
+    for clips, channels, outputs, size, kernel, stride, depthwise in layers:
+        read = 1 if depthwise else channels
+        x, w = normal(clips, channels, *size), normal(outputs, read, *[kernel] * len(size))
         given: dict[str, Any] = {"stride": stride, "padding": [kernel // 2] * len(size)}
         dy = bilinear.conv_output([x], [w], **given)
         directions: dict[str, Call] = {
             "output": partial(bilinear.conv_output, [x], [w], **given),
             "input": partial(bilinear.conv_input, [dy], [w], input_shape=x.shape, **given),
-            "weight": partial(bilinear.conv_weight, x, dy, kernel=w.shape[2:], **given),
+            "weight": partial(bilinear.conv_weight, x, dy, kernel=w.shape[2:], depthwise=depthwise, **given),
         }
         pairs = math.prod(sums_along(n, kernel, step) for n, step in zip(size, stride, strict=True))
         shape = "x".join(map(str, (clips, *size)))
-        name = f"{channels}->{outputs}, {shape}, kernel {kernel}, stride {max(stride)}"
+        kind = f"{channels} depthwise" if depthwise else f"{channels}->{outputs}"
+        name = f"{kind}, {shape}, kernel {kernel}, stride {max(stride)}"
         for direction, call in directions.items():
-            found[f"{name}: {direction}"] = (call, in_torch(call), 2.0 * clips * channels * outputs * pairs)
+            found[f"{name}: {direction}"] = (call, in_torch(call), 2.0 * clips * read * outputs * pairs)
     return found
 
 
