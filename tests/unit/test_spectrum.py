@@ -84,7 +84,7 @@ def test_the_answer_is_the_maximum_of_the_posterior() -> None:
 def test_the_pull_grows_with_the_noise_and_never_vanishes() -> None:
     update = Update({"w": torch.full((1000,), 0.1)}, 4000, PublicFacts(loss="cross_entropy", batch_size=1))
     pulls = [
-        noise_pull(Channel(noise_energy=noise), update, knowledge(None), cosine=True)
+        noise_pull(Channel(noise_energy=noise), update, knowledge(None), cosine=True, assumed=1e-4)
         for noise in (0.0, 1.0, 5.0, 9.0)
     ]
     assert pulls == sorted(pulls)
@@ -92,7 +92,7 @@ def test_the_pull_grows_with_the_noise_and_never_vanishes() -> None:
     pixels = math.prod(SHAPE)
     # Energy 10, of which 9 are noise: 9 / sqrt(1 * 10) a thousandth of the entries.
     assert pulls[3] == pytest.approx((9 / math.sqrt(10) + 1e-4) * pixels / 1000)
-    squared = noise_pull(Channel(noise_energy=5.0), update, knowledge(None), cosine=False)
+    squared = noise_pull(Channel(noise_energy=5.0), update, knowledge(None), cosine=False, assumed=1e-4)
     assert squared == pytest.approx((1.0 + 1e-4) * pixels / 1000)
 
 

@@ -19,7 +19,7 @@ from vleak.errors import InputError
 
 
 def quick(**settings: int) -> Strongest:
-    return Strongest(**{"iterations": 40, "budget": 240, **settings})
+    return Strongest(**{"iterations": 40, "budget": 320, **settings})
 
 
 def gain(answer: torch.Tensor, index: int) -> float:
@@ -121,14 +121,14 @@ def test_without_enough_public_clips_it_is_matching(public: int) -> None:
 @pytest.mark.slow
 def test_batches_rounds_and_unknown_defenses() -> None:
     clips, labels = scene().clips[:2], scene().labels[:2]
-    batch = run(quick(iterations=5, budget=15), observe(built_in("c3d_tiny"), clips, labels, rehearse=True))
+    batch = run(quick(iterations=5, budget=20), observe(built_in("c3d_tiny"), clips, labels, rehearse=True))
     assert batch.clips.shape == clips.shape
     assert "retrieval" not in dict(batch.evidence)  # takes one clip a client
     unknown = observe_clip(adaptive=False)
-    assert run(quick(iterations=5, budget=15), unknown).defense_knowledge == "none"
+    assert run(quick(iterations=5, budget=20), unknown).defense_knowledge == "none"
     known = observe_clip(rehearse=True, labels=scene().labels[:1])
     rounds = Observation(**{**vars(known), "earlier": (known,)})
-    assert run(quick(iterations=5, budget=15), rounds).evidence
+    assert run(quick(iterations=5, budget=20), rounds).evidence
 
 
 def test_an_attack_that_fails_in_the_trials_is_left_out() -> None:
@@ -138,7 +138,7 @@ def test_an_attack_that_fails_in_the_trials_is_left_out() -> None:
 
     observation = observe_clip(rehearse=True)
     tried = trials(observation, known_channel(observation), 1)
-    (refused, sound) = evidence_of({"refusing": Refusing(), "sound": quick(budget=30)}, tried, Hooks())
+    (refused, sound) = evidence_of({"refusing": Refusing(), "sound": quick(budget=40)}, tried, Hooks())
     assert (refused.gain, refused.failure) == (-math.inf, "refused")
     assert sound.gains
 
@@ -146,9 +146,9 @@ def test_an_attack_that_fails_in_the_trials_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"budget": 2}, "at least 3"),
+        ({"budget": 3}, "at least 4"),
         ({"iterations": 0}, "1 iteration"),
-        ({"restarts": 2, "budget": 5}, "at least 6"),
+        ({"restarts": 2, "budget": 7}, "at least 8"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, int], what: str) -> None:
@@ -164,4 +164,4 @@ def test_a_part_of_an_update_is_tried_as_a_part() -> None:
     partial = replace(observation, update=update, channel=None)
     (trial,) = trials(partial, None, 1)
     assert list(trial.observation.update.tensors) == [name]
-    assert "inverter" not in dict(run(quick(iterations=5, budget=15), partial).evidence)
+    assert "inverter" not in dict(run(quick(iterations=5, budget=20), partial).evidence)

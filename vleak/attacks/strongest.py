@@ -27,7 +27,7 @@ __all__ = ["Strongest"]
 
 _TRIALS = 4
 """Public clips that are tried at most."""
-_DESCENTS = 3
+_DESCENTS = 4
 """Attacks that descend among those that are tried."""
 
 
@@ -35,11 +35,11 @@ class Strongest(Attack):
     """Choice among the attacks by what they rebuild of public clips behind the same client and defense.
 
     What is tried: `matching` with its total variation and with a tenth of it, `matching` with a Gaussian
-    prior in frequency space, `inverter` and `retrieval`. The attacker sends himself public clips through the
-    client and the defense, attacks them without the other clips of their videos, and runs what is ahead on
-    average. How far its answer is to be followed, between the answer without the update and its own, is
-    chosen in the same trials; where none of the attacks gains anything there, the answer without the update
-    is given, and a flag says so. The truth is never asked.
+    prior in frequency space, weak and strong, `inverter` and `retrieval`. The attacker sends himself public
+    clips through the client and the defense, attacks them without the other clips of their videos, and runs
+    what is ahead on average. How far its answer is to be followed, between the answer without the update and
+    its own, is chosen in the same trials; where none of the attacks gains anything there, the answer without
+    the update is given, and a flag says so. The truth is never asked.
 
     The trials are of one model and defense, and are kept in the process for all clips. Where nothing can be
     tried (features, reference frames, too few public clips), it is `matching`.
@@ -111,6 +111,7 @@ class Strongest(Attack):
             "matching": matching(),
             "matching:spatial=0.003,temporal=0.009": matching(spatial=0.003, temporal=0.009),
             "matching:regulariser=spectrum": matching(regulariser="spectrum"),
+            "matching:regulariser=spectrum,noise=10": matching(regulariser="spectrum", noise=10.0),
             "inverter": Inverter(),
             "retrieval": Retrieval(),
         }

@@ -73,6 +73,7 @@ class Matching(Attack):
         temporal: float = 0.09,
         prior: float = 0.02,
         regulariser: Literal["total_variation", "spectrum"] = "total_variation",
+        noise: float = 1e-4,
         reference: Literal["start", "prior", "mask"] = "mask",
         path: Literal["auto", "unroll", "midpoint"] = "auto",
         engine: Literal["native", "reference"] = "native",
@@ -96,6 +97,8 @@ class Matching(Attack):
                 Gaussian prior in frequency space, learned from public clips and weighed by the channel's
                 noise (`vleak.attacks.matching.spectrum`); `spatial`, `temporal`, `prior` and `coarse` have
                 no part in it.
+            noise: for "spectrum", noise over signal energy that is assumed beside the channel's, above 0: more
+                where the network's gradient says little of the clip.
             reference: use of reference frames, where the attacker holds any. "start": the descent starts
                 from their background. "prior": besides, total variation and pull are of the difference from
                 it, so that the background's own texture costs nothing. "mask": as "prior" for half of the
@@ -125,6 +128,7 @@ class Matching(Attack):
         self.distance, self.rule, self.schedule = distance, rule, schedule
         self.warmup, self.coarse, self.patience, self.tolerance = warmup, coarse, patience, tolerance
         self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
+        self.noise = noise
         self.regulariser, self.reference, self.path, self.engine = regulariser, reference, path, engine
 
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
@@ -258,7 +262,9 @@ class Matching(Attack):
         knowledge, weight = setup.knowledge, setup.weight
         spectrum = SpectrumModel(setup.observation.model, knowledge).to(weight)
         cosine = self.distance == "cosine"
-        pull = noise_pull(setup.channel, setup.observation.update, knowledge, cosine=cosine)
+        pull = noise_pull(
+            setup.channel, setup.observation.update, knowledge, cosine=cosine, assumed=self.noise
+        )
         settings = self._descent_settings(setup, self._length(setup), 0, 0.0, 0.0, knowledge)
         settings = replace(
             settings,

@@ -20,8 +20,6 @@ of seed 1000, which no default run draws."""
 
 _LEAST_VARIANCE = 1e-3
 """Variance that every frequency has at least, in units of the mean over frequencies."""
-_LEAST_NOISE = 1e-4
-"""Noise over signal energy assumed of an update without noise: it keeps the pull above zero."""
 _NATURAL_VARIANCE = 0.05
 """Variance of a pixel where no public clip tells it: that of natural images in [0, 1], roughly."""
 
@@ -93,7 +91,9 @@ class SpectrumModel(nn.Module):
         return logits
 
 
-def noise_pull(channel: Channel | None, update: Update, knowledge: Knowledge, *, cosine: bool) -> float:
+def noise_pull(
+    channel: Channel | None, update: Update, knowledge: Knowledge, *, cosine: bool, assumed: float
+) -> float:
     """Return the weight of half the mean square of the coefficients at which the objective is the posterior.
 
     With Gaussian noise of variance s^2 in each of P entries the negative logarithm of the posterior is
@@ -106,6 +106,7 @@ def noise_pull(channel: Channel | None, update: Update, knowledge: Knowledge, *,
         update: what arrived.
         knowledge: tells how many coefficients there are.
         cosine: whether the distance is 1 - cosine, else the squared one over |t|^2.
+        assumed: noise over signal energy that is added to that of the channel, above 0.
     """
     masks = None if channel is None else channel.masks
     tensors = update.tensors if masks is None else {n: t[masks[n]] for n, t in update.tensors.items()}
@@ -114,7 +115,7 @@ def noise_pull(channel: Channel | None, update: Update, knowledge: Knowledge, *,
     noise = 0.0 if channel is None else channel.noise_energy
     signal = max(energy - noise, noise * math.sqrt(2 / entries), 1e-30)
     ratio = noise / math.sqrt(signal * energy) if cosine else 2 * noise / energy
-    return (ratio + _LEAST_NOISE) * math.prod(knowledge.batch_shape) / entries
+    return (ratio + assumed) * math.prod(knowledge.batch_shape) / entries
 
 
 def _cosines(size: int) -> Tensor:
