@@ -202,7 +202,7 @@ def evaluate(
     enhance: Enhance = "classical",
     restarts: Restarts = 1,
     iterations: Iterations = 150,
-    budget: Budget = 2400,
+    budget: Budget = 800,
     labels: Labels = "inferred",
     seed: Seed = 0,
     device: Device = "auto",

@@ -66,7 +66,7 @@ def evaluate(
     enhance: str = "classical",
     restarts: int = 1,
     iterations: int = 150,
-    budget: int = 2400,
+    budget: int = 800,
     labels: str = "inferred",
     seed: int = 0,
     device: str = "auto",

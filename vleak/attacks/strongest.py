@@ -25,7 +25,7 @@ from vleak.seeds import tensor_digest
 
 __all__ = ["Strongest"]
 
-_TRIALS = 4
+_TRIALS = 2
 """Public clips that are tried at most."""
 _DESCENTS = 4
 """Attacks that descend among those that are tried."""
@@ -55,7 +55,7 @@ class Strongest(Attack):
         *,
         iterations: int = 150,
         restarts: int = 1,
-        budget: int = 2400,
+        budget: int = 800,
         engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.
@@ -63,7 +63,7 @@ class Strongest(Attack):
         Args:
             iterations, restarts, engine: as of `Matching`, for the attack that is chosen.
             budget: iterations of all descents in the trials of one model and defense together. A smaller one
-                leaves fewer trials, then shorter descents.
+                leaves shorter descents, then fewer trials.
 
         Raises:
             InputError: fewer than one iteration or restart, or a budget of less than one iteration for every
@@ -119,14 +119,14 @@ class Strongest(Attack):
     def _cheaper(self, iterations: int) -> dict[str, Attack]:
         """Return the attacks as they are tried: those that learn do so from fewer messages."""
         return self._attacks(iterations) | {
-            "inverter": Inverter(copies=4, rehearsals=8),
-            "retrieval": Retrieval(rehearsals=8),
+            "inverter": Inverter(copies=3, rehearsals=6),
+            "retrieval": Retrieval(rehearsals=6),
         }
 
     def _tried(self, observation: Observation, channel: Channel | None, hooks: Hooks) -> tuple[Evidence, ...]:
         """Return what every attack gets out of the trials that the budget allows."""
         descents = _DESCENTS * self.restarts
-        iterations = min(self.iterations, self.budget // descents)
+        iterations = max(1, min(self.iterations, self.budget // (descents * _TRIALS)))
         count = min(_TRIALS, self.budget // (descents * iterations))
         tried = trials(observation, channel, count)
         return tuple(evidence_of(self._cheaper(iterations), tried, hooks)) if tried else ()

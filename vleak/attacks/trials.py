@@ -112,6 +112,7 @@ def evidence_of(attacks: Mapping[str, Attack], tried: Sequence[Trial], hooks: Ho
         tried: at least one.
         hooks: of the caller; an attack that is stopped gives what it has.
     """
+
     tasks = [
         Task(attack, trial.observation, generator("trials", "attack", index), stop=hooks.stop)
         for attack in attacks.values()

@@ -325,7 +325,7 @@ class SettingsRecord(Record):
     enhance: str
     restarts: int
     iterations: int
-    budget: int = 2400
+    budget: int = 800
     labels: Literal["inferred", "granted"]
     seed: int
     device: str

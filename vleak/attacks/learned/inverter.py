@@ -103,5 +103,5 @@ def forget_maps() -> None:
     _maps.clear()
 
 
-_rehearsals: Cache[Rehearsal] = Cache(8)
-_maps: Cache[UpdateMap] = Cache(8)
+_rehearsals: Cache[Rehearsal] = Cache(16)
+_maps: Cache[UpdateMap] = Cache(16)

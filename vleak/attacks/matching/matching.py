@@ -97,7 +97,7 @@ class Matching(Attack):
                 Gaussian prior in frequency space, learned from public clips and weighed by the channel's
                 noise (`vleak.attacks.matching.spectrum`); `spatial`, `temporal`, `prior` and `coarse` have
                 no part in it.
-            noise: for "spectrum", noise over signal energy that is assumed beside the channel's, above 0: more
+            noise: for "spectrum", noise over signal energy assumed beside the channel's, above 0: more
                 where the network's gradient says little of the clip.
             reference: use of reference frames, where the attacker holds any. "start": the descent starts
                 from their background. "prior": besides, total variation and pull are of the difference from
