@@ -37,8 +37,8 @@ def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_bare_loop_is_as_long_as_it_says() -> None:
     text = (BENCHMARKS / "bare_loop.py").read_text(encoding="utf-8")
-    assert "the file has 30 lines" in text
-    assert len(text.splitlines()) == 30
+    assert f"the file has {len(text.splitlines())} lines" in text
+    assert len(text.splitlines()) < 40
 
 
 @pytest.mark.parametrize("case", ["A", "B", "C", "D", "E"])
