@@ -92,6 +92,7 @@ def test_cases_are_drawn_from_their_names_alone(inner_loop: Any) -> None:
     assert len(torch.unique(starts, dim=0)) == 8
 
 
+@pytest.mark.slow
 def test_the_contract_of_the_figures() -> None:
     done = script("inner_loop.py", "--case", "B", "--rounds", "1", "--no-memory", "--json")
     assert done.returncode == 0, done.stderr
