@@ -14,7 +14,7 @@ from vleak.attacks.base import Hooks, Observation
 from vleak.attacks.flags import NO_EVIDENCE
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.trials import evidence_of, trials
-from vleak.defenses import DpSgd, Prune
+from vleak.defenses import Compress, DpSgd, Prune
 from vleak.errors import InputError
 
 
@@ -165,3 +165,37 @@ def test_a_part_of_an_update_is_tried_as_a_part() -> None:
     (trial,) = trials(partial, None, 1)
     assert list(trial.observation.update.tensors) == [name]
     assert "inverter" not in dict(run(quick(iterations=5, budget=20), partial).evidence)
+
+
+def test_trials_behind_a_quantiser_do_not_depend_on_the_update() -> None:
+    energies = set()
+    for index in range(2):
+        observation = observe_clip(index, rehearse=True, defense=Compress(codec="qsgd", bits=2))
+        (trial,) = trials(observation, known_channel(observation), 1)
+        assert trial.observation.channel is not None
+        energies.add(trial.observation.channel.noise_energy)
+        sent = sum(float(t.square().sum()) for t in trial.observation.update.tensors.values())
+        assert 0 < trial.observation.channel.noise_energy < 2 * sent
+    assert len(energies) == 1
+
+
+def test_stopped_trials_are_not_kept() -> None:
+    observation = observe_clip(rehearse=True, defense=Prune(fraction=0.95))
+    attack = quick(iterations=5, budget=20)
+    stopped = run(attack, observation, stop=lambda: True)
+    assert (stopped.method, stopped.evidence, stopped.flags) == ("baseline", (), ())
+    assert run(attack, observation).evidence
+
+
+def test_trials_with_labels_and_without_are_kept_apart() -> None:
+    attack, labels = quick(iterations=5, budget=20), scene().labels[:1]
+    inferred = observe_clip(rehearse=True, defense=Prune(fraction=0.99))
+    granted = observe_clip(rehearse=True, defense=Prune(fraction=0.99), labels=labels)
+    keys = []
+    for observation in (inferred, granted):
+        infers = observation.knowledge.labels is None
+        knowledge = replace(observation.knowledge, labels=labels, labels_inferred=infers)
+        observation = replace(observation, knowledge=knowledge)
+        keys.append(attack._key(observation, observation.channel))
+    assert keys[0] != keys[1]
+    assert attack._key(granted, granted.channel) == keys[1]

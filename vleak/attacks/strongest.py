@@ -14,10 +14,11 @@ from vleak.attacks.cache import Cache, digest_of_model
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.flags import NO_EVIDENCE
 from vleak.attacks.learned import Inverter
+from vleak.attacks.learned.rehearsal import StoppedError
 from vleak.attacks.matching import Matching
 from vleak.attacks.retrieval import Retrieval
 from vleak.attacks.simulation import known_channel
-from vleak.attacks.trials import Evidence, evidence_of, trials
+from vleak.attacks.trials import Evidence, evidence_of, noise_is_scaled, trials
 from vleak.attacks.work import knowledge_of_defense
 from vleak.errors import InputError
 from vleak.federated import Channel
@@ -86,9 +87,11 @@ class Strongest(Attack):
         """Return the work of the attack that did best in the trials, or the answer without the update."""
         channel, evidence = known_channel(observation), tuple[Evidence, ...]()
         if not observation.knowledge.of_features and observation.knowledge.references is None:
-            evidence = _kept.get(
-                self._key(observation, channel), lambda: self._tried(observation, channel, hooks)
-            )
+            key = self._key(observation, channel)
+            try:
+                evidence = _kept.get(key, lambda: self._tried(observation, channel, hooks))
+            except StoppedError:
+                return _without_update(observation, channel, ())
         best = max(evidence, key=lambda each: each.gain, default=None)
         if best is None or not best.gains:
             best = None
@@ -134,11 +137,18 @@ class Strongest(Attack):
     def _key(self, observation: Observation, channel: Channel | None) -> Hashable:
         """Return what the trials depend on."""
         first = observation.earlier[0] if observation.earlier else observation
-        facts, public = first.update.facts, first.knowledge.public_clips
+        facts, public, groups = (
+            first.update.facts,
+            first.knowledge.public_clips,
+            first.knowledge.public_groups,
+        )
+        scaled = noise_is_scaled(channel, first.knowledge.simulate)
         return (
             digest_of_model(first.model), None if public is None else tensor_digest(public),
             facts.loss, facts.mode, facts.batch_size, facts.local, tuple(first.update.tensors),
             None if channel is None else (channel.key, channel.clip_norm, channel.kept_fraction),
+            None if channel is None or not scaled else channel.noise_energy,
+            None if groups is None else tensor_digest(groups), first.knowledge.labels_inferred,
             first.knowledge.simulate is None, repr(self),
         )  # fmt: skip
 
@@ -174,14 +184,14 @@ class _Chosen:
 def _without_update(
     observation: Observation, channel: Channel | None, evidence: Sequence[Evidence]
 ) -> Reconstruction:
-    """Return the answer without the update, because none of the attacks gained anything in the trials."""
+    """Return the answer without the update: no attack gained anything in the trials, or they were stopped."""
     return Reconstruction(
         clips=prior_answer(observation.knowledge).clone(),
         labels=observation.labels,
         defense_knowledge=knowledge_of_defense(channel),
         method="baseline",
         evidence=_gains(evidence),
-        flags=(NO_EVIDENCE,),
+        flags=(NO_EVIDENCE,) if evidence else (),
     )
 
 

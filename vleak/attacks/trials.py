@@ -13,12 +13,15 @@ from torch import Tensor
 from vleak.attacks.base import Attack, Hooks, Observation, Reconstruction, Task, reconstruct_all
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.knowledge import Knowledge, Simulate
+from vleak.attacks.learned.rehearsal import StoppedError
+from vleak.attacks.matching.adaptive import energy_of
+from vleak.attacks.simulation import simulated_channel
 from vleak.errors import VleakError
 from vleak.federated import Channel, Client, Update
 from vleak.federated.channel import surviving_entries
 from vleak.seeds import generator
 
-__all__ = ["Evidence", "Trial", "evidence_of", "trials"]
+__all__ = ["Evidence", "Trial", "evidence_of", "noise_is_scaled", "trials"]
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,19 @@ def evidence_of(attacks: Mapping[str, Attack], tried: Sequence[Trial], hooks: Ho
     Args:
         attacks: to be tried, by name.
         tried: at least one.
-        hooks: of the caller; an attack that is stopped gives what it has.
-    """
+        hooks: of the caller.
 
+    Raises:
+        StoppedError: the caller wants no more; what stopped attacks gained says nothing.
+    """
     tasks = [
         Task(attack, trial.observation, generator("trials", "attack", index), stop=hooks.stop)
         for attack in attacks.values()
         for index, trial in enumerate(tried)
     ]
     outcomes = reconstruct_all(tasks)
+    if hooks.stopped():
+        raise StoppedError
     rows = [outcomes[start : start + len(tried)] for start in range(0, len(outcomes), len(tried))]
     return [_evidence(name, row, tried) for name, row in zip(attacks, rows, strict=True)]
 
@@ -159,10 +166,10 @@ def _trial(
     knowledge = observation.knowledge
     labels = (index + torch.arange(len(clips))) % knowledge.classes
     update = _client(observation)(clips, labels, generator("trials", "sent", index))
-    inferred = observation.knowledge.labels_inferred  # then a wrong label is a part of what can go wrong
+    inferred = knowledge.labels_inferred  # then a wrong label is a part of what can go wrong
     knowledge = replace(
         knowledge,
-        labels=None if inferred else labels,
+        labels=labels,
         labels_inferred=False,
         public_clips=_rows(knowledge.public_clips, kept),
         public_groups=_rows(knowledge.public_groups, kept),
@@ -171,8 +178,10 @@ def _trial(
     # What arrived may be a part of the message.
     tensors = {name: update.tensors[name] for name in observation.update.tensors}
     update = replace(update, tensors=tensors, partial=observation.update.partial)
-    channel = None if channel is None else _channel_of(channel, update, observation.update)
-    return Trial(clips, replace(observation, update=update, knowledge=knowledge, channel=channel, earlier=()))
+    sent = replace(observation, update=update, knowledge=knowledge, earlier=())
+    channel = None if channel is None else _channel_of(channel, sent, observation.update)
+    knowledge = replace(knowledge, labels=None) if inferred else knowledge
+    return Trial(clips, replace(sent, knowledge=knowledge, channel=channel))
 
 
 def _rows(values: Tensor | None, kept: Tensor) -> Tensor | None:
@@ -187,19 +196,33 @@ def _client(observation: Observation) -> Simulate:
     return Client(observation.model, facts.loss, mode=facts.mode, local=facts.local).update
 
 
-def _channel_of(channel: Channel, update: Update, of: Update) -> Channel:
-    """Return the channel of another update of the same defense.
+def noise_is_scaled(channel: Channel | None, simulate: Simulate | None) -> bool:
+    """Return whether the noise of a trial is that of the observed update, to scale: nothing else tells it."""
+    return channel is not None and _depends_on_message(channel) and simulate is None
 
-    Noise that is not said to be Gaussian, such as that of rounding, is taken to grow with the update.
+
+def _depends_on_message(channel: Channel) -> bool:
+    return channel.source == "stated" and channel.noise_deviation is None and channel.noise_energy > 0
+
+
+def _channel_of(channel: Channel, sent: Observation, of: Update) -> Channel:
+    """Return the channel of a trial's message.
+
+    Noise that is not said to be Gaussian, such as that of rounding, depends on the message: it is measured by
+    sending public clips, so that the trials of a defense are the same for all of its updates.
+
+    Args:
+        channel: of the observed update.
+        sent: the trial's observation, with labels.
+        of: the observed update.
     """
-    masks = None if channel.masks is None else surviving_entries(update)
-    grows = channel.noise_deviation is None and channel.noise_energy > 0
-    ratio = _energy(update) / max(_energy(of), 1e-30) if grows else 1.0
-    return replace(channel, masks=masks, noise_energy=channel.noise_energy * ratio)
-
-
-def _energy(update: Update) -> float:
-    return sum(float(tensor.double().square().sum()) for tensor in update.tensors.values())
+    noise, simulate = channel.noise_energy, sent.knowledge.simulate
+    if noise_is_scaled(channel, simulate):
+        noise *= energy_of(sent.update) / max(energy_of(of), 1e-30)
+    elif _depends_on_message(channel) and simulate is not None:
+        noise = simulated_channel(sent, simulate).noise_energy
+    masks = None if channel.masks is None else surviving_entries(sent.update)
+    return replace(channel, masks=masks, noise_energy=noise)
 
 
 def _spread(groups: Tensor, source: torch.Generator) -> Tensor:
