@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vleak.attacks.base import Hooks, Observation, Reconstruction
 from vleak.attacks.learned.public import PublicClipsAttack, check_public
+from vleak.attacks.learned.rehearsal import Sender
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.work import knowledge_of_defense
 from vleak.errors import InputError
-from vleak.federated import LOSSES, Channel, Update
-from vleak.federated.gradients import mean_gradient, per_clip_gradients
+from vleak.federated import Channel, Update
 from vleak.seeds import generator as seeded
 
 __all__ = ["Retrieval"]
@@ -104,7 +104,11 @@ class _Client:
         others = [label for label in range(kinds) if label != int(own[0])]
         self.labels = own if not guessed or kinds > _LABELS_TRIED else torch.tensor([int(own[0]), *others])
         self.public, self.deviation = public, channel.noise_deviation or None
-        self._observation, self._channel = observation, channel
+        self._channel, self._sender = channel, Sender(
+            observation.model, facts.loss, facts.mode, own,
+            replace(channel, kept_fraction=1.0),  # the masks tell what was kept
+            knowledge.simulate,
+        )  # fmt: skip
         self._names = list(observation.update.tensors)
         self.entries = sum(tensor.numel() for tensor in observation.update.tensors.values())
 
@@ -114,7 +118,7 @@ class _Client:
 
     def rehearsed(self, chosen: Tensor) -> Iterator[Tensor]:
         """Yield what arrives (P,) of public clips, with the defense's noise."""
-        simulate, channel = self._observation.knowledge.simulate, self._channel
+        simulate, channel = self._sender.simulate, self._channel
         for index in chosen.tolist():
             source = seeded("retrieval", "sent", index)
             clip = self.public[index][None]
@@ -126,19 +130,9 @@ class _Client:
             deviation = math.sqrt(channel.noise_energy / self.entries)
             yield plain + deviation * torch.randn(plain.shape, generator=source) * (plain != 0)
 
-    def messages(self, clips: Tensor, labels: Tensor) -> Tensor:
-        """Return (n, P), what would be sent of clips (n, *clip shape) on average."""
-        model, facts = self._observation.model, self._observation.update.facts
-        weight, loss = next(model.parameters()), LOSSES[facts.loss]
-        clips, labels = clips.to(weight), labels.to(weight.device)
-        if facts.mode == "train":  # the statistics of batch norm are of the batch, which is one clip
-            pairs = zip(clips, labels, strict=True)
-            singles = [mean_gradient(model, loss, clip[None], label[None]) for clip, label in pairs]
-            samples = {name: torch.stack([single[name] for single in singles]) for name in singles[0]}
-        else:
-            samples = per_clip_gradients(model, loss, clips, labels)
-        channel = replace(self._channel, kept_fraction=1.0)  # the masks tell what was kept
-        return self._flat(channel.expected({name: sample[:, None] for name, sample in samples.items()}))
+    def messages(self, clips: Tensor, label: Tensor) -> Tensor:
+        """Return (n, P), what would be sent of clips (n, *clip shape) under a label (1,) on average."""
+        return self._flat(replace(self._sender, labels=label).expected(clips[:, None]))
 
     def hypotheses(self) -> Iterator[tuple[slice, int, Tensor]]:
         """Yield a few clips at a time: their positions, the position of the label, their messages (n, P)."""
@@ -147,7 +141,7 @@ class _Client:
             for first in range(0, len(self.public), count):
                 rows = slice(first, min(first + count, len(self.public)))
                 clips = self.public[rows]
-                yield rows, place, self.messages(clips, label.expand(len(clips)))
+                yield rows, place, self.messages(clips, label[None])
 
     def _flat(self, tensors: dict[str, Tensor]) -> Tensor:
         masks = self._channel.masks

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Bottleneck", "Stage", "silence_branches"]
+from vleak.models.networks.base import HALF, Network, residual_weights
+
+__all__ = ["Bottleneck", "BottleneckNetwork", "Stage"]
 
 
 class Bottleneck(nn.Module):
@@ -50,12 +52,22 @@ class Stage(nn.Module):
         return x
 
 
-def silence_branches(network: nn.Module) -> None:
-    """Let the blocks of a network begin as nothing: the last weight of every branch is 0.
+class BottleneckNetwork(Network):
+    """A network of such blocks, normalised and drawn as pytorchvideo does."""
 
-    So do residual networks that learn in large batches (Goyal et al., 2017, arXiv 1706.02677). In an
-    untrained network the convolutions of the branches then have gradients of 0.
-    """
-    for block in network.modules():
-        if isinstance(block, Bottleneck):
-            nn.init.zeros_(block.branch2.get_parameter("norm_c.weight"))
+    statistics = HALF
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw as residual networks do, with blocks that begin as nothing: the last weight of a branch is 0.
+
+        So do residual networks that learn in large batches (Goyal et al., 2017, arXiv 1706.02677). In an
+        untrained network the convolutions of the branches then have gradients of 0.
+        """
+        super().draw(generator)
+        for block in self.modules():
+            if isinstance(block, Bottleneck):
+                nn.init.zeros_(block.branch2.get_parameter("norm_c.weight"))
+
+    def draw_layer(self, module: nn.Module, generator: torch.Generator) -> None:
+        """Draw as residual networks do."""
+        residual_weights(module, generator)

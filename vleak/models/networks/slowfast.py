@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from vleak.errors import InputError
 from vleak.models.classifiers import check_range
-from vleak.models.networks.base import HALF, Network, check_share, normalise_by, residual_weights
-from vleak.models.networks.bottleneck import Bottleneck, Stage, silence_branches
+from vleak.models.networks.base import check_share, normalise_by
+from vleak.models.networks.bottleneck import Bottleneck, BottleneckNetwork, Stage
 
 __all__ = ["SlowFast"]
 
@@ -24,14 +24,12 @@ _STEMS = (1, 5)
 """Frames that the first layer of a pathway looks at."""
 
 
-class SlowFast(Network):
+class SlowFast(BottleneckNetwork):
     """SlowFast R50: a slow and a fast pathway, both made of one clip (ICCV 2019, arXiv 1812.03982).
 
     The fast pathway sees every frame, the slow one every alpha-th, from the first on. The tensors of its
     state dict have the names of pytorchvideo's.
     """
-
-    statistics = HALF
 
     def __init__(
         self,
@@ -94,15 +92,6 @@ class SlowFast(Network):
             slow, fast = block(slow, fast)
         logits: Tensor = self.blocks[6](self.blocks[5](slow, fast))
         return logits
-
-    def draw(self, generator: torch.Generator) -> None:
-        """Draw as residual networks do, with blocks that begin as nothing; see `silence_branches`."""
-        super().draw(generator)
-        silence_branches(self)
-
-    def draw_layer(self, module: nn.Module, generator: torch.Generator) -> None:
-        """Draw as residual networks do."""
-        residual_weights(module, generator)
 
 
 class _Pathways(nn.Module):

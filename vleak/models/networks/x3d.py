@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vleak.errors import InputError
 from vleak.models.classifiers import check_range
-from vleak.models.networks.base import HALF, Network, check_share, normalise_by, residual_weights
-from vleak.models.networks.bottleneck import Bottleneck, Stage, silence_branches
+from vleak.models.networks.base import check_share, normalise_by
+from vleak.models.networks.bottleneck import Bottleneck, BottleneckNetwork, Stage
 
 __all__ = ["X3D"]
 
@@ -19,14 +19,12 @@ _DEPTHS, _EXPANSION, _SQUEEZE = (1, 2, 5, 3), 2.25, 0.0625
 """Blocks a stage for a depth of 1, width inside a block, and share of the channels that excite."""
 
 
-class X3D(Network):
+class X3D(BottleneckNetwork):
     """X3D-S: depthwise 3-D convolutions, squeeze-excitation, swish (CVPR 2020, arXiv 2004.04730).
 
     X3D-XS and X3D-M are the same network on clips of another size. The tensors of its state dict have the
     names of pytorchvideo's.
     """
-
-    statistics = HALF
 
     def __init__(
         self,
@@ -76,15 +74,6 @@ class X3D(Network):
         for block in self.blocks:
             x = block(x)
         return x
-
-    def draw(self, generator: torch.Generator) -> None:
-        """Draw as residual networks do, with blocks that begin as nothing; see `silence_branches`."""
-        super().draw(generator)
-        silence_branches(self)
-
-    def draw_layer(self, module: nn.Module, generator: torch.Generator) -> None:
-        """Draw as residual networks do."""
-        residual_weights(module, generator)
 
 
 class _Stem(nn.Module):
