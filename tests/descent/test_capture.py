@@ -70,6 +70,15 @@ def test_graph_holds_plain_operators_and_is_laid_out_as_promised() -> None:
     assert "vleak.gradient_match.default" in targets
 
 
+@pytest.mark.parametrize("name", ["depthwise", "depthwise 2d"])
+def test_depthwise_convolutions_are_not_cut_into_channels(name: str) -> None:
+    model = build_small(MODELS_TAKEN[name])
+    nodes = list(captured(model, make_values(model)).graph.graph.nodes)
+    assert torch.ops.vleak.conv_weight.default in [node.target for node in nodes]
+    plain = [node for node in nodes if node.target is torch.ops.aten.convolution.default]
+    assert all(node.args[-1] == 1 for node in plain)
+
+
 def test_float64_and_a_batch_of_another_size_are_other_graphs() -> None:
     model = build_small(MODELS_TAKEN["conv2d"])
     small, large = (make_values(model, (clips, *SHAPE[1:])) for clips in (1, 3))

@@ -81,6 +81,10 @@ MODELS_TAKEN: dict[str, Callable[[], nn.Module]] = {
     "conv2d": lambda: Frames(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, CLASSES)),
     "pool2d": lambda: Frames(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, CLASSES)),
     "groups and dilation": lambda: volumes(nn.Conv3d(4, 4, 3, padding=2, dilation=2, groups=2), width=1024),
+    "depthwise": lambda: volumes(nn.Conv3d(4, 4, 3, (1, 2, 1), padding=1, groups=4), nn.GELU(), width=512),
+    "depthwise 2d": lambda: Frames(
+        nn.Conv2d(3, 3, 3, groups=3, bias=False), nn.Flatten(), nn.Linear(108, CLASSES)
+    ),
     "conv transpose": lambda: volumes(nn.ConvTranspose3d(4, 2, 2, stride=2), nn.SiLU(), width=4096),
     "max pool": lambda: volumes(nn.ReLU(), nn.MaxPool3d(2), width=128),
     "overlapping max pool": lambda: volumes(nn.GELU(), nn.MaxPool3d(3, 2, 1), width=128),

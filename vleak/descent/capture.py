@@ -13,6 +13,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vleak.descent.depthwise import OwnDepthwise
 from vleak.descent.memory import Memory, changed_arguments
 from vleak.descent.recurrent import PlainLstm
 from vleak.errors import CapabilityError, InputError, VleakError
@@ -160,7 +162,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def run(self, step: Step) -> dict[str, Any]:
         """Return the node of every output by name; outputs that are no tensors are returned unchanged."""
         try:
-            with _tracing, math_attention(), PlainLstm(), self:
+            own = OwnDepthwise() if self.device.type == "cpu" else nullcontext()  # as the pass `convolution`
+            with _tracing, math_attention(), PlainLstm(), own, self:
                 returned = {
                     name: _laid_out(value, self._inputs.get(name))
                     for name, value in step(dict(self._inputs)).items()

@@ -5,9 +5,9 @@ Derived from the operators' schemas, and from lists of the few operators whose s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterable
+from functools import cache, cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch._ops import OpOverload
@@ -45,9 +45,11 @@ class Memory:
         """
         self._graph = graph
         self.owner: dict[Node, Node] = {}
+        self._views: dict[Node, list[Node]] = {}  # by owner; a join touches these only
         for node in graph.nodes:
             first, *others = [self.owner[source] for source in viewed_arguments(node)] or [node]
             self.owner[node] = first
+            self._views.setdefault(first, []).append(node)
             for other in others:
                 self._join(other, first)
         for output, index in carried:
@@ -55,7 +57,9 @@ class Memory:
 
     def _join(self, one: Node, other: Node) -> None:
         if one is not other:
-            self.owner = {node: other if owner is one else owner for node, owner in self.owner.items()}
+            views = self._views.pop(one)
+            self.owner |= dict.fromkeys(views, other)
+            self._views[other] += views
 
     @cached_property
     def _changed(self) -> set[Node]:
@@ -77,9 +81,7 @@ def changed_arguments(node: Node) -> list[Node]:
         return []
     if target in _SILENT_CHANGES:
         return _nodes(list(node.args[3:5])) if node.args[5] else []
-    if not target._schema.is_mutable:
-        return []
-    return [value for a, value in _arguments(node) if a.alias_info is not None and a.alias_info.is_write]
+    return [value for position, name in _parameters(target).changed for value in _given(node, position, name)]
 
 
 def viewed_arguments(node: Node) -> list[Node]:
@@ -93,21 +95,34 @@ def viewed_arguments(node: Node) -> list[Node]:
         return [source] if viewed_arguments(source) else []
     if target in SILENT_VIEWS:
         return _nodes(node.args[0])
-    shared = {name for result in target._schema.returns for name in _aliases(result)}
-    return [value for argument, value in _arguments(node) if _aliases(argument) & shared] if shared else []
+    return [value for position, name in _parameters(target).viewed for value in _given(node, position, name)]
+
+
+class _Parameters(NamedTuple):
+    """Parameters of an operator by what happens to their memory, each as its position and name."""
+
+    changed: tuple[tuple[int, str], ...]
+    viewed: tuple[tuple[int, str], ...]
+
+
+@cache  # a schema builds its arguments anew each time that it is asked
+def _parameters(target: OpOverload) -> _Parameters:
+    schema = target._schema
+    shared = {name for result in schema.returns for name in _aliases(result)}
+    named = [(index, argument.name, argument) for index, argument in enumerate(schema.arguments)]
+    return _Parameters(
+        tuple((i, name) for i, name, a in named if a.alias_info is not None and a.alias_info.is_write),
+        tuple((i, name) for i, name, a in named if _aliases(a) & shared),
+    )
 
 
 def _aliases(argument: torch._C.Argument) -> set[str]:
     return set(argument.alias_info.before_set) if argument.alias_info is not None else set()
 
 
-def _arguments(node: Node) -> Iterator[tuple[torch._C.Argument, Node]]:
-    """Yield every node in an operator's arguments, with its parameter in the schema."""
-    assert isinstance(node.target, OpOverload)
-    for position, argument in enumerate(node.target._schema.arguments):
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        for source in _nodes(value):
-            yield argument, source
+def _given(node: Node, position: int, name: str) -> list[Node]:
+    """Return the nodes in one argument of a call."""
+    return _nodes(node.args[position] if position < len(node.args) else node.kwargs.get(name))
 
 
 def _nodes(value: Any) -> list[Node]:

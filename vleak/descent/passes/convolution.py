@@ -33,8 +33,8 @@ _DTYPES = (torch.float32, torch.float64)
 def convolution(capture: Capture) -> None:
     """Call vleak.conv_output, conv_input and conv_weight where supported, and merge those of one sum.
 
-    Supported are two or three spatial axes, one group or one a channel, dilation 1, float32 or float64, on a
-    CPU. Results agree to rounding.
+    Supported are two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. Results
+    agree to rounding. Depthwise convolutions are captured as vleak's operators already.
     """
     graph = capture.graph.graph
     if capture.device.type != "cpu":
@@ -53,22 +53,16 @@ def convolution(capture: Capture) -> None:
 
 
 def _applies(node: Node, x: Any) -> bool:
-    tensor, groups = value(x), argument(node, "groups")
+    tensor = value(x)
     plain = all(length == 1 for length in argument(node, "dilation"))
     return (
         plain
-        and (groups == 1 or _is_depthwise(node))
+        and argument(node, "groups") == 1
         and tensor.ndim in (4, 5)
         and tensor.numel() > 0
         and tensor.dtype in _DTYPES
         and value(argument(node, "weight")).dtype == tensor.dtype
     )
-
-
-def _is_depthwise(node: Node) -> bool:
-    """Return whether every channel of a convolution has a kernel of its own."""
-    groups, (out, channels, *_) = argument(node, "groups"), value(argument(node, "weight")).shape
-    return bool(groups > 1 and groups == out and channels == 1)
 
 
 def _is_weight_derivative(node: Any) -> bool:
@@ -95,8 +89,7 @@ def _weight_derivative(node: Any) -> None:
             kept = next(iter(kept.users))
         kernel = list(value(kept).shape[2:])
         with kept.graph.inserting_before(kept):
-            settings = kernel, stride, padding, False
-            made = emit(kept.graph, torch.ops.vleak.conv_weight.default, x, dy, *settings)
+            made = emit(kept.graph, torch.ops.vleak.conv_weight.default, x, dy, kernel, stride, padding)
         kept.replace_all_uses_with(made)
         derive_strides(made.graph, {made})
 
@@ -148,8 +141,8 @@ def _backward(node: Node) -> None:
             )
         if 1 in wanted:
             kernel = list(value(weight).shape[2:])
-            settings = kernel, stride, padding, _is_depthwise(node)
-            substitute(wanted[1], emit(graph, operators.conv_weight.default, x, dy, *settings))
+            made = emit(graph, operators.conv_weight.default, x, dy, kernel, stride, padding)
+            substitute(wanted[1], made)
         if 2 in wanted:
             axes = [0, *range(2, value(dy).ndim)]
             substitute(wanted[2], emit(graph, aten.sum.dim_IntList, dy, axes))

@@ -179,10 +179,10 @@ def terms_of_sums(graph: Graph) -> Iterator[tuple[Node, list[Node]]]:
     The terms may be recomputed at the place of the sum: nothing changes them or their inputs in place. A sum
     may be replaced as soon as it is there; the terms of later sums are read after that.
     """
-    before, stable = set(graph.nodes), unchanged(graph)
+    changing = set(graph.nodes) - unchanged(graph)
     for node in [node for node in graph.nodes if _plain_sum(node) and not is_term(node)]:
         terms = _terms(node, node)
-        if all(_may_move(term, before - stable) for term in terms):
+        if all(_may_move(term, changing) for term in terms):
             yield node, terms
 
 
