@@ -13,6 +13,7 @@ import typer
 
 from vleak.cli import output, stopping
 from vleak.cli.bench import bench
+from vleak.cli.conformance import conformance
 from vleak.cli.doctor import doctor
 from vleak.cli.evaluate import evaluate
 from vleak.cli.listing import list_names
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(evaluate)
+app.command()(conformance)
 app.command()(study)
 app.command()(report)
 app.command("list")(list_names)

@@ -13,7 +13,17 @@ from torch.nn import functional as F
 
 from vleak.defenses.codecs import decode, encode_int8, encode_qsgd
 from vleak.errors import InputError, unknown_name
-from vleak.federated import Channel, Defense, Message, Update
+from vleak.federated import (
+    CarriesError,
+    Changes,
+    Channel,
+    Claim,
+    Defense,
+    LimitsLevels,
+    Message,
+    Unbiased,
+    Update,
+)
 from vleak.registry import Setting
 
 
@@ -27,7 +37,9 @@ class Compress(Defense):
         codec: "int8" (a scale a tensor) or "qsgd" (a norm a bucket).
         bits: bits an entry, sign included, 2 to 8; "int8" takes 8 only.
         bucket: entries that share a norm; "qsgd" only.
-        error_feedback: whether what one round rounds off is added to the next one.
+        error_feedback: whether what one round rounds off is added to the next one; "qsgd" only where the
+            rounding is a contraction, that is where the root of the bucket is below the levels (Karimireddy
+            et al., ICML 2019, arXiv 1901.09847).
     """
 
     name: ClassVar[str] = "compress"
@@ -47,6 +59,16 @@ class Compress(Defense):
         if not isinstance(self.bucket, int) or not 1 <= self.bucket < 2**32:
             raise InputError(
                 f"compress: bucket is {self.bucket}, expected a whole number from 1, such as 512"
+            )
+        self._check_feedback()
+
+    def _check_feedback(self) -> None:
+        """Refuse error feedback where rounding may add more energy than the update has: its error grows."""
+        levels = 2 ** (self.bits - 1) - 1
+        if self.error_feedback and self.codec == "qsgd" and self.bucket**0.5 >= levels:
+            raise InputError(
+                f"compress: error feedback with qsgd of {self.bits} bits and buckets of {self.bucket} grows "
+                f"without bound; use buckets below {levels**2}, more bits, int8, or error_feedback=false"
             )
 
     @property
@@ -73,6 +95,13 @@ class Compress(Defense):
         """Return the energy of the rounding, from what was transmitted."""
         noise = int8_noise(update) if self.codec == "int8" else qsgd_noise(update, self.bits, self.bucket)
         return Channel(noise_energy=noise, key=(self.name, self.codec, self.bits, self.bucket))
+
+    def claims(self) -> Sequence[Claim]:
+        """Return the levels that share a scale, and that rounding at random has no bias."""
+        carried = (CarriesError(),) if self.error_feedback else ()
+        if self.codec == "int8":
+            return (LimitsLevels(most=255), Changes(), *carried)
+        return (LimitsLevels(most=2**self.bits - 1, bucket=self.bucket), Unbiased(), Changes(), *carried)
 
     def keeps_error(self) -> bool:
         """Return whether rounding errors are carried on."""

@@ -15,7 +15,10 @@ from vleak.defenses.dp_checks import check_independence, check_mean, check_one_p
 from vleak.errors import InputError
 from vleak.federated import (
     Channel,
+    Claim,
+    ClipsNorm,
     Defense,
+    GaussianNoise,
     Loss,
     Privacy,
     Update,
@@ -106,6 +109,12 @@ class DpSgd(Defense):
             clip_norm=norm,
             key=(self.name, self.noise_multiplier, self.max_grad_norm, local),
         )
+
+    def claims(self) -> Sequence[Claim]:
+        """Return clipping and noise of one clip; without noise clipping alone."""
+        clips = ClipsNorm(limit=self.max_grad_norm)
+        deviation = self.noise_multiplier * self.max_grad_norm
+        return (clips, GaussianNoise(deviation=deviation)) if deviation else (clips,)
 
     def aggregate(
         self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vleak.defenses.accounting import LEAST_NOISE, check_accounting, check_least, gaussian_privacy
 from vleak.errors import InputError
-from vleak.federated import Channel, Defense, Message, Privacy, Update
+from vleak.federated import Channel, Claim, ClipsNorm, Defense, GaussianNoise, Message, Privacy, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,12 @@ class DpClient(Defense):
             clip_norm=self.max_norm if clips == 1 else math.inf,
             key=(self.noise_multiplier, self.max_norm),
         )
+
+    def claims(self) -> Sequence[Claim]:
+        """Return clipping and noise of the whole update; without noise clipping alone."""
+        clips = ClipsNorm(limit=self.max_norm, unit="client")
+        deviation = self.noise_multiplier * self.max_norm
+        return (clips, GaussianNoise(deviation=deviation, unit="client")) if deviation else (clips,)
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send the clipped update with noise, float32."""

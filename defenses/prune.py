@@ -11,7 +11,16 @@ from torch import Tensor
 
 from vleak.defenses.codecs import decode, encode_sparse
 from vleak.errors import InputError
-from vleak.federated import Channel, Defense, Message, Update, surviving_entries
+from vleak.federated import (
+    CarriesError,
+    Channel,
+    Claim,
+    Defense,
+    KeepsEntries,
+    Message,
+    Update,
+    surviving_entries,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,11 @@ class Prune(Defense):
             kept_fraction=1 - self.fraction,
             key=(self.name, self.fraction),
         )
+
+    def claims(self) -> Sequence[Claim]:
+        """Return how many entries are sent, and which."""
+        carried = (CarriesError(),) if self.error_feedback else ()
+        return (KeepsEntries(fraction=1 - self.fraction), *carried)
 
     def keeps_error(self) -> bool:
         """Return whether dropped entries are carried on."""

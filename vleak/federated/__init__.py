@@ -1,6 +1,19 @@
 """Clients, defenses, channels and updates of federated learning."""
 
 from vleak.federated.channel import Channel, surviving_entries
+from vleak.federated.claims import (
+    CarriesError,
+    Changes,
+    Claim,
+    ClipsNorm,
+    GaussianNoise,
+    KeepsEntries,
+    LimitsLevels,
+    LimitsRank,
+    OrthogonalUpdate,
+    PoissonSampling,
+    Unbiased,
+)
 from vleak.federated.client import Client
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.dropout import drops, fill_masks, mask_limits, with_masks, without_dropout
@@ -15,14 +28,25 @@ __all__ = [
     "LOSSES",
     "MODES",
     "UNITS",
+    "CarriesError",
+    "Changes",
     "Channel",
+    "Claim",
     "Client",
+    "ClipsNorm",
     "Defense",
+    "GaussianNoise",
+    "KeepsEntries",
+    "LimitsLevels",
+    "LimitsRank",
     "LocalTraining",
     "Loss",
     "Message",
+    "OrthogonalUpdate",
+    "PoissonSampling",
     "Privacy",
     "PublicFacts",
+    "Unbiased",
     "Update",
     "drops",
     "fill_masks",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vleak.errors import InputError
 from vleak.federated.channel import Channel
+from vleak.federated.claims import Claim
 from vleak.federated.gradients import Loss, mean_gradient
 from vleak.federated.update import Update
 from vleak.registry import Setting
@@ -115,6 +116,10 @@ class Defense:
         None states nothing: such an attacker then estimates the channel by running the defense himself.
         """
         return None
+
+    def claims(self) -> Sequence[Claim]:
+        """Return what the defense says of its messages, to be checked by `vleak conformance`."""
+        return ()
 
     def prepare_clips(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator

@@ -1,0 +1,106 @@
+"""Conformance: planted faults are found by the check that is about them, honest defenses hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mutants import MUTANTS, Coins, RightProjection
+
+from vleak.conformance import conform
+from vleak.conformance.contract import information
+from vleak.conformance.statistics import is_binomial, is_standard_normal, mean_is_zero
+from vleak.defenses import DEFENSES, Compress, Defense, DpSgd, Prune, parse_defenses
+from vleak.errors import InputError
+from vleak.seeds import generator
+
+HONEST = [
+    strength
+    for name in DEFENSES
+    if DEFENSES.find(name).origin == "vleak"
+    for strength in parse_defenses(name)
+]
+
+
+@pytest.mark.parametrize("fault", MUTANTS)
+def test_planted_faults_are_found_by_their_check(fault: str) -> None:
+    defense, name = MUTANTS[fault]
+    broken = [check for check in conform(defense).checks if check.outcome == "broken"]
+    assert name in [check.name for check in broken]
+    assert all(check.detail for check in broken)
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [*HONEST, DpSgd(max_grad_norm=0.01), Prune(error_feedback=True), Compress(error_feedback=True)],
+    ids=lambda defense: defense.label,
+)
+def test_honest_defenses_hold(defense: Defense) -> None:
+    result = conform(defense)
+    assert [check for check in result.checks if check.outcome != "holds"] == []
+    assert result.holds
+    assert len(result.checks) == 6 + len(defense.claims())
+
+
+@pytest.mark.parametrize("defense", [Coins(), RightProjection()])
+def test_the_right_form_of_a_fault_holds(defense: Defense) -> None:
+    assert conform(defense).holds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defense", [Compress(codec="qsgd", bits=2), DpSgd(), Coins()])
+def test_no_honest_defense_is_accused_in_200_runs(defense: Defense) -> None:
+    assert all(conform(defense, seed=seed).holds for seed in range(200))
+
+
+def test_settings_and_claims_that_cannot_be_checked_are_refused() -> None:
+    with pytest.raises(InputError, match="false_alarm is 0"):
+        conform(DpSgd(), false_alarm=0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Statistics
+
+
+def test_true_statements_are_called_false_as_rarely_as_promised() -> None:
+    draws = generator("conformance", "null")
+    false_alarm, runs = 0.02, 1000
+    rows = torch.randn((runs, 4, 50), generator=draws, dtype=torch.float64)
+    means = torch.randn((runs, 12), generator=draws, dtype=torch.float64)
+    hits = (torch.rand((runs, 80), generator=draws) < 0.3).sum(1)
+    alarms = [
+        sum(bool(is_standard_normal(row, false_alarm)) for row in rows),
+        sum(bool(mean_is_zero(row, false_alarm)) for row in means),
+        sum(bool(is_binomial(int(count), 80, 0.3, false_alarm)) for count in hits),
+    ]
+    # 36 of 1,000 is 3.6 standard errors above 2 %.
+    assert max(alarms) <= 36
+    assert min(alarms[1:]) >= 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: 1.2 * rows,
+        lambda rows: rows + 0.3,
+        lambda rows: rows.sign() * rows.square().mean().sqrt(),
+        lambda rows: rows[:, :1].expand_as(rows),
+        lambda rows: rows[:1].expand_as(rows),
+    ],
+    ids=["deviation", "mean", "distribution", "one draw a message", "one message"],
+)
+def test_noise_that_is_not_as_stated_is_told(change: object) -> None:
+    rows = torch.randn((8, 400), generator=generator("conformance", "noise"), dtype=torch.float64)
+    assert not is_standard_normal(rows, 1e-6)
+    assert is_standard_normal(change(rows), 1e-6)  # type: ignore[operator]
+
+
+def test_information_has_known_answers() -> None:
+    draws = generator("conformance", "information")
+    entries = torch.zeros(1024)
+    assert information(entries) == 0
+    entries[3] = 1.0
+    assert information(entries) == pytest.approx((10 + 1) / 8)  # one place of 1,024, and a sign
+    signs = torch.randint(2, (4096,), generator=draws) * 2.0 - 1
+    assert information(signs) == pytest.approx(4096 / 8, rel=1e-3)
+    uniform = torch.rand(4096, generator=draws) / 2 + 0.5  # one exponent; torch draws 24 bits
+    assert 4096 * 22 / 8 <= information(uniform) <= 4096 * 4

@@ -1,0 +1,218 @@
+"""Checks of claims: each returns why a claim does not hold of the messages that are sent, or nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vleak.conformance.probe import Probe, distance, flat
+from vleak.conformance.statistics import is_binomial, is_standard_normal, mean_is_zero
+from vleak.federated import Defense
+from vleak.federated.claims import (
+    CarriesError,
+    Changes,
+    Claim,
+    ClipsNorm,
+    GaussianNoise,
+    KeepsEntries,
+    LimitsLevels,
+    LimitsRank,
+    OrthogonalUpdate,
+    PoissonSampling,
+    Unbiased,
+)
+
+__all__ = ["CHECKS", "check_claim"]
+
+_ROUNDING = 1e-4
+_NORMS = (0.3, 3.0, 100.0)
+"""Norms of the clips' gradients, in units of the clipping norm: some below it, some far above."""
+_MESSAGES = 24
+_ROUNDS = 40
+
+
+def check_claim(claim: Claim, defense: Defense, seed: int, false_alarm: float) -> str:
+    """Return why a claim does not hold; empty where nothing speaks against it.
+
+    Args:
+        claim: one of the kinds in `CHECKS`.
+        defense: that states it.
+        seed: of clips, weights and randomness.
+        false_alarm: chance of a reason where there is none; only claims about randomness have one.
+
+    Raises:
+        CapabilityError: the defense refused, raised or broke its contract.
+    """
+    return CHECKS[type(claim)](claim, defense, seed, false_alarm)
+
+
+def _clips_norm(claim: ClipsNorm, defense: Defense, seed: int, _: float) -> str:
+    for clips in (1, 4) if claim.unit == "clip" else (1,):
+        for factor in _NORMS:
+            probe = scaled_probe(clips, seed, factor * claim.limit)
+            absent = [(index,) for index in range(clips)]
+            here = probe.send(defense, 0).tensors
+            moved = max(distance(here, probe.send(defense, 0, without).tensors) for without in absent) * clips
+            if moved > claim.limit * (1 + _ROUNDING):
+                return (
+                    f"one {claim.unit} of {clips} moved the message by {moved / claim.limit:.3g} times the "
+                    f"limit of {claim.limit:g}"
+                )
+    return ""
+
+
+def _gaussian_noise(claim: GaussianNoise, defense: Defense, seed: int, false_alarm: float) -> str:
+    for clips in (1, 4):
+        probe = Probe(clips, seed=seed)
+        scale = (clips if claim.unit == "clip" else 1) / (claim.deviation * math.sqrt(2))
+        sent = [probe.send(defense, index).tensors for index in range(_MESSAGES)]
+        pairs = list(zip(sent[::2], sent[1::2], strict=True))
+        names = [*sent[0], None] if clips > 1 else [None]
+        for name in names:  # all together, and each tensor by itself
+            rows = torch.stack([_difference(one, other, name) for one, other in pairs]) * scale
+            if rows.shape[1] > 1:
+                why = is_standard_normal(rows, false_alarm / (2 * len(names)))
+                if why:
+                    where = "" if name is None else f" in {name!r}"
+                    return f"{why}{where}, in batches of {clips}"
+    return ""
+
+
+def _difference(one: dict[str, Tensor], other: dict[str, Tensor], name: str | None) -> Tensor:
+    return flat(one) - flat(other) if name is None else (one[name] - other[name]).flatten().double()
+
+
+def _keeps_entries(claim: KeepsEntries, defense: Defense, seed: int, false_alarm: float) -> str:
+    probe = Probe(seed=seed)
+    honest, sent = flat(probe.gradient()), [flat(probe.send(defense, index).tensors) for index in range(2)]
+    kept, entries = sent[0] != 0, len(honest)
+    expected = max(1, round(claim.fraction * entries))
+    if claim.which == "largest" and int(kept.sum()) != expected:
+        return f"{int(kept.sum())} of {entries} entries arrived, expected {expected}"
+    if claim.which == "random":
+        why = is_binomial(int(kept.sum()), entries, claim.fraction, false_alarm)
+        if why:
+            return f"entries that arrived: {why}"
+        if torch.equal(kept, sent[1] != 0) and 0 < int(kept.sum()) < entries:
+            return "two messages kept the same entries, expected others each time"
+    if claim.which == "largest" and bool(honest[~kept].abs().max() > honest[kept].abs().min() * (1 + 1e-5)):
+        return "an entry was dropped that is larger than one that was sent"
+    ratio = sent[0][kept] / honest[kept]
+    if not torch.allclose(ratio, ratio.new_ones(()), rtol=1e-4) and claim.which == "largest":
+        return f"entries arrived at {ratio.min():.3g} to {ratio.max():.3g} times what they are"
+    return ""
+
+
+def _limits_levels(claim: LimitsLevels, defense: Defense, seed: int, _: float) -> str:
+    tensors = Probe(seed=seed).send(defense, 0).tensors
+    parts = (
+        list(torch.split(flat(tensors), claim.bucket))
+        if claim.bucket
+        else [t.flatten() for t in tensors.values()]
+    )
+    found = max(len(torch.unique(part)) for part in parts)
+    return (
+        f"{found} different values share a scale, expected at most {claim.most}" if found > claim.most else ""
+    )
+
+
+def _limits_rank(claim: LimitsRank, defense: Defense, seed: int, _: float) -> str:
+    for name, tensor in Probe(seed=seed).send(defense, 0).tensors.items():
+        if tensor.ndim > 1:
+            values = torch.linalg.svdvals(tensor.flatten(1).double())
+            rank = int((values > values[0] * 1e-5).sum())
+            if rank > claim.most:
+                return f"{name!r} has rank {rank}, expected at most {claim.most}"
+    return ""
+
+
+def _unbiased(_: Unbiased, defense: Defense, seed: int, false_alarm: float) -> str:
+    probe = Probe(seed=seed)
+    honest = flat(probe.gradient())
+    errors = torch.stack([flat(probe.send(defense, index).tensors) - honest for index in range(_MESSAGES)])
+    signs = honest.sign() / math.sqrt(len(honest))
+    for direction, what in ((honest / honest.norm(), "the gradient"), (signs, "its signs")):
+        along = errors @ direction
+        if float(along.abs().max()) <= _ROUNDING * float(honest.norm()) / math.sqrt(len(honest)):
+            continue
+        why = mean_is_zero(along, false_alarm / 2)
+        if why:
+            return f"the error along {what} {why}"
+    return ""
+
+
+def _orthogonal(_: OrthogonalUpdate, defense: Defense, seed: int, __: float) -> str:
+    for factor in (1.0, 30.0):  # dividing by a norm where its square belongs shows at one of them only
+        probe = Probe(scale=factor, seed=seed)
+        honest, sent = flat(probe.gradient()), flat(probe.send(defense, 0).tensors)
+        cosine = float(honest @ sent / (honest.norm() * sent.norm()).clamp(min=1e-30))
+        if abs(cosine) > 1e-3:
+            return f"cosine {cosine:+.3f} to the gradient, which has norm {honest.norm():.3g}"
+    return ""
+
+
+def _carries_error(_: CarriesError, defense: Defense, seed: int, __: float) -> str:
+    probe = Probe(seed=seed)
+    honest = flat(probe.gradient())
+    memory: dict[str, Tensor] = {}
+    total, gaps = torch.zeros_like(honest), []
+    for index in range(_ROUNDS):
+        total += flat(probe.send(defense, index, memory=memory).tensors)
+        gaps.append(float((total - (index + 1) * honest).norm()) / (index + 1))
+    first, last = gaps[0], gaps[-1]
+    if last > first / 2 and first > _ROUNDING * float(honest.norm()):
+        share = last / float(honest.norm())
+        return f"after {_ROUNDS} rounds {share:.0%} of the gradients is still missing, as after the first"
+    return ""
+
+
+def _poisson_sampling(claim: PoissonSampling, defense: Defense, seed: int, false_alarm: float) -> str:
+    probe, draws = Probe(seed=seed), 10 * _MESSAGES
+    hits = torch.zeros(draws, probe.clips, dtype=torch.bool)
+    for index in range(draws):
+        here = probe.send(defense, index).tensors
+        for clip in range(probe.clips):
+            hits[index, clip] = distance(here, probe.send(defense, index, (clip,)).tensors) > 0
+    each = false_alarm / (probe.clips + 1)
+    for clip in range(probe.clips):
+        why = is_binomial(int(hits[:, clip].sum()), draws, claim.rate, each)
+        if why:
+            return f"clip {clip} took part in {why}"
+    pairs = hits[:, 0] & hits[:, 1]
+    why = is_binomial(int(pairs.sum()), draws, claim.rate**2, each)
+    return f"two clips took part together in {why}" if why else ""
+
+
+def _changes(_: Changes, defense: Defense, seed: int, __: float) -> str:
+    probe = Probe(seed=seed)
+    honest, sent = probe.gradient(), probe.send(defense, 0).tensors
+    same = distance(honest, sent) <= 1e-6 * float(flat(honest).norm())
+    return "the message is the gradient of an undefended client" if same else ""
+
+
+CHECKS: dict[type[Claim], Callable[[Any, Defense, int, float], str]] = {
+    CarriesError: _carries_error,
+    Changes: _changes,
+    ClipsNorm: _clips_norm,
+    GaussianNoise: _gaussian_noise,
+    KeepsEntries: _keeps_entries,
+    LimitsLevels: _limits_levels,
+    LimitsRank: _limits_rank,
+    OrthogonalUpdate: _orthogonal,
+    PoissonSampling: _poisson_sampling,
+    Unbiased: _unbiased,
+}
+"""Check of every kind of claim."""
+
+
+def scaled_probe(clips: int, seed: int, norm: float) -> Probe:
+    """Return a probe whose largest gradient of one clip, alone in the batch, has a norm."""
+    probe = Probe(clips, seed=seed)
+    others = [tuple(set(range(clips)) - {index}) for index in range(clips)]
+    largest = max(float(flat(probe.gradient(absent)).norm()) * clips for absent in others)
+    return replace(probe, scale=norm / largest)

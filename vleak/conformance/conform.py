@@ -1,0 +1,99 @@
+"""Conformance: a defense is held to its contract and to its claims, on the messages that it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from vleak.conformance.checks import CHECKS, check_claim
+from vleak.conformance.contract import CONTRACT
+from vleak.errors import InputError, VleakError, first_line
+from vleak.federated import Defense
+from vleak.federated.claims import Claim
+
+__all__ = ["FALSE_ALARM", "Check", "Conformance", "conform"]
+
+FALSE_ALARM = 1e-6
+"""Chance that a claim about randomness that holds is called broken, in one check of it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of one check.
+
+    Attributes:
+        name: of the claim, or of the part of the contract.
+        claim: what is claimed, with its settings; None for the contract.
+        outcome: "holds", "broken", or "not checked" where the defense refused the probe.
+        detail: what was seen of a claim that is broken, or why it was not checked; else empty.
+    """
+
+    name: str
+    claim: Claim | None
+    outcome: Literal["holds", "broken", "not checked"]
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """Results of all checks of a defense.
+
+    Attributes:
+        label: of the defense, with its strength.
+        checks: contract first, then the claims in the order in which they are stated.
+    """
+
+    label: str
+    checks: tuple[Check, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is broken."""
+        return all(check.outcome != "broken" for check in self.checks)
+
+
+def conform(defense: Defense, *, seed: int = 0, false_alarm: float = FALSE_ALARM) -> Conformance:
+    """Check a defense on a small model and random clips: its contract, and each of its claims.
+
+    Neighbouring batches are replayed with equal randomness, which shows sensitivity, control flow and
+    divisor without statistics (after Re:cord-play, arXiv 2602.17454). Claims about randomness are tested on
+    some messages of one batch.
+
+    Args:
+        defense: any defense; one that claims nothing is held to its contract.
+        seed: of clips, weights and randomness.
+        false_alarm: chance in (0, 0.1] that a claim about randomness that holds is called broken.
+
+    Raises:
+        InputError: a number out of range, or claims that are of no known kind.
+    """
+    if not 0 < false_alarm <= 0.1:
+        raise InputError(f"conformance: false_alarm is {false_alarm}, expected a number in (0, 0.1]")
+    claims = _claims(defense)
+    checks = [_checked(name, None, lambda part=part: part(defense, seed)) for name, part in CONTRACT.items()]  # type: ignore[misc]
+    checks += [
+        _checked(claim.name, claim, lambda claim=claim: check_claim(claim, defense, seed, false_alarm))  # type: ignore[misc]
+        for claim in claims
+    ]
+    return Conformance(defense.label, tuple(checks))
+
+
+def _claims(defense: Defense) -> list[Claim]:
+    claims = list(defense.claims())
+    for claim in claims:
+        if type(claim) not in CHECKS:
+            known = ", ".join(sorted(kind.__name__ for kind in CHECKS))
+            raise InputError(
+                f"defense {type(defense).__name__}: claims returned {type(claim).__name__}, expected one of "
+                f"{known}"
+            )
+    return claims
+
+
+def _checked(name: str, claim: Claim | None, check: Callable[[], str]) -> Check:
+    try:
+        broken = check()
+    except VleakError as error:
+        return Check(name, claim, "not checked", first_line(error))
+    return Check(name, claim, "broken" if broken else "holds", broken)
