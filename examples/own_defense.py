@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vleak
-from vleak.federated import Channel, Message, Update
+from vleak.federated import Channel, KeepsEntries, Message, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,14 @@ class RandomMask(vleak.Defense):
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         sent = {k: g * (torch.rand(g.shape, generator=generator) < self.keep) for k, g in gradient.items()}
-        return Message(sent, wire_bytes=4 * sum(int(tensor.count_nonzero()) for tensor in sent.values()))
+        return Message(sent, 8 * sum(int(t.count_nonzero()) for t in sent.values()))  # value and place
 
     def channel(self, update: Update) -> Channel:
         kept = {name: tensor != 0 for name, tensor in update.tensors.items()}
         return Channel(masks=kept, key=("random_mask", self.keep))
+
+    def claims(self) -> list[KeepsEntries]:
+        return [KeepsEntries(fraction=self.keep, which="random")]
 
     @classmethod
     def sweep(cls) -> list[RandomMask]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from mutants import MUTANTS, Coins, RightProjection
 
+from vleak.cli.app import invoke
 from vleak.conformance import conform
 from vleak.conformance.contract import information
 from vleak.conformance.statistics import is_binomial, is_standard_normal, mean_is_zero
@@ -104,3 +107,39 @@ def test_information_has_known_answers() -> None:
     assert information(signs) == pytest.approx(4096 / 8, rel=1e-3)
     uniform = torch.rand(4096, generator=draws) / 2 + 0.5  # one exponent; torch draws 24 bits
     assert 4096 * 22 / 8 <= information(uniform) <= 4096 * 4
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command
+
+
+def test_command_prints_what_is_broken_and_exits_with_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert invoke(["conformance", "prune:fraction=0.9", "--json"]) == 0
+    (defense,) = json.loads(capsys.readouterr().out)["defenses"]
+    assert defense["holds"]
+    assert defense["checks"][-1]["settings"] == {"fraction": pytest.approx(0.1), "which": "largest"}
+    assert invoke(["conformance", "mutants:ForgetsError"]) == 1
+    shown = capsys.readouterr()
+    assert "broken: error feedback: after 40 rounds" in shown.out
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nosuch"], "unknown defense 'nosuch'; known: "),
+        (["dp:noise=1"], "unknown setting of defense dp 'noise'"),
+        ([""], "conformance: an empty name"),
+        (["prune:fraction=nan"], "fraction takes a finite number, got 'nan'"),
+        (["dp", "--seed", "x"], "should be a valid integer"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["conformance", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert line in shown.err
+    assert shown.err.count("\n") == 1
