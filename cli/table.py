@@ -38,7 +38,7 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
     clips = f"{data.clips} clip{plural(data.clips)}"
     names = " and ".join(model.name for model in models)
     subject = f"{data.name}, {clips}, {names} {models[0].training_state}"
-    caption = "\n".join([*unfinished(record), *_caption(rows, models)])
+    caption = "\n".join([*unfinished(record), *_caption(rows, models, wide=width >= _WIDE)])
     table = Table(title=f"What still leaks? {subject}", caption=caption, box=box.SIMPLE_HEAD)
     table.padding, table.pad_edge, table.collapse_padding = (0, 1), False, True
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
@@ -54,6 +54,8 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         columns.pop("segments")
     if all(row.epsilon is None for row in rows):
         columns.pop("ε")
+    if all(row.bound is None for row in rows):
+        columns.pop("told ≤ proven", None)
     if not any(row.enhanced for row in rows):
         columns.pop("enhanced", None)
     if several and width >= _WIDE:
@@ -152,13 +154,19 @@ def _chosen(rows: list[Row]) -> list[str]:
             for (attack, method), defenses in chosen.items()]  # fmt: skip
 
 
+def _told_and_proven(row: Row) -> str:
+    if row.bound is None:
+        return ""
+    return f"≤ {row.bound:.0%}" if row.link_chance is None else f"{row.link_chance:.0%} ≤ {row.bound:.0%}"
+
+
 def _bytes(count: float) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 _WIDE = 120
 _TEXTS = ("defense", "attack", "verdict")
-_DETAILS = ("PSNR dB", "enhanced", "bound", "label", "bytes")
+_DETAILS = ("PSNR dB", "enhanced", "told ≤ proven", "label", "bytes")
 _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "defense": _defense,
     "ε": _epsilon,
@@ -170,14 +178,14 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
         f"{row.identified}/{row.identification.n}" + _of_a_batch(row) if row.identification.n else ""
     ),
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
-    "bound": lambda row: "" if row.bound is None else f"≤ {row.bound:.0%}",
+    "told ≤ proven": _told_and_proven,
     "label": lambda row: "" if row.baseline or not row.labels else f"{row.labels_correct}/{row.labels}",
     "bytes": lambda row: "" if row.baseline or row.bytes is None else _bytes(row.bytes),
     "verdict": _verdict,
 }
 
 
-def _caption(rows: list[Row], models: Sequence[ModelRecord]) -> list[str]:
+def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> list[str]:
     chances = {row.chance for row in rows if row.chance}
     of = f" (chance {next(iter(chances)):.0%})" if len(chances) == 1 else ""
     lines = [
@@ -187,6 +195,10 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord]) -> list[str]:
         "the update alone.",
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
+    if wide and any(row.bound is not None for row in rows):
+        lines.append(
+            "told ≤ proven: how often over the noise who also holds the labels picks it, and what is allowed."
+        )
     if (most := max((row.attacks for row in rows), default=1)) > 1:
         lines.append(
             f"verdicts: of the {most} attacks the strongest counts, so each is judged at "

@@ -173,7 +173,7 @@ def test_granted_labels_narrow_certificate_and_linkage(monkeypatch: pytest.Monke
         asked.extend(len(hypotheses) for hypotheses in candidates)
         return torch.zeros(len(candidates))
 
-    monkeypatch.setattr("vleak.pipelines.base.link_scores", spy)
+    monkeypatch.setattr("vleak.pipelines.linking.link_scores", spy)
     evaluate(small(iterations=1, defenses=("none",)))
     assert set(asked) == {6}  # every candidate under each of the six labels
     asked.clear()

@@ -9,10 +9,11 @@ import pytest
 import torch
 from attacking import CLASSES, SHAPE, built_in, scene, send
 
-from vleak.attacks import Knowledge, Observation, link_rank, link_scores
+from vleak.attacks import Knowledge, Observation, link_chance, link_rank, link_scores
+from vleak.certificates import identification_bound
 from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
 from vleak.errors import InputError
-from vleak.federated import Update
+from vleak.federated import Channel, Update
 from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
@@ -133,3 +134,48 @@ def test_without_a_channel_the_direction_ranks() -> None:
     assert torch.equal(
         link_scores(unknown, [[same], [other]]), link_scores(seen(sent, NoDefense()), [[same], [other]])
     )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Over the noise
+
+
+def canaries(count: int, norm: float) -> list[Update]:
+    """Return orthogonal updates of one norm."""
+    return [Update({"a": norm * torch.eye(count)[index]}, 0) for index in range(count)]
+
+
+@pytest.mark.parametrize("deviation", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("clip_norm", [0.5, 2.0])
+def test_chance_of_orthogonal_canaries_has_a_closed_form(deviation: float, clip_norm: float) -> None:
+    count, multiplier = 12, deviation
+    channel = Channel(noise_deviation=multiplier * clip_norm, clip_norm=clip_norm)
+    chance = link_chance(canaries(count, 5.0), 3, channel, generator("canaries"), draws=40_000)
+    # The right one has 1/s + z, the others z, and the largest is picked.
+    z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    below = torch.special.ndtr(z + 1 / multiplier) ** (count - 1)
+    expected = float(torch.trapezoid(density * below, z))
+    assert chance == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 40_000))
+    bound = identification_bound(count, multiplier)
+    assert expected < bound
+    assert (expected - 1 / count) / (bound - 1 / count) >= 0.6
+
+
+def test_chance_is_that_of_messages_that_are_sent() -> None:
+    data, defense = scene(), DpSgd(noise_multiplier=0.3)
+    told = [group[label] for group, label in zip(candidates("c3d_tiny"), data.labels.tolist(), strict=True)]
+    clip, label = data.clips[:1], data.labels[:1]
+    messages = [send(built_in("c3d_tiny"), clip, label, defense, seed) for seed in range(60)]
+    ranks = [link_rank(link_scores(seen(each, defense), [[known] for known in told]), 0) for each in messages]
+    channel = defense.channel(messages[0])
+    assert channel is not None
+    chance = link_chance(told, 0, channel, generator("sent"))
+    assert chance is not None
+    hits = ranks.count(1)
+    assert abs(hits / 60 - chance) <= 4 * math.sqrt(max(chance * (1 - chance), 0.01) / 60)
+
+
+def test_chance_is_of_gaussian_noise_alone() -> None:
+    assert link_chance(canaries(3, 1.0), 0, Channel(), generator("none")) is None
+    assert link_chance(canaries(1, 1.0), 0, Channel(noise_deviation=1.0), generator("one")) == 1.0

@@ -18,7 +18,7 @@ from vleak.attacks.feature_inversion import FeatureInversion
 from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.learned import Decoder, DeepPrior, Inverter
-from vleak.attacks.linkage import link_rank, link_scores
+from vleak.attacks.linkage import link_chance, link_rank, link_scores
 from vleak.attacks.matching import Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
@@ -91,6 +91,7 @@ __all__ = [
     "Work",
     "answerable",
     "infer_labels",
+    "link_chance",
     "link_rank",
     "link_scores",
     "order_identifiable",

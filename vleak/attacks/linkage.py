@@ -16,7 +16,7 @@ from vleak.attacks.observation import Observation
 from vleak.errors import InputError
 from vleak.federated import Channel, Update
 
-__all__ = ["link_rank", "link_scores"]
+__all__ = ["link_chance", "link_rank", "link_scores"]
 
 
 def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]) -> Tensor:
@@ -57,6 +57,38 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
     return torch.stack([_score(sent, hypotheses, channel, names) for hypotheses in flat])
 
 
+def link_chance(
+    candidates: Sequence[Update], index: int, channel: Channel, generator: torch.Generator, draws: int = 4096
+) -> float | None:
+    """Return how often a candidate is picked over the noise, by who holds all and knows their labels.
+
+    This is the attacker whom an identification bound speaks of. The likelihood depends on the noise only
+    through its products with the candidates, normal numbers whose covariances are the candidates' Gram
+    matrix: a draw takes N numbers instead of one an entry.
+
+    Args:
+        candidates: the undefended update of each clip under its own label.
+        index: of the candidate that was sent.
+        channel: of the defense.
+        generator: of the noise.
+        draws: messages that are simulated, at least 1.
+
+    Returns:
+        share in [0, 1]; None where the noise of the channel is not Gaussian.
+    """
+    if not channel.noise_deviation:
+        return None
+    names = list(candidates[index].tensors)
+    clipped = torch.stack([_clipped(_flat(each.tensors, names), channel.clip_norm) for each in candidates])
+    gram = (clipped @ clipped.T) / channel.noise_deviation**2
+    values, vectors = torch.linalg.eigh(gram)
+    noise = torch.randn((draws, len(values)), generator=generator, dtype=torch.float64)
+    products = (noise * values.clamp(min=0).sqrt()) @ vectors.T
+    scores = gram[index] - gram.diagonal() / 2 + products
+    others = torch.cat([scores[:, :index], scores[:, index + 1 :]], 1)
+    return float((scores[:, index] > others.amax(1)).double().mean()) if len(candidates) > 1 else 1.0
+
+
 def link_rank(scores: Tensor, index: int) -> int:
     """Return the rank of candidate ``index``, 1 is best; on ties the worst it could be."""
     return int((scores >= scores[index]).sum()) if bool(scores.isfinite().all()) else len(scores)
@@ -86,10 +118,15 @@ def _cosine(sent: Tensor, hypotheses: list[Tensor]) -> Tensor:
     return torch.stack(cosines).max()
 
 
+def _clipped(gradient: Tensor, norm: float) -> Tensor:
+    factor: Tensor = (norm / gradient.norm().clamp(min=1e-30)).clamp(max=1.0)
+    return gradient * factor
+
+
 def _likelihood(sent: Tensor, hypotheses: list[Tensor], clip_norm: float, deviation: float) -> Tensor:
     """Return the logarithm of the summed likelihoods under Gaussian noise, up to a constant."""
     deviation = max(deviation, 1e-12)  # without noise the nearest wins
-    clipped = [h * (clip_norm / h.norm().clamp(min=1e-30)).clamp(max=1.0) for h in hypotheses]
+    clipped = [_clipped(hypothesis, clip_norm) for hypothesis in hypotheses]
     # |sent|^2, the same for all, is left out: beside heavy noise it would drown the difference.
     logarithms = [(sent @ h - h @ h / 2) / deviation**2 for h in clipped]
     return torch.stack(logarithms).logsumexp(0)

@@ -17,8 +17,6 @@ from vleak.attacks import (
     Observation,
     Reconstruction,
     answerable,
-    link_rank,
-    link_scores,
     order_identifiable,
     simulated_channel,
 )
@@ -29,6 +27,7 @@ from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestUpdates, compare
+from vleak.pipelines.linking import Linkage, link
 from vleak.pipelines.pictures import Pictures
 from vleak.pipelines.rivals import rivals
 from vleak.pipelines.rounds import Round, bystander, move
@@ -249,10 +248,15 @@ class Pipeline(ABC):
         candidates = self.candidates(case.clip)
         enhanced = self.pictures.enhance(answer.clip, case.clip, case.reference_frames, candidates)
         correct = bool(answer.reconstruction.labels[0] == self.samples.labels[case.clip])
-        linked, rank = self._link(case, update, observation, candidates)
+        linkage = self._link(case, update, observation, candidates)
         label = None if self.loss == "ranking" else correct
         scores = self.scores(case, answer).model_copy(
-            update={"label_correct": label, "linked": linked, "link_rank": rank}
+            update={
+                "label_correct": label,
+                "linked": linkage.linked,
+                "link_rank": linkage.rank,
+                "link_chance": linkage.chance,
+            }
         )
         return Judgement(
             scores=scores,
@@ -262,30 +266,27 @@ class Pipeline(ABC):
             enhanced=None if enhanced is None else enhanced[1],
         )
 
-    def _link(
-        self, case: Case, update: Update, observation: Observation, candidates: list[int]
-    ) -> tuple[bool | None, int | None]:
-        """Whether the update itself points at the clip, and its rank; baselines never saw the update."""
-        if case.client.new_clips or case.client.participation < 1:
-            return None, None  # the first round that is seen has other weights than the candidates' updates
-        label = None
-        if self.labels_granted and self.loss != "ranking":
-            label = int(self.samples.labels[case.clip])
+    def _link(self, case: Case, update: Update, observation: Observation, candidates: list[int]) -> Linkage:
+        """What the update itself tells about its clip; baselines never saw the update."""
+        # Who looks for the sharpest attacker knows the defense, whatever the attack of the cell knows.
+        if case.baseline or case.client.new_clips or case.client.participation < 1:
+            return Linkage()  # the first round that is seen has other weights than the candidates' updates
         # Its companions in the batch are no alternatives to a clip: they are in the update too.
         candidates = [clip for clip in candidates if clip == case.clip or clip not in case.batch]
-        hypotheses = self._honest_updates(case.client).candidates(candidates, label)
-        if case.baseline or len(hypotheses) < 2:
-            return None, None
+        if len(candidates) < 2:
+            return Linkage()
         if observation.earlier:  # of several rounds the first has the weights of the candidates' updates
             observation = observation.earlier[0]
             update = observation.update
-        # Who looks for the sharpest attacker knows the defense, whatever the attack of the cell knows.
         channel = self._client(case.client, self.model, case.defense).channel(update)
         if channel is None:
             channel = self._simulated_channel(case, observation)
-        ranked = link_scores(replace(observation, channel=channel), hypotheses)
-        rank = link_rank(ranked, candidates.index(case.clip))
-        return rank == 1, rank
+        told = self.labels_granted and self.loss != "ranking"
+        return link(
+            self._honest_updates(case.client), replace(observation, channel=channel), candidates, case.clip,
+            label=int(self.samples.labels[case.clip]) if told else None,
+            alone=len(case.batch) == case.client.rounds == 1,
+        )  # fmt: skip
 
     def _compared(self, case: Case, update: Update) -> UpdateRecord:
         """The update beside the one that the same client sends without a defense."""

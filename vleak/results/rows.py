@@ -168,6 +168,8 @@ class Row:
         enhanced_change_db: mean change of PSNR by enhancement, with its interval.
         enhanced_gain_db: gain over the baselines, enhanced alike.
         enhanced_identified: clips recognised in the enhanced reconstruction.
+        link_chance: share of messages, over the noise, from which who is told all labels picks the clip; a
+            mean over the scored clips; None where the noise is not Gaussian.
         bound: share that the certificates allow, a mean over the scored clips; None without a certificate.
         bound_broken: whether the interval of a measured share lies above the bound: certificate or code is
             wrong.
@@ -217,6 +219,7 @@ class Row:
     candidates: int | None
     guess: float | None
     chance: float | None
+    link_chance: float | None
     bound: float | None
     bound_broken: bool
     labels_correct: int

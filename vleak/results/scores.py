@@ -93,6 +93,8 @@ class Scores(Record):
         label_correct: whether the label was right; None where there is none to guess.
         linked: whether the update alone points at the clip among the candidates; None where not asked.
         link_rank: rank of the clip in that test.
+        link_chance: how often, over the noise that the defense states, who is told all labels picks the clip;
+            None where the noise is not Gaussian, for batches and for several rounds.
         metrics: scores of further metrics by name, from plug-ins.
     """
 
@@ -115,6 +117,7 @@ class Scores(Record):
     label_correct: bool | None = None
     linked: bool | None = None
     link_rank: int | None = None
+    link_chance: float | None = Field(default=None, ge=0, le=1)
     metrics: dict[str, Finite | None] = Field(default_factory=dict)
 
 

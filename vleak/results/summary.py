@@ -149,6 +149,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         candidates=candidates,
         guess=guess,
         chance=_chance(scores, guess),
+        link_chance=_mean(score.link_chance for score in scores),
         bound=_mean(c.certificate.bound for c in scored or failed if c.certificate is not None),
         bound_broken=False,
         labels_correct=sum(guesses),

@@ -1,0 +1,48 @@
+"""Linkage of a cell: what the update itself tells about its clip, whatever an attack rebuilds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vleak.attacks import Observation, link_chance, link_rank, link_scores
+from vleak.federated import Channel
+from vleak.pipelines.honest import HonestUpdates
+from vleak.seeds import generator
+
+__all__ = ["Linkage", "link"]
+
+
+@dataclass(frozen=True)
+class Linkage:
+    """Linkage of a cell, as in `vleak.results.Scores`; all None where it was not measured."""
+
+    linked: bool | None = None
+    rank: int | None = None
+    chance: float | None = None
+
+
+def link(
+    honest: HonestUpdates,
+    observation: Observation,
+    candidates: list[int],
+    clip: int,
+    *,
+    label: int | None,
+    alone: bool,
+) -> Linkage:
+    """Return the linkage of a clip among candidates.
+
+    Args:
+        honest: undefended updates of all clips.
+        observation: of the attacker, with the channel that he knows.
+        candidates: positions of at least two clips, ``clip`` among them.
+        clip: that was sent.
+        label: of it, if it is known.
+        alone: whether it is alone in the only message.
+    """
+    hypotheses = honest.candidates(candidates, label)
+    index, channel = candidates.index(clip), observation.channel or Channel()
+    rank = link_rank(link_scores(observation, hypotheses), index) if hypotheses else None
+    told = [honest.updates[candidate] for candidate in candidates]
+    chance = link_chance(told, index, channel, generator("linkage", clip)) if alone else None
+    return Linkage(None if rank is None else rank == 1, rank, chance)
