@@ -740,3 +740,19 @@ def test_accuracy_of_known_answers() -> None:
     assert accuracy(Brightness(), clips[:3], labels[:3]) == 1.0
     assert accuracy(Brightness(), clips[3:4], labels[3:4]) == 0.0
     assert accuracy(Brightness(), clips[:0], labels[:0]) is None
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {"frames": 8, "size": 32, "classes": 6, "seed": 0}
+    with pytest.raises(
+        InputError, match=r"'r3d_18:width=512' has 2,\d+,\d+,\d+ parameters, .* take a smaller width"
+    ):
+        build_model("r3d_18:width=512", **sizes)
+    needed = 4 * sum(p.nbytes for p in build_model("c3d_tiny", **sizes).parameters())
+    monkeypatch.setattr("vleak.models.memory.memory_bytes", lambda: needed)
+    build_model("c3d_tiny", **sizes)
+    monkeypatch.setattr("vleak.models.memory.memory_bytes", lambda: needed - 1)
+    with pytest.raises(InputError, match="has 97,958 parameters"):
+        build_model("c3d_tiny", **sizes)

@@ -15,6 +15,7 @@ from torch import nn
 from vleak.errors import InputError, first_line
 from vleak.models import networks
 from vleak.models.classifiers import LRCN, C3DTiny, initialise
+from vleak.models.memory import refuse_too_large
 from vleak.models.torchvision_video import VIDEO_MODELS, TorchvisionModel
 from vleak.models.trial import try_factory
 from vleak.models.unwrap import plain_module
@@ -136,6 +137,7 @@ def _made(
             return reference.build(*sizes)
     with torch.device("meta"):  # allocating weights there draws no random numbers
         module = reference.build(*sizes)
+    refuse_too_large(reference.text, module, "take a smaller width or size")
     module = module.to_empty(device="cpu")
     numbers = generator(seed, stream, reference.text)
     if isinstance(module, networks.Network):
@@ -187,4 +189,5 @@ def call_factory(reference: Reference[nn.Module], arguments: Mapping[str, object
             raise InputError(f"{where}: the factory raised {told}; call it by hand to see more") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{where}: the factory returned a {type(module).__name__}, expected torch.nn.Module")
+    refuse_too_large(entry.name, module, "take a smaller model")
     return module
