@@ -152,6 +152,12 @@ Budget = Annotated[
     _number("Iterations in which `strongest` tries its attacks on public clips, for each defense.", _ATTACK),
 ]
 Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _ATTACK)]
+Utility = Annotated[
+    int,
+    _number(
+        "Rounds of federated training under every defense, for the accuracy that is left; 0 for none.", _RUN
+    ),
+]
 Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
 Engine = Annotated[
@@ -204,6 +210,7 @@ def evaluate(
     iterations: Iterations = 150,
     budget: Budget = 800,
     labels: Labels = "inferred",
+    utility: Utility = 0,
     seed: Seed = 0,
     device: Device = "auto",
     engine: Engine = "native",

@@ -54,6 +54,8 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         columns.pop("segments")
     if all(row.epsilon is None for row in rows):
         columns.pop("ε")
+    if all(row.accuracy.mean is None for row in rows):
+        columns.pop("accuracy")
     if all(row.bound is None for row in rows):
         columns.pop("told ≤ proven", None)
     if not any(row.enhanced for row in rows):
@@ -138,6 +140,12 @@ def _interval(gain: Interval) -> str:
     return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
 
 
+def _share(share: Interval) -> str:
+    if share.mean is None or share.low is None or share.high is None:
+        return ""
+    return f"{share.mean:.0%} [{max(0.0, share.low):.0%}, {min(1.0, share.high):.0%}]"
+
+
 def _of_a_batch(row: Row) -> str:
     if row.batch_identified is None:
         return ""
@@ -180,6 +188,7 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
     "told ≤ proven": _told_and_proven,
     "label": lambda row: "" if row.baseline or not row.labels else f"{row.labels_correct}/{row.labels}",
+    "accuracy": lambda row: _share(row.accuracy),
     "bytes": lambda row: "" if row.baseline or row.bytes is None else _bytes(row.bytes),
     "verdict": _verdict,
 }

@@ -68,6 +68,7 @@ def evaluate(
     iterations: int = 150,
     budget: int = 800,
     labels: str = "inferred",
+    utility: int = 0,
     seed: int = 0,
     device: str = "auto",
     engine: str = "native",
@@ -107,6 +108,7 @@ def evaluate(
         round_clips: "same" clips in all rounds, or "new" ones.
         enhance: "classical", "network", "spandrel:FILE" or "none".
         restarts, iterations: of every attack by name.
+        utility: rounds of federated training under every defense, for the accuracy that is left.
         budget: iterations that `strongest` spends on trials for one model and defense.
         labels: "inferred" or "granted".
         seed: equal seeds give equal scores.

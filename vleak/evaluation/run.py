@@ -15,7 +15,8 @@ from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
 from vleak.evaluation.plan import PlannedCell, by_client, plan
 from vleak.evaluation.settings import Settings
-from vleak.evaluation.setup import prepare
+from vleak.evaluation.setup import PreparedRun, prepare
+from vleak.evaluation.utility import measure_utility
 from vleak.pipelines import Progress, Stop, private_clips
 from vleak.results.records import RunRecord
 from vleak.results.store import FolderStore, MemoryStore, RunStore
@@ -75,7 +76,22 @@ def evaluate(
             runner = _Runner(cells, opened, progress, stop)
             with _finished(opened, cells):
                 runner.run(workers, batched=batched)
+                _train(settings, run, opened, progress, stop)
             return opened.finish([cell.case.id for cell in cells])
+
+
+def _train(
+    settings: Settings, run: PreparedRun, store: RunStore, progress: Progress, stop: threading.Event
+) -> None:
+    """Measure the utility under every defense, where it is asked for and not yet in the store.
+
+    Raises:
+        StoppedError: the caller's event was set.
+    """
+    if settings.utility:
+        done = {text for text, each in store.utility.items() if each.ok}
+        for record in measure_utility(settings, run, done, progress, stop):
+            store.add_utility(record)
 
 
 def _silent(what: str, done: int, total: int) -> None:

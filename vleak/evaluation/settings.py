@@ -57,6 +57,7 @@ DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 
 Engine = Literal["native", "reference"]
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
+_MOST_ROUNDS = 100_000
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -99,6 +100,7 @@ class Settings(ClientChoice):
             its own.
         budget: iterations that the attack "strongest" spends on trials for one model and defense.
         labels: "inferred" by the attack, or "granted" to it.
+        utility: rounds of federated training under every defense, for the accuracy that is left; 0 for none.
         seed: of everything random.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
@@ -125,6 +127,7 @@ class Settings(ClientChoice):
     iterations: int = 150
     budget: int = 800
     labels: str = "inferred"
+    utility: int = 0
     seed: int = 0
     device: str = "auto"
     engine: str = "native"
@@ -147,13 +150,27 @@ class Settings(ClientChoice):
         for kind, value, known in choices:
             if not isinstance(value, str) or value not in known:
                 raise unknown_name(kind, str(value), known)
-        for name in ("frames", "size", "stride", "segments", "restarts", "iterations", "budget", "seed"):
+        for name in (
+            "frames",
+            "size",
+            "stride",
+            "segments",
+            "restarts",
+            "iterations",
+            "budget",
+            "utility",
+            "seed",
+        ):
             if not _is_whole(value := getattr(self, name)):
                 raise InputError(f"{argument(name, repr(value))}: expected a whole number")
         if self.clips is not None and not _is_whole(self.clips):
             raise InputError(f"{argument('clips', repr(self.clips))}: expected a whole number, or None")
         if not isinstance(self.enhance, str):
             raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
+        if not 0 <= self.utility <= _MOST_ROUNDS:
+            raise InputError(
+                f"{argument('utility', self.utility)}: expected 0 to {_MOST_ROUNDS:,} rounds of training"
+            )
         for name in _MOST:
             _check_count(name, getattr(self, name))
         self.check_clients()

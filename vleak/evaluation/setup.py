@@ -28,6 +28,7 @@ from vleak.errors import InputError, argument
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
 from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
+from vleak.evaluation.utility import check_utility
 from vleak.federated import Client
 from vleak.models import Plain, check_classifier
 from vleak.native import loader
@@ -79,6 +80,7 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     progress("loading clips", 0, 0)
     data = _load(settings, progress)
     _check_batches(settings, len(data.names))
+    check_utility(settings, data)
     data, model = _with_model(data, settings)
     pipelines = _pipelines(data, settings, progress, model)
     for pipeline in pipelines:

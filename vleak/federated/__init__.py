@@ -17,6 +17,7 @@ from vleak.federated.claims import (
 from vleak.federated.client import Client
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.dropout import drops, fill_masks, mask_limits, with_masks, without_dropout
+from vleak.federated.federation import Federation, Training, train_federation
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
 from vleak.federated.loading import load_update
 from vleak.federated.local import LocalTraining
@@ -35,6 +36,7 @@ __all__ = [
     "Client",
     "ClipsNorm",
     "Defense",
+    "Federation",
     "GaussianNoise",
     "KeepsEntries",
     "LimitsLevels",
@@ -46,6 +48,7 @@ __all__ = [
     "PoissonSampling",
     "Privacy",
     "PublicFacts",
+    "Training",
     "Unbiased",
     "Update",
     "drops",
@@ -57,6 +60,7 @@ __all__ = [
     "moved",
     "per_clip_gradients",
     "surviving_entries",
+    "train_federation",
     "trained_part",
     "with_masks",
     "without_dropout",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -19,6 +18,7 @@ from vleak.report.svg import (
     Plot,
     canvas,
     clear_frame,
+    error_bars,
     or_nan,
     style,
     to_svg,
@@ -204,7 +204,7 @@ def _errorbar(
         at: positions of the rows. along: the axis of the positions; the quantity is on the other one.
     """
     intervals = [measure.pick(row) for row in rows]
-    means, errors = [or_nan(i.mean) for i in intervals], _errors(intervals)
+    means, errors = [or_nan(i.mean) for i in intervals], error_bars(intervals)
     if along == "x":
         axes.errorbar(at, means, yerr=errors, fmt=f"{line.marker}-", color=line.color, markersize=4.5,
                       linewidth=1.4, elinewidth=1.2, capsize=2.5, label=line.name)  # fmt: skip
@@ -291,13 +291,6 @@ def _guess_levels(measure: _Measure, rows: Sequence[Row]) -> set[float]:
     levels = {measure.chance(row) for row in rows} - {None}
     known = {level for level in levels if level is not None}
     return known if len(known) == 1 else set()
-
-
-def _errors(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Return distances from the mean to both ends, NaN where there is no interval."""
-    low = [or_nan(i.mean) - or_nan(i.low) for i in intervals]
-    high = [or_nan(i.high) - or_nan(i.mean) for i in intervals]
-    return [[v if math.isnan(v) else max(0.0, v) for v in side] for side in (low, high)]
 
 
 def _with_bytes(label: str, rows: Sequence[Row]) -> str:

@@ -11,6 +11,7 @@ from vleak.files import write_atomic
 from vleak.report.figures import draw_plots
 from vleak.report.filters import NO_BREAK
 from vleak.report.flag_texts import count_flags
+from vleak.report.frontier import draw_frontier
 from vleak.report.gallery import build_galleries
 from vleak.report.html import render_page
 from vleak.report.words import Topic, headline_sentences, knowledge_text
@@ -86,10 +87,11 @@ def render(folder: Path, run: RunRecord) -> str:
         span=_span(rows),
         segmented=any(row.segments for row in rows),
         enhanced=any(row.enhanced for row in rows),
+        trained=any(row.accuracy.mean is not None for row in rows),
         metrics=list(dict.fromkeys(name for row in rows for name in row.metrics)),
         chances={row.chance for row in rows if row.chance},
         threat_models={knowledge_text(row.knowledge) for row in rows},
-        plots=draw_plots(rows),
+        plots=[*draw_frontier(rows), *draw_plots(rows)],
         galleries=galleries,
         example=galleries[0].example if galleries else None,
         flags=count_flags(run.cells),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from vleak.results import Interval
 
 MAX_SERIES = 6
 
@@ -84,6 +86,13 @@ def clear_frame(axes: Axes, *, grid: str) -> None:
         axes.spines[side].set_visible(False)
     axes.grid(True, axis="x" if grid == "x" else "y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
+
+
+def error_bars(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Return distances from the mean to both ends, NaN where there is no interval."""
+    low = [or_nan(i.mean) - or_nan(i.low) for i in intervals]
+    high = [or_nan(i.high) - or_nan(i.mean) for i in intervals]
+    return [[v if math.isnan(v) else max(0.0, v) for v in side] for side in (low, high)]
 
 
 def or_nan(value: float | None) -> float:

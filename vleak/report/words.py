@@ -170,6 +170,7 @@ def headline_sentences(rows: Sequence[Row], record: RunRecord | None = None) -> 
     if undefended is not None:
         sentences.append(Sentence("undefended", _undefended_sentence(undefended, usual)))
     sentences += _verdict_sentences(defended, rows, usual)
+    sentences += [Sentence("cost", text) for text in _accuracy_sentence(list(worst.values()))]
     sentences += [Sentence("cost", text) for text in _cost_sentence(defended)]
     if not worst:
         text = "No attack was scored, so this run says nothing about leakage."
@@ -325,6 +326,22 @@ def _cost_sentence(rows: list[Row]) -> list[str]:
         return ["Bytes sent: as many as without defense."]
     same = "; the others as many" if len(other) < len(known) else ""
     return [f"Bytes sent, against no defense: {_listed(other)}{same}."]
+
+
+def _accuracy_sentence(rows: Sequence[Row]) -> list[str]:
+    """What training is left under each defense; intervals are of the change against no defense."""
+    undefended = [row for row in rows if row.undefended and row.accuracy.mean is not None]
+    if not undefended:
+        return []
+    each = []
+    for row in rows:
+        change = row.accuracy_change
+        if change.mean is not None and change.low is not None and change.high is not None:
+            points = f"{100 * change.mean:+.0f} points [{100 * change.low:+.0f}, {100 * change.high:+.0f}]"
+            accuracy = percent(row.accuracy.mean or 0.0)
+            each.append(f"{row.defense} {accuracy} ({points.replace('-', '−')})")
+    told = f"Accuracy after federated training: {percent(undefended[0].accuracy.mean or 0.0)} without defense"
+    return [f"{told}; {_listed(each)}." if each else f"{told}."]
 
 
 def _listed(items: list[str]) -> str:

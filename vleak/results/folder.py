@@ -10,9 +10,9 @@ from vleak.results.base import JsonObject
 from vleak.results.flags import with_flags
 from vleak.results.migrations import migrate
 from vleak.results.reading import parse_json, read_json, validate
-from vleak.results.records import Cell, RunHeader, RunRecord
+from vleak.results.records import Cell, RunHeader, RunRecord, UtilityRecord
 
-__all__ = ["HEADER", "JOURNAL", "RESULTS", "read_header", "read_journal", "read_run"]
+__all__ = ["HEADER", "JOURNAL", "RESULTS", "read_header", "read_journal", "read_run", "read_utility"]
 
 HEADER, JOURNAL, RESULTS = "run.json", "cells.jsonl", "results.json"
 """Files of a run: what is known before its first cell, its finished cells, and its results."""
@@ -49,8 +49,9 @@ def read_run(path: Path) -> RunRecord:
         if all(known.get(name) == cell.status for name, cell in journal.items()):
             return results
     planned = None if results is None else results.planned_cells
-    cells = with_flags(list(journal.values()))
-    return RunRecord.model_validate(dict(header) | {"planned_cells": planned, "cells": cells})
+    parts = {"planned_cells": planned, "cells": with_flags(list(journal.values()))}
+    utility = () if results is None else results.utility
+    return RunRecord.model_validate(dict(header) | parts | {"utility": utility})
 
 
 def read_header(folder: Path) -> RunHeader:
@@ -79,6 +80,16 @@ def read_journal(folder: Path) -> dict[str, Cell]:
     cells = migrate({"schema_version": header["schema_version"], "cells": lines}, str(path))["cells"]
     read = [validate(Cell, cell, f"{path}, line {index + 1}") for index, cell in enumerate(cells)]
     return {cell.id: cell for cell in read}
+
+
+def read_utility(folder: Path) -> dict[str, UtilityRecord]:
+    """Read the utility under each defense, by its text; none where the folder has no results yet.
+
+    Raises:
+        InputError: the results are damaged or of a newer schema.
+    """
+    path = folder / RESULTS
+    return {each.text: each for each in _read_results(path).utility} if path.exists() else {}
 
 
 def _read_results(path: Path) -> RunRecord:

@@ -18,6 +18,7 @@ from vleak.results.scores import (
     Scores,
     SegmentScores,
 )
+from vleak.results.utility import UtilityRecord
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -45,6 +46,7 @@ __all__ = [
     "Setting",
     "SettingsRecord",
     "UpdateRecord",
+    "UtilityRecord",
 ]
 
 SCHEMA_VERSION = 2
@@ -326,6 +328,7 @@ class SettingsRecord(Record):
     restarts: int
     iterations: int
     budget: int = 800
+    utility: int = 0
     labels: Literal["inferred", "granted"]
     seed: int
     device: str
@@ -350,11 +353,13 @@ class RunRecord(RunHeader):
         schema_version: version of these records.
         planned_cells: cells of the whole run; None where the journal alone is left, which does not say.
         cells: the finished cells, in the order of the plan.
+        utility: of the defenses, where it was asked for.
     """
 
     schema_version: int = SCHEMA_VERSION
     planned_cells: int | None = Field(ge=0)
     cells: tuple[Cell, ...]
+    utility: tuple[UtilityRecord, ...] = ()
 
     @field_validator("schema_version")
     @classmethod

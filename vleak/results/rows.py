@@ -180,6 +180,8 @@ class Row:
         cosine: mean cosine of the update to the undefended one.
         seconds: mean time of the attack a clip.
         metrics: means of further metrics by name, from plug-ins.
+        accuracy: share of held-out clips that the model has right after federated training under the defense;
+            accuracy_change: that less the same without defense, over clips.
         verdict: what the row shows.
         attacks: attacks that the run made in this setting, that is on this defense, client and knowledge. The
             verdicts of all of them together hold at 95 %: each is judged at 1 - 0.05 / ``judged_at_once``.
@@ -237,6 +239,8 @@ class Row:
     enhanced_gain_db: Interval = NO_INTERVAL
     enhanced_identified: int = 0
     metrics: dict[str, float]
+    accuracy: Interval = NO_INTERVAL
+    accuracy_change: Interval = NO_INTERVAL
     attacks: int = 1
     judged_at_once: int = 1
     batch_identified: float | None = None

@@ -16,9 +16,11 @@ from torch import Tensor
 from vleak.errors import InputError, VleakError, argument
 from vleak.files import open_lock, write_atomic
 from vleak.results.flags import with_flags
-from vleak.results.folder import HEADER, JOURNAL, RESULTS, read_header, read_journal
-from vleak.results.pictures import CLIPS, Bytes, as_bytes, as_clip, picture_names, read_array, write_array
+from vleak.results.folder import HEADER, JOURNAL, RESULTS, read_header, read_journal, read_utility
+from vleak.results.media import cell_pictures, with_media
+from vleak.results.pictures import CLIPS, Bytes, as_bytes, as_clip, read_array, write_array
 from vleak.results.records import SCHEMA_VERSION, Cell, Record, RunHeader, RunRecord, SettingsRecord
+from vleak.results.utility import UtilityRecord
 
 __all__ = ["FolderStore", "MemoryStore", "RunStore"]
 
@@ -28,11 +30,16 @@ class RunStore(Protocol):
 
     Attributes:
         cells: the cells so far by id; a store that was opened again begins with the earlier ones.
+        utility: the utility so far by the text of the defense, likewise.
     """
 
     @property
     def cells(self) -> Mapping[str, Cell]:
         """The cells so far by id."""
+
+    @property
+    def utility(self) -> Mapping[str, UtilityRecord]:
+        """The utility so far by the text of the defense."""
 
     def check(self, settings: SettingsRecord) -> None:
         """Refuse settings of another run than the one that is there, before anything slow."""
@@ -54,6 +61,9 @@ class RunStore(Protocol):
     def add(self, cell: Cell, picture: Tensor | None = None, enhanced: Tensor | None = None) -> None:
         """Keep a finished cell and its pictures (C, T, H, W), and at twice the resolution, in [0, 1]."""
 
+    def add_utility(self, record: UtilityRecord) -> None:
+        """Keep the utility under one defense."""
+
     def finish(self, order: Sequence[str]) -> RunRecord:
         """Close the record of the run: its finished cells in the order of the planned ids, with flags."""
 
@@ -70,6 +80,7 @@ class MemoryStore:
     def __init__(self) -> None:
         """Make an empty store."""
         self.cells: dict[str, Cell] = {}
+        self.utility: dict[str, UtilityRecord] = {}
         self._arrays: dict[str, Bytes] = {}
         self._header: RunHeader | None = None
 
@@ -96,18 +107,22 @@ class MemoryStore:
 
     def add(self, cell: Cell, picture: Tensor | None = None, enhanced: Tensor | None = None) -> None:
         """Keep a finished cell and its pictures."""
-        cell, arrays = _with_media(cell, picture, enhanced)
+        cell, arrays = with_media(cell, picture, enhanced)
         self._arrays |= arrays
         self.cells[cell.id] = cell
+
+    def add_utility(self, record: UtilityRecord) -> None:
+        """Keep the utility under one defense."""
+        self.utility[record.text] = record
 
     def finish(self, order: Sequence[str]) -> RunRecord:
         """Return the record of the run."""
         assert self._header is not None, "a store is opened before it is finished"
-        return _record(self._header, self.cells, order)
+        return _record(self._header, self.cells, order, self.utility)
 
     def pictures(self, cell: Cell) -> dict[str, Tensor]:
         """Pictures of a cell by role: "truth", "reconstruction", "enhanced", those that there are."""
-        return _pictures(self._arrays.get, cell)
+        return cell_pictures(self._arrays.get, cell)
 
     def clips(self) -> Tensor | None:
         """Private clips (N, C, T, H, W); None where there are none."""
@@ -129,6 +144,7 @@ class FolderStore:
         """
         self.folder = Path(folder)
         self.cells: dict[str, Cell] = {}
+        self.utility: dict[str, UtilityRecord] = {}
         self._header: RunHeader | None = None
         self._lock: BinaryIO | None = None
         self._journal: BinaryIO | None = None
@@ -159,6 +175,7 @@ class FolderStore:
         try:
             self._header = self._matched(header)
             self.cells = read_journal(self.folder)
+            self.utility = read_utility(self.folder)
             self._journal = self._open_journal()
             # After the journal: while the header is of an older schema, its lines may be of either.
             _write_header(self.folder, self._header)
@@ -196,13 +213,17 @@ class FolderStore:
         Raises:
             VleakError: the disk is full; what was written before stays readable.
         """
-        cell, arrays = _with_media(cell, picture, enhanced)
+        cell, arrays = with_media(cell, picture, enhanced)
         try:
             for name, array in arrays.items():
                 write_array(self.folder / name, array)
         except VleakError as error:
             raise self._unwritable(error.__cause__) from error
         self._append(cell)
+
+    def add_utility(self, record: UtilityRecord) -> None:
+        """Keep the utility under one defense, for the results that `finish` writes."""
+        self.utility[record.text] = record
 
     def finish(self, order: Sequence[str]) -> RunRecord:
         """Write results.json, whole or not at all, and return its content.
@@ -211,7 +232,7 @@ class FolderStore:
             VleakError: the disk is full.
         """
         assert self._header is not None, "a store is opened before it is finished"
-        record = _record(self._header, self.cells, order)
+        record = _record(self._header, self.cells, order, self.utility)
         self.write(record)
         return record
 
@@ -230,7 +251,9 @@ class FolderStore:
             InputError: a file is missing or damaged.
         """
         there = (self.folder / CLIPS).exists()
-        return _pictures(lambda name: read_array(self.folder, name) if name != CLIPS or there else None, cell)
+        return cell_pictures(
+            lambda name: read_array(self.folder, name) if name != CLIPS or there else None, cell
+        )
 
     def clips(self) -> Tensor | None:
         """Private clips (N, C, T, H, W); None where there are none."""
@@ -319,36 +342,12 @@ class FolderStore:
         self._journal = self._lock = None
 
 
-class _Arrays(Protocol):
-    def __call__(self, name: str, /) -> Bytes | None: ...
-
-
-def _pictures(arrays: _Arrays, cell: Cell) -> dict[str, Tensor]:
-    clips = arrays(CLIPS)
-    if clips is not None and cell.clip_index >= len(clips):
-        raise InputError(
-            f"cell {cell.id!r}: clip_index is {cell.clip_index}, the run has pictures of {len(clips)} clips; "
-            "its files are damaged"
-        )
-    pictures = {} if clips is None else {"truth": as_clip(clips[cell.clip_index])}
-    for role, name in (("reconstruction", cell.media), ("enhanced", cell.media_enhanced)):
-        if name is not None and (array := arrays(name)) is not None:
-            pictures[role] = as_clip(array)
-    return pictures
-
-
-def _with_media(cell: Cell, picture: Tensor | None, enhanced: Tensor | None) -> tuple[Cell, dict[str, Bytes]]:
-    """Cell with the names of its pictures, and these as bytes by name."""
-    names = zip(("media", "media_enhanced"), picture_names(cell.id), (picture, enhanced), strict=True)
-    kept = [(field, name, clip) for field, name, clip in names if clip is not None]
-    media: dict[str, str | None] = {"media": None, "media_enhanced": None}
-    media |= {field: name for field, name, _ in kept}
-    return cell.model_copy(update=media), {name: as_bytes(clip) for _, name, clip in kept}
-
-
-def _record(header: RunHeader, cells: Mapping[str, Cell], order: Sequence[str]) -> RunRecord:
+def _record(
+    header: RunHeader, cells: Mapping[str, Cell], order: Sequence[str], utility: Mapping[str, UtilityRecord]
+) -> RunRecord:
     finished = with_flags([cells[name] for name in order if name in cells])
-    return RunRecord.model_validate(dict(header) | {"planned_cells": len(order), "cells": finished})
+    parts = {"planned_cells": len(order), "cells": finished, "utility": tuple(utility.values())}
+    return RunRecord.model_validate(dict(header) | parts)
 
 
 def _write_header(folder: Path, header: RunHeader) -> None:

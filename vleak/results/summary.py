@@ -11,6 +11,7 @@ from typing import get_args
 from vleak.results.records import Cell, EnhancementRecord, RunRecord, Scores, SegmentScores
 from vleak.results.rows import Caveat, Row, RowKey, Segments, Verdict, row_key, setting_key
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
+from vleak.results.utility import UtilityRecord
 
 __all__ = ["NEGLIGIBLE_GAIN_DB", "leak_order", "strongest", "summarise"]
 
@@ -48,7 +49,8 @@ def summarise(record: RunRecord | Sequence[Cell], *, seeds: int = 1) -> list[Row
         count, found = max(attacks[setting_key(key)], 1), list(groups[key].values())
         row = _row(key, found, labels[key.label, key.defense])
         rows.append(_judged(replace(row, attacks=count, judged_at_once=count * seeds), found, seeds))
-    return _with_caveats(_with_ratios(rows))
+    utility = record.utility if isinstance(record, RunRecord) else ()
+    return _with_accuracy(_with_caveats(_with_ratios(rows)), utility)
 
 
 def _first(cells: Mapping[str, Cell]) -> Cell:
@@ -308,6 +310,26 @@ def _with_caveats(rows: list[Row]) -> list[Row]:
         return (*found, "failed") if row.failed else tuple(found)
 
     return [row if row.baseline else replace(row, caveats=caveats(row)) for row in rows]
+
+
+def _with_accuracy(rows: Sequence[Row], utility: Sequence[UtilityRecord]) -> list[Row]:
+    """Add the accuracy under each defense, and its change against no defense, clip by clip."""
+    by_key = {(each.pipeline, each.model, each.text): each for each in utility if each.ok}
+    plain = {(each.pipeline, each.model): each.right for each in utility if each.ok and each.undefended}
+
+    def completed(row: Row) -> Row:
+        found = by_key.get((row.pipeline, row.model, row.key.defense))
+        if found is None or row.baseline:
+            return row
+        accuracy = mean_interval([float(right) for right in found.right])
+        without = plain.get((row.pipeline, row.model), ())
+        if row.undefended or len(without) != len(found.right):
+            return replace(row, accuracy=accuracy)
+        pairs = zip(found.right, without, strict=True)
+        change = mean_interval([float(here) - float(there) for here, there in pairs])
+        return replace(row, accuracy=accuracy, accuracy_change=change)
+
+    return [completed(row) for row in rows]
 
 
 def _setting(row: Row) -> tuple[object, ...]:
