@@ -115,31 +115,14 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     )
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     flags += [part for name, values in several.items() for part in (f"--{name}", ",".join(map(str, values)))]
-    assert (
-        run(
-            [
-                "evaluate",
-                *flags,
-                "--defense",
-                "none",
-                "--defense",
-                "prune:fraction=0.5",
-                "--metric",
-                "further:mae",
-                "--reference-frames",
-                "0,2",
-                "--out",
-                "run",
-            ]
-        )
-        == 0
-    )
+    repeated = ["--attack=matching", "--defense=none", "--defense=prune:fraction=0.5", "--metric=further:mae"]
+    assert run(["evaluate", *flags, *repeated, "--reference-frames", "0,2", "--out", "run"]) == 0
     settings = json.loads((tmp_path / "run" / "results.json").read_text())["settings"]
     del given["workers"]  # no score depends on it
     assert settings == {name.replace("-", "_"): value for name, value in (given | several).items()} | {
         "checkpoint": None,
         "defenses": ["none", "prune:fraction=0.5"],
-        "attacks": ["strongest"],
+        "attacks": ["matching"],
         "metrics": ["further:mae"],
         "reference_frames": [0, 2],
     }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from observers import Onlooker
 
 import vleak
 from vleak.api import Run
@@ -18,7 +21,7 @@ from vleak.results import read_run
 
 SMALL: dict[str, Any] = {
     "clips": 4, "frames": 4, "size": 8, "iterations": 40, "enhance": "none", "defenses": "none",
-    "workers": 1, "model": "c3d_tiny:width=4,depth=1",
+    "workers": 1, "model": "c3d_tiny:width=4,depth=1", "attacks": "matching",
 }  # fmt: skip
 
 
@@ -29,7 +32,7 @@ def run(**settings: Any) -> Run:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
     folder = tmp_path_factory.mktemp("swept")
-    return folder, run(batch=(1, 2), local_steps=(0, 3), local_rate=0.1, out=folder)
+    return folder, run(batch=(1, 2), local_steps=(0, 3), local_rate=0.1, attacks="strongest", out=folder)
 
 
 def attacked(run: Run) -> list[Any]:
@@ -59,7 +62,7 @@ def test_the_attack_gets_something_of_every_client(swept: tuple[Path, Run]) -> N
 
 
 def test_the_default_client_has_the_numbers_that_it_has_alone(swept: tuple[Path, Run]) -> None:
-    alone = {cell.id: cell.scores for cell in run().cells}
+    alone = {cell.id: cell.scores for cell in run(attacks="strongest").cells}
     same = {cell.id: cell.scores for cell in swept[1].cells if cell.id in alone}
     assert same == alone
 
@@ -110,7 +113,7 @@ def test_privacy_over_local_steps_is_in_the_record() -> None:
 
 def test_features_come_back_from_batches_and_deltas() -> None:
     result = run(
-        pipeline="feature", extractor="frame_cnn", head="mlp", attacks="matching", batch=(1, 2),
+        pipeline="feature", extractor="frame_cnn", head="mlp", batch=(1, 2),
         local_steps=(0, 2), local_rate=0.1, size=16,
     )  # fmt: skip
     assert all(cell.ok for cell in result.cells), [cell.status for cell in result.cells if not cell.ok]
@@ -168,6 +171,58 @@ def test_batch_norm_under_dp_is_refused_before_the_first_cell(tmp_path: Path) ->
     with pytest.raises(CapabilityError, match="BatchNorm3d, which mixes clips"):
         run(model=vleak.named("norm", norm), defenses=["prune", "dp"], out=tmp_path / "run")
     assert not (tmp_path / "run" / "cells.jsonl").exists()
+
+
+class FunctionalDropout(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3 * 4 * 8 * 8, 6)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.nn.functional.dropout(clips.flatten(1), 0.5, self.training))
+
+
+class RecurrentDropout(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(3 * 8 * 8, 6, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.lstm(clips.transpose(1, 2).flatten(2))[0][:, -1]
+
+
+@pytest.mark.parametrize("model", [FunctionalDropout, RecurrentDropout])
+def test_dropout_that_has_no_masks_is_refused_before_the_first_cell(
+    model: type[torch.nn.Module], tmp_path: Path
+) -> None:
+    given = vleak.named("dropping", lambda **facts: model())
+    with pytest.raises(CapabilityError, match=r"draws random numbers in mode 'train'.* mode=eval"):
+        run(model=given, mode="train", out=tmp_path / "run")
+    assert not (tmp_path / "run" / "cells.jsonl").exists()
+
+
+class OnlookerOfDeltas(Onlooker):
+    local_steps = True
+
+
+def test_updates_that_a_cell_computes_for_all_are_told() -> None:
+    class Slow(torch.nn.Sequential):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.01)
+            return super().forward(clips)
+
+    told: list[tuple[str, int, int]] = []
+    run(
+        model=vleak.named("slow", lambda **facts: Slow(torch.nn.Flatten(), torch.nn.Linear(768, 6))),
+        attacks=OnlookerOfDeltas(), local_steps=3, local_rate=0.1,
+        progress=lambda *what: told.append(what),
+    )  # fmt: skip
+    within = [what for what in told if what[2]]
+    computing = [what for what in within if re.fullmatch(r"computing updates, \d+ of 28", what[0])]
+    assert len(computing) > 2  # of a second, some times a second
+    assert {what[0] for what in within} - {what[0] for what in computing} == {"attacking"}
+    assert [done for _, done, _ in within] == sorted(done for _, done, _ in within)
+    assert within[-1] == ("attacking", 12, 12)
 
 
 def test_error_feedback_is_carried_on_over_rounds() -> None:

@@ -148,7 +148,8 @@ class _Runner:
         self, cells: Sequence[PlannedCell], store: RunStore, progress: Progress, stop: threading.Event
     ) -> None:
         self._store, self._progress, self._stop = store, progress, stop
-        self._total = len(cells)
+        self._total, self._doing = len(cells), ""
+        self._pipelines = {cell.pipeline for cell in cells}
         # A cell that failed in an earlier run is tried again: what it lacked, memory say, may be there now.
         done = {name for name, cell in store.cells.items() if cell.ok}
         self._waiting = [c for c in by_client(cells) if not done.issuperset(cell.case.id for cell in c)]
@@ -163,7 +164,7 @@ class _Runner:
         Raises:
             StoppedError: the caller's event was set.
         """
-        self._progress("attacking", self._done, self._total)
+        self._tell("attacking")
         with ExitStack() as stack:
             spread: Spread = map
             lanes, size = workers, 1
@@ -181,6 +182,7 @@ class _Runner:
                 finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in finished:
                     self._keep(future.result())
+                self._tell_others()
                 if self._stop.is_set():
                     raise StoppedError(f"stopped with {self._done} of {self._total} cells finished")
 
@@ -188,7 +190,17 @@ class _Runner:
         for result in results:
             self._store.add(result.cell, result.picture, result.enhanced)
             self._done += 1
-            self._progress("attacking", self._done, self._total)
+            self._tell("attacking")
+
+    def _tell_others(self) -> None:
+        """Tell what cells compute beside their attack, and where it is done, that they go on."""
+        doing = next((pipeline.doing for pipeline in self._pipelines if pipeline.doing), "attacking")
+        if doing != self._doing:
+            self._tell(doing)
+
+    def _tell(self, doing: str) -> None:
+        self._doing = doing
+        self._progress(doing, self._done, self._total)
 
 
 def _any_set(*events: threading.Event) -> Stop:

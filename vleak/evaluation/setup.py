@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import cast
@@ -25,6 +26,7 @@ from vleak.data import (
 )
 from vleak.enhance import Enhancer, build_enhancer
 from vleak.errors import InputError, argument
+from vleak.evaluation.clients import Mode
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
 from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
@@ -83,9 +85,7 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     check_utility(settings, data)
     data, model = _with_model(data, settings)
     pipelines = _pipelines(data, settings, progress, model)
-    for pipeline in pipelines:
-        for defense in settings.strengths():
-            Client(pipeline.model, pipeline.loss, defense).check_model()
+    _check_clients(settings, pipelines)
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
     progress("describing the data", 0, 0)
     resolved = settings.resolved()
@@ -110,6 +110,17 @@ def _check_batches(settings: Settings, clips: int) -> None:
             f"{argument('batch', max(settings.batch))}: the data holds {clips} clips to attack; ask for a "
             "smaller batch, or more clips"
         )
+
+
+def _check_clients(settings: Settings, pipelines: Sequence[Pipeline]) -> None:
+    """Refuse models that a defense or the mode of the clients cannot serve."""
+    mode = cast("Mode", settings.mode)
+    for pipeline in pipelines:
+        for defense in settings.strengths():
+            Client(pipeline.model, pipeline.loss, defense).check_model()
+        if mode == "train":  # in mode "eval" every clip has been through it
+            batch = pipeline.samples.private[: max(settings.batch)]
+            Client(pipeline.model, pipeline.loss, mode=mode).check_model(batch)
 
 
 def _with_model(data: Data, settings: Settings) -> tuple[Data, Plain | None]:

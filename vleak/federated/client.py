@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, InputError, VleakError, first_line, unknown_name
+from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line, unknown_name
 from vleak.federated import steps
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Privacy
@@ -19,7 +19,7 @@ from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS, expected_output, output_fits
 from vleak.federated.trained import local_delta, refuse_all_frozen, trained_part
 from vleak.federated.update import MODES, PublicFacts, Update
-from vleak.seeds import fork
+from vleak.seeds import fork, generator
 
 
 class Client:
@@ -108,10 +108,7 @@ class Client:
         device = next(self.model.parameters()).device
         clips, labels = steps.prepare_clips(self.defense, clips.to(device), labels.to(device), generator)
         model, loss = trained_part(self.model), LOSSES[self.loss]
-        masks = None
-        if self.mode == "train" and drops(model):
-            # Numbers of their own: what a defense draws in between must not decide on the masks.
-            model, masks = with_masks(model), fork(generator)
+        model, masks = self._masked(model, generator)
         with _mode(model, training=self.mode == "train"):
             _check_labels(labels, self.loss, self._outputs(model, clips, masks))
             if self.local is None:
@@ -128,13 +125,22 @@ class Client:
         )
         return Update(message.tensors, message.wire_bytes, facts)
 
-    def check_model(self) -> None:
-        """Refuse a model that the defense cannot serve, before anything is computed.
+    def check_model(self, clips: Tensor | None = None) -> None:
+        """Refuse a model that the defense or the mode cannot serve, before any update is computed.
+
+        Args:
+            clips: a batch as `update` takes it, on which the mode is tried; None to ask the defense alone.
 
         Raises:
-            CapabilityError: the defense refused it, or raised.
+            CapabilityError: the defense refused it, or raised; or the model cannot take the clips, does not
+                return what the loss takes, or draws random numbers.
         """
         steps.check_model(self.defense, self.model)
+        if clips is None:
+            return
+        model, masks = self._masked(self.model, generator(0, "masks of a check"))
+        with _mode(model, training=self.mode == "train"):
+            self._outputs(model, clips.to(next(model.parameters()).device), masks)
 
     def channel(self, update: Update) -> Channel | None:
         """Return the channel that the defense states for one of its updates; None where it states none.
@@ -156,6 +162,15 @@ class Client:
         if proven is None or proven.unit != "one clip":
             return proven
         return replace(proven, unit=UNITS[self.loss])  # a clip is what a row of the batch is
+
+    def _masked(
+        self, model: nn.Module, generator: torch.Generator
+    ) -> tuple[nn.Module, torch.Generator | None]:
+        """Return the model as the mode has it, and the generator of its masks; None where it has none."""
+        if self.mode == "eval" or not drops(model):
+            return model, None
+        # Numbers of their own: what a defense draws in between must not decide on the masks.
+        return with_masks(model), fork(generator)
 
     def _check_parameters(self) -> None:
         """Refuse weights that no gradient can be had from."""
@@ -296,5 +311,5 @@ def _no_random_draws(device: torch.device, mode: str) -> Iterator[None]:
         raise CapabilityError(
             f"the model draws random numbers in mode {mode!r} (F.dropout, or dropout within recurrent layers "
             "or attention?), which only layers nn.Dropout may; use these, set other dropout to 0, or "
-            'mode="eval"'
+            f"give {argument('mode', 'eval')}"
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vleak.errors import CapabilityError
+from vleak.errors import CapabilityError, argument
 
 __all__ = ["draw_masks", "drops", "fill_masks", "mask_limits", "one_pass", "with_masks", "without_dropout"]
 
@@ -57,7 +57,7 @@ class MaskedDropout(nn.Module):
             if len(mask) % clips:
                 raise CapabilityError(
                     f"dropout: a layer's input has {len(mask)} rows for {clips} clips, so that no mask "
-                    'belongs to one clip; keep clips along the first axis, or use mode="eval"'
+                    f"belongs to one clip; keep clips along the first axis, or {argument('mode', 'eval')}"
                 )
             self.register_buffer(f"mask{index}", mask.view(clips, -1, *mask.shape[1:]))
         self.calls, self.call, self.make, self.made = len(self.made), 0, None, []

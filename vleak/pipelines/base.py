@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from vleak.federated import Channel, Client, Update, drops, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
-from vleak.pipelines.honest import HonestUpdates, compare
+from vleak.pipelines.honest import HonestUpdates, KeptUpdates, compare
 from vleak.pipelines.linking import Linkage, link
 from vleak.pipelines.pictures import Pictures
 from vleak.pipelines.rivals import rivals
@@ -83,8 +82,7 @@ class Pipeline(ABC):
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
         self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
-        self._honest: dict[ClientSettings, HonestUpdates] = {}
-        self._lock = threading.Lock()
+        self._honest = KeptUpdates(self._computed)
         self._honest_updates(ClientSettings(), progress)
         shape = tuple(samples.private.shape[1:])
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
@@ -93,6 +91,11 @@ class Pipeline(ABC):
     def id_prefix(self) -> str:
         """Model and training state: first part of the ids of cells."""
         return f"{self.name}.{self.conditions.training_state}"
+
+    @property
+    def doing(self) -> str:
+        """What is being computed in one cell for all of them; empty while nothing is."""
+        return self._honest.doing
 
     @property
     def labels_granted(self) -> bool:
@@ -297,19 +300,16 @@ class Pipeline(ABC):
         return compare(update, plain[-1].update)
 
     def _honest_updates(self, client: ClientSettings, progress: Progress | None = None) -> HonestUpdates:
-        """Undefended updates of single clips by clients of some settings; the last two are kept."""
-        client = ClientSettings(mode=client.mode, local=client.local)
-        with self._lock:
-            if client not in self._honest:
-                while len(self._honest) > 1:
-                    self._honest.pop(next(iter(self._honest)))
-                kinds = 1 if self.loss == "ranking" else self.samples.classes
-                # Whoever compares with them does not know the masks of dropout.
-                self._honest[client] = HonestUpdates(
-                    self._client(client, without_dropout(copy.deepcopy(self.model))), self.samples.private,
-                    self.samples.labels, kinds, self.conditions.seed, progress=progress,
-                )  # fmt: skip
-            return self._honest[client]
+        """Undefended updates of single clips by clients of some settings."""
+        return self._honest.of(ClientSettings(mode=client.mode, local=client.local), progress)
+
+    def _computed(self, client: ClientSettings, progress: Progress) -> HonestUpdates:
+        kinds = 1 if self.loss == "ranking" else self.samples.classes
+        # Whoever compares with them does not know the masks of dropout.
+        return HonestUpdates(
+            self._client(client, without_dropout(copy.deepcopy(self.model))), self.samples.private,
+            self.samples.labels, kinds, self.conditions.seed, progress=progress,
+        )  # fmt: skip
 
     def _simulated_channel(self, case: Case, observation: Observation) -> Channel:
         """Channel of a defense that states none, as an attacker finds it who runs the defense himself."""

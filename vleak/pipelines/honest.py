@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import torch
 from torch import Tensor
 
 from vleak.federated import Client, Update
+from vleak.pipelines.case import ClientSettings
 from vleak.pipelines.conditions import Progress
 from vleak.results.records import UpdateRecord
 from vleak.seeds import generator
 
-__all__ = ["HonestUpdates", "compare"]
+__all__ = ["HonestUpdates", "KeptUpdates", "compare"]
 
 _HYPOTHESIS_BYTES = 2**31
 """Updates under all labels are kept up to this size; beyond it linkage is not measured."""
@@ -71,6 +73,40 @@ class HonestUpdates:
             return []
         chosen = [self.hypotheses[clip] for clip in clips]
         return chosen if label is None else [[updates[label]] for updates in chosen]
+
+
+class KeptUpdates:
+    """Undefended updates by the settings of the client that sends them; the last two are kept.
+
+    Attributes:
+        doing: what is being computed in a cell, where others wait for it; empty while nothing is.
+    """
+
+    def __init__(self, compute: Callable[[ClientSettings, Progress], HonestUpdates]) -> None:
+        """Keep what ``compute`` returns for the settings of a client."""
+        self.doing = ""
+        self._compute, self._kept = compute, dict[ClientSettings, HonestUpdates]()
+        self._lock = threading.Lock()
+
+    def of(self, client: ClientSettings, progress: Progress | None = None) -> HonestUpdates:
+        """Return the updates of a client, computed where they are not kept.
+
+        Args:
+            client: its settings.
+            progress: told how many updates are there; None to say so in ``doing``.
+        """
+        with self._lock:
+            if client not in self._kept:
+                while len(self._kept) > 1:
+                    self._kept.pop(next(iter(self._kept)))
+                try:
+                    self._kept[client] = self._compute(client, progress or self._say)
+                finally:
+                    self.doing = ""
+            return self._kept[client]
+
+    def _say(self, what: str, done: int, total: int) -> None:
+        self.doing = what
 
 
 def compare(update: Update, undefended: Update) -> UpdateRecord:
