@@ -145,6 +145,8 @@ RUNS: dict[str, str] = {
     "--model syntax:factory": "cannot import 'syntax': SyntaxError: invalid syntax",
     "--model exits:factory": "cannot import 'exits': ValueError: no weights",
     "--frames 8 --model odd_models:plain": "does not take a clip of shape (1, 3, 8, 16",
+    "--model odd_models:TwoSpeeds": "'fast'; nor as NTCHW or pathways; wrap the model in a module",
+    "--model odd_models:frozen": "all its parameters are frozen (requires_grad=False), so nothing is sent",
     "--out file": "--out file is a file; give a folder, new or of a stopped run",
     "--out file/below": "--out file/below cannot be used: Not a directory; give another",
     "--out thesis": "--out thesis holds something that is not a run of vleak; give a new",

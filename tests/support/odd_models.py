@@ -42,6 +42,15 @@ class NoWeights(nn.Module):
         return clips.mean((2, 3, 4)).repeat(1, 2)
 
 
+class TwoSpeeds(Small):
+    def forward(self, clips: Tensor, fast: Tensor) -> Tensor:
+        return super().forward(clips) + fast
+
+
+def frozen() -> nn.Module:
+    return Small().requires_grad_(False)
+
+
 def plain() -> nn.Module:
     return Small()
 

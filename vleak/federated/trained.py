@@ -77,8 +77,9 @@ def freeze_others(model: nn.Module, patterns: str) -> None:
         patterns: shell patterns with commas between them, such as "head.*,norm.weight"; "*" for all.
 
     Raises:
-        InputError: no pattern fits a parameter that is not frozen; names some that there are.
+        InputError: all parameters are frozen, or no pattern fits one that is not; names some that there are.
     """
+    refuse_all_frozen(model)
     wanted = [pattern.strip() for pattern in patterns.split(",")]
     named = dict(model.named_parameters())
     kept = {name for name in named if any(fnmatchcase(name, pattern) for pattern in wanted)}

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from vleak.errors import InputError, first_line
 from vleak.models.build import drawing
+from vleak.models.preflight import call_remedy
 from vleak.models.unwrap import copy_of
 from vleak.registry import read_settings
 
@@ -162,7 +163,8 @@ def _refusal(trials: list[_Trial], shape: tuple[int, ...], classes: int) -> Inpu
         )
     return InputError(
         f"the model does not take a clip of shape {(1, *shape)} as {trials[0].layout} (clip, channel, frame, "
-        f"height, width): {trials[0].error}{_others(trials)}; choose `frames` and `size` that fit it"
+        f"height, width): {trials[0].error}{_others(trials)}; "
+        + call_remedy(trials[0].module, "choose `frames` and `size` that fit it")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 
@@ -94,7 +95,18 @@ def _answer(model: nn.Module, inputs: Tensor, what: str, remedy: str) -> object:
             return model(inputs.to(next(model.parameters()).device))
     except Exception as error:
         first = _first_line(str(error)) or type(error).__name__
-        raise InputError(f"the model does not take {what}: {first}; {remedy}") from error
+        raise InputError(f"the model does not take {what}: {first}; {call_remedy(model, remedy)}") from error
+
+
+def call_remedy(model: nn.Module, otherwise: str) -> str:
+    """Return what to do where a call with one tensor fails: another remedy where the model asks for more."""
+    try:
+        inspect.signature(model.forward).bind(None)
+    except TypeError:
+        return "wrap the model in a module whose forward takes one tensor and calls it with all that it needs"
+    except ValueError:  # a builtin has no signature
+        return otherwise
+    return otherwise
 
 
 def _check_logits(logits: object, classes: int, noun: str) -> int:
