@@ -24,7 +24,7 @@ from vleak.cli import streams
 from vleak.errors import VleakError
 
 _LONGEST = 400
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)  # my_models:one: is a name
 
 
 def fail(message: str, code: int = 2) -> int:
@@ -101,7 +101,7 @@ def stdout_is_terminal() -> bool:
 def print_table(table: Table) -> None:
     """Print a table on stdout, for commands whose result it is."""
     with _to_stdout():
-        Console(highlight=False).print(table)
+        Console(highlight=False, emoji=False).print(table)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from command import vleak
+from rich.table import Table
 
 from runs import options, tiny, without_time
-from vleak.cli import run
+from vleak.cli import output, run
 from vleak.evaluation import evaluate
 from vleak.results import RunRecord, read_run, summarise
 
@@ -92,6 +93,17 @@ def test_evaluate_without_json_leaves_stdout_alone(
     assert re.fullmatch(r"\d{8}-\d{6}", folder.name)
     assert f"report: runs/{folder.name}/report.html" in shown.err
     assert len(read_run(folder).cells) == 6
+
+
+def test_names_between_colons_are_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    output.say("model my_models:one: takes [clips]")
+    output.warning("my_models:two: is old", UserWarning, "", 0)
+    output.print_lines(["my_models:three:"])
+    output.print_table(Table("my_models:four:"))
+    shown = capsys.readouterr()
+    assert shown.err == "model my_models:one: takes [clips]\nvleak: my_models:two: is old\n"
+    assert "my_models:three:" in shown.out
+    assert "my_models:four:" in shown.out
 
 
 def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
