@@ -68,7 +68,9 @@ def evaluate(
     target.check(settings.resolved())
     with _one_thread(), exact_arithmetic(), math_attention():
         run = prepare(settings, progress)
+        progress("planning the cells", 0, 0)
         cells = plan(settings, run.pipelines)
+        progress("opening the folder of the run", 0, 0)
         with target.open(run.header) as opened:
             clips = private_clips(run.data)
             if clips is not None:

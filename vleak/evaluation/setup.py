@@ -92,7 +92,7 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     header = RunHeader(
         environment=_environment(resolved.device),
         settings=resolved,
-        data=data_record(data, binary=binary),
+        data=data_record(data, binary=binary, progress=_counted(progress)),
         models=tuple(pipeline.model_record for pipeline in pipelines),
     )
     return PreparedRun(data, tuple(pipelines), header)
@@ -161,8 +161,13 @@ def _load(settings: Settings, progress: Progress) -> Data:
         stride=settings.stride, seed=settings.seed, references=asked,
         fine=settings.enhance != "none" and not features, segments=settings.segments, strict=settings.strict,
         public_from=cast("PublicFrom", settings.public_from),
-        progress=lambda what, done, total: progress(f"{what}, {done} of {total}", 0, 0),
+        progress=_counted(progress),
     )  # fmt: skip
+
+
+def _counted(progress: Progress) -> Progress:
+    """Progress of a part of the set-up, whose counts become words: they are no cells."""
+    return lambda what, done, total: progress(f"{what}, {done} of {total}", 0, 0)
 
 
 @singledispatch

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vleak.data import ClipSet, FeatureSet, noted
 from vleak.pipelines.bags import anomalous_classes
+from vleak.pipelines.conditions import Progress
 from vleak.results.records import DataRecord
 
 __all__ = ["Data", "data_record", "private_clips", "tensors"]
@@ -27,15 +28,18 @@ def private_clips(data: Data) -> Tensor | None:
     return data.clips if isinstance(data, ClipSet) else None
 
 
-def data_record(data: Data, *, binary: bool) -> DataRecord:
+def data_record(data: Data, *, binary: bool, progress: Progress | None = None) -> DataRecord:
     """Record of the data.
 
     Args:
         data: private and public clips or features.
         binary: whether a loss of the run knows only normal and anomalous clips.
+        progress: told what is being done, as `vleak.data.load_clips` does.
     """
     private, public = tensors(data)
-    notes = list(noted(data).notes)
+    notes = list(noted(data, progress).notes)
+    digest = hashlib.sha256(private.numpy().tobytes())
+    digest.update(public.numpy().tobytes())
     if binary and isinstance(data, ClipSet):
         kinds = zip(data.classes, anomalous_classes(data.classes), strict=True)
         named = [name for name, anomalous in kinds if anomalous]
@@ -49,5 +53,5 @@ def data_record(data: Data, *, binary: bool) -> DataRecord:
         labels=tuple(data.labels.tolist()),
         names=tuple(data.names),
         notes=tuple(notes),
-        sha256=hashlib.sha256(private.numpy().tobytes() + public.numpy().tobytes()).hexdigest(),
+        sha256=digest.hexdigest(),
     )

@@ -62,11 +62,13 @@ class RawPipeline(Pipeline):
         train(model, data.public_clips, data.public_labels, steps, generator(conditions.seed, "training"))
         check_classifier(model, data.clips[:1], classes)
         freeze_others(model, conditions.trainable)
+        progress("classifying the clips", 0, 0)
         record = model_record(model, samples, conditions, name=name, pipeline=self.kind)
         model = model.to(conditions.device)
         check_second_derivative(
             model, data.clips[:1]
         )  # where it will run: a device may lack what the CPU has
+        progress("comparing the clips", 0, 0)
         super().__init__(
             model=model,
             model_record=record,
