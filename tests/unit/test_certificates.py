@@ -15,6 +15,7 @@ from vleak.certificates.gaussian import (
     gaussian_delta,
     gaussian_epsilon,
     identification_bound,
+    replacement_epsilon,
     training_epsilon,
 )
 from vleak.errors import InputError
@@ -128,6 +129,24 @@ def test_training_epsilon_lies_between_sampling_and_none() -> None:
     epsilon, accountant = training_epsilon(1.0, 1e-5, 100, 0.01)
     assert (epsilon, accountant) == (pytest.approx(0.728, abs=0.001), "prv")
     assert training_epsilon(1.0, 1e-5, 100) == (gaussian_epsilon(0.1, 1e-5), "analytic")
+
+
+@pytest.mark.parametrize(("noise", "rounds", "rate", "epsilon", "accountant"), [
+    (0.6, 1000, 0.02, 14.049, "prv"),  # 15.825 by RDP; without sampling 1,613, which PRV never sees
+    (0.5, 1000, 0.02, 24.317, "prv"),
+    (1.0, 10**9, 0.02, 362595.0, "rdp"),  # a grid of more points than fit a machine
+])  # fmt: skip
+def test_prv_is_tried_wherever_its_own_losses_fit(
+    noise: float, rounds: int, rate: float, epsilon: float, accountant: str
+) -> None:
+    assert training_epsilon(noise, 1e-5, rounds, rate) == (pytest.approx(epsilon, rel=1e-3), accountant)
+
+
+def test_replacement_moves_the_sum_twice_as_far() -> None:
+    assert replacement_epsilon(1.0, 1e-5) == gaussian_epsilon(0.5, 1e-5) == pytest.approx(10.0, abs=0.01)
+    assert replacement_epsilon(0.0, 1e-5) == math.inf
+    with pytest.raises(InputError, match="noise_multiplier is -2"):
+        replacement_epsilon(-2.0, 1e-5)
 
 
 def test_training_epsilon_falls_back_to_rdp(monkeypatch: pytest.MonkeyPatch) -> None:
