@@ -1,10 +1,38 @@
-"""Certificates: upper bounds that a defense proves, printed beside the measured leak."""
+"""Certificates: upper bounds that a defense proves, and lower bounds on epsilon from what it sends."""
 
 from vleak.certificates.gaussian import (
     gaussian_delta,
     gaussian_epsilon,
     identification_bound,
+    replacement_epsilon,
     training_epsilon,
 )
+from vleak.certificates.lower_bounds import (
+    ASSUMPTIONS,
+    LEAST_DRAWS,
+    METHODS,
+    LowerBound,
+    clopper_pearson_bound,
+    gaussian_bound,
+    gaussian_dp_bound,
+    lower_bounds,
+)
+from vleak.certificates.sequential import CurveTest, NoiseTest
 
-__all__ = ["gaussian_delta", "gaussian_epsilon", "identification_bound", "training_epsilon"]
+__all__ = [
+    "ASSUMPTIONS",
+    "LEAST_DRAWS",
+    "METHODS",
+    "CurveTest",
+    "LowerBound",
+    "NoiseTest",
+    "clopper_pearson_bound",
+    "gaussian_bound",
+    "gaussian_delta",
+    "gaussian_dp_bound",
+    "gaussian_epsilon",
+    "identification_bound",
+    "lower_bounds",
+    "replacement_epsilon",
+    "training_epsilon",
+]
