@@ -129,7 +129,7 @@ class DpSgd(Defense):
         check_one_per_clip(samples, len(clips))
         check_mean(samples, mean_gradient(model, loss, clips, labels))
         check_independence(lambda altered: self.per_clip(model, loss, altered, labels), samples, clips)
-        return self._clip_and_noise(samples, len(clips), generator)
+        return self.combine(samples, generator)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse batch norm, through which every clip acts on the gradients of the others."""
@@ -150,9 +150,7 @@ class DpSgd(Defense):
         """Return the certificate of K steps on a clip in all: that of one with 1 / sqrt(K) of the noise."""
         return replace(self, noise_multiplier=self.noise_multiplier / math.sqrt(uses * updates)).privacy()
 
-    def _clip_and_noise(
-        self, samples: dict[str, Tensor], clips: int, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def combine(self, samples: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Let Opacus clip and add noise, on stand-ins for the parameters so that the model stays clean."""
         # Imported here because Opacus takes seconds to import.
         from opacus.optimizers import DPOptimizer
@@ -165,7 +163,7 @@ class DpSgd(Defense):
             torch.optim.SGD(list(stand_ins.values()), lr=0.0),
             noise_multiplier=self.noise_multiplier,
             max_grad_norm=self.max_grad_norm,
-            expected_batch_size=clips,
+            expected_batch_size=len(next(iter(samples.values()))),
             loss_reduction="mean",
             generator=generator,
         )

@@ -19,7 +19,7 @@ FLOORS = (
     {"federated"},
     {"descent", "defenses", "metrics", "certificates"},
     {"conformance"},
-    {"enhance", "attacks"},
+    {"enhance", "attacks", "auditing"},
     {"results"},
     {"pipelines"},
     {"evaluation"},
@@ -38,7 +38,8 @@ FORBIDDEN = {
     "metrics": {"data", "defenses"},
     "certificates": {"data", "metrics", "defenses"},
     "conformance": {"native", "data", "models", "descent", "defenses", "metrics"},
-    "attacks": {"data", "metrics", "defenses", "certificates", "enhance"},
+    "attacks": {"data", "metrics", "defenses", "certificates", "enhance", "auditing"},
+    "auditing": {"native", "data", "metrics", "descent", "defenses", "enhance", "attacks"},
     "enhance": {"data", "metrics", "defenses", "certificates", "attacks"},
     "results": {"native", "data", "models", "federated", "descent", "defenses", "attacks", "enhance"},
 }

@@ -144,6 +144,18 @@ class Defense:
         """
         return mean_gradient(model, loss, clips, labels)
 
+    def combine(self, samples: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return what `aggregate` makes of a batch whose per-clip gradients are known.
+
+        An audit draws thousands of messages through it. It compares the two first, and where they differ it
+        runs the slower `aggregate`.
+
+        Args:
+            samples: (N, *parameter shape) by name.
+            generator: CPU generator of this cell.
+        """
+        return {name: sample.mean(0) for name, sample in samples.items()}
+
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send the gradient: what arrives after encoding and decoding, and how many bytes went over."""
         tensors = {
