@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vleak.attacks.analytic import ClosedForm, Independent, LowRank
+from vleak.attacks.analytic import ClosedForm, Independent, LowRank, Tokens
 from vleak.attacks.base import Attack, Hooks, Task, Work, reconstruct_all
 from vleak.attacks.baselines import (
     SHARED_GUESSES,
@@ -42,6 +42,7 @@ ATTACKS: Registry[Attack] = Registry(
         "closed_form": ClosedForm,
         "low_rank": LowRank,
         "independent": Independent,
+        "tokens": Tokens,
     },
     base=Attack,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "Retrieval",
     "Strongest",
     "Task",
+    "Tokens",
     "Work",
     "answerable",
     "infer_labels",

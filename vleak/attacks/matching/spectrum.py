@@ -137,10 +137,13 @@ def _colour_axes(deviations: Tensor) -> Tensor:
 def _variances(coefficients: Tensor) -> Tensor:
     """Return the variance (C, T, H, W) of each frequency over clips (M, C, T, H, W).
 
-    Half of it is that of the neighbouring frequencies: a few clips alone tell a variance badly.
+    Half of it is that of the neighbouring frequencies, along axes of three or more: a few clips alone tell a
+    variance badly.
     """
     variances = coefficients.square().sum(0) / (len(coefficients) - 1)
-    neighbours = F.avg_pool3d(variances[None], 3, 1, 1, count_include_pad=False)[0]
+    window = [3 if size > 2 else 1 for size in variances.shape[1:]]  # avg_pool3d takes no larger one
+    borders = [size // 2 for size in window]
+    neighbours = F.avg_pool3d(variances[None], window, 1, borders, count_include_pad=False)[0]
     return (variances + neighbours) / 2
 
 
