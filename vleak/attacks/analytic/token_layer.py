@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,13 +51,14 @@ class TokenLayer:
 
     def cut(self, clips: Tensor) -> Tensor:
         """Return the tubelets (M, n, C, t, h, w) of clips (M, C, T, H, W); what fills none is left out."""
-        for axis, (size, count) in enumerate(zip(self.tubelet, self.grid, strict=True)):
-            clips = clips.narrow(2 + 2 * axis, 0, size * count).unflatten(2 + 2 * axis, (count, size))
-        return clips.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3)
+        (frames, height, width), (times, down, across) = self.tubelet, self.grid
+        whole = clips[:, :, : frames * times, : height * down, : width * across]
+        parts = whole.reshape(*clips.shape[:2], times, frames, down, height, across, width)
+        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(1, 3)
 
     def joined(self, tubelets: Tensor, clip: Tensor) -> Tensor:
         """Return a copy of a clip (C, T, H, W) that has these tubelets (n, C, t, h, w)."""
-        parts = tubelets.unflatten(0, self.grid).permute(3, 0, 4, 1, 5, 2, 6)
+        parts = tubelets.reshape(*self.grid, *tubelets.shape[1:]).permute(3, 0, 4, 1, 5, 2, 6)
         parts = parts.flatten(5, 6).flatten(3, 4).flatten(1, 2)
         frames, height, width = parts.shape[1:]
         clip = clip.clone()
@@ -83,7 +84,8 @@ def token_layer(observation: Observation, generator: torch.Generator) -> TokenLa
     if not all(call.complete for call in calls):
         raise _unlike(observation.model)
     convolution, norm, linear = calls[0].embedding, calls[0].norm, calls[0].readers
-    assert convolution is not None and norm is not None
+    assert convolution is not None
+    assert norm is not None
     colour = _colour([call.pixels for call in calls], probe)
     offset = _offset([call.embedded for call in calls], [call.normed for call in calls])
     if colour is None or offset is None:
@@ -101,8 +103,8 @@ def token_layer(observation: Observation, generator: torch.Generator) -> TokenLa
     own = tensors.get(names.get(id(convolution.weight), ""))
     ones = torch.ones(width)
     return TokenLayer(
-        tubelet=convolution.kernel_size,  # type: ignore[arg-type]
-        grid=tuple(calls[0].embedded.shape[2:]),
+        tubelet=_three(convolution.kernel_size),
+        grid=_three(calls[0].embedded.shape[2:]),
         colour=colour,
         weight=_plain(convolution.weight).flatten(1),
         offset=offset if convolution.bias is None else offset + _plain(convolution.bias),
@@ -112,6 +114,11 @@ def token_layer(observation: Observation, generator: torch.Generator) -> TokenLa
         tubelets_gradient=None if own is None or not bool(own.any()) else _plain(own).flatten(1),
         attention_gradient=torch.cat([_plain(tensor) for tensor in found]),
     )
+
+
+def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
+    frames, height, width = sizes
+    return frames, height, width
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -42,9 +42,9 @@ class TokenPosterior:
         """
         self._layer, self._expected = layer, prior_answer(knowledge)[0].double()
         means = layer.cut(self._expected[None])[0]
-        several = knowledge.public_clips is not None and len(knowledge.public_clips) > 1
-        public = layer.cut((knowledge.public_clips if several else self._expected[None]).double())
-        prior, self._places = _prior(public if several else None, means.shape, knowledge.classes)
+        clips = knowledge.public_clips
+        public = None if clips is None or len(clips) < 2 else layer.cut(clips.double())
+        prior, self._places = _prior(public, means.shape, knowledge.classes)
         colours = layer.colour.view(2, 1, -1, 1, 1, 1)
 
         def whitened(tubelets: Tensor) -> Tensor:
@@ -57,10 +57,9 @@ class TokenPosterior:
         covariance = torch.linalg.inv(basis @ basis.T)
         tokens = expected @ layer.weight.T + layer.offset
         deviation = tokens.std(1, correction=0).mean()
-        self._mean = torch.cat(
-            [covariance @ basis @ whitened(expected).T, deviation.expand(1, len(means))]
-        )
-        self._covariance = torch.block_diag(covariance, (_SPREAD * deviation).square().view(1, 1))
+        self._mean = torch.cat([covariance @ basis @ whitened(expected).T, deviation.expand(1, len(means))])
+        self._covariance = nn.functional.pad(covariance, (0, 1, 0, 1))
+        self._covariance[-1, -1] = (_SPREAD * deviation).square()
         self._equations(layer)
 
     def _equations(self, layer: TokenLayer) -> None:
@@ -78,6 +77,15 @@ class TokenPosterior:
         #: Deviation of one side of an equation under the prior.
         self.unit = float(along.mean().clamp(min=1e-300).sqrt())
 
+    def evidence(self, noise: float) -> float:
+        """Return the log-likelihood of the equations, up to a constant, if they hold but for a deviation.
+
+        Args:
+            noise: above 0, in the unit of the tokens.
+        """
+        variances = self._variances + noise**2
+        return -0.5 * float((self._gap.square() / variances + variances.log()).sum())
+
     def clip(self, noise: float) -> Tensor:
         """Return the posterior mean (C, T, H, W), in [0, 1], of equations that hold but for such a deviation.
 
@@ -86,9 +94,7 @@ class TokenPosterior:
         """
         back, over, patterns = self._back
         solved = self._mean + back @ (self._gap / (self._variances + noise**2) * over) @ patterns.T
-        tubelets = (solved[:-1].T @ self._basis).view(
-            -1, self._layer.colour.shape[1], *self._layer.tubelet
-        )
+        tubelets = (solved[:-1].T @ self._basis).view(-1, self._layer.colour.shape[1], *self._layer.tubelet)
         mean, deviation = self._layer.colour.view(2, 1, -1, 1, 1, 1)
         return self._layer.joined(tubelets * deviation + mean, self._expected).clamp(0, 1).float()
 
@@ -101,7 +107,9 @@ def _row_space(gradient: Tensor | None, rows: int, width: int) -> Tensor:
     return space
 
 
-def _prior(public: Tensor | None, shape: torch.Size, classes: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+def _prior(
+    public: Tensor | None, shape: torch.Size, classes: int
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Return the map of deviations to units of the prior, and the correlation (n, n) of places.
 
     Args:
