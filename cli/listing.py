@@ -15,7 +15,8 @@ from vleak.errors import InputError, VleakError, unknown_name
 Kind = Annotated[
     str,
     typer.Argument(
-        help="defenses, attacks, models, extractors, heads, metrics, enhancers or data.", show_default=False
+        help="defenses, attacks, denoisers, models, extractors, heads, metrics, enhancers or data.",
+        show_default=False,
     ),
 ]
 
@@ -30,8 +31,9 @@ class Item(NamedTuple):
 
 def list_names(kind: Kind = "") -> None:
     """List the names that `vleak evaluate` takes, those of installed packages included, one a line."""
-    lists = {"defenses": _defenses, "attacks": _attacks, "models": _models, "extractors": _extractors,
-             "heads": _heads, "metrics": _metrics, "enhancers": _enhancers, "data": _data}  # fmt: skip
+    lists = {"defenses": _defenses, "attacks": _attacks, "denoisers": _denoisers, "models": _models,
+             "extractors": _extractors, "heads": _heads, "metrics": _metrics, "enhancers": _enhancers,
+             "data": _data}  # fmt: skip
     if not kind:
         raise InputError(f"list: expected {', '.join(lists)}, such as `vleak list defenses`")
     if kind not in lists:
@@ -88,6 +90,13 @@ def _attacks() -> list[Item]:
         return f"Of {' and '.join(sorted(getattr(ATTACKS[name], 'takes', ())))}."
 
     return _extended(_items(ATTACKS), takes)
+
+
+def _denoisers() -> list[Item]:
+    from vleak.attacks import DENOISERS
+
+    any_denoiser = "Any callable of clips (N, C, T, H, W), as in --attack matching:denoiser=..."
+    return [*_items(DENOISERS), Item("package.module:callable", any_denoiser, "outside")]
 
 
 def _models() -> list[Item]:

@@ -61,7 +61,7 @@ LONG = ["--clips", "2", "--frames", "8", "--stride", "2", "--size", "16"]
 COMMANDS: dict[str, str] = {
     "evalute": "No such command 'evalute'. Did you mean 'evaluate'",
     "evaluate dp": "unexpected extra argument",
-    "list": "expected defenses, attacks, models, extractors, heads, metrics, enhancers, data, such as ",
+    "list": "expected defenses, attacks, denoisers, models, extractors, heads, metrics, enhancers, data,",
     "list defences": "unknown list 'defences'; did you mean defenses",
     "report": "Missing argument",
     "report nowhere": "nowhere does not exist; give the folder of a run",

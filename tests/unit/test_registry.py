@@ -11,7 +11,7 @@ import pytest
 import torch
 from plugins import install
 
-from vleak.attacks import ATTACKS, BASELINES
+from vleak.attacks import ATTACKS, BASELINES, DENOISERS
 from vleak.data import SOURCES
 from vleak.defenses import (
     DEFENSES,
@@ -31,7 +31,7 @@ from vleak.models import EXTRACTORS, HEADS, MODELS
 from vleak.registry import Registry, split_reference
 
 ALL: list[Registry[Any]] = [
-    DEFENSES, ATTACKS, BASELINES, MODELS, EXTRACTORS, HEADS, METRICS, ENHANCERS, SOURCES
+    DEFENSES, ATTACKS, BASELINES, DENOISERS, MODELS, EXTRACTORS, HEADS, METRICS, ENHANCERS, SOURCES
 ]  # fmt: skip
 
 

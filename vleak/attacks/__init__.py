@@ -19,7 +19,7 @@ from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.learned import Decoder, DeepPrior, Inverter
 from vleak.attacks.linkage import link_chance, link_rank, link_scores
-from vleak.attacks.matching import Matching, NonAdaptiveMatching
+from vleak.attacks.matching import DENOISERS, Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
 from vleak.attacks.reconstruction import Reconstruction
@@ -65,6 +65,7 @@ BASELINES: Registry[Attack] = Registry(
 __all__ = [
     "ATTACKS",
     "BASELINES",
+    "DENOISERS",
     "SHARED_GUESSES",
     "Attack",
     "ClosedForm",

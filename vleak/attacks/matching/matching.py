@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -19,16 +18,18 @@ from vleak.attacks.matching.background import (
     still_backgrounds,
     without_covered_texture,
 )
+from vleak.attacks.matching.denoised import Denoiser, DenoiserRound, denoised, found, pulled
 from vleak.attacks.matching.feature_space import FEATURE_PULL, FeatureSpace, with_model
-from vleak.attacks.matching.rounds import RoundsLoss, joined
-from vleak.attacks.matching.setup import MaskRound, Setup
+from vleak.attacks.matching.rounds import joined, loss_of
+from vleak.attacks.matching.setup import MaskRound, Setup, with_unknown_masks
 from vleak.attacks.matching.spectrum import SPECTRUM_RATE, SpectrumModel, noise_pull
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.target import masked_target
-from vleak.descent.loop import ENGINES, Descent, DescentSettings, Problem
+from vleak.descent.loop import ENGINES, Descent, DescentSettings, Problem, State
+from vleak.descent.optimizers import RULES as SECOND_ORDER
 from vleak.descent.problem import RULES, SCHEDULES, Rule, Schedule
 from vleak.errors import InputError, unknown_name
-from vleak.federated import LOSSES, LocalTraining, Loss, fill_masks, mask_limits, with_masks
+from vleak.federated import LocalTraining, mask_limits
 
 __all__ = ["REFERENCE_USES", "Matching", "NonAdaptiveMatching"]
 
@@ -74,6 +75,7 @@ class Matching(Attack):
         prior: float = 0.02,
         regulariser: Literal["total_variation", "spectrum"] = "total_variation",
         noise: float = 1e-4,
+        denoiser: str | Denoiser = "",
         reference: Literal["start", "prior", "mask"] = "mask",
         path: Literal["auto", "unroll", "midpoint"] = "auto",
         engine: Literal["native", "reference"] = "native",
@@ -97,8 +99,12 @@ class Matching(Attack):
                 Gaussian prior in frequency space, learned from public clips and weighed by the channel's
                 noise (`vleak.attacks.matching.spectrum`); `spatial`, `temporal`, `prior` and `coarse` have
                 no part in it.
-            noise: for "spectrum", noise over signal energy assumed beside the channel's, above 0: more
-                where the network's gradient says little of the clip.
+            noise: for "spectrum" and a denoiser, noise over signal energy assumed beside the channel's, above
+                0: more where the network's gradient says little of the clip.
+            denoiser: of clips of frames; a name of `DENOISERS`, ``package.module:callable``, or in Python any
+                callable, clips (N, C, T, H, W) in [0, 1] to clips of that shape. In the second half of the
+                iterations the clips are drawn, instead of by the regulariser, towards what it makes of them,
+                the more the noisier the channel (`vleak.attacks.matching.denoised`). Empty for none.
             reference: use of reference frames, where the attacker holds any. "start": the descent starts
                 from their background. "prior": besides, total variation and pull are of the difference from
                 it, so that the background's own texture costs nothing. "mask": as "prior" for half of the
@@ -128,14 +134,19 @@ class Matching(Attack):
         self.distance, self.rule, self.schedule = distance, rule, schedule
         self.warmup, self.coarse, self.patience, self.tolerance = warmup, coarse, patience, tolerance
         self.learning_rate, self.spatial, self.temporal, self.prior = learning_rate, spatial, temporal, prior
-        self.noise = noise
+        self.noise, self._denoiser = noise, found(denoiser) if denoiser else None
+        self.denoiser = self._denoiser.text if self._denoiser else ""
         self.regulariser, self.reference, self.path, self.engine = regulariser, reference, path, engine
 
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Work:
         """Return a descent a restart, on clips, on differences from a background, or on features."""
         setup = self._rounds(observation) if observation.earlier else self._single(observation)
-        setup = self._with_unknown_masks(setup)
+        setup = setup if self.rule in SECOND_ORDER else with_unknown_masks(setup)
         if setup.knowledge.of_features:
+            if self._denoiser:
+                raise InputError(
+                    f"denoiser {self.denoiser!r} takes clips of frames, not features; leave it out"
+                )
             return self._feature_work(setup, generator)
         references, starts = setup.knowledge.references, self._starts(setup.knowledge, generator)
         if references is None and self.regulariser == "spectrum":
@@ -150,11 +161,13 @@ class Matching(Attack):
         work = self._background_work(
             setup, [background] * len(starts), starts, iterations - masked, self.coarse
         )
-        return replace(work, state=MaskRound(setup, still, masked) if masked else None)
+        return replace(work, state=MaskRound(setup, still, masked) if masked else self._behind(setup))
 
     def finish(self, work: Work, hooks: Hooks) -> Work | Reconstruction:
-        """Return the round that holds still regions to the background, or the answer."""
+        """Return the round behind the background's mask, the next one behind a denoiser, or the answer."""
         following = work.state
+        if isinstance(following, DenoiserRound):
+            return self._denoiser_work(following, work.states())
         if not isinstance(following, MaskRound):
             return work.answer()
         states, model = work.states(), following.setup.observation.model
@@ -166,11 +179,29 @@ class Matching(Attack):
             backgrounds.append(BackgroundModel(model, texture, unit))
         starts = [state.best for state in states]
         second = self._background_work(following.setup, backgrounds, starts, following.iterations, 0)
-        return replace(second, earlier=states)
+        return replace(second, earlier=states, state=self._behind(following.setup))
 
     def _length(self, setup: Setup) -> int:
-        """Return the iterations of a descent: clips of a batch come apart slowly."""
-        return self.iterations * setup.knowledge.batch_size
+        """Return the iterations before a denoiser comes in: clips of a batch come apart slowly."""
+        behind = self._behind(setup)
+        return self.iterations * setup.knowledge.batch_size - (behind.iterations if behind else 0)
+
+    def _behind(self, setup: Setup) -> DenoiserRound | None:
+        """Return the rounds behind the denoiser, if there are any."""
+        iterations = self.iterations * setup.knowledge.batch_size // 2
+        return DenoiserRound(setup, iterations) if self._denoiser and iterations else None
+
+    def _denoiser_work(self, following: DenoiserRound, earlier: list[State]) -> Work:
+        """Return descents from where they stand, drawn towards their denoised clips."""
+        setup, descents = following.setup, list[Descent]()
+        assert self._denoiser is not None
+        settings = self._descent_settings(setup, following.length, 0, 0.0, 0.0, setup.knowledge)
+        for clips in (state.best.clamp(0, 1) for state in earlier):
+            target = denoised(self._denoiser, clips, setup.knowledge)
+            drawn = pulled(settings, setup, clips, target, self.noise)
+            descents.append(self._descent(self._problem(setup), drawn, clips))
+        work = self._work(setup, descents, following.length)
+        return replace(work, earlier=earlier, state=following.following())
 
     def _single(self, observation: Observation) -> Setup:
         """Return the setup of one round; where local steps are unrolled, at the weights before them."""
@@ -189,19 +220,6 @@ class Matching(Attack):
         known = together.channel is not None or observation.knowledge.simulate is not None
         knowledge = replace(together.knowledge, simulate=None) if known else together.knowledge
         return replace(self._setup(replace(together, knowledge=knowledge), None), rounds=len(rounds))
-
-    def _with_unknown_masks(self, setup: Setup) -> Setup:
-        """Return the setup with a model whose dropout takes masks, those that are expected to begin with.
-
-        Second-order rules keep the model as it is in eval mode, which is dropout's mean.
-        """
-        observation = setup.observation
-        if observation.update.facts.mode == "eval" or self.rule in ("lbfgs", "gauss_newton"):
-            return setup
-        model = with_masks(observation.model)
-        if model is not observation.model:
-            fill_masks(model, prior_answer(observation.knowledge).to(setup.weight))
-        return replace(setup, observation=replace(observation, model=model))
 
     def _unrolled(self, observation: Observation) -> LocalTraining | None:
         """Return the local training to unroll; None where a gradient says all, or at the midpoint."""
@@ -255,7 +273,8 @@ class Matching(Attack):
         )
         problem = self._problem(setup)
         descents = [self._descent(problem, settings, start.to(setup.weight)) for start in starts]
-        return self._work(setup, descents, self._length(setup))
+        work = self._work(setup, descents, self._length(setup))
+        return replace(work, state=self._behind(setup))
 
     def _spectrum_work(self, setup: Setup, generator: torch.Generator) -> Work:
         """Return descents on coefficients that are standard normal under the prior."""
@@ -278,7 +297,7 @@ class Matching(Attack):
         noises = [torch.randn(knowledge.batch_shape, generator=generator) for _ in range(self.restarts)]
         descents = [self._descent(problem, settings, 0.1 * noise.to(weight)) for noise in noises]
         work = self._work(setup, descents, self._length(setup))
-        return replace(work, decode=[spectrum.compose] * len(descents))
+        return replace(work, decode=[spectrum.compose] * len(descents), state=self._behind(setup))
 
     def _background_work(
         self,
@@ -364,7 +383,7 @@ class Matching(Attack):
         target, masks = masked_target(observation, setup.channel, weight)
         return Problem(
             model=observation.model,
-            loss=_loss_of(observation.update.facts.loss, setup.rounds),
+            loss=loss_of(observation.update.facts.loss, setup.rounds),
             labels=observation.labels.to(weight.device),
             target=target,
             masks=masks,
@@ -372,11 +391,6 @@ class Matching(Attack):
             local=setup.local,
             unknown=mask_limits(observation.model),
         )
-
-
-@lru_cache(maxsize=32)  # problems with one loss object share a captured program
-def _loss_of(name: str, rounds: int) -> Loss:
-    return LOSSES[name] if rounds == 1 else RoundsLoss(LOSSES[name], rounds)
 
 
 class NonAdaptiveMatching(Matching):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from vleak.attacks.observation import Observation
-from vleak.federated import Channel, Loss
+from vleak.federated import LOSSES, Channel, Loss
 
-__all__ = ["RoundsLoss", "joined"]
+__all__ = ["RoundsLoss", "joined", "loss_of"]
 
 
 class RoundsModel(nn.Module):
@@ -39,6 +40,12 @@ class RoundsLoss:
         """Return the sum for outputs (B, ..., R)."""
         losses = [self.loss(outputs[..., index], labels) for index in range(self.rounds)]
         return torch.stack(losses).sum()
+
+
+@lru_cache(maxsize=32)  # problems with one loss object share a captured program
+def loss_of(name: str, rounds: int) -> Loss:
+    """Return a loss by its name, or its sum over several rounds."""
+    return LOSSES[name] if rounds == 1 else RoundsLoss(LOSSES[name], rounds)
 
 
 def joined(observations: Sequence[Observation]) -> Observation:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from vleak.attacks.base import Knowledge, Observation
+from vleak.attacks.expectation import prior_answer
 from vleak.attacks.matching.adaptive import AdaptiveWeights
-from vleak.federated import Channel, LocalTraining
+from vleak.federated import Channel, LocalTraining, fill_masks, with_masks
 
-__all__ = ["MaskRound", "Setup"]
+__all__ = ["MaskRound", "Setup", "with_unknown_masks"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,14 @@ class MaskRound:
     setup: Setup
     still: Tensor
     iterations: int
+
+
+def with_unknown_masks(setup: Setup) -> Setup:
+    """Return the setup with a model whose dropout takes masks, those that are expected to begin with."""
+    observation = setup.observation
+    if observation.update.facts.mode == "eval":
+        return setup
+    model = with_masks(observation.model)
+    if model is not observation.model:
+        fill_masks(model, prior_answer(observation.knowledge).to(setup.weight))
+    return replace(setup, observation=replace(observation, model=model))

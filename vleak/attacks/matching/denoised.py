@@ -1,0 +1,162 @@
+"""Denoisers in gradient matching: rounds that pull the clips towards what a denoiser makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.restoration import denoise_tv_chambolle
+from torch import Tensor
+
+from vleak.attacks.knowledge import Knowledge
+from vleak.attacks.matching.setup import Setup
+from vleak.attacks.matching.spectrum import noise_pull
+from vleak.descent.problem import DescentSettings
+from vleak.enhance import build_enhancer, cached_network
+from vleak.errors import InputError, VleakError, first_line, interrupts
+from vleak.registry import Entry, Reference, Registry
+from vleak.seeds import tensor_digest
+
+__all__ = ["DENOISERS", "Denoiser", "DenoiserRound", "denoised", "found", "pulled"]
+
+ROUNDS = 5
+"""Times that the clips are denoised, in the second half of the iterations."""
+_LEAST_VARIANCE = 1e-4
+"""Variance about the denoised clips that is taken at least, where a denoiser leaves them as they are."""
+
+Denoiser = Callable[[Tensor], Tensor]
+"""Function of clips (N, C, T, H, W) in [0, 1] to less noisy ones of the same shape."""
+
+# scikit-image ships no signatures
+_chambolle: Callable[..., Any] = denoise_tv_chambolle
+
+
+def _total_variation(clips: Tensor, *, weight: float = 0.05) -> Tensor:
+    """Total variation in space and time together (Chambolle, J. Math. Imaging and Vision 20, 2004)."""
+    quiet = [_chambolle(clip.numpy(), weight=weight, channel_axis=0) for clip in clips]
+    return torch.from_numpy(np.stack(quiet)).to(clips)
+
+
+def _classical(clips: Tensor) -> Tensor:
+    """The classical enhancer at the clips' own resolution: fusion along time and non-local means."""
+    enhancer = build_enhancer("classical", scale=1)
+    return torch.stack([enhancer(clip).clip for clip in clips])
+
+
+def _network(clips: Tensor, *, public: Tensor | None = None) -> Tensor:
+    """The enhancer's network, trained on the attacker's public clips, scaled down again."""
+    if public is None or not len(public):
+        raise InputError("denoiser 'network' is trained on public clips, and there are none; choose another")
+    weights = cached_network({"denoiser": tensor_digest(public)}, lambda: public)
+    enhancer = build_enhancer("network", network=weights)
+    fine = torch.stack([enhancer(clip).clip for clip in clips])
+    return torch.nn.functional.avg_pool3d(fine, (1, 2, 2))
+
+
+DENOISERS: Registry[Tensor] = Registry(
+    "denoiser", {"total_variation": _total_variation, "classical": _classical, "network": _network}
+)
+"""Functions (clips, settings) -> clips by name; what another name finds is called with the clips alone."""
+
+
+@dataclass(frozen=True)
+class DenoiserRound:
+    """What the rounds behind a denoiser need.
+
+    Attributes:
+        setup: of the attack.
+        iterations: left.
+        rounds: left.
+    """
+
+    setup: Setup
+    iterations: int
+    rounds: int = ROUNDS
+
+    @property
+    def length(self) -> int:
+        """Iterations of the round that comes next."""
+        return max(self.iterations // self.rounds, 1)
+
+    def following(self) -> DenoiserRound | None:
+        """Return the rounds after the next; None after the last."""
+        left = self.iterations - self.length
+        return None if left < 1 else replace(self, iterations=left, rounds=max(self.rounds - 1, 1))
+
+
+def found(denoiser: str | Denoiser) -> Reference[Tensor]:
+    """Return a denoiser by its name with settings, or the one that is given, under its own name.
+
+    Raises:
+        InputError: there is none of that name, or it cannot be called.
+    """
+    if isinstance(denoiser, str):
+        return DENOISERS.parse(denoiser)
+    if not callable(denoiser):
+        raise InputError(f"denoiser is {type(denoiser).__name__}, expected a name or a function of clips")
+    name = getattr(denoiser, "__name__", type(denoiser).__name__)
+    return Reference(Entry(name, denoiser, "given in Python", "denoiser"), {})
+
+
+def denoised(reference: Reference[Tensor], clips: Tensor, knowledge: Knowledge) -> Tensor:
+    """Return clips (N, C, T, H, W) as a denoiser returns them, in [0, 1]; it gets a copy.
+
+    Args:
+        reference: a built-in denoiser or one from outside.
+        clips: in [0, 1].
+        knowledge: of the attacker, for the one that learns from public clips.
+
+    Raises:
+        InputError: a denoiser from outside raised, or what came back has another shape or type, or is not
+            finite; the message names it.
+    """
+    entry, call = reference.entry, partial(reference.entry.factory, **reference.settings)
+    if entry.factory is _network:
+        call = partial(_network, public=knowledge.public_clips)
+    try:
+        result: object = call(clips.detach().cpu().clone())
+    except VleakError:
+        raise
+    except BaseException as error:
+        if entry.built_in or interrupts(error):
+            raise
+        raise InputError(
+            f"denoiser {entry.name!r} raised {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(result, Tensor) or result.shape != clips.shape or not result.is_floating_point():
+        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise InputError(
+            f"denoiser {entry.name!r} returned {got}, expected a tensor of numbers of shape "
+            f"{tuple(clips.shape)}, that of the clips it was given"
+        )
+    if not bool(torch.isfinite(result).all()):
+        raise InputError(f"denoiser {entry.name!r} returned NaN or infinity, expected finite clips")
+    return result.detach().to(clips).clamp(0, 1)
+
+
+def pulled(
+    settings: DescentSettings, setup: Setup, clips: Tensor, target: Tensor, assumed: float
+) -> DescentSettings:
+    """Return settings of a round without total variation that draws clips towards a denoised target.
+
+    Half-quadratic splitting of a plug-and-play prior (Venkatakrishnan et al., GlobalSIP 2013; with the target
+    held, the step of RED, Romano et al., arXiv 1611.02862). The clips are taken for Gaussian about the
+    target, as far from it as the denoiser moved them; the pull is the weight at which the objective then is
+    the posterior under the channel's noise (`noise_pull`).
+
+    Args:
+        settings: of the attack.
+        setup: of the attack.
+        clips, target: (B, C, T, H, W), before and behind the denoiser.
+        assumed: noise over signal energy that is assumed beside the channel's.
+    """
+    variance = max(float((clips - target).square().mean()), _LEAST_VARIANCE)
+    update, cosine = setup.observation.update, setup.unit == 1.0
+    pull = noise_pull(setup.channel, update, setup.knowledge, cosine=cosine, assumed=assumed)
+    return replace(
+        settings, spatial=0.0, temporal=0.0, prior=target, prior_weight=setup.unit * pull / variance
+    )
