@@ -14,7 +14,10 @@ from vleak.attacks import ATTACKS, DENOISERS, Knowledge, Matching, Observation
 from vleak.attacks.matching.denoised import pulled
 from vleak.defenses import Compress, DpSgd
 from vleak.descent import DescentSettings
+from vleak.enhance import denoisers
+from vleak.enhance.network import fresh_weights
 from vleak.errors import InputError
+from vleak.seeds import generator
 
 QSGD = Compress(codec="qsgd", bits=2)
 
@@ -52,11 +55,11 @@ class Blur(nn.Module):
 blur = Blur()
 
 
-@pytest.mark.parametrize("name", ["total_variation", "classical"])
-def test_built_in_denoisers_take_noise_out(name: str) -> None:
+@pytest.mark.parametrize("denoise", [DENOISERS["total_variation"], denoisers.classical])
+def test_built_in_denoisers_take_noise_out(denoise: Callable[[Tensor], Tensor]) -> None:
     still = scene(frames=8, size=32).clips[:2, :, :1].expand(-1, -1, 8, -1, -1)
     noisy = (still + 0.05 * torch.randn(still.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-    quiet = DENOISERS[name](noisy)
+    quiet = denoise(noisy)
     assert quiet.shape == still.shape
     assert psnr(quiet, still) > psnr(noisy, still) + 2
 
@@ -151,5 +154,13 @@ def test_unknown_denoisers_are_refused_at_once() -> None:
         Matching(denoiser=3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has no 'blurr'"):
         ATTACKS.build(f"matching:denoiser={__name__}:blurr")
-    with pytest.raises(InputError, match="'network' is trained on public clips, and there are none"):
-        run(Matching(iterations=4, denoiser="network"), observe_clip(public_clips=None))
+
+
+def test_network_of_the_enhancer_is_a_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = fresh_weights(3, generator("network"))
+    monkeypatch.setattr(denoisers, "cached_network", lambda recipe, clips: weights)
+    clips = scene().clips[:2]
+    denoise = denoisers.network(scene().public_clips)
+    assert denoise(clips).shape == clips.shape
+    answer = run(Matching(iterations=12, denoiser=denoise), observe_clip())
+    assert answer.iterations == 12

@@ -40,6 +40,14 @@ def test_coefficients_of_clips_from_the_prior_have_unit_variance() -> None:
     assert 0.2 < float(variances[:, -1, -1].mean()) < 1.3  # the weakest ones count as a little larger
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 16, 16), (1, 1, 2, 9)])
+def test_short_axes_have_no_neighbours_to_smooth_with(shape: tuple[int, ...]) -> None:
+    public = torch.rand(9, *shape, generator=generator("short"))
+    known = Knowledge(clip_shape=shape, batch_size=1, classes=6, public_clips=public)
+    spectrum = SpectrumModel(nn.Identity(), known)
+    torch.testing.assert_close(spectrum.compose(spectrum.decompose(public)), public, atol=2e-5, rtol=0)
+
+
 def test_without_public_clips_low_frequencies_are_the_likely_ones() -> None:
     spectrum = SpectrumModel(nn.Identity(), knowledge(None))
     assert float(spectrum.scale[0, 0, 0, 0]) == float(spectrum.scale.max())

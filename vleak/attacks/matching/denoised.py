@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,11 @@ import torch
 from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
 
-from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.matching.setup import Setup
 from vleak.attacks.matching.spectrum import noise_pull
 from vleak.descent.problem import DescentSettings
-from vleak.enhance import build_enhancer, cached_network
 from vleak.errors import InputError, VleakError, first_line, interrupts
 from vleak.registry import Entry, Reference, Registry
-from vleak.seeds import tensor_digest
 
 __all__ = ["DENOISERS", "Denoiser", "DenoiserRound", "denoised", "found", "pulled"]
 
@@ -41,26 +37,8 @@ def _total_variation(clips: Tensor, *, weight: float = 0.05) -> Tensor:
     return torch.from_numpy(np.stack(quiet)).to(clips)
 
 
-def _classical(clips: Tensor) -> Tensor:
-    """The classical enhancer at the clips' own resolution: fusion along time and non-local means."""
-    enhancer = build_enhancer("classical", scale=1)
-    return torch.stack([enhancer(clip).clip for clip in clips])
-
-
-def _network(clips: Tensor, *, public: Tensor | None = None) -> Tensor:
-    """The enhancer's network, trained on the attacker's public clips, scaled down again."""
-    if public is None or not len(public):
-        raise InputError("denoiser 'network' is trained on public clips, and there are none; choose another")
-    weights = cached_network({"denoiser": tensor_digest(public)}, lambda: public)
-    enhancer = build_enhancer("network", network=weights)
-    fine = torch.stack([enhancer(clip).clip for clip in clips])
-    return torch.nn.functional.avg_pool3d(fine, (1, 2, 2))
-
-
-DENOISERS: Registry[Tensor] = Registry(
-    "denoiser", {"total_variation": _total_variation, "classical": _classical, "network": _network}
-)
-"""Functions (clips, settings) -> clips by name; what another name finds is called with the clips alone."""
+DENOISERS: Registry[Tensor] = Registry("denoiser", {"total_variation": _total_variation})
+"""Functions (clips, settings) -> clips by name; `vleak.enhance.denoisers` has more, by their paths."""
 
 
 @dataclass(frozen=True)
@@ -102,23 +80,20 @@ def found(denoiser: str | Denoiser) -> Reference[Tensor]:
     return Reference(Entry(name, denoiser, "given in Python", "denoiser"), {})
 
 
-def denoised(reference: Reference[Tensor], clips: Tensor, knowledge: Knowledge) -> Tensor:
+def denoised(reference: Reference[Tensor], clips: Tensor) -> Tensor:
     """Return clips (N, C, T, H, W) as a denoiser returns them, in [0, 1]; it gets a copy.
 
     Args:
         reference: a built-in denoiser or one from outside.
         clips: in [0, 1].
-        knowledge: of the attacker, for the one that learns from public clips.
 
     Raises:
         InputError: a denoiser from outside raised, or what came back has another shape or type, or is not
             finite; the message names it.
     """
-    entry, call = reference.entry, partial(reference.entry.factory, **reference.settings)
-    if entry.factory is _network:
-        call = partial(_network, public=knowledge.public_clips)
+    entry = reference.entry
     try:
-        result: object = call(clips.detach().cpu().clone())
+        result: object = entry.factory(clips.detach().cpu().clone(), **reference.settings)
     except VleakError:
         raise
     except BaseException as error:

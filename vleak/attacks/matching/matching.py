@@ -197,7 +197,7 @@ class Matching(Attack):
         assert self._denoiser is not None
         settings = self._descent_settings(setup, following.length, 0, 0.0, 0.0, setup.knowledge)
         for clips in (state.best.clamp(0, 1) for state in earlier):
-            target = denoised(self._denoiser, clips, setup.knowledge)
+            target = denoised(self._denoiser, clips)
             drawn = pulled(settings, setup, clips, target, self.noise)
             descents.append(self._descent(self._problem(setup), drawn, clips))
         work = self._work(setup, descents, following.length)
