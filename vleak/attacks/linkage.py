@@ -51,9 +51,9 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
             )
     sent, channel = _flat(update.tensors, names), observation.channel or Channel()
     if observation.knowledge.batch_size > 1:
-        channel = replace(channel, noise_deviation=None)
+        channel = replace(channel, noise_deviation=None, transform=None)
     # One candidate at a time: in float64 all of them would take twice the memory of the updates.
-    flat = ([_flat(hypothesis.tensors, names) for hypothesis in group] for group in candidates)
+    flat = ([_flat(channel.measured(h.tensors), names) for h in group] for group in candidates)
     return torch.stack([_score(sent, hypotheses, channel, names) for hypotheses in flat])
 
 

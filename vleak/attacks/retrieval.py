@@ -127,7 +127,8 @@ class _Client:
                 continue
             # The masks are of this update, and another message would have others.
             plain = self.messages(clip, self.labels[:1])[0]
-            deviation = math.sqrt(channel.noise_energy / self.entries)
+            noisy = max(int((plain != 0).sum()), 1)
+            deviation = math.sqrt(channel.noise_energy / noisy)
             yield plain + deviation * torch.randn(plain.shape, generator=source) * (plain != 0)
 
     def messages(self, clips: Tensor, label: Tensor) -> Tensor:

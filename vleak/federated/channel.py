@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from vleak.errors import InputError
 from vleak.federated.update import Update
+
+Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Named tensors on the CPU in, others of the same names and shapes out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +29,10 @@ class Channel:
             the division by the public batch size; None where the noise is not Gaussian.
         clip_norm: largest norm of one clip's gradient before the sum, above 0; inf where nothing is clipped.
         kept_fraction: part of the entries, those of largest magnitude, that is sent, in (0, 1].
+        transform: what else becomes of the gradient of a batch without noise, such as its signs; None for
+            nothing.
+        bases: by parameter name, orthonormal columns (n, r): these tensors (n, ...), taken as matrices, are
+            the projection of the gradient onto their span; None where all of it is sent.
         key: hashable; equal channels of one defense have equal keys, by which attacks cache what they learn.
         source: "stated" by the defense, or "simulated" by an attacker who ran the defense on public clips.
     """
@@ -35,6 +42,8 @@ class Channel:
     noise_deviation: float | None = None
     clip_norm: float = math.inf
     kept_fraction: float = 1.0
+    transform: Transform | None = None
+    bases: dict[str, Tensor] | None = None
     key: Hashable = ()
     source: Literal["stated", "simulated"] = "stated"
 
@@ -59,11 +68,18 @@ class Channel:
                 raise InputError(f"channel: mask {name!r} is {mask.dtype}, expected torch.bool")
 
     def check(self, update: Update) -> None:
-        """Check that the masks belong to the tensors of an update.
+        """Check that masks and bases belong to the tensors of an update.
 
         Raises:
             InputError: a mask is missing, one too many is there, or a shape differs; names the tensor.
         """
+        for name, basis in (self.bases or {}).items():
+            rows = update.tensors[name].shape[:1] if name in update.tensors else ()
+            if basis.ndim != 2 or basis.shape[:1] != rows:
+                raise InputError(
+                    f"channel: basis {name!r} has shape {tuple(basis.shape)}, expected (rows of the update's "
+                    "tensor, rank)"
+                )
         if self.masks is None:
             return
         for name in {**update.tensors, **self.masks}:
@@ -77,17 +93,29 @@ class Channel:
 
     def scaled(self, factor: float) -> Channel:
         """Return the channel of the update times a factor, as for the gradient that a delta stands for."""
-        factor = abs(factor)
-        deviation = self.noise_deviation
+        factor, deviation, transform = abs(factor), self.noise_deviation, self.transform
+
+        def scaled(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+            sent = (transform or dict)({name: tensor / factor for name, tensor in gradient.items()})
+            return {name: tensor * factor for name, tensor in sent.items()}
+
         return replace(
             self,
+            transform=None if transform is None else scaled,
             noise_energy=self.noise_energy * factor**2,
             noise_deviation=None if deviation is None else deviation * factor,
             clip_norm=self.clip_norm * factor,
         )
 
+    def measured(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the update has of a gradient of one batch, but for clipping, masks and noise."""
+        sent = gradient if self.transform is None else self.transform(gradient)
+        return {**sent, **{n: onto_span(sent[n], basis) for n, basis in (self.bases or {}).items()}}
+
     def expected(self, samples: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what the defense would send without its noise: clipped, averaged, the largest kept.
+
+        What it projects onto `bases`, which are of one update, is whole here.
 
         Args:
             samples: (n, B, *parameter shape) by name, the gradients of the clips of n batches.
@@ -102,7 +130,33 @@ class Channel:
             name: (sample * factor.view(*factor.shape, *[1] * (sample.ndim - 2))).mean(1).cpu()
             for name, sample in samples.items()
         }
-        return mean if self.kept_fraction == 1 else _largest(mean, self.kept_fraction)
+        kept = mean if self.kept_fraction == 1 else _largest(mean, self.kept_fraction)
+        if self.transform is None:
+            return kept
+        rows = range(len(factor))
+        sent = [self.transform({name: tensor[row] for name, tensor in kept.items()}) for row in rows]
+        return {name: torch.stack([row[name] for row in sent]) for name in kept}
+
+
+def onto_span(tensor: Tensor, basis: Tensor) -> Tensor:
+    """Return the projection of a tensor (n, ...), taken as a matrix, onto the span of columns (n, r)."""
+    return (basis @ (basis.T @ tensor.flatten(1))).view_as(tensor)
+
+
+def column_bases(update: Update, rank: int) -> dict[str, Tensor]:
+    """Return orthonormal columns (n, r) that span those of every matrix of low rank in an update.
+
+    Args:
+        update: whose tensors of two axes or more are taken as matrices, (n, all other axes).
+        rank: largest r; a matrix of as many rows or columns is passed over, as it may be whole.
+    """
+    bases = {}
+    for name, tensor in update.tensors.items():
+        if tensor.ndim > 1 and min(tensor.flatten(1).shape) > rank:
+            left, values, _ = torch.linalg.svd(tensor.flatten(1).double(), full_matrices=False)
+            kept = values[:rank] > 1e-6 * values[:1]
+            bases[name] = left[:, :rank][:, kept].to(tensor.dtype)
+    return bases
 
 
 def surviving_entries(update: Update) -> dict[str, Tensor]:

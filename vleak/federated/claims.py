@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vleak.errors import InputError
+
+if TYPE_CHECKING:
+    from vleak.federated.defense import Defense
 
 __all__ = [
     "CarriesError",
@@ -17,11 +20,16 @@ __all__ = [
     "Claim",
     "ClipsNorm",
     "GaussianNoise",
+    "KeepsAbove",
+    "KeepsBetween",
     "KeepsEntries",
+    "LimitsEntries",
     "LimitsLevels",
     "LimitsRank",
     "OrthogonalUpdate",
+    "PassesThrough",
     "PoissonSampling",
+    "RelativeError",
     "Unbiased",
 ]
 
@@ -92,6 +100,79 @@ class KeepsEntries(Claim):
         """Check the fraction."""
         if not 0 < self.fraction <= 1:
             raise InputError(f"claim {self.name!r}: fraction is {self.fraction}, expected a number in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepsAbove(Claim):
+    """The entries of at least a magnitude are sent as they are, all others as zero.
+
+    Attributes:
+        threshold: magnitude, above 0; where no entry reaches it the largest one is sent.
+    """
+
+    name: ClassVar[str] = "entries above"
+    threshold: float
+
+    def __post_init__(self) -> None:
+        """Check the threshold."""
+        _above_zero(self.name, "threshold", self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepsBetween(Claim):
+    """Of every tensor the largest and the smallest entries are sent as zero, the others as they are.
+
+    Attributes:
+        largest, smallest: parts of its entries, rounded down to a number, at least 0 and together below 1.
+    """
+
+    name: ClassVar[str] = "entries between"
+    largest: float
+    smallest: float
+
+    def __post_init__(self) -> None:
+        """Check the parts."""
+        if min(self.largest, self.smallest) < 0 or not self.largest + self.smallest < 1:
+            raise InputError(
+                f"claim {self.name!r}: largest is {self.largest} and smallest {self.smallest}, expected at "
+                "least 0 and together below 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeError(Claim):
+    """Every entry is sent with a small error.
+
+    Attributes:
+        most: error over the entry's magnitude, above 0.
+        floor: error that any entry may have, at least 0.
+        of_largest: error over the largest magnitude of its tensor that any entry may have, at least 0.
+    """
+
+    name: ClassVar[str] = "relative error"
+    most: float
+    floor: float = 0.0
+    of_largest: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the error."""
+        _above_zero(self.name, "most", self.most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsEntries(Claim):
+    """No entry of a tensor with axes is sent with a larger magnitude.
+
+    Attributes:
+        most: magnitude, above 0.
+    """
+
+    name: ClassVar[str] = "largest entry"
+    most: float
+
+    def __post_init__(self) -> None:
+        """Check the magnitude."""
+        _above_zero(self.name, "most", self.most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +249,20 @@ class PoissonSampling(Claim):
         """Check the rate."""
         if not 0 < self.rate < 1:
             raise InputError(f"claim {self.name!r}: rate is {self.rate}, expected a number in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassesThrough(Claim):
+    """The message is made of that of a first defense by what others send of it, and of nothing else.
+
+    What is claimed of the message of the first one, such as differential privacy, is left as it is by that.
+
+    Attributes:
+        stages: defenses in the order in which they act, each held to its own claims.
+    """
+
+    name: ClassVar[str] = "passes through"
+    stages: tuple[Defense, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

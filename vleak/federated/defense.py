@@ -163,6 +163,19 @@ class Defense:
         }
         return Message(tensors, sum(tensor.nbytes for tensor in tensors.values()))
 
+    def transmit_in_round(
+        self, gradient: dict[str, Tensor], generator: torch.Generator, memory: dict[str, Tensor]
+    ) -> Message:
+        """Send the gradient in one of several rounds.
+
+        Args:
+            gradient: by parameter name, with what error feedback adds.
+            generator: of the client.
+            memory: what the client keeps between rounds; names of parameters are taken by error feedback,
+                under others a defense may keep tensors of its own.
+        """
+        return self.transmit(gradient, generator)
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model that the defense cannot serve, before anything is computed.
 

@@ -90,7 +90,7 @@ def transmit(
     """Let a defense send a gradient or delta, which what it returns may share no memory with.
 
     With error feedback (`Defense.keeps_error`) what earlier rounds withheld is added before, and what this
-    message withholds is kept in ``memory``.
+    message withholds is kept in ``memory``, which is None where there is but one round.
 
     Raises:
         CapabilityError: the defense raised, or returned no message, other names or shapes, numbers that are
@@ -99,7 +99,10 @@ def transmit(
     kept = memory if defense.keeps_error() else None
     if kept is not None:
         gradient = {name: g + kept[name].to(g) if name in kept else g for name, g in gradient.items()}
-    message = _call(defense, "transmit", defense.transmit, dict(gradient), generator)
+    if memory is None:
+        message = _call(defense, "transmit", defense.transmit, dict(gradient), generator)
+    else:
+        message = _call(defense, "transmit", defense.transmit_in_round, dict(gradient), generator, memory)
     if not isinstance(message, Message):
         raise _broken(defense, "transmit", f"returned {_kind(message)}, expected vleak.federated.Message")
     tensors, size = message.tensors, message.wire_bytes

@@ -82,7 +82,8 @@ class Inverter(PublicClipsAttack):
         )  # fmt: skip
         key = (digest_of_model(observation.model), tensor_digest(public, observation.labels), facts.loss,
                facts.mode, self.copies)  # fmt: skip
-        deterministic = (channel.kept_fraction, channel.clip_norm)
+        transform = None if channel.transform is None else channel.key
+        deterministic = (channel.kept_fraction, channel.clip_norm, transform)
         try:
             rehearsal = _rehearsals.get(
                 (key, deterministic), lambda: rehearse(sender, public, self.copies, hooks)
