@@ -1,21 +1,38 @@
 """Defenses that a client can run, one file a family, and the registry that finds those from outside."""
 
+from vleak.defenses.censor import Censor
+from vleak.defenses.composite import Composite
 from vleak.defenses.compress import Compress
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.dp_client import DpClient
+from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
+from vleak.defenses.lowrank import PowerSgd
+from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
-from vleak.defenses.prune import Prune
+from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
+from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.references import DEFENSES, defense_text, parse_defenses
 from vleak.federated import Defense
 
 __all__ = [
     "DEFENSES",
+    "Censor",
+    "Composite",
     "Compress",
     "Defense",
     "DpClient",
     "DpSgd",
+    "FlowerClipping",
+    "FlowerLocalDp",
     "NoDefense",
+    "Noise",
+    "NvflarePercentile",
+    "NvflareSvt",
+    "OptimalNoise",
+    "Outpost",
+    "PowerSgd",
     "Prune",
+    "PruneDual",
     "defense_text",
     "parse_defenses",
 ]

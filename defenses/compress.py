@@ -1,17 +1,15 @@
-"""Quantised updates: fewer bits an entry."""
+"""Compressed updates: fewer bits an entry."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from vleak.defenses.codecs import decode, encode_int8, encode_qsgd
+from vleak.defenses import codecs, rounding
 from vleak.errors import InputError, unknown_name
 from vleak.federated import (
     CarriesError,
@@ -21,25 +19,30 @@ from vleak.federated import (
     Defense,
     LimitsLevels,
     Message,
+    RelativeError,
     Unbiased,
     Update,
 )
 from vleak.registry import Setting
 
+_CODECS = ("int8", "qsgd", "fp16", "bf16", "fp8", "terngrad", "sign")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compress(Defense):
-    """Send the update in few bits an entry: "int8" rounds to the nearest step, "qsgd" at random, unbiased.
-
-    QSGD: Alistarh et al., NeurIPS 2017, arXiv 1610.02132.
+    """Send the update in few bits an entry, rounded to the nearest value, or at random without bias.
 
     Attributes:
-        codec: "int8" (a scale a tensor) or "qsgd" (a norm a bucket).
-        bits: bits an entry, sign included, 2 to 8; "int8" takes 8 only.
+        codec: "fp16", "bf16" (a refusal of what their range cannot hold), "fp8" (E4M3 with a scale a tensor,
+            arXiv 2209.05433), "int8" (a scale a tensor); "qsgd" (at random, a norm a bucket; Alistarh et al.,
+            NeurIPS 2017, arXiv 1610.02132), "terngrad" (-1, 0 or 1 at random, a scale a tensor; Wen et al.,
+            NeurIPS 2017, arXiv 1705.07878), "sign" (signs and their mean magnitude a tensor; Bernstein et
+            al., ICML 2018, arXiv 1802.04434).
+        bits: bits an entry of "qsgd", sign included, 2 to 8; others have their own.
         bucket: entries that share a norm; "qsgd" only.
-        error_feedback: whether what one round rounds off is added to the next one; "qsgd" only where the
-            rounding is a contraction, that is where the root of the bucket is below the levels (Karimireddy
-            et al., ICML 2019, arXiv 1901.09847).
+        error_feedback: whether what one round rounds off is added to the next one; where rounding is at
+            random only if it is a contraction, that is with "qsgd" where the root of the bucket is below
+            the levels (Karimireddy et al., ICML 2019, arXiv 1901.09847).
     """
 
     name: ClassVar[str] = "compress"
@@ -50,12 +53,14 @@ class Compress(Defense):
 
     def __post_init__(self) -> None:
         """Check the codec and its settings."""
-        if self.codec not in ("int8", "qsgd"):
-            raise unknown_name("codec", self.codec, ("int8", "qsgd"))
+        if self.codec not in _CODECS:
+            raise unknown_name("codec", self.codec, _CODECS)
         if self.bits not in range(2, 9):
             raise InputError(f"compress: bits is {self.bits}, expected a whole number from 2 to 8")
-        if self.codec == "int8" and self.bits != 8:
-            raise InputError(f'compress: int8 has 8 bits, got {self.bits}; use codec="qsgd" for fewer')
+        if self.codec != "qsgd" and self.bits != 8:
+            raise InputError(
+                f'compress: {self.codec} takes no bits, got {self.bits}; use codec="qsgd" for a choice'
+            )
         if not isinstance(self.bucket, int) or not 1 <= self.bucket < 2**32:
             raise InputError(
                 f"compress: bucket is {self.bucket}, expected a whole number from 1, such as 512"
@@ -70,16 +75,21 @@ class Compress(Defense):
                 f"compress: error feedback with qsgd of {self.bits} bits and buckets of {self.bucket} grows "
                 f"without bound; use buckets below {levels**2}, more bits, int8, or error_feedback=false"
             )
+        if self.error_feedback and self.codec == "terngrad":
+            raise InputError(
+                "compress: error feedback with terngrad grows without bound; use sign, int8, or "
+                "error_feedback=false"
+            )
 
     @property
     def label(self) -> str:
         """Codec and strength, such as "qsgd 4 bit"."""
-        return "int8" if self.codec == "int8" else f"qsgd {self.bits} bit"
+        return f"qsgd {self.bits} bit" if self.codec == "qsgd" else self.codec
 
     def settings(self) -> dict[str, Setting]:
         """Return the codec and what it uses."""
         own = super().settings()
-        unused = ("bits", "bucket") if self.codec == "int8" else ()
+        unused = () if self.codec == "qsgd" else ("bits", "bucket")
         return {
             name: value
             for name, value in own.items()
@@ -88,54 +98,58 @@ class Compress(Defense):
 
     @classmethod
     def sweep(cls) -> Sequence[Self]:
-        """Return int8, and QSGD with 8, 4 and 2 bits."""
-        return [cls(codec="int8"), *(cls(codec="qsgd", bits=bits) for bits in (8, 4, 2))]
+        """Return fp16, int8, fp8, QSGD with 8, 4 and 2 bits, TernGrad and signs."""
+        few = [cls(codec="qsgd", bits=bits) for bits in (8, 4, 2)]
+        return [*map(cls._of, ("fp16", "int8", "fp8")), *few, cls._of("terngrad"), cls._of("sign")]
+
+    @classmethod
+    def _of(cls, codec: str) -> Self:
+        return cls(codec=codec)
 
     def channel(self, update: Update) -> Channel:
-        """Return the energy of the rounding, from what was transmitted."""
-        noise = int8_noise(update) if self.codec == "int8" else qsgd_noise(update, self.bits, self.bucket)
-        return Channel(noise_energy=noise, key=(self.name, self.codec, self.bits, self.bucket))
+        """Return the energy of the rounding, from what was transmitted; of signs, that they are signs."""
+        noises: dict[str, Callable[[], float]] = {
+            "int8": lambda: rounding.int8_noise(update),
+            "qsgd": lambda: rounding.qsgd_noise(update, self.bits, self.bucket),
+            "terngrad": lambda: rounding.ternary_noise(update),
+            "sign": lambda: rounding.sign_noise(update),
+        }
+        noise = noises[self.codec]() if self.codec in noises else rounding.float_noise(update, self.codec)
+        return Channel(
+            noise_energy=noise,
+            transform=rounding.signs if self.codec == "sign" else None,
+            key=(self.name, self.codec, self.bits, self.bucket),
+        )
 
     def claims(self) -> Sequence[Claim]:
-        """Return the levels that share a scale, and that rounding at random has no bias."""
+        """Return the levels that share a scale, or the largest error, and which rounding has no bias."""
         carried = (CarriesError(),) if self.error_feedback else ()
-        if self.codec == "int8":
-            return (LimitsLevels(most=255), Changes(), *carried)
-        return (LimitsLevels(most=2**self.bits - 1, bucket=self.bucket), Unbiased(), Changes(), *carried)
+        claims: dict[str, tuple[Claim, ...]] = {
+            "int8": (LimitsLevels(most=255),),
+            "qsgd": (LimitsLevels(most=2**self.bits - 1, bucket=self.bucket), Unbiased()),
+            "fp16": (RelativeError(most=2**-11, floor=2**-25),),
+            "bf16": (RelativeError(most=2**-8),),
+            "fp8": (LimitsLevels(most=253), RelativeError(most=2**-4, of_largest=2**-10 / 448)),
+            "terngrad": (LimitsLevels(most=3), Unbiased()),
+            "sign": (LimitsLevels(most=2),),
+        }
+        return (*claims[self.codec], Changes(), *carried)
 
     def keeps_error(self) -> bool:
         """Return whether rounding errors are carried on."""
         return self.error_feedback
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
-        """Send the quantised entries; what arrives lies on the codec's grid."""
-        if self.codec == "int8":
-            content = encode_int8(gradient)
-        else:
-            content = encode_qsgd(gradient, self.bits, self.bucket, generator)
+        """Send the rounded entries; what arrives lies on the codec's grid."""
+        content = self._encode(gradient, generator)
         shapes = {name: tuple(tensor.shape) for name, tensor in gradient.items()}
-        return Message(decode(content, shapes), len(content))
+        return Message(codecs.decode(content, shapes), len(content))
 
-
-def int8_noise(update: Update) -> float:
-    """Return the expected energy of rounding to the nearest of 255 steps: step^2 / 12 an entry."""
-    return sum(
-        t.numel() * (float(t.abs().max()) / 127) ** 2 / 12 for t in update.tensors.values() if t.numel()
-    )
-
-
-def qsgd_noise(update: Update, bits: int, bucket: int) -> float:
-    """Return the energy that stochastic rounding added: what arrived less the bucket norms that QSGD sends.
-
-    Rounding is unbiased, so energies add; a bucket's norm is its step times the number of levels. The
-    smallest value in it that is not zero is one step, or several where no entry was rounded so low.
-    """
-    levels = 2 ** (bits - 1) - 1
-    flat = torch.cat([tensor.flatten().double().abs() for tensor in update.tensors.values()])
-    buckets = F.pad(flat, (0, -len(flat) % bucket)).view(-1, bucket)
-    steps = torch.where(buckets > 0, buckets, torch.inf).amin(1)
-    norms = levels * torch.where(steps.isfinite(), steps, 0.0)
-    several = (norms / buckets.norm(dim=1).clamp(min=1e-30)).round().clamp(min=1)
-    signal = (norms / several).square().sum()
-    # Rounding is never exact: a channel without any noise is that of an update that nothing altered.
-    return max(float(flat.square().sum() - signal), sys.float_info.min)
+    def _encode(self, gradient: dict[str, Tensor], generator: torch.Generator) -> bytes:
+        if self.codec == "qsgd":
+            return codecs.encode_qsgd(gradient, self.bits, self.bucket, generator)
+        if self.codec == "terngrad":
+            return codecs.encode_ternary(gradient, generator)
+        if self.codec in ("fp16", "bf16", "fp8"):
+            return codecs.encode_float(gradient, self.codec)
+        return codecs.encode_int8(gradient) if self.codec == "int8" else codecs.encode_sign(gradient)

@@ -1,26 +1,55 @@
-"""Defenses as text: ``dp`` is a sweep, ``dp:noise_multiplier=0.5,max_grad_norm=2`` is one strength."""
+"""Defenses as text: ``dp`` is a sweep, ``dp:noise_multiplier=0.5`` one strength, ``dp+prune`` two of them."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from vleak.defenses.censor import Censor
+from vleak.defenses.composite import Composite
 from vleak.defenses.compress import Compress
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.dp_client import DpClient
+from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
+from vleak.defenses.lowrank import PowerSgd
+from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
-from vleak.defenses.prune import Prune
+from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
+from vleak.defenses.prune import Prune, PruneDual
 from vleak.errors import InputError, VleakError, first_line, interrupts
 from vleak.federated import Defense
 from vleak.registry import Entry, Registry, Setting, split_reference, write_reference
 
 DEFENSES: Registry[Defense] = Registry(
     "defense",
-    {"none": NoDefense, "dp": DpSgd, "dp_client": DpClient, "prune": Prune, "compress": Compress},
+    {
+        kind.name: kind
+        for kind in (
+            NoDefense,
+            DpSgd,
+            DpClient,
+            Prune,
+            PruneDual,
+            Compress,
+            PowerSgd,
+            Noise,
+            OptimalNoise,
+            Outpost,
+            Censor,
+            NvflarePercentile,
+            NvflareSvt,
+            FlowerClipping,
+            FlowerLocalDp,
+        )
+    },
     base=Defense,
 )
 """Every defense by the name that the command line takes."""
+_JOINT = re.compile(r"\+(?=[^0-9])")
+"""Between two defenses; 1e+16 is a number."""
 
 
 def parse_defenses(defense: str | Defense) -> list[Defense]:
@@ -28,14 +57,18 @@ def parse_defenses(defense: str | Defense) -> list[Defense]:
 
     Args:
         defense: ``NAME`` alone for the sweep of that defense, ``NAME:key=value,...`` for one strength, where
-            settings left out have their defaults; NAME may be ``package.module:Class``. or an object.
+            settings left out have their defaults; NAME may be ``package.module:Class``; several joined by
+            "+" act one after the other, and of names alone among them the first sweeps. Or an object.
 
     Raises:
-        InputError: unknown name or setting (the nearest are named), a value that does not fit, or a plug-in
-            that cannot be used.
+        InputError: unknown name or setting (the nearest are named), a value that does not fit, a plug-in that
+            cannot be used, or defenses that do not go together.
     """
     if isinstance(defense, Defense):
         return [defense]
+    parts = _JOINT.split(defense)
+    if len(parts) > 1:
+        return _composites(parts)
     reference = DEFENSES.parse(defense)
     if defense != split_reference(defense)[0] or not inspect.isclass(reference.entry.factory):
         return [reference.build()]
@@ -51,6 +84,8 @@ def defense_text(defense: Defense) -> str:
     Raises:
         InputError: a setting is no number, word or switch, so that no text can give it.
     """
+    if isinstance(defense, Composite):
+        return "+".join(map(defense_text, defense.stages))
     values: dict[str, Setting] = {f.name: getattr(defense, f.name) for f in fields(defense)}
     for key, value in values.items():
         if type(value) not in (int, float, str, bool):
@@ -76,6 +111,15 @@ def reference_name(kind: type[Defense]) -> str:
             'another defense; set name = "..." in the class to one of its own'
         )
     return kind.name
+
+
+def _composites(parts: list[str]) -> list[Defense]:
+    """Return the strengths of defenses that act one after the other."""
+    choices = [parse_defenses(part) for part in parts]
+    sweeping = [place for place, strengths in enumerate(choices) if len(strengths) > 1]
+    for place in sweeping[1:]:
+        choices[place] = [DEFENSES.parse(parts[place]).build()]
+    return [Composite(stages=stages) for stages in itertools.product(*choices)]
 
 
 def _sweep(entry: Entry[Defense]) -> list[Defense]:

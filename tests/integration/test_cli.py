@@ -209,7 +209,7 @@ def test_the_table_prints_epsilon_as_the_report_does(record: RunRecord) -> None:
 @pytest.mark.parametrize(
     ("kind", "some"),
     [
-        ("defenses", {"none", "dp", "dp_client", "prune", "compress"}),
+        ("defenses", {"none", "dp", "dp_client", "prune", "compress", "powersgd", "noise"}),
         ("attacks", {"matching"}),
         ("models", {"c3d_tiny", "lrcn", "package.module:factory"}),
         ("data", {"synthetic", "PATH"}),

@@ -18,8 +18,34 @@ from tiny import Conv, Recurrent, Residual, batch, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.defenses import DEFENSES, Compress, DpClient, DpSgd, NoDefense, Prune
-from vleak.defenses.codecs import decode, encode_int8, encode_qsgd, encode_sparse
+from vleak.defenses import (
+    DEFENSES,
+    Censor,
+    Compress,
+    DpClient,
+    DpSgd,
+    FlowerClipping,
+    FlowerLocalDp,
+    NoDefense,
+    Noise,
+    NvflarePercentile,
+    NvflareSvt,
+    OptimalNoise,
+    Outpost,
+    PowerSgd,
+    Prune,
+    PruneDual,
+)
+from vleak.defenses.codecs import (
+    decode,
+    encode_float,
+    encode_int8,
+    encode_low_rank,
+    encode_qsgd,
+    encode_sign,
+    encode_sparse,
+    encode_ternary,
+)
 from vleak.defenses.dp_checks import per_clip_norms
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import (
@@ -60,14 +86,30 @@ def same(first: Update, second: Update) -> bool:
     return torch.equal(flat(first.tensors), flat(second.tensors))
 
 
-NOISY = (DpSgd, DpClient)
+PROVING = (DpSgd, DpClient, FlowerLocalDp)
+NOISY = (*PROVING, Noise, OptimalNoise, NvflareSvt)
 EVERY = [defense for name in DEFENSES for defense in DEFENSES[name].sweep()] + [
     DpSgd(noise_multiplier=0.0, max_grad_norm=0.05),
     Compress(codec="qsgd", bits=3, bucket=7),
+    Compress(codec="bf16"),
     Prune(fraction=0.0),
+    Prune(which="random"),
+    Prune(which="threshold", threshold=0.05),
 ]
+
+
+def noisy(defense: Defense) -> bool:
+    """Return whether noise is in the message even of a gradient of zero."""
+    return isinstance(defense, NOISY) and getattr(defense, "noise_multiplier", 1) > 0
+
+
 RANDOM = [
-    d for d in EVERY if (isinstance(d, NOISY) and d.noise_multiplier) or d.settings().get("codec") == "qsgd"
+    d
+    for d in EVERY
+    if noisy(d)
+    or isinstance(d, Outpost | Censor | PowerSgd)
+    or d.settings().get("codec") in ("qsgd", "terngrad")
+    or d.settings().get("which") == "random"
 ]
 every = pytest.mark.parametrize("defense", EVERY, ids=repr)
 
@@ -128,14 +170,24 @@ def _dense() -> dict[str, Tensor]:
     }
 
 
+BYTES = {"fp16": 2, "bf16": 2, "fp8": 1, "int8": 1, "terngrad": 1 / 5, "sign": 1 / 8}
+
+
 def _expected_bytes(defense: Defense, sent: dict[str, Tensor]) -> int:
     entries = sum(tensor.numel() for tensor in sent.values())
-    if isinstance(defense, Prune):
+    sizes = [tensor.numel() for tensor in sent.values()]
+    if isinstance(defense, PowerSgd):
+        rank, rows, columns = defense.rank, *sent["a"].shape
+        return 20 + 8 * len(sent) + 4 * (rank * (rows + columns) + sum(sizes) - rows * columns)
+    if isinstance(defense, FlowerClipping):
+        return 4 * entries + defense.adaptive
+    if isinstance(defense, Prune | PruneDual):
         kept = flat(sent).nonzero().squeeze(1).numpy()
         width = max(1, int(np.diff(kept, prepend=-1).max() - 1).bit_length())
         return 20 + 8 + 4 * len(kept) + math.ceil(min(entries, len(kept) * width) / 8)
-    if isinstance(defense, Compress) and defense.codec == "int8":
-        return 20 + 4 * len(sent) + entries
+    if isinstance(defense, Compress) and defense.codec != "qsgd":
+        scales = 0 if defense.codec in ("fp16", "bf16") else 4 * len(sent)
+        return 20 + scales + math.ceil(entries * BYTES[defense.codec])
     if isinstance(defense, Compress):
         return 20 + 4 + 4 * math.ceil(entries / defense.bucket) + math.ceil(entries * defense.bits / 8)
     return 4 * entries
@@ -159,9 +211,11 @@ def test_one_parameter_and_zero_gradient(defense: Defense) -> None:
     black, labels = torch.zeros(2, 1, 1, 1, 5), torch.tensor([0, 1])
     sent = Client(model, defense=defense).update(black, labels, generator(0)).tensors["scale"]
     assert sent.shape == (1,)
-    assert (sent.item() != 0) == (isinstance(defense, NOISY) and defense.noise_multiplier > 0)
+    # NVFlare sends a tensor without axes as it is, and this one has an axis.
+    assert (sent.item() != 0) == noisy(defense)
     lit = torch.rand(2, 1, 1, 1, 5, generator=generator("lit"))
-    assert Client(model, defense=defense).update(lit, labels, generator(0)).tensors["scale"].item() != 0
+    sent = Client(model, defense=defense).update(lit, labels, generator(0)).tensors["scale"]
+    assert (sent.item() != 0) == (not isinstance(defense, Censor))  # nothing is orthogonal to one number
 
 
 @every
@@ -176,7 +230,7 @@ def test_settings_rebuild_the_defense_and_label_is_short(defense: Defense) -> No
 
 @every
 def test_only_noise_claims_privacy(defense: Defense) -> None:
-    assert (defense.privacy() is not None) == (isinstance(defense, NOISY) and defense.noise_multiplier > 0)
+    assert (defense.privacy() is not None) == (isinstance(defense, PROVING) and noisy(defense))
 
 
 def test_sweeps() -> None:
@@ -186,12 +240,22 @@ def test_sweeps() -> None:
         "dp": ["dp σ=0.001", "dp σ=0.01", "dp σ=0.1", "dp σ=1"],
         "dp_client": ["client σ=0.001", "client σ=0.01", "client σ=0.1", "client σ=1"],
         "prune": ["prune 70 %", "prune 90 %", "prune 99 %", "prune 99.9 %"],
-        "compress": ["int8", "qsgd 8 bit", "qsgd 4 bit", "qsgd 2 bit"],
+        "prune_dual": ["dual 1 + 75 %", "dual 5 + 75 %", "dual 20 + 75 %"],
+        "compress": ["fp16", "int8", "fp8", "qsgd 8 bit", "qsgd 4 bit", "qsgd 2 bit", "terngrad", "sign"],
+        "powersgd": ["powersgd rank 4", "powersgd rank 2", "powersgd rank 1"],
+        "noise": ["noise 0.0001", "noise 0.001", "noise 0.01", "noise 0.1"],
+        "optimal_noise": ["optimal 0.0001", "optimal 0.001", "optimal 0.01", "optimal 0.1"],
+        "outpost": ["outpost 0.1", "outpost 0.8", "outpost 5"],
+        "censor": ["censor 20"],
+        "nvflare_percentile": ["pctile 10", "pctile 90"],
+        "nvflare_svt": ["svt asked ε=0.1", "svt asked ε=0.1"],
+        "flower_clipping": ["clip C=1", "adaptive C=0.1"],
+        "flower_local_dp": ["local ε 64→143", "local ε 16→18.9", "local ε 4→3.51"],
     }
     assert all(
         type(d) is DEFENSES[name] and d.name == name for name in DEFENSES for d in DEFENSES[name].sweep()
     )
-    with pytest.raises(InputError, match="unknown defense 'prunes'; did you mean prune"):
+    with pytest.raises(InputError, match="unknown defense 'prunes'; did you mean prune or prune_dual"):
         DEFENSES.find("prunes")
 
 
@@ -213,10 +277,36 @@ def test_sweeps() -> None:
         (lambda: Prune(fraction=-0.1), "fraction is -0.1"),
         (lambda: Prune(fraction=math.nan), "fraction is nan"),
         (lambda: Compress(codec="int7"), "unknown codec 'int7'; did you mean int8"),
+        (lambda: Prune(which="smallest"), "unknown which of prune 'smallest'"),
+        (lambda: Prune(which="threshold", threshold=0.0), "threshold is 0.0"),
+        (lambda: Prune(which="threshold", threshold=math.nan), "threshold is nan"),
+        (lambda: PruneDual(largest=math.nan), "largest is nan"),
+        (lambda: PruneDual(largest=0.5, smallest=0.5), "leave nothing to send"),
+        (lambda: Compress(codec="sign", bits=2), "sign takes no bits, got 2"),
+        (lambda: Compress(codec="terngrad", error_feedback=True), "terngrad grows without bound"),
+        (lambda: PowerSgd(rank=0), "rank is 0"),
+        (lambda: PowerSgd(rank=True), "rank is True"),
+        (lambda: Noise(deviation=0.0), "deviation is 0.0"),
+        (lambda: Noise(max_norm=math.inf), "max_norm is inf"),
+        (lambda: OptimalNoise(probes=0), "probes is 0"),
+        (lambda: Outpost(noise=math.nan), "noise is nan"),
+        (lambda: Outpost(pruned=1.0), "pruned is 1.0"),
+        (lambda: Outpost(perturbed=0.0), "perturbed is 0.0"),
+        (lambda: Censor(trials=0), "trials is 0"),
+        (lambda: Censor(learning_rate=math.inf), "learning_rate is inf"),
+        (lambda: NvflarePercentile(percentile=101.0), "percentile is 101.0"),
+        (lambda: NvflarePercentile(gamma=0.0), "gamma is 0.0"),
+        (lambda: NvflareSvt(epsilon=-1.0), "epsilon is -1.0"),
+        (lambda: NvflareSvt(fraction=0.0), "fraction is 0.0"),
+        (lambda: FlowerClipping(clipping_norm=0.0), "clipping_norm is 0.0"),
+        (lambda: FlowerClipping(quantile=1.5), "quantile is 1.5"),
+        (lambda: FlowerLocalDp(epsilon=math.nan), "epsilon is nan"),
+        (lambda: FlowerLocalDp(sensitivity=-1.0), "sensitivity is -1.0"),
+        (lambda: FlowerLocalDp(delta=0.0), "delta is 0.0"),
         (lambda: Compress(codec="qsgd", bits=1), "bits is 1"),
         (lambda: Compress(codec="qsgd", bits=9), "bits is 9"),
         (lambda: Compress(codec="qsgd", bits=2.5), "bits is 2.5"),
-        (lambda: Compress(codec="int8", bits=4), 'got 4; use codec="qsgd"'),
+        (lambda: Compress(codec="int8", bits=4), 'int8 takes no bits, got 4; use codec="qsgd"'),
         (lambda: Compress(codec="qsgd", bucket=0), "bucket is 0"),
     ],
 )
@@ -427,6 +517,10 @@ NOISELESS = [
     Prune(fraction=0.5),
     Prune(fraction=0.9),
     Prune(fraction=0.999),
+    Prune(which="threshold", threshold=0.05),
+    PruneDual(),
+    Compress(codec="sign"),
+    NvflarePercentile(percentile=50.0, gamma=1.0),
 ]
 
 
@@ -437,7 +531,7 @@ def test_channel_expects_what_is_sent_without_noise(defense: Defense, clips: int
     update = send(defense, model, clips=clips)
     channel = stated(defense, update)
     expected = channel.expected(per_clip(model, *batch(clips)))
-    assert channel.noise_energy == 0
+    assert channel.noise_energy == 0 or isinstance(defense, Compress)
     for name, tensor in update.tensors.items():
         torch.testing.assert_close(expected[name][0], tensor, rtol=1e-4, atol=1e-6)
 
@@ -445,9 +539,14 @@ def test_channel_expects_what_is_sent_without_noise(defense: Defense, clips: int
 @every
 def test_channel_masks_are_what_survived(defense: Defense) -> None:
     update = send(defense)
-    channel = stated(defense, update)
-    assert (channel.masks is not None) == isinstance(defense, Prune)
-    if channel.masks is not None:
+    channel = Client(build(Conv), defense=defense).channel(update)
+    assert (channel is None) == isinstance(defense, Outpost)  # it depends on the weights
+    pruning = isinstance(defense, Prune | PruneDual)
+    filtering = isinstance(defense, NvflarePercentile | NvflareSvt)
+    if channel is None:
+        return
+    assert (channel.masks is not None) == (pruning or filtering)
+    if channel.masks is not None and pruning:
         plain = flat(send(NoDefense()).tensors)
         kept = flat(channel.masks)
         assert torch.equal(kept, flat(update.tensors) != 0)
@@ -466,7 +565,14 @@ def test_channel_of_dp_has_the_energy_of_the_noise(noise: float, clips: int) -> 
     assert low <= measured / stated(defense, update).noise_energy <= high
 
 
-@pytest.mark.parametrize("defense", [*Compress.sweep(), Compress(codec="qsgd", bits=3, bucket=7)], ids=repr)
+ROUNDING = [d for d in Compress.sweep() if d.codec not in ("terngrad", "sign")]
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [*ROUNDING, Compress(codec="qsgd", bits=3, bucket=7), Compress(codec="bf16")],
+    ids=repr,
+)
 def test_channel_of_compression_has_the_energy_of_the_rounding(defense: Compress) -> None:
     plain = {"w": torch.randn(400, 500, generator=generator("rounding"))}
     message = defense.transmit(plain, generator(1))
@@ -474,7 +580,9 @@ def test_channel_of_compression_has_the_energy_of_the_rounding(defense: Compress
     told = defense.channel(Update(message.tensors, message.wire_bytes)).noise_energy
     # QSGD's energy is read off one message: what noise and signal have in common by chance, with a standard
     # deviation of 6 % of the noise at 8 bits, goes into it.
-    assert told == pytest.approx(measured, rel=0.2 if defense.codec == "qsgd" else 0.01)
+    # Of fp8 the largest entry alone, which sets the scale, decides where in a step the entries lie.
+    rough = defense.codec in ("qsgd", "fp8")
+    assert told == pytest.approx(measured, rel=0.2 if rough else 0.01)
 
 
 def test_channel_of_dp_has_the_noise_on_the_sum() -> None:
@@ -488,9 +596,10 @@ def test_channel_of_dp_has_the_noise_on_the_sum() -> None:
 
 def test_equal_channels_have_equal_keys_and_others_have_not() -> None:
     update = send(NoDefense())
-    keys = [stated(defense, update).key for defense in EVERY]
-    assert len(set(keys)) == len(EVERY)
-    assert keys == [stated(defense, update).key for defense in EVERY]
+    known = [d for d in EVERY if not isinstance(d, Outpost)]
+    keys = [stated(defense, update).key for defense in known]
+    assert len(set(keys)) == len(known)
+    assert keys == [stated(defense, update).key for defense in known]
     # What the certificate alone depends on changes nothing of the channel.
     assert stated(DpSgd(rounds=9), update).key == stated(DpSgd(), update).key
 
@@ -645,6 +754,14 @@ CODECS: dict[str, Callable[[dict[str, Tensor]], bytes]] = {
     "sparse mask": lambda tensors: encode_sparse(tensors, 20),
     "int8": encode_int8,
     "qsgd": lambda tensors: encode_qsgd(tensors, 3, 4, generator("codec")),
+    "terngrad": lambda tensors: encode_ternary(tensors, generator("codec")),
+    "sign": encode_sign,
+    "fp16": lambda tensors: encode_float(tensors, "fp16"),
+    "bf16": lambda tensors: encode_float(tensors, "bf16"),
+    "fp8": lambda tensors: encode_float(tensors, "fp8"),
+    "low rank": lambda tensors: encode_low_rank(
+        tensors, {"a": (tensors["a"][:, :2].contiguous(), torch.ones(5, 2))}
+    ),
 }
 codecs = pytest.mark.parametrize("codec", CODECS)
 
@@ -690,10 +807,14 @@ def test_codec_refuses_what_is_not_finite(codec: str, value: float) -> None:
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e30])
 def test_codec_survives_extreme_scales(codec: str, scale: float) -> None:
     tensors = _tensors(scale)
+    if codec == "fp16" and scale > 1:
+        with pytest.raises(InputError, match=r"fp16 codec: an entry of .* exceeds 65504"):
+            CODECS[codec](tensors)
+        return
     decoded = decode(CODECS[codec](tensors), SHAPES)
     assert all(torch.isfinite(tensor).all() for tensor in decoded.values())
     largest = flat(tensors).abs().max()
-    assert (flat(decoded) - flat(tensors)).abs().max() <= 2 * largest
+    assert (flat(decoded) - flat(tensors)).abs().max() <= (4 if codec == "low rank" else 2) * largest
 
 
 @settings(deadline=None, max_examples=60)

@@ -321,15 +321,15 @@ def test_the_undefended_comes_first_and_nothing_twice() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown defense ''; known: compress, dp, dp_client, none, prune"),
-        ("DP", "unknown defense 'DP'; known: compress, dp, dp_client, none, prune"),
+        ("", "unknown defense ''; known: censor, compress, dp, dp_client, flower_clipping, "),
+        ("DP", "unknown defense 'DP'; known: censor, compress, dp, dp_client, flower_clipping, "),
         ("dpp:noise_multiplier=1", "unknown defense 'dpp'; did you mean dp?"),
         ("dp:noise_multipler=1", "unknown setting of defense dp 'noise_multipler'; did you mean noise_multi"),
         ("dp:name=prune", "unknown setting of defense dp 'name'; known: delta, "),
         ("dp:0.5", "defense 'dp:0.5': expected dp:setting=value, got '0.5'"),
         ("dp:noise_multiplier=nan", "noise_multiplier takes a finite number, got"),
         ("prune:fraction=1", "prune: fraction is 1.0, expected 0 <= fraction < 1"),
-        ("compress:codec=zip", "unknown codec 'zip'; known: int8, qsgd"),
+        ("compress:codec=zip", "unknown codec 'zip'; known: bf16, fp16, fp8, int8, qsgd, sign, terngrad"),
         ("none:strength=1", "defense 'none:strength=1': none has no settings, got 'strength=1'"),
         ("test_registry:Shape", "does not inherit from vleak.federated.Defense"),
         ("test_registry:OddSweep", "sweep raised KeyError: 'strengths'"),

@@ -255,7 +255,7 @@ def test_dp_client_refuses_norms_out_of_range(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "defense", [Prune(fraction=0.9), Compress(codec="qsgd", bits=2)], ids=lambda d: d.name
+    "defense", [Prune(fraction=0.9), Compress(codec="qsgd", bits=4, bucket=16)], ids=lambda d: d.name
 )
 def test_error_feedback_sends_in_the_end_what_was_withheld(defense: Defense) -> None:
     kind = type(defense)
