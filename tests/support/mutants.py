@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vleak.defenses import Compress, DpClient, DpSgd, Prune
+from vleak.defenses import Composite, Compress, DpClient, DpSgd, NvflarePercentile, Prune, PruneDual
 from vleak.errors import VleakError
 from vleak.federated import (
     CarriesError,
@@ -252,6 +252,66 @@ class RoundsDown(Compress):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CutsBits(Compress):
+    """bf16 by leaving out bits, which rounds towards zero."""
+
+    name: ClassVar[str] = "cuts bits"
+
+    def transmit(self, gradient: Gradient, generator: torch.Generator) -> Message:
+        words = {name: g.view(torch.int32) & ~0xFFFF for name, g in gradient.items()}
+        sent = {name: word.view(torch.float32) for name, word in words.items()}
+        return Message(sent, 2 * sum(tensor.numel() for tensor in sent.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepsPositive(Prune):
+    """A threshold for values instead of magnitudes."""
+
+    name: ClassVar[str] = "keeps positive"
+    which: str = "threshold"
+
+    def transmit(self, gradient: Gradient, generator: torch.Generator) -> Message:
+        sent = {name: torch.where(g >= self.threshold, g, 0.0) for name, g in gradient.items()}
+        return Message(sent, 10**6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropsOneEnd(PruneDual):
+    """Dual pruning that drops the smallest entries twice."""
+
+    name: ClassVar[str] = "drops one end"
+
+    def transmit(self, gradient: Gradient, generator: torch.Generator) -> Message:
+        lower = PruneDual(largest=0.0, smallest=self.smallest + self.largest)
+        return lower.transmit(gradient, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutsOneSide(NvflarePercentile):
+    """Entries cut off above gamma, and not below its negative."""
+
+    name: ClassVar[str] = "cuts one side"
+
+    def transmit(self, gradient: Gradient, generator: torch.Generator) -> Message:
+        sent = {name: g.clamp(max=self.gamma) for name, g in gradient.items()}
+        return Message(sent, sum(tensor.nbytes for tensor in sent.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunesUnseen(Composite):
+    """Noise and then pruning, by positions from the gradient before the noise."""
+
+    stages: tuple[Defense, ...] = (DpClient(), Prune())
+
+    def transmit(self, gradient: Gradient, generator: torch.Generator) -> Message:
+        noise, prune = self.stages
+        places = prune.transmit(gradient, generator)
+        sent = noise.transmit(gradient, generator).tensors
+        kept = {name: torch.where(places.tensors[name] != 0, tensor, 0.0) for name, tensor in sent.items()}
+        return Message(kept, places.wire_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FixedOrder(Defense):
     """The clips of a fixed order, accounted as sampled by coins."""
 
@@ -321,6 +381,11 @@ MUTANTS: dict[str, tuple[Defense, str]] = {
     "fixed order accounted as Poisson": (FixedOrder(), "Poisson sampling"),
     "fail-open": (FailsOpen(), "fails closed"),
     "biased rounding": (RoundsDown(), "unbiased"),
+    "rounding by leaving out bits": (CutsBits(codec="bf16"), "relative error"),
+    "threshold of values": (KeepsPositive(), "entries above"),
+    "pruned at one end": (DropsOneEnd(), "entries between"),
+    "cut off on one side": (CutsOneSide(), "largest entry"),
+    "positions of the gradient before its noise": (PrunesUnseen(), "passes through"),
     "the smallest entries": (KeepsSmallest(), "entries kept"),
     "epsilon from noise times clip": (NoiseTimesClip(), "certificate follows from claims"),
     "epsilon of the run as the release's": (RunAsRelease(), "certificate follows from claims"),

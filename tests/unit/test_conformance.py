@@ -12,15 +12,30 @@ from vleak.cli.app import invoke
 from vleak.conformance import conform
 from vleak.conformance.contract import information
 from vleak.conformance.statistics import is_binomial, is_standard_normal, mean_is_zero
-from vleak.defenses import DEFENSES, Compress, Defense, DpSgd, Prune, parse_defenses
+from vleak.defenses import DEFENSES, Compress, Defense, DpSgd, PowerSgd, Prune, parse_defenses
 from vleak.errors import InputError
 from vleak.seeds import generator
 
-HONEST = [
-    strength
-    for name in DEFENSES
-    if DEFENSES.find(name).origin == "vleak"
-    for strength in parse_defenses(name)
+SWEEPS = {name: parse_defenses(name) for name in DEFENSES if DEFENSES.find(name).built_in}
+STRONGEST = [strengths[-1] for strengths in SWEEPS.values()]
+WEAKER = [strength for strengths in SWEEPS.values() for strength in strengths[:-1]]
+
+OTHERS = [
+    Prune(which="random", error_feedback=True),
+    Prune(which="threshold"),
+    Compress(codec="bf16"),
+    Compress(codec="sign", error_feedback=True),
+    PowerSgd(error_feedback=False),
+    *(
+        strength
+        for text in (
+            "dp:noise_multiplier=1+prune:fraction=0.9",
+            "prune:fraction=0.5+dp_client:noise_multiplier=0.1",
+            "censor:trials=3+compress:codec=qsgd,bits=4",
+            "prune:fraction=0.5+powersgd:rank=2,error_feedback=false",
+        )
+        for strength in parse_defenses(text)
+    ),
 ]
 
 
@@ -34,9 +49,12 @@ def test_planted_faults_are_found_by_their_check(fault: str) -> None:
 
 @pytest.mark.parametrize(
     "defense",
-    [*HONEST, DpSgd(max_grad_norm=0.01), Prune(error_feedback=True), Compress(error_feedback=True)],
+    [
+        *STRONGEST, DpSgd(max_grad_norm=0.01), Prune(error_feedback=True), Compress(error_feedback=True),
+        *OTHERS, *(pytest.param(defense, marks=pytest.mark.slow) for defense in WEAKER),
+    ],
     ids=lambda defense: defense.label,
-)
+)  # fmt: skip
 def test_honest_defenses_hold(defense: Defense) -> None:
     result = conform(defense)
     assert [check for check in result.checks if check.outcome != "holds"] == []

@@ -12,18 +12,23 @@ from torch import Tensor
 
 from vleak.conformance.probe import Probe, distance, flat
 from vleak.conformance.statistics import is_binomial, is_standard_normal, mean_is_zero
-from vleak.federated import Defense
+from vleak.federated import Defense, steps
 from vleak.federated.claims import (
     CarriesError,
     Changes,
     Claim,
     ClipsNorm,
     GaussianNoise,
+    KeepsAbove,
+    KeepsBetween,
     KeepsEntries,
+    LimitsEntries,
     LimitsLevels,
     LimitsRank,
     OrthogonalUpdate,
+    PassesThrough,
     PoissonSampling,
+    RelativeError,
     Unbiased,
 )
 
@@ -108,6 +113,75 @@ def _keeps_entries(claim: KeepsEntries, defense: Defense, seed: int, false_alarm
     return ""
 
 
+def _keeps_above(claim: KeepsAbove, defense: Defense, seed: int, _: float) -> str:
+    probe = Probe(seed=seed)
+    largest = float(flat(probe.gradient()).abs().max())
+    for share in (0.01, 0.3, 3.0):  # the largest entry beside the threshold; at 3 none reaches it
+        probe = Probe(scale=claim.threshold / (share * largest), seed=seed)
+        honest, sent = flat(probe.gradient()), flat(probe.send(defense, 0).tensors)
+        least = honest.abs().max().clamp(max=claim.threshold)
+        expected = torch.where(honest.abs() >= least, honest, 0.0)
+        why = _entries_differ(sent, expected, honest.abs(), least)
+        if why:
+            return why
+    return ""
+
+
+def _keeps_between(claim: KeepsBetween, defense: Defense, seed: int, _: float) -> str:
+    probe = Probe(seed=seed)
+    sent = probe.send(defense, 0).tensors
+    for name, tensor in probe.gradient().items():
+        honest = tensor.flatten().double()
+        ordered, count = honest.abs().sort().values, len(honest)
+        low, high = ordered[int(claim.smallest * count)], ordered[count - int(claim.largest * count) - 1]
+        between = (honest.abs() >= low) & (honest.abs() <= high)
+        why = _entries_differ(
+            sent[name].flatten().double(), torch.where(between, honest, 0.0), honest.abs(), low, high
+        )
+        if why:
+            return f"{name!r}: {why}"
+    return ""
+
+
+def _entries_differ(sent: Tensor, expected: Tensor, magnitudes: Tensor, *edges: Tensor) -> str:
+    """Return how entries (P,) differ from what is expected; of those as large as an edge some may be kept."""
+    unlike = ~torch.isclose(sent, expected, rtol=1e-4, atol=0.0)
+    for edge in edges:
+        tied = torch.isclose(magnitudes, edge, rtol=1e-6, atol=0.0)
+        unlike &= ~(tied & (int(tied.sum()) > 1))
+    if not unlike.any():
+        return ""
+    first = int(unlike.nonzero()[0])
+    return (
+        f"{int(unlike.sum())} of {len(sent)} entries are not as claimed; one of {magnitudes[first]:.3g} "
+        f"arrived as {sent[first]:.3g}"
+    )
+
+
+def _relative_error(claim: RelativeError, defense: Defense, seed: int, _: float) -> str:
+    for scale in (1.0, 1e-5):  # some entries are so small that only the floor allows their error
+        probe = Probe(scale=scale, seed=seed)
+        sent = probe.send(defense, 0).tensors
+        for name, tensor in probe.gradient().items():
+            magnitudes = tensor.double().abs()
+            allowed = torch.maximum(
+                claim.most * magnitudes, claim.of_largest * magnitudes.max() + claim.floor
+            )
+            excess = (sent[name].double() - tensor.double()).abs() / allowed.clamp(min=1e-45)
+            if bool(excess.max() > 1 + 1e-3):
+                return f"an entry of {name!r} has {float(excess.max()):.3g} times the error that is claimed"
+    return ""
+
+
+def _limits_entries(claim: LimitsEntries, defense: Defense, seed: int, _: float) -> str:
+    for factor in _NORMS:
+        tensors = scaled_probe(4, seed, factor * claim.most).send(defense, 0).tensors
+        largest = max(float(tensor.abs().max()) for tensor in tensors.values() if tensor.ndim)
+        if largest > claim.most * (1 + 1e-6):
+            return f"an entry of {largest:.3g} was sent, expected at most {claim.most:g}"
+    return ""
+
+
 def _limits_levels(claim: LimitsLevels, defense: Defense, seed: int, _: float) -> str:
     tensors = Probe(seed=seed).send(defense, 0).tensors
     parts = (
@@ -171,6 +245,24 @@ def _carries_error(_: CarriesError, defense: Defense, seed: int, __: float) -> s
     return ""
 
 
+def _passes_through(claim: PassesThrough, defense: Defense, seed: int, false_alarm: float) -> str:
+    first, *others = claim.stages
+    for index in range(2):
+        probe = Probe(seed=seed)
+        draws = probe.draws(index)
+        message = probe.send(first, index, draws=draws)
+        for stage in others:
+            message = steps.transmit(stage, message.tensors, draws)
+        if distance(message.tensors, probe.send(defense, index).tensors) > 0:
+            return "the message is not what its stages make of each other's"
+    for stage in claim.stages:
+        for inner in stage.claims():
+            why = check_claim(inner, stage, seed, false_alarm / len(claim.stages))
+            if why:
+                return f"{stage.label}: {inner.name}: {why}"
+    return ""
+
+
 def _poisson_sampling(claim: PoissonSampling, defense: Defense, seed: int, false_alarm: float) -> str:
     probe, draws = Probe(seed=seed), 10 * _MESSAGES
     hits = torch.zeros(draws, probe.clips, dtype=torch.bool)
@@ -200,11 +292,16 @@ CHECKS: dict[type[Claim], Callable[[Any, Defense, int, float], str]] = {
     Changes: _changes,
     ClipsNorm: _clips_norm,
     GaussianNoise: _gaussian_noise,
+    KeepsAbove: _keeps_above,
+    KeepsBetween: _keeps_between,
     KeepsEntries: _keeps_entries,
+    LimitsEntries: _limits_entries,
     LimitsLevels: _limits_levels,
     LimitsRank: _limits_rank,
     OrthogonalUpdate: _orthogonal,
+    PassesThrough: _passes_through,
     PoissonSampling: _poisson_sampling,
+    RelativeError: _relative_error,
     Unbiased: _unbiased,
 }
 """Check of every kind of claim."""

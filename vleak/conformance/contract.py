@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vleak.certificates import gaussian_epsilon
-from vleak.conformance.probe import Probe, distance, flat
+from vleak.conformance.probe import Probe, distance
 from vleak.errors import VleakError
 from vleak.federated import Defense, PublicFacts, Update, steps
-from vleak.federated.claims import ClipsNorm, GaussianNoise
+from vleak.federated.claims import Claim, ClipsNorm, GaussianNoise, LimitsRank, PassesThrough
 from vleak.seeds import generator
 
 __all__ = ["CONTRACT"]
@@ -92,7 +92,10 @@ class _Mixing(Probe):
 def _carries_its_bytes(defense: Defense, seed: int) -> str:
     """Return whether fewer bytes are stated than what arrived needs."""
     message = Probe(seed=seed).send(defense, 0)
-    least = information(flat(message.tensors).float())
+    ranks = [claim.most for claim in defense.claims() if isinstance(claim, LimitsRank)]
+    rank = min(ranks, default=None)
+    # Each tensor by itself: which one an entry is of is known.
+    least = sum(_information_of(tensor, rank) for tensor in message.tensors.values())
     stated = message.wire_bytes
     return f"states {stated} bytes, but what arrived needs {least:.0f}" if stated < 0.98 * least else ""
 
@@ -121,6 +124,17 @@ def information(entries: Tensor) -> float:
     return float(places + kept * each) / 8
 
 
+def _information_of(tensor: Tensor, most: int | None) -> float:
+    """Return how many bytes a tensor needs at least, which may be a matrix of a limited rank."""
+    if most is None or tensor.ndim < 2 or min(tensor.flatten(1).shape) <= most:
+        return information(tensor.flatten())
+    left, values, right = torch.linalg.svd(tensor.flatten(1).double(), full_matrices=False)
+    rank = int((values > values[0] * 1e-5).sum())
+    factors = torch.cat([left[:, :rank].flatten(), (values[:rank, None] * right[:rank]).flatten()])
+    free = 1 - rank**2 / max(len(factors), 1)  # any invertible matrix between the factors cancels
+    return information(factors.float()) * free
+
+
 def _used(mantissas: npt.NDArray[np.uint32]) -> int:
     lowest = int(np.bitwise_or.reduce(mantissas))
     return 0 if not lowest else 23 - ((lowest & -lowest).bit_length() - 1)
@@ -136,8 +150,9 @@ def _certificate_follows(defense: Defense, seed: int) -> str:
     privacy = steps.stated_privacy(defense)
     if privacy is None:
         return ""
-    limits = {claim.unit: claim.limit for claim in defense.claims() if isinstance(claim, ClipsNorm)}
-    noises = {claim.unit: claim.deviation for claim in defense.claims() if isinstance(claim, GaussianNoise)}
+    claims = _claims_before_post_processing(defense)
+    limits = {claim.unit: claim.limit for claim in claims if isinstance(claim, ClipsNorm)}
+    noises = {claim.unit: claim.deviation for claim in claims if isinstance(claim, GaussianNoise)}
     units = limits.keys() & noises.keys()
     if not units:
         return "it states epsilon, but claims no clipping and noise of one unit that it would follow from"
@@ -148,6 +163,13 @@ def _certificate_follows(defense: Defense, seed: int) -> str:
     if abs(privacy.noise_multiplier - multiplier) > 1e-6 * multiplier:
         return f"states noise multiplier {privacy.noise_multiplier:.3g}, its claims give {multiplier:.3g}"
     return ""
+
+
+def _claims_before_post_processing(defense: Defense) -> list[Claim]:
+    """Return the claims of a defense, and of those whose messages it passes on."""
+    claims = list(defense.claims())
+    through = [stage for claim in claims if isinstance(claim, PassesThrough) for stage in claim.stages]
+    return claims + [claim for stage in through for claim in stage.claims()]
 
 
 def _channel_agrees(defense: Defense, seed: int) -> str:

@@ -74,6 +74,7 @@ class Probe:
         seed: int,
         absent: tuple[int, ...] = (),
         memory: dict[str, Tensor] | None = None,
+        draws: torch.Generator | None = None,
     ) -> Message:
         """Return a message of the batch, as a client sends it.
 
@@ -82,14 +83,19 @@ class Probe:
             seed: of the client's randomness.
             absent: clips that contribute zero.
             memory: of error feedback, changed in place.
+            draws: the client's randomness, to go on with it; None for that of the seed.
 
         Raises:
             CapabilityError: the defense refused, raised, or broke its contract.
         """
-        draws = generator("conformance", "message", self.seed, seed)
+        draws = self.draws(seed) if draws is None else draws
         clips, labels = steps.prepare_clips(defense, self.batch[0], self._labels(absent), draws)
         gradient = steps.aggregate(defense, self.model, self.loss, clips, labels, draws)
         return steps.transmit(defense, gradient, draws, memory)
+
+    def draws(self, seed: int) -> torch.Generator:
+        """Return the randomness of a client with a seed."""
+        return generator("conformance", "message", self.seed, seed)
 
     def _labels(self, absent: tuple[int, ...]) -> Tensor:
         labels = self.batch[1].clone()
