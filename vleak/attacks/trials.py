@@ -17,11 +17,10 @@ from vleak.attacks.learned.rehearsal import StoppedError
 from vleak.attacks.matching.adaptive import energy_of
 from vleak.attacks.simulation import simulated_channel
 from vleak.errors import VleakError
-from vleak.federated import Channel, Client, Update
-from vleak.federated.channel import surviving_entries
+from vleak.federated import Channel, Client, Update, column_bases, surviving_entries
 from vleak.seeds import generator
 
-__all__ = ["Evidence", "Trial", "evidence_of", "noise_is_scaled", "trials"]
+__all__ = ["Evidence", "Trial", "channel_of_trial", "evidence_of", "noise_is_scaled", "trials"]
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def _trial(
     tensors = {name: update.tensors[name] for name in observation.update.tensors}
     update = replace(update, tensors=tensors, partial=observation.update.partial)
     sent = replace(observation, update=update, knowledge=knowledge, earlier=())
-    channel = None if channel is None else _channel_of(channel, sent, observation.update)
+    channel = None if channel is None else channel_of_trial(channel, sent, observation.update)
     knowledge = replace(knowledge, labels=None) if inferred else knowledge
     return Trial(clips, replace(sent, knowledge=knowledge, channel=channel))
 
@@ -205,7 +204,7 @@ def _depends_on_message(channel: Channel) -> bool:
     return channel.source == "stated" and channel.noise_deviation is None and channel.noise_energy > 0
 
 
-def _channel_of(channel: Channel, sent: Observation, of: Update) -> Channel:
+def channel_of_trial(channel: Channel, sent: Observation, of: Update) -> Channel:
     """Return the channel of a trial's message.
 
     Noise that is not said to be Gaussian, such as that of rounding, depends on the message: it is measured by
@@ -222,7 +221,9 @@ def _channel_of(channel: Channel, sent: Observation, of: Update) -> Channel:
     elif _depends_on_message(channel) and simulate is not None:
         noise = simulated_channel(sent, simulate).noise_energy
     masks = None if channel.masks is None else surviving_entries(sent.update)
-    return replace(channel, masks=masks, noise_energy=noise)
+    rank = max((basis.shape[1] for basis in (channel.bases or {}).values()), default=0)
+    bases = column_bases(sent.update, rank) if rank else None
+    return replace(channel, masks=masks, bases=bases, noise_energy=noise)
 
 
 def _spread(groups: Tensor, source: torch.Generator) -> Tensor:

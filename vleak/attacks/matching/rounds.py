@@ -75,9 +75,12 @@ def _joined_channel(channels: Sequence[Channel], observations: Sequence[Observat
             for o in observations
         ]
         masks = _prefixed([c.masks or whole for c, whole in zip(channels, everything, strict=True)])
+    bases = _prefixed([channel.bases or {} for channel in channels])
     return replace(
         channels[-1],
         masks=masks,
+        bases=bases or None,
+        transform=None,
         noise_energy=sum(channel.noise_energy for channel in channels),
         key=("rounds", *(channel.key for channel in channels)),
     )
