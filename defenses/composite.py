@@ -109,8 +109,9 @@ class Composite(Defense):
     def channel(self, update: Update) -> Channel | None:
         """Return what all stages leave; None where one of them states nothing.
 
-        Noise in entries that a later stage drops is not in the update; where the largest are kept, more of it
-        is. Noise is known to be Gaussian only where nothing became of it.
+        Noise that a later stage drops or projects away is not in the update; where the largest entries are
+        kept, more of it is. Noise in all entries hides which ones an earlier stage dropped. It is known to be
+        Gaussian only where nothing became of it.
         """
         parts = []
         for stage in self.stages:
@@ -118,22 +119,23 @@ class Composite(Defense):
             if part is None:
                 return None
             parts.append(part)
-        masks = _joined_masks(parts)
-        kept = min(part.kept_fraction for part in parts)
-        bases = [part.bases for part in parts if part.bases is not None]
+        noisy = max((place for place, part in enumerate(parts) if part.noise_deviation), default=-1)
+        after = parts[noisy + 1 :]
+        masks, bases, kept = _joined_masks(after), _last_bases(after), min(p.kept_fraction for p in parts)
+        energies = [part.noise_energy for part in parts]
+        for place in range(noisy + 1):
+            if masks is not None:
+                energies[place] = noise_left(energies[place], masks, update, largest=kept < 1)
+            elif bases is not None:
+                energies[place] *= _share_of_bases(bases, update)
         return Channel(
             masks=masks,
-            noise_energy=sum(
-                p.noise_energy
-                if masks is None or p.masks is not None
-                else noise_left(p.noise_energy, masks, update, largest=kept < 1)
-                for p in parts
-            ),
-            noise_deviation=_known_deviation(parts),
+            noise_energy=sum(energies),
+            noise_deviation=None if _altered(after) else parts[noisy].noise_deviation,
             clip_norm=min(part.clip_norm for part in parts),
             kept_fraction=kept,
             transform=_joined_transform(parts),
-            bases=bases[-1] if bases else None,
+            bases=bases,
             key=tuple((stage.name, part.key) for stage, part in zip(self.stages, parts, strict=True)),
         )
 
@@ -262,8 +264,23 @@ def noise_left(energy: float, masks: dict[str, Tensor], update: Update, *, large
     return energy / entries * units
 
 
-def _known_deviation(parts: Sequence[Channel]) -> float | None:
-    noisy = [part for part in parts if part.noise_deviation is not None]
-    others = [part for part in parts if part.noise_deviation is None]
-    altered = any(p.noise_energy or p.masks or p.transform or p.bases for p in others)
-    return noisy[0].noise_deviation if len(noisy) == 1 and not altered else None
+def _altered(parts: Sequence[Channel]) -> bool:
+    """Return whether defenses do anything to a message but clip it."""
+    return any(p.noise_energy or p.masks or p.transform or p.bases or p.kept_fraction < 1 for p in parts)
+
+
+def _last_bases(parts: Sequence[Channel]) -> dict[str, Tensor] | None:
+    """Return the spans of the last projection, unless entries were changed one by one after it."""
+    bases = None
+    for part in parts:
+        changed = part.masks is not None or part.transform is not None
+        bases = part.bases if part.bases is not None else None if changed else bases
+    return bases
+
+
+def _share_of_bases(bases: dict[str, Tensor], update: Update) -> float:
+    """Return how many numbers a projected update has, over those of a whole one."""
+    counts = {name: tensor.numel() for name, tensor in update.tensors.items()}
+    total = sum(counts.values())
+    measured = {name: basis.shape[1] * counts[name] // basis.shape[0] for name, basis in bases.items()}
+    return sum({**counts, **measured}.values()) / max(total, 1)

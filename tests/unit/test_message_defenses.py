@@ -539,11 +539,18 @@ def test_channel_of_a_composite_has_what_is_left_of_each() -> None:
     told = quantised.channel(Client(model, defense=quantised).update(clips, labels, generator("channel")))
     assert told is not None
     assert told.noise_deviation is None  # it is no longer Gaussian
-    first = parse_defenses("prune:fraction=0.5+dp_client:noise_multiplier=0.1")[0].channel(update)
-    assert first is not None
-    assert (
-        first.noise_deviation is None
-    )  # of the client's noise in all entries nothing says which were pruned
+    client_noise = parse_defenses("prune:fraction=0.5+dp_client:noise_multiplier=0.1")[0].channel(update)
+    assert client_noise is not None
+    assert (client_noise.masks, client_noise.noise_deviation) == (None, 0.1)
+    low_rank = parse_defenses("dp:noise_multiplier=0.1+powersgd:rank=1,error_feedback=false")[0]
+    projected = low_rank.channel(Client(model, defense=low_rank).update(clips, labels, generator("channel")))
+    assert projected is not None
+    assert set(projected.bases or {}) == {"conv.weight", "head.weight"}
+    # Of 4 x 81 and 5 x 128 numbers 81 and 128 are left, and 10 of the other tensors.
+    assert projected.noise_energy == pytest.approx(0.1**2 * (81 + 128 + 10))
+    pruned = parse_defenses("powersgd:rank=1,error_feedback=false+prune:fraction=0.5")[0].channel(update)
+    assert pruned is not None
+    assert pruned.bases is None
     outside = Composite(stages=(Outpost(), Prune()))
     assert outside.channel(update) is None
 
