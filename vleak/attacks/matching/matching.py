@@ -240,9 +240,8 @@ class Matching(Attack):
 
     def _starts(self, knowledge: Knowledge, generator: torch.Generator) -> list[Tensor]:
         """Draw a start a restart: what the attacker expects, plus noise that sets the restarts apart."""
-        shape = knowledge.batch_shape
-        noises = [torch.rand(shape, generator=generator) * 0.2 - 0.1 for _ in range(self.restarts)]
-        return [(prior_answer(knowledge) + noise).clamp(0, 1) for noise in noises]
+        draws = torch.rand((self.restarts, *knowledge.batch_shape), generator=generator)
+        return [(prior_answer(knowledge) + noise * 0.2 - 0.1).clamp(0, 1) for noise in draws]
 
     def _still_background(self, setup: Setup, references: Tensor) -> Tensor:
         """Return the background (B, C, 1, H, W) whose own gradient is nearest to the update.
@@ -255,8 +254,7 @@ class Matching(Attack):
 
         def distance(still: Tensor) -> float:
             clips = still.expand(setup.knowledge.batch_shape).to(setup.weight).contiguous()
-            settings = DescentSettings(iterations=1)
-            descent = Descent(self._problem(setup), settings, clips, engine="reference")
+            descent = Descent(self._problem(setup), DescentSettings(iterations=1), clips, engine="reference")
             value = float(descent.distance_and_gradient(clips)[0])
             return value if math.isfinite(value) else math.inf
 
@@ -283,10 +281,9 @@ class Matching(Attack):
         """Return descents on coefficients that are standard normal under the prior."""
         knowledge, weight = setup.knowledge, setup.weight
         spectrum = SpectrumModel(setup.observation.model, knowledge).to(weight)
-        cosine = self.distance == "cosine"
         pull = noise_pull(
-            setup.channel, setup.observation.update, knowledge, cosine=cosine, assumed=self.noise
-        )
+            setup.channel, setup.observation.update, knowledge, cosine=self.distance == "cosine", assumed=self.noise
+        )  # fmt: skip
         settings = self._descent_settings(setup, self._length(setup), 0, 0.0, 0.0, knowledge)
         settings = replace(
             settings,
