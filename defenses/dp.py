@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from vleak.federated import (
     mean_gradient,
     per_clip_gradients,
 )
+
+if TYPE_CHECKING:
+    from opacus.optimizers import DPOptimizer
 
 _MOST = 1e12
 
@@ -48,6 +51,7 @@ class DpSgd(Defense):
     """
 
     name: ClassVar[str] = "dp"
+    short: ClassVar[str] = "dp"
     noise_multiplier: float = 1.0
     max_grad_norm: float = 1.0
     delta: float = 1e-5
@@ -58,10 +62,13 @@ class DpSgd(Defense):
         """Check every hyper-parameter."""
         if not 0 <= self.noise_multiplier < math.inf:
             raise InputError(
-                f"dp: noise_multiplier is {self.noise_multiplier}, expected a finite number, 0 or more"
+                f"{self.name}: noise_multiplier is {self.noise_multiplier}, expected a finite number, 0 or "
+                "more"
             )
         if not 0 < self.max_grad_norm < math.inf:
-            raise InputError(f"dp: max_grad_norm is {self.max_grad_norm}, expected a finite number above 0")
+            raise InputError(
+                f"{self.name}: max_grad_norm is {self.max_grad_norm}, expected a finite number above 0"
+            )
         check_accounting(self.name, delta=self.delta, rounds=self.rounds, sample_rate=self.sample_rate)
         self._check_extremes()
 
@@ -70,8 +77,8 @@ class DpSgd(Defense):
         deviation = self.noise_multiplier * self.max_grad_norm
         if deviation > _MOST or self.max_grad_norm > _MOST:
             raise InputError(
-                f"dp: noise_multiplier is {self.noise_multiplier} and max_grad_norm {self.max_grad_norm}, "
-                f"expected max_grad_norm and their product to be at most {_MOST:g}"
+                f"{self.name}: noise_multiplier is {self.noise_multiplier} and max_grad_norm "
+                f"{self.max_grad_norm}, expected max_grad_norm and their product to be at most {_MOST:g}"
             )
         check_least(self.name, "noise_multiplier", self.noise_multiplier, LEAST_NOISE, zero=True)
         check_least(self.name, "max_grad_norm", self.max_grad_norm, 1e-12)
@@ -81,7 +88,7 @@ class DpSgd(Defense):
     def label(self) -> str:
         """Noise multiplier, and the clipping norm where it is not 1."""
         clip = "" if self.max_grad_norm == 1 else f" C={self.max_grad_norm:g}"
-        return f"dp σ={self.noise_multiplier:g}{clip}"
+        return f"{self.short} σ={self.noise_multiplier:g}{clip}"
 
     @classmethod
     def sweep(cls) -> Sequence[Self]:
@@ -127,7 +134,7 @@ class DpSgd(Defense):
         refuse_batch_norm(model)
         samples = self.per_clip(model, loss, clips, labels)
         check_one_per_clip(samples, len(clips))
-        check_mean(samples, mean_gradient(model, loss, clips, labels))
+        check_mean(samples, self.plain(model, loss, clips, labels))
         check_independence(lambda altered: self.per_clip(model, loss, altered, labels), samples, clips)
         return self.combine(samples, generator)
 
@@ -138,6 +145,32 @@ class DpSgd(Defense):
     def per_clip(self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return one gradient a clip, (N, *parameter shape) by name. Another way to get them goes here."""
         return per_clip_gradients(model, loss, clips, labels)
+
+    def plain(self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return what the mean of `per_clip` has to be, had in another way: a check of it."""
+        return mean_gradient(model, loss, clips, labels)
+
+    def optimizer(
+        self, parameters: Sequence[nn.Parameter], clips: int, generator: torch.Generator
+    ) -> DPOptimizer:
+        """Return the optimizer of Opacus that clips and adds noise. Another way to clip goes here.
+
+        Args:
+            parameters: with ``grad_sample``, (N, *parameter shape).
+            clips: N, the public divisor of their sum.
+            generator: of the noise.
+        """
+        # Imported here because Opacus takes seconds to import.
+        from opacus.optimizers import DPOptimizer
+
+        return DPOptimizer(
+            torch.optim.SGD(parameters, lr=0.0),
+            noise_multiplier=self.noise_multiplier,
+            max_grad_norm=self.max_grad_norm,
+            expected_batch_size=clips,
+            loss_reduction="mean",
+            generator=generator,
+        )
 
     def privacy(self) -> Privacy | None:
         """Return epsilon of one release (analytic Gaussian) and of the run; None without noise."""
@@ -152,20 +185,15 @@ class DpSgd(Defense):
 
     def combine(self, samples: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Let Opacus clip and add noise, on stand-ins for the parameters so that the model stays clean."""
-        # Imported here because Opacus takes seconds to import.
-        from opacus.optimizers import DPOptimizer
-
-        # On the CPU, where the generator draws: a GPU run gets the same noise.
-        stand_ins = {name: nn.Parameter(torch.empty(sample.shape[1:])) for name, sample in samples.items()}
+        # On the CPU, where the generator draws: a GPU run gets the same noise. Of one axis at least, because
+        # Opacus has no norm of a single number a clip.
+        stand_ins = {name: nn.Parameter(torch.empty(s.shape[1:] or (1,))) for name, s in samples.items()}
         for name, parameter in stand_ins.items():
-            parameter.grad_sample = samples[name].cpu()  # type: ignore[attr-defined]
-        optimizer = DPOptimizer(
-            torch.optim.SGD(list(stand_ins.values()), lr=0.0),
-            noise_multiplier=self.noise_multiplier,
-            max_grad_norm=self.max_grad_norm,
-            expected_batch_size=len(next(iter(samples.values()))),
-            loss_reduction="mean",
-            generator=generator,
-        )
-        optimizer.pre_step()
-        return {name: p.grad.detach() for name, p in stand_ins.items() if p.grad is not None}
+            parameter.grad_sample = samples[name].cpu().view(-1, *parameter.shape)  # type: ignore[attr-defined]
+        clips = len(next(iter(samples.values())))
+        self.optimizer(list(stand_ins.values()), clips, generator).pre_step()
+        return {
+            name: p.grad.detach().view(samples[name].shape[1:])
+            for name, p in stand_ins.items()
+            if p.grad is not None
+        }

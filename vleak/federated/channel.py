@@ -28,6 +28,7 @@ class Channel:
         noise_deviation: standard deviation of independent Gaussian noise on the SUM over the batch, before
             the division by the public batch size; None where the noise is not Gaussian.
         clip_norm: largest norm of one clip's gradient before the sum, above 0; inf where nothing is clipped.
+        layerwise: whether each of L tensors is clipped by itself, to ``clip_norm / sqrt(L)``.
         kept_fraction: part of the entries, those of largest magnitude, that is sent, in (0, 1].
         transform: what else becomes of the gradient of a batch without noise, such as its signs; None for
             nothing.
@@ -41,6 +42,7 @@ class Channel:
     noise_energy: float = 0.0
     noise_deviation: float | None = None
     clip_norm: float = math.inf
+    layerwise: bool = False
     kept_fraction: float = 1.0
     transform: Transform | None = None
     bases: dict[str, Tensor] | None = None
@@ -112,6 +114,21 @@ class Channel:
         sent = gradient if self.transform is None else self.transform(gradient)
         return {**sent, **{n: onto_span(sent[n], basis) for n, basis in (self.bases or {}).items()}}
 
+    def clipped(self, samples: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return gradients of single clips, (n, B, *parameter shape) by name, as the defense clips them."""
+        if math.isinf(self.clip_norm):
+            return dict(samples)
+        energies = {name: t.reshape(*t.shape[:2], -1).square().sum(2) for name, t in samples.items()}
+        limit, total = self.clip_norm, sum(energies.values(), start=torch.zeros(()))
+        if self.layerwise:
+            limit /= math.sqrt(len(samples))
+        result = {}
+        for name, sample in samples.items():
+            norms = (energies[name] if self.layerwise else total).sqrt()
+            factor = (limit / norms.clamp(min=1e-30)).clamp(max=1.0)
+            result[name] = sample * factor.view(*factor.shape, *[1] * (sample.ndim - 2))
+        return result
+
     def expected(self, samples: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what the defense would send without its noise: clipped, averaged, the largest kept.
 
@@ -123,17 +140,11 @@ class Channel:
         Returns:
             (n, *parameter shape) by name, on the CPU.
         """
-        energies = [t.reshape(*t.shape[:2], -1).square().sum(2) for t in samples.values()]
-        norms = sum(energies, start=torch.zeros(()))
-        factor = (self.clip_norm / norms.sqrt().clamp(min=1e-30)).clamp(max=1.0)
-        mean = {
-            name: (sample * factor.view(*factor.shape, *[1] * (sample.ndim - 2))).mean(1).cpu()
-            for name, sample in samples.items()
-        }
+        mean = {name: sample.mean(1).cpu() for name, sample in self.clipped(samples).items()}
         kept = mean if self.kept_fraction == 1 else _largest(mean, self.kept_fraction)
         if self.transform is None:
             return kept
-        rows = range(len(factor))
+        rows = range(len(next(iter(kept.values()))))
         sent = [self.transform({name: tensor[row] for name, tensor in kept.items()}) for row in rows]
         return {name: torch.stack([row[name] for row in sent]) for name in kept}
 
