@@ -3,6 +3,7 @@
 from vleak.defenses.censor import Censor
 from vleak.defenses.composite import Composite
 from vleak.defenses.compress import Compress
+from vleak.defenses.data import HeldFrames, Mixup, MotionBlur
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.dp_client import DpClient
 from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
@@ -11,7 +12,12 @@ from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
 from vleak.defenses.prune import Prune, PruneDual
+from vleak.defenses.dp_hooks import DpHooks
+from vleak.defenses.dp_variants import DpLayers, DpVideo
+from vleak.defenses.oasis import Oasis
+from vleak.defenses.protocol import WeakMasks
 from vleak.defenses.references import DEFENSES, defense_text, parse_defenses
+from vleak.defenses.representation import Soteria
 from vleak.federated import Defense
 
 __all__ = [
@@ -21,6 +27,8 @@ __all__ = [
     "Compress",
     "Defense",
     "DpClient",
+    "DpHooks",
+    "DpLayers",
     "DpSgd",
     "FlowerClipping",
     "FlowerLocalDp",
@@ -33,6 +41,13 @@ __all__ = [
     "PowerSgd",
     "Prune",
     "PruneDual",
+    "DpVideo",
+    "HeldFrames",
+    "Mixup",
+    "MotionBlur",
+    "Oasis",
+    "Soteria",
+    "WeakMasks",
     "defense_text",
     "parse_defenses",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from vleak.defenses.censor import Censor
 from vleak.defenses.composite import Composite
 from vleak.defenses.compress import Compress
+from vleak.defenses.data import HeldFrames, Mixup, MotionBlur
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.dp_client import DpClient
 from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
@@ -19,6 +20,11 @@ from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
 from vleak.defenses.prune import Prune, PruneDual
+from vleak.defenses.dp_hooks import DpHooks
+from vleak.defenses.dp_variants import DpLayers, DpVideo
+from vleak.defenses.oasis import Oasis
+from vleak.defenses.protocol import WeakMasks
+from vleak.defenses.representation import Soteria
 from vleak.errors import InputError, VleakError, first_line, interrupts
 from vleak.federated import Defense
 from vleak.registry import Entry, Registry, Setting, split_reference, write_reference
@@ -43,6 +49,15 @@ DEFENSES: Registry[Defense] = Registry(
             NvflareSvt,
             FlowerClipping,
             FlowerLocalDp,
+            Mixup,
+            HeldFrames,
+            MotionBlur,
+            Oasis,
+            Soteria,
+            WeakMasks,
+            DpLayers,
+            DpVideo,
+            DpHooks,
         )
     },
     base=Defense,

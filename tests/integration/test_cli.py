@@ -209,7 +209,7 @@ def test_the_table_prints_epsilon_as_the_report_does(record: RunRecord) -> None:
 @pytest.mark.parametrize(
     ("kind", "some"),
     [
-        ("defenses", {"none", "dp", "dp_client", "prune", "compress", "powersgd", "noise"}),
+        ("defenses", {"none", "dp", "prune", "compress", "powersgd", "noise", "mixup", "oasis", "soteria"}),
         ("attacks", {"matching"}),
         ("models", {"c3d_tiny", "lrcn", "package.module:factory"}),
         ("data", {"synthetic", "PATH"}),

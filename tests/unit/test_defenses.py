@@ -26,6 +26,7 @@ from vleak.defenses import (
     DpSgd,
     FlowerClipping,
     FlowerLocalDp,
+    Mixup,
     NoDefense,
     Noise,
     NvflarePercentile,
@@ -35,6 +36,7 @@ from vleak.defenses import (
     PowerSgd,
     Prune,
     PruneDual,
+    WeakMasks,
 )
 from vleak.defenses.codecs import (
     decode,
@@ -87,8 +89,9 @@ def same(first: Update, second: Update) -> bool:
 
 
 PROVING = (DpSgd, DpClient, FlowerLocalDp)
-NOISY = (*PROVING, Noise, OptimalNoise, NvflareSvt)
-EVERY = [defense for name in DEFENSES for defense in DEFENSES[name].sweep()] + [
+NOISY = (*PROVING, Noise, OptimalNoise, NvflareSvt, WeakMasks)
+PARTICULAR = ("soteria", "dp_hooks")  # refuse some of the models here, and have test files of their own
+EVERY = [defense for name in DEFENSES if name not in PARTICULAR for defense in DEFENSES[name].sweep()] + [
     DpSgd(noise_multiplier=0.0, max_grad_norm=0.05),
     Compress(codec="qsgd", bits=3, bucket=7),
     Compress(codec="bf16"),
@@ -107,7 +110,7 @@ RANDOM = [
     d
     for d in EVERY
     if noisy(d)
-    or isinstance(d, Outpost | Censor | PowerSgd)
+    or isinstance(d, Outpost | Censor | PowerSgd | Mixup)
     or d.settings().get("codec") in ("qsgd", "terngrad")
     or d.settings().get("which") == "random"
 ]
@@ -251,6 +254,15 @@ def test_sweeps() -> None:
         "nvflare_svt": ["svt asked ε=0.1", "svt asked ε=0.1"],
         "flower_clipping": ["clip C=1", "adaptive C=0.1"],
         "flower_local_dp": ["local ε 64→143", "local ε 16→18.9", "local ε 4→3.51"],
+        "mixup": ["mixup α=0.2", "mixup α=1", "mixup α=10"],
+        "frames": ["frames 1/2", "frames 1/4", "frames 1/8"],
+        "blur": ["blur σ=1", "blur σ=2", "blur σ=4"],
+        "oasis": ["oasis +2", "oasis +3", "oasis +5"],
+        "soteria": ["soteria 10 %", "soteria 40 %", "soteria 80 %"],
+        "masks": ["masks s=0.001", "masks s=0.01", "masks s=0.1"],
+        "dp_layers": ["layers σ=0.001", "layers σ=0.01", "layers σ=0.1", "layers σ=1"],
+        "dp_video": ["video σ=0.001", "video σ=0.01", "video σ=0.1", "video σ=1"],
+        "dp_hooks": ["hooks σ=0.001", "hooks σ=0.01", "hooks σ=0.1", "hooks σ=1"],
     }
     assert all(
         type(d) is DEFENSES[name] and d.name == name for name in DEFENSES for d in DEFENSES[name].sweep()
