@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from attacking import built_in, observe, run, scene
 from tiny import Conv, Recurrent, Residual, batch, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vleak.attacks import Knowledge, Observation, link_scores
+from vleak.attacks import Inverter, Knowledge, Observation, link_scores
 from vleak.defenses import Defense, DpHooks, DpLayers, DpSgd, DpVideo
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Client, mean_gradient, per_clip_gradients
@@ -72,6 +74,17 @@ def test_linkage_knows_the_layers() -> None:
     entries = len(flat(update.tensors))
     assert left == pytest.approx(entries * (1e-3 * 0.05) ** 2 / 2, rel=0.2)
     assert int(scores.argmax()) == 0
+
+
+def test_the_inverter_rehearses_layers_by_themselves() -> None:
+    model, clips, labels = built_in("c3d_tiny"), scene().clips[:1], scene().labels[:1]
+    answers = []
+    for kind in (DpSgd, DpLayers, DpSgd):
+        channel = observe(model, clips, labels, kind(noise_multiplier=0.0, max_grad_norm=0.1)).channel
+        seen = replace(observe(model, clips, labels, labels=labels), channel=channel)
+        answers.append(run(Inverter(copies=2, rehearsals=4), seen).clips)
+    assert torch.equal(answers[0], answers[2])
+    assert not torch.equal(answers[0], answers[1])
 
 
 # ---- by windows

@@ -53,7 +53,7 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
     if observation.knowledge.batch_size > 1:
         channel = replace(channel, noise_deviation=None, transform=None)
     # One candidate at a time: in float64 all of them would take twice the memory of the updates.
-    flat = ([_flat(channel.measured(_clipped(channel, h)), names) for h in group] for group in candidates)
+    flat = ([_flat(channel.measured(_of_layers(h, channel)), names) for h in group] for group in candidates)
     return torch.stack([_score(sent, hypotheses, channel, names) for hypotheses in flat])
 
 
@@ -79,7 +79,8 @@ def link_chance(
     if not channel.noise_deviation:
         return None
     names = list(candidates[index].tensors)
-    clipped = torch.stack([_flat(_clipped(channel, each), names) for each in candidates])
+    flat = [_flat(channel.measured(_of_layers(each, channel)), names) for each in candidates]
+    clipped = torch.stack([_clipped(each, channel.clip_norm) for each in flat])
     gram = (clipped @ clipped.T) / channel.noise_deviation**2
     values, vectors = torch.linalg.eigh(gram)
     noise = torch.randn((draws, len(values)), generator=generator, dtype=torch.float64)
@@ -102,9 +103,17 @@ def _flat(tensors: Mapping[str, Tensor], names: list[str]) -> Tensor:
     return torch.cat([tensors[name].flatten() for name in names]).double()
 
 
+def _of_layers(update: Update, channel: Channel) -> dict[str, Tensor]:
+    """Return the tensors, clipped one by one where the channel says so."""
+    if not channel.layerwise:
+        return update.tensors
+    samples = channel.clipped({name: tensor[None, None] for name, tensor in update.tensors.items()})
+    return {name: sample[0, 0] for name, sample in samples.items()}
+
+
 def _score(sent: Tensor, hypotheses: list[Tensor], channel: Channel, names: list[str]) -> Tensor:
     if channel.noise_deviation is not None:
-        return _likelihood(sent, hypotheses, channel.noise_deviation)
+        return _likelihood(sent, hypotheses, channel.clip_norm, channel.noise_deviation)
     if channel.masks is not None:
         mask = _flat(channel.masks, names)
         hypotheses = [hypothesis * mask for hypothesis in hypotheses]
@@ -118,14 +127,15 @@ def _cosine(sent: Tensor, hypotheses: list[Tensor]) -> Tensor:
     return torch.stack(cosines).max()
 
 
-def _clipped(channel: Channel, update: Update) -> dict[str, Tensor]:
-    samples = channel.clipped({name: tensor[None, None].double() for name, tensor in update.tensors.items()})
-    return {name: sample[0, 0] for name, sample in samples.items()}
+def _clipped(gradient: Tensor, norm: float) -> Tensor:
+    factor: Tensor = (norm / gradient.norm().clamp(min=1e-30)).clamp(max=1.0)
+    return gradient * factor
 
 
-def _likelihood(sent: Tensor, hypotheses: list[Tensor], deviation: float) -> Tensor:
+def _likelihood(sent: Tensor, hypotheses: list[Tensor], clip_norm: float, deviation: float) -> Tensor:
     """Return the logarithm of the summed likelihoods under Gaussian noise, up to a constant."""
     deviation = max(deviation, 1e-12)  # without noise the nearest wins
+    clipped = [_clipped(hypothesis, clip_norm) for hypothesis in hypotheses]
     # |sent|^2, the same for all, is left out: beside heavy noise it would drown the difference.
-    logarithms = [(sent @ h - h @ h / 2) / deviation**2 for h in hypotheses]
+    logarithms = [(sent @ h - h @ h / 2) / deviation**2 for h in clipped]
     return torch.stack(logarithms).logsumexp(0)

@@ -83,7 +83,7 @@ class Inverter(PublicClipsAttack):
         key = (digest_of_model(observation.model), tensor_digest(public, observation.labels), facts.loss,
                facts.mode, self.copies)  # fmt: skip
         transform = None if channel.transform is None else channel.key
-        deterministic = (channel.kept_fraction, channel.clip_norm, transform)
+        deterministic = (channel.kept_fraction, channel.clip_norm, channel.layerwise, transform)
         try:
             rehearsal = _rehearsals.get(
                 (key, deterministic), lambda: rehearse(sender, public, self.copies, hooks)
