@@ -6,16 +6,16 @@ from vleak.defenses.compress import Compress
 from vleak.defenses.data import HeldFrames, Mixup, MotionBlur
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.dp_client import DpClient
+from vleak.defenses.dp_hooks import DpHooks
+from vleak.defenses.dp_variants import DpLayers, DpVideo
 from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
 from vleak.defenses.lowrank import PowerSgd
 from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
-from vleak.defenses.prune import Prune, PruneDual
-from vleak.defenses.dp_hooks import DpHooks
-from vleak.defenses.dp_variants import DpLayers, DpVideo
 from vleak.defenses.oasis import Oasis
 from vleak.defenses.protocol import WeakMasks
+from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.references import DEFENSES, defense_text, parse_defenses
 from vleak.defenses.representation import Soteria
 from vleak.federated import Defense
@@ -30,22 +30,22 @@ __all__ = [
     "DpHooks",
     "DpLayers",
     "DpSgd",
+    "DpVideo",
     "FlowerClipping",
     "FlowerLocalDp",
+    "HeldFrames",
+    "Mixup",
+    "MotionBlur",
     "NoDefense",
     "Noise",
     "NvflarePercentile",
     "NvflareSvt",
+    "Oasis",
     "OptimalNoise",
     "Outpost",
     "PowerSgd",
     "Prune",
     "PruneDual",
-    "DpVideo",
-    "HeldFrames",
-    "Mixup",
-    "MotionBlur",
-    "Oasis",
     "Soteria",
     "WeakMasks",
     "defense_text",

@@ -14,16 +14,16 @@ from vleak.defenses.compress import Compress
 from vleak.defenses.data import HeldFrames, Mixup, MotionBlur
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.dp_client import DpClient
+from vleak.defenses.dp_hooks import DpHooks
+from vleak.defenses.dp_variants import DpLayers, DpVideo
 from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
 from vleak.defenses.lowrank import PowerSgd
 from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
-from vleak.defenses.prune import Prune, PruneDual
-from vleak.defenses.dp_hooks import DpHooks
-from vleak.defenses.dp_variants import DpLayers, DpVideo
 from vleak.defenses.oasis import Oasis
 from vleak.defenses.protocol import WeakMasks
+from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.representation import Soteria
 from vleak.errors import InputError, VleakError, first_line, interrupts
 from vleak.federated import Defense
