@@ -274,15 +274,15 @@ class Matching(Attack):
         )
         problem = self._problem(setup)
         descents = [self._descent(problem, settings, start.to(setup.weight)) for start in starts]
-        work = self._work(setup, descents, self._length(setup))
-        return replace(work, state=self._behind(setup))
+        return replace(self._work(setup, descents, self._length(setup)), state=self._behind(setup))
 
     def _spectrum_work(self, setup: Setup, generator: torch.Generator) -> Work:
         """Return descents on coefficients that are standard normal under the prior."""
         knowledge, weight = setup.knowledge, setup.weight
         spectrum = SpectrumModel(setup.observation.model, knowledge).to(weight)
         pull = noise_pull(
-            setup.channel, setup.observation.update, knowledge, cosine=self.distance == "cosine", assumed=self.noise
+            setup.channel, setup.observation.update, knowledge, cosine=self.distance == "cosine",
+            assumed=self.noise,
         )  # fmt: skip
         settings = self._descent_settings(setup, self._length(setup), 0, 0.0, 0.0, knowledge)
         settings = replace(
