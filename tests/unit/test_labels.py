@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
-from attacking import CLASSES, built_in, observe, observe_clip, run, same_answer, scene, short
+from attacking import (
+    CLASSES,
+    FRAMES,
+    SIZE,
+    built_in,
+    observe,
+    observe_clip,
+    run,
+    same_answer,
+    scene,
+    short,
+)
 from tiny import build
 from torch import Tensor, nn
 
 from vleak.attacks import infer_labels
-from vleak.models import SMALL_MODELS
+from vleak.defenses import Compress, Defense, DpSgd, Prune
+from vleak.models import SMALL_MODELS, build_model, train, training_steps
+from vleak.seeds import generator
 
 models = pytest.mark.parametrize("name", SMALL_MODELS)
 
@@ -140,3 +154,34 @@ def test_granted_labels_are_used_and_inferred_ones_where_none_are_granted(attack
     assert not torch.equal(wrong.clips, granted.clips)
     if attack == "matching":
         assert wrong.objective > 2 * granted.objective
+
+
+@cache
+def trained() -> nn.Module:
+    """A model on which a wrong class is likely enough to be lost behind a defense."""
+    model, data = build_model("c3d_tiny", frames=FRAMES, size=SIZE, classes=CLASSES, seed=0), scene()
+    train(model, data.public_clips, data.public_labels, training_steps("early"), generator("labels"))
+    return model
+
+
+@pytest.mark.parametrize("public", [True, False])
+@pytest.mark.parametrize(
+    "defense", [Compress(codec="qsgd", bits=2), Prune(fraction=0.999), DpSgd(noise_multiplier=0.1)]
+)
+def test_behind_a_defense_the_whole_update_tells_the_label(defense: Defense, public: bool) -> None:
+    known = {} if public else {"public_clips": None}
+    last_layer, whole = 0, 0
+    for index in range(8):
+        label, clip = torch.tensor([index % CLASSES]), scene().clips[index : index + 1]
+        observation = observe(trained(), clip, label, defense, **known)
+        whole += infer_labels(observation).tolist() == label.tolist()
+        last_layer += infer_labels(replace(observation, channel=None)).tolist() == label.tolist()
+    assert whole == 8
+    assert last_layer < 8
+
+
+def test_who_knows_a_defense_by_its_code_alone_asks_the_whole_update() -> None:
+    for index in range(8):
+        label, clip = torch.tensor([index % CLASSES]), scene().clips[index : index + 1]
+        told = observe(trained(), clip, label, Compress(codec="qsgd", bits=2), rehearse=True)
+        assert infer_labels(replace(told, channel=None)).tolist() == label.tolist()

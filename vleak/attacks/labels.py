@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from vleak.attacks.expectation import prior_answer
 from vleak.attacks.last_layer import last_layer
 from vleak.attacks.observation import Observation
+from vleak.federated import LOSSES, Channel
+from vleak.federated.gradients import mean_gradient
 
 __all__ = ["infer_labels"]
+
+_SURE = 6.0
+"""Standard deviations of a defense's noise beyond which an entry of the last layer is taken for negative."""
+_LABELS = 16
+"""Labels of which the whole update is asked at most, those first for which the last layer speaks most."""
 
 
 def infer_labels(observation: Observation) -> Tensor:
@@ -19,6 +28,10 @@ def infer_labels(observation: Observation) -> Tensor:
     With cross-entropy the gradient of the last bias is the mean softmax minus the share of each class in the
     batch. One clip: its class is the smallest entry, exactly (iDLG, arXiv 2001.02610). Several: the mean
     softmax is estimated on what the attacker holds and the counts follow (after LLG, arXiv 2105.09369).
+
+    Behind a known defense the entry of one clip's class may be lost in noise, or not be sent. Unless it is
+    negative beyond doubt, the label is the one under which the clip to be expected sends what agrees best
+    with the whole update: a label steers every layer's gradient.
 
     The last layer is the linear one that the model called last with an output a class; where there is none,
     the last tensor of the update with a row a class. Falls back to the row sums of its weight where it has
@@ -39,10 +52,42 @@ def infer_labels(observation: Observation) -> Tensor:
         return torch.zeros(knowledge.batch_size, dtype=torch.long)
     scores = scores[: knowledge.classes]
     if knowledge.batch_size == 1:
-        return scores.argmin().reshape(1)
+        return scores.argmin().reshape(1) if _tells(observation, scores) else _likeliest(observation, scores)
     shares = (_mean_softmax(observation)[: knowledge.classes] - scores).clamp(min=0)
     counts = knowledge.batch_size * shares / shares.sum().clamp(min=1e-12)
     return _largest_remainder(counts, knowledge.batch_size)
+
+
+def _tells(observation: Observation, scores: Tensor) -> bool:
+    """Return whether the last layer's gradient tells the class of one clip: it alone is negative there.
+
+    Behind a defense that may be lost in noise, or not be sent.
+    """
+    channel = observation.channel
+    if channel is None:
+        return observation.knowledge.simulate is None  # nothing is known of a defense
+    entries = sum(tensor.numel() for tensor in observation.update.tensors.values())
+    return channel.exact or bool(scores.min() < -_SURE * math.sqrt(channel.noise_energy / entries))
+
+
+def _likeliest(observation: Observation, scores: Tensor) -> Tensor:
+    """Return the label (1,) under which the expected clip's gradient agrees best with the whole update.
+
+    The label steers the gradient of every layer, by far more than the clip does. The agreement is the cosine
+    over the entries that carry a measurement.
+    """
+    tried = scores.argsort(stable=True)[:_LABELS].sort().values
+    tensors, channel = observation.update.tensors, observation.channel or Channel()
+    weight, loss = next(observation.model.parameters()), LOSSES[observation.update.facts.loss]
+    clip = prior_answer(observation.knowledge).to(weight)
+    sent, cosines = torch.cat([tensor.flatten() for tensor in tensors.values()]).to(weight), []
+    for label in tried.to(weight.device):
+        gradient = mean_gradient(observation.model, loss, clip, label[None])
+        if channel.masks is not None:
+            gradient = {name: gradient[name] * channel.masks[name].to(weight.device) for name in tensors}
+        guess = torch.cat([gradient[name].flatten() for name in tensors])
+        cosines.append(float(sent @ guess / guess.norm().clamp(min=1e-30)))
+    return tried[torch.tensor(cosines).argmax()].reshape(1)
 
 
 def _anomalous(observation: Observation) -> Tensor:

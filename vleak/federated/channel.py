@@ -69,6 +69,12 @@ class Channel:
             if mask.dtype != torch.bool:
                 raise InputError(f"channel: mask {name!r} is {mask.dtype}, expected torch.bool")
 
+    @property
+    def exact(self) -> bool:
+        """Whether the update is the honest gradient itself."""
+        altered = self.noise_energy > 0 or self.kept_fraction < 1 or not math.isinf(self.clip_norm)
+        return self.masks is None and not altered
+
     def check(self, update: Update) -> None:
         """Check that masks and bases belong to the tensors of an update.
 

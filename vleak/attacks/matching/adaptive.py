@@ -72,7 +72,7 @@ def adaptive_weights(channel: Channel | None, update: Update, knowledge: Knowled
         update: what arrived.
         knowledge: tells how many numbers are to be rebuilt.
     """
-    if channel is None or _is_exact(channel):
+    if channel is None or channel.exact:
         return AdaptiveWeights()
     entries = _entries(channel, update)
     noise = channel.noise_energy
@@ -84,12 +84,6 @@ def adaptive_weights(channel: Channel | None, update: Update, knowledge: Knowled
 def energy_of(update: Update) -> float:
     """Return the squared norm of an update, the unit in which an L2 distance and its priors are weighed."""
     return sum(float(tensor.double().square().sum()) for tensor in update.tensors.values())
-
-
-def _is_exact(channel: Channel) -> bool:
-    """Return whether the update is the honest gradient itself."""
-    altered = channel.noise_energy > 0 or channel.kept_fraction < 1 or not math.isinf(channel.clip_norm)
-    return channel.masks is None and not altered
 
 
 def _entries(channel: Channel, update: Update) -> int:
