@@ -43,7 +43,9 @@ CASES = [
     *((name, NoDefense()) for name in SMALL_MODELS),
     *(("c3d_tiny", defense) for defense in (*WEAKEST[1:], *STRONGEST[1:])),
 ]
-FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter", "retrieval"]
+FRAME_ATTACKS = [
+    "matching", "matching_blind", "deep_prior", "decoder", "inverter", "refinement", "retrieval"
+]  # fmt: skip
 
 
 def reachable(root: object) -> Iterator[Tensor]:

@@ -37,7 +37,9 @@ from vleak.federated import Channel, Client, Update
 from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
-FRAME_ATTACKS = ["matching", "matching_blind", "deep_prior", "decoder", "inverter", "retrieval"]
+FRAME_ATTACKS = [
+    "matching", "matching_blind", "deep_prior", "decoder", "inverter", "refinement", "retrieval"
+]  # fmt: skip
 every_attack = pytest.mark.parametrize("attack", FRAME_ATTACKS)
 
 # ---- attacks attack

@@ -23,6 +23,7 @@ from vleak.attacks.matching import DENOISERS, Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
 from vleak.attacks.reconstruction import Reconstruction
+from vleak.attacks.refinement import Refinement
 from vleak.attacks.retrieval import Retrieval
 from vleak.attacks.sign import update_sign
 from vleak.attacks.simulation import simulated_channel
@@ -38,6 +39,7 @@ ATTACKS: Registry[Attack] = Registry(
         "deep_prior": DeepPrior,
         "decoder": Decoder,
         "inverter": Inverter,
+        "refinement": Refinement,
         "retrieval": Retrieval,
         "closed_form": ClosedForm,
         "low_rank": LowRank,
@@ -87,6 +89,7 @@ __all__ = [
     "ReferenceMean",
     "ReferenceNearest",
     "ReferenceStill",
+    "Refinement",
     "Retrieval",
     "Strongest",
     "Task",

@@ -22,7 +22,7 @@ from vleak.attacks.matching.denoised import Denoiser, DenoiserRound, denoised, f
 from vleak.attacks.matching.feature_space import FEATURE_PULL, FeatureSpace, with_model
 from vleak.attacks.matching.projection import in_bases
 from vleak.attacks.matching.rounds import joined, loss_of
-from vleak.attacks.matching.setup import MaskRound, Setup, with_unknown_masks
+from vleak.attacks.matching.setup import MaskRound, Setup, unrolled, with_unknown_masks
 from vleak.attacks.matching.spectrum import SPECTRUM_RATE, SpectrumModel, noise_pull
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.target import masked_target
@@ -38,8 +38,6 @@ REFERENCE_USES = ("start", "prior", "mask")
 DISTANCES = ("cosine", "l2")
 PATHS = ("auto", "unroll", "midpoint")
 REGULARISERS = ("total_variation", "spectrum")
-_UNROLLED = 8
-"""Local steps up to which they are unrolled by default; each costs as much as an iteration on a gradient."""
 STILL_UNIT = 0.5
 """How far a pixel may stray from the background where nothing seems to move, in units of where something
 does; chosen among 0 (held), 0.25, 0.5 and 1 on synthetic clips of seed 1000, which no default run draws."""
@@ -149,7 +147,8 @@ class Matching(Attack):
                     f"denoiser {self.denoiser!r} takes clips of frames, not features; leave it out"
                 )
             return self._feature_work(setup, generator)
-        references, starts = setup.knowledge.references, self._starts(setup.knowledge, generator)
+        setup = replace(setup, expected=self.expected(observation, hooks))
+        references, starts = setup.knowledge.references, self._starts(setup, generator)
         if references is None and self.regulariser == "spectrum":
             return self._spectrum_work(setup, generator)
         if references is None or self.reference == "start":
@@ -206,7 +205,7 @@ class Matching(Attack):
 
     def _single(self, observation: Observation) -> Setup:
         """Return the setup of one round; where local steps are unrolled, at the weights before them."""
-        setup = self._setup(observation.as_gradient(), self._unrolled(observation))
+        setup = self._setup(observation.as_gradient(), unrolled(observation, self.path))
         if setup.local is None:
             return setup
         return replace(setup, observation=replace(setup.observation, model=observation.model))
@@ -222,14 +221,6 @@ class Matching(Attack):
         knowledge = replace(together.knowledge, simulate=None) if known else together.knowledge
         return replace(self._setup(replace(together, knowledge=knowledge), None), rounds=len(rounds))
 
-    def _unrolled(self, observation: Observation) -> LocalTraining | None:
-        """Return the local training to unroll; None where a gradient says all, or at the midpoint."""
-        local = observation.update.facts.local
-        if local is None or self.path == "midpoint" or (local.steps == 1 and local.optimizer == "sgd"):
-            return None
-        unrolled = self.path == "unroll" or local.optimizer == "adam" or local.steps <= _UNROLLED
-        return local if unrolled else None
-
     def _setup(self, observation: Observation, local: LocalTraining | None) -> Setup:
         channel = known_channel(observation)
         if channel is not None and channel.bases and local is None:
@@ -238,10 +229,16 @@ class Matching(Attack):
         unit = 1.0 if self.distance == "cosine" else energy_of(observation.update)
         return Setup(observation, channel, weights, unit, local)
 
-    def _starts(self, knowledge: Knowledge, generator: torch.Generator) -> list[Tensor]:
+    def expected(self, observation: Observation, hooks: Hooks) -> Tensor | None:
+        """Return clips (B, *clip_shape) that are nearer than the public mean; None where none are known."""
+        return None
+
+    def _starts(self, setup: Setup, generator: torch.Generator) -> list[Tensor]:
         """Draw a start a restart: what the attacker expects, plus noise that sets the restarts apart."""
+        knowledge, expected = setup.knowledge, setup.expected
+        expected = prior_answer(knowledge) if expected is None else expected
         draws = torch.rand((self.restarts, *knowledge.batch_shape), generator=generator)
-        return [(prior_answer(knowledge) + noise * 0.2 - 0.1).clamp(0, 1) for noise in draws]
+        return [(expected + noise * 0.2 - 0.1).clamp(0, 1) for noise in draws]
 
     def _still_background(self, setup: Setup, references: Tensor) -> Tensor:
         """Return the background (B, C, 1, H, W) whose own gradient is nearest to the update.
@@ -261,11 +258,12 @@ class Matching(Attack):
         return min(stills, key=distance)
 
     def _clip_work(self, setup: Setup, starts: list[Tensor]) -> Work:
-        """Return descents on clips, drawn towards the mean public clip."""
+        """Return descents on clips, drawn towards the expected ones; coarse levels would lose those given."""
         knowledge, weights = replace(setup.knowledge, references=None), setup.weights
-        expected = expected_clips(knowledge)
+        expected = expected_clips(knowledge) if setup.expected is None else setup.expected
+        coarse = self.coarse if setup.expected is None else 0
         settings = self._descent_settings(
-            setup, self._length(setup), self.coarse, weights.smoothness, weights.prior_weight, knowledge
+            setup, self._length(setup), coarse, weights.smoothness, weights.prior_weight, knowledge
         )
         settings = replace(
             settings,

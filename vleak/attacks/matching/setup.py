@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,7 +12,10 @@ from vleak.attacks.expectation import prior_answer
 from vleak.attacks.matching.adaptive import AdaptiveWeights
 from vleak.federated import Channel, LocalTraining, fill_masks, with_masks
 
-__all__ = ["MaskRound", "Setup", "with_unknown_masks"]
+__all__ = ["MaskRound", "Setup", "unrolled", "with_unknown_masks"]
+
+_UNROLLED = 8
+"""Local steps up to which they are unrolled by default; each costs as much as an iteration on a gradient."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Setup:
         unit: what they are measured in.
         local: local training that is unrolled, or None.
         rounds: how many rounds are matched together.
+        expected: (B, C, T, H, W), what clips start from and are drawn towards; None for what knowledge tells.
     """
 
     observation: Observation
@@ -33,6 +38,7 @@ class Setup:
     unit: float
     local: LocalTraining | None = None
     rounds: int = 1
+    expected: Tensor | None = None
 
     @property
     def knowledge(self) -> Knowledge:
@@ -68,3 +74,11 @@ def with_unknown_masks(setup: Setup) -> Setup:
     if model is not observation.model:
         fill_masks(model, prior_answer(observation.knowledge).to(setup.weight))
     return replace(setup, observation=replace(observation, model=model))
+
+
+def unrolled(observation: Observation, path: Literal["auto", "unroll", "midpoint"]) -> LocalTraining | None:
+    """Return the local training to unroll; None where a gradient says all, or at the midpoint."""
+    local = observation.update.facts.local
+    if local is None or path == "midpoint" or (local.steps == 1 and local.optimizer == "sgd"):
+        return None
+    return local if path == "unroll" or local.optimizer == "adam" or local.steps <= _UNROLLED else None
