@@ -35,7 +35,8 @@ class Reconstruction:
         history: objective per iteration of the chosen restart.
         nan_at: iteration at which the chosen restart's objective became NaN and ended it; else None.
         method: for an attack that chooses among others, the one that gave this answer, as on the command
-            line; "baseline" for the answer without the update; empty where it chooses none.
+            line, or several with their weights, such as "0.75 inverter + 0.25 matching"; "baseline" for the
+            answer without the update; empty where it chooses none.
         evidence: for such an attack, by method the mean gain in dB that its choice went by.
         flags: flags that the attack raises about itself (`vleak.attacks.flags`).
         seconds: wall time.

@@ -1,24 +1,26 @@
-"""Strongest attack: the attacker tries what may work on public clips, and runs what worked best."""
+"""Strongest attack: the attacker tries what may work on public clips, and runs what worked best together."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 
-from vleak.attacks.base import Attack, Hooks, Knowledge, Observation, Reconstruction, Work, suited
+from vleak.attacks.base import Attack, Hooks, Observation, Reconstruction, Work, suited
 from vleak.attacks.cache import Cache, digest_of_model
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.flags import NO_EVIDENCE
 from vleak.attacks.learned import Inverter
 from vleak.attacks.learned.rehearsal import StoppedError
 from vleak.attacks.matching import Matching
+from vleak.attacks.refinement import Refinement
 from vleak.attacks.retrieval import Retrieval
 from vleak.attacks.simulation import known_channel
-from vleak.attacks.trials import Evidence, evidence_of, noise_is_scaled, trials
+from vleak.attacks.stacking import Stack, stacked
+from vleak.attacks.trials import evidence_of, noise_is_scaled, trials
 from vleak.attacks.work import knowledge_of_defense
 from vleak.errors import InputError
 from vleak.federated import Channel
@@ -28,19 +30,19 @@ __all__ = ["Strongest"]
 
 _TRIALS = 2
 """Public clips that are tried at most."""
-_DESCENTS = 4
+_DESCENTS = 5
 """Attacks that descend among those that are tried."""
 
 
 class Strongest(Attack):
-    """Choice among the attacks by what they rebuild of public clips behind the same client and defense.
+    """Weighted mean of the attacks that rebuild most of public clips behind the same client and defense.
 
     What is tried: `matching` with its total variation and with a tenth of it, `matching` with a Gaussian
-    prior in frequency space, weak and strong, `inverter` and `retrieval`. The attacker sends himself public
-    clips through the client and the defense, attacks them without the other clips of their videos, and runs
-    what is ahead on average. How far its answer is to be followed, between the answer without the update and
-    its own, is chosen in the same trials; where none of the attacks gains anything there, the answer without
-    the update is given, and a flag says so. The truth is never asked.
+    prior in frequency space, weak and strong, `refinement`, `inverter` and `retrieval`. The attacker sends
+    himself public clips through the client and the defense, and attacks them without the other clips of
+    their videos. The weights of up to three answers, and of the answer without the update, are fitted there
+    (`vleak.attacks.stacking`); where none of the attacks gains anything, the answer without the update is
+    given, and a flag says so. The truth is never asked.
 
     The trials are of one model and defense, and are kept in the process for all clips. Where nothing can be
     tried (features, reference frames, too few public clips), it is `matching`.
@@ -62,7 +64,7 @@ class Strongest(Attack):
         """Set the hyper-parameters.
 
         Args:
-            iterations, restarts, engine: as of `Matching`, for the attack that is chosen.
+            iterations, restarts, engine: as of `Matching`, for what is chosen.
             budget: iterations of all descents in the trials of one model and defense together. A smaller one
                 leaves shorter descents, then fewer trials.
 
@@ -84,28 +86,44 @@ class Strongest(Attack):
     def prepare(
         self, observation: Observation, generator: torch.Generator, hooks: Hooks
     ) -> Work | Reconstruction:
-        """Return the work of the attack that did best in the trials, or the answer without the update."""
-        channel, evidence = known_channel(observation), tuple[Evidence, ...]()
+        """Return the work of what did best in the trials, or the answer without the update."""
+        channel, choice = known_channel(observation), _UNTRIED
         if not observation.knowledge.of_features and observation.knowledge.references is None:
             key = self._key(observation, channel)
             try:
-                evidence = _kept.get(key, lambda: self._tried(observation, channel, hooks))
+                choice = _kept.get(key, lambda: self._tried(observation, channel, hooks))
             except StoppedError:
                 return _without_update(observation, channel, ())
-        best = max(evidence, key=lambda each: each.gain, default=None)
-        if best is None or not best.gains:
-            best = None
-        elif best.gain <= 0:
-            return _without_update(observation, channel, evidence)
-        chosen = _Chosen(self._attacks(self.iterations)[best.name if best else "matching"], best, evidence,
-                         observation.knowledge)  # fmt: skip
-        return chosen.outcome(chosen.attack.prepare(suited(chosen.attack, observation), generator, hooks))
+        if choice.stack is None:
+            return _without_update(observation, channel, choice.gains)
+        running = _Running(choice.stack, choice.gains, observation, generator)
+        return self._continued(running, self._begun(running, hooks), hooks)
 
     def finish(self, work: Work, hooks: Hooks) -> Work | Reconstruction:
-        """Return what the chosen attack makes of its work."""
-        chosen = work.state
-        assert isinstance(chosen, _Chosen)
-        return chosen.outcome(chosen.attack.finish(replace(work, state=chosen.state), hooks))
+        """Return what the attack that ran makes of its work, or the work of the next one."""
+        running = work.state
+        assert isinstance(running, _Running)
+        outcome = self._attack(running).finish(replace(work, state=running.state), hooks)
+        return self._continued(running, outcome, hooks)
+
+    def _attack(self, running: _Running) -> Attack:
+        return self._attacks(self.iterations)[running.stack.weights[len(running.answers)][0]]
+
+    def _begun(self, running: _Running, hooks: Hooks) -> Work | Reconstruction:
+        """Return what the next attack of the stack begins with."""
+        attack = self._attack(running)
+        return attack.prepare(suited(attack, running.observation), running.generator, hooks)
+
+    def _continued(
+        self, running: _Running, outcome: Work | Reconstruction, hooks: Hooks
+    ) -> Work | Reconstruction:
+        """Return work of an attack of the stack, or the answer once all of them have given theirs."""
+        while isinstance(outcome, Reconstruction):
+            running = replace(running, answers=(*running.answers, outcome))
+            if len(running.answers) == len(running.stack.weights):
+                return running.answer()
+            outcome = self._begun(running, hooks)
+        return replace(outcome, state=replace(running, state=outcome.state))
 
     def _attacks(self, iterations: int) -> dict[str, Attack]:
         """Return the attacks that are tried, by the text that stands for them on the command line."""
@@ -115,24 +133,29 @@ class Strongest(Attack):
             "matching:spatial=0.003,temporal=0.009": matching(spatial=0.003, temporal=0.009),
             "matching:regulariser=spectrum": matching(regulariser="spectrum"),
             "matching:regulariser=spectrum,noise=10": matching(regulariser="spectrum", noise=10.0),
+            "refinement": Refinement(iterations=iterations, restarts=self.restarts, engine=self.engine),
             "inverter": Inverter(),
             "retrieval": Retrieval(),
         }
 
-    def _cheaper(self, iterations: int) -> dict[str, Attack]:
-        """Return the attacks as they are tried: those that learn do so from fewer messages."""
-        return self._attacks(iterations) | {
-            "inverter": Inverter(copies=3, rehearsals=6),
-            "retrieval": Retrieval(rehearsals=6),
-        }
-
-    def _tried(self, observation: Observation, channel: Channel | None, hooks: Hooks) -> tuple[Evidence, ...]:
-        """Return what every attack gets out of the trials that the budget allows."""
+    def _tried(self, observation: Observation, channel: Channel | None, hooks: Hooks) -> _Choice:
+        """Return what is best in the trials that the budget allows."""
         descents = _DESCENTS * self.restarts
         iterations = max(1, min(self.iterations, self.budget // (descents * _TRIALS)))
         count = min(_TRIALS, self.budget // (descents * iterations))
         tried = trials(observation, channel, count)
-        return tuple(evidence_of(self._cheaper(iterations), tried, hooks)) if tried else ()
+        evidence = (
+            evidence_of(self._attacks(iterations) | {"retrieval": Retrieval(rehearsals=6)}, tried, hooks)
+            if tried
+            else []
+        )
+        if not any(each.gains for each in evidence):
+            return _UNTRIED
+        stack = stacked(evidence, tried)
+        gains = {each.name: each.gain for each in evidence if each.gains}
+        if stack is not None:
+            gains[stack.name] = stack.gain
+        return _Choice(stack, tuple((name, round(gain, 2)) for name, gain in gains.items()))
 
     def _key(self, observation: Observation, channel: Channel | None) -> Hashable:
         """Return what the trials depend on."""
@@ -154,35 +177,55 @@ class Strongest(Attack):
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """The attack that runs, and why.
+class _Choice:
+    """What is best in the trials of one model and defense.
 
     Attributes:
-        attack: as it runs.
-        best: what it got out of the trials; None without trials.
-        evidence: what all attacks got out of them.
-        knowledge: of the attacker.
-        state: that of its work.
+        stack: what runs; None where no attack gained anything.
+        gains: by attack the mean gain in dB, of those that did not fail.
     """
 
-    attack: Attack
-    best: Evidence | None
-    evidence: tuple[Evidence, ...]
-    knowledge: Knowledge
+    stack: Stack | None
+    gains: tuple[tuple[str, float], ...] = ()
+
+
+_UNTRIED = _Choice(Stack((("matching", 1.0),), 0.0))
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A stack whose attacks run one after the other.
+
+    Attributes:
+        stack: the attacks. gains: of the choice.
+        observation, generator: as of `Attack.prepare`.
+        answers: of the attacks that have run.
+        state: that of the work of the one that runs.
+    """
+
+    stack: Stack
+    gains: tuple[tuple[str, float], ...]
+    observation: Observation
+    generator: torch.Generator
+    answers: tuple[Reconstruction, ...] = ()
     state: object = None
 
-    def outcome(self, outcome: Work | Reconstruction) -> Work | Reconstruction:
-        """Return further work, or the answer as far as the trials speak for it."""
-        if isinstance(outcome, Work):
-            return replace(outcome, state=replace(self, state=outcome.state))
-        if self.best is None:
-            return replace(outcome, method="matching")
-        clips = self.best.shared(outcome.clips, self.knowledge)
-        return replace(outcome, clips=clips, method=self.best.name, evidence=_gains(self.evidence))
+    def answer(self) -> Reconstruction:
+        """Return the weighted mean; what else there is to say is that of the attack that counts most."""
+        engines = [answer.engine for answer in self.answers if answer.engine != "none"]
+        return replace(
+            self.answers[0],
+            clips=self.stack.answer([answer.clips for answer in self.answers], self.observation.knowledge),
+            engine=engines[0] if engines else "none",
+            iterations=sum(answer.iterations for answer in self.answers),
+            restarts=sum(answer.restarts for answer in self.answers),
+            method=self.stack.name,
+            evidence=self.gains,
+        )
 
 
 def _without_update(
-    observation: Observation, channel: Channel | None, evidence: Sequence[Evidence]
+    observation: Observation, channel: Channel | None, gains: tuple[tuple[str, float], ...]
 ) -> Reconstruction:
     """Return the answer without the update: no attack gained anything in the trials, or they were stopped."""
     return Reconstruction(
@@ -190,14 +233,9 @@ def _without_update(
         labels=observation.labels,
         defense_knowledge=knowledge_of_defense(channel),
         method="baseline",
-        evidence=_gains(evidence),
-        flags=(NO_EVIDENCE,) if evidence else (),
+        evidence=gains,
+        flags=(NO_EVIDENCE,) if gains else (),
     )
 
 
-def _gains(evidence: Sequence[Evidence]) -> tuple[tuple[str, float], ...]:
-    """Return by attack the mean gain in the trials, in dB, of those that did not fail."""
-    return tuple((each.name, round(each.gain, 2)) for each in evidence if each.gains)
-
-
-_kept: Cache[tuple[Evidence, ...]] = Cache(64)
+_kept: Cache[_Choice] = Cache(64)

@@ -20,7 +20,7 @@ from vleak.errors import VleakError
 from vleak.federated import Channel, Client, Update, column_bases, surviving_entries
 from vleak.seeds import generator
 
-__all__ = ["Evidence", "Trial", "channel_of_trial", "evidence_of", "noise_is_scaled", "trials"]
+__all__ = ["Evidence", "Trial", "aligned", "channel_of_trial", "evidence_of", "noise_is_scaled", "trials"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,7 @@ class Trial:
 
     def matched(self, answer: Tensor) -> Tensor:
         """Return the clips of an answer, each in the place of the one that it is matched to."""
-        if len(answer) == 1:
-            return answer
-        errors = torch.cdist(self.clips.flatten(1).double(), answer.flatten(1).double()).square()
-        return answer[torch.from_numpy(linear_sum_assignment(errors.numpy())[1])]
+        return aligned(answer, self.clips)
 
     def _error(self, clips: Tensor) -> float:
         return max(float((clips - self.clips).double().square().mean()), 1e-12)
@@ -61,12 +58,14 @@ class Evidence:
             the attack failed.
         share: part of the way from the answer without the update to the attack's that is best in the trials,
             in [0, 1].
+        answers: (B, *clip_shape) a trial, each clip in the place of the one that it is matched to.
         failure: why it failed; empty where it did not.
     """
 
     name: str
     gains: tuple[float, ...] = ()
     share: float = 0.0
+    answers: tuple[Tensor, ...] = ()
     failure: str = ""
 
     @property
@@ -78,6 +77,14 @@ class Evidence:
         """Return the answer, as far as the trials speak for it."""
         prior = prior_answer(knowledge)
         return torch.lerp(prior, answer.to(prior), self.share)
+
+
+def aligned(answer: Tensor, to: Tensor) -> Tensor:
+    """Return the clips of an answer (B, ...) in the order in which they are nearest to others (B, ...)."""
+    if len(answer) == 1:
+        return answer
+    errors = torch.cdist(to.flatten(1).double(), answer.flatten(1).double()).square()
+    return answer[torch.from_numpy(linear_sum_assignment(errors.numpy())[1])]
 
 
 def trials(observation: Observation, channel: Channel | None, count: int) -> list[Trial]:
@@ -131,15 +138,15 @@ def evidence_of(attacks: Mapping[str, Attack], tried: Sequence[Trial], hooks: Ho
 
 def _evidence(name: str, outcomes: Sequence[Reconstruction | Exception], tried: Sequence[Trial]) -> Evidence:
     answers = []
-    for outcome in outcomes:
+    for outcome, trial in zip(outcomes, tried, strict=True):
         if isinstance(outcome, Reconstruction):
-            answers.append(outcome.clips)
+            answers.append(trial.matched(outcome.clips))
         elif isinstance(outcome, VleakError):
             return Evidence(name, failure=str(outcome))
         else:
             raise outcome
     share = _best_share(answers, tried)
-    evidence = Evidence(name, (), share)
+    evidence = Evidence(name, (), share, tuple(answers))
     gains = tuple(
         trial.gain(evidence.shared(answer, trial.observation.knowledge))
         for answer, trial in zip(answers, tried, strict=True)
@@ -152,7 +159,7 @@ def _best_share(answers: Sequence[Tensor], tried: Sequence[Trial]) -> float:
     along, length = 0.0, 0.0
     for answer, trial in zip(answers, tried, strict=True):
         prior = prior_answer(trial.observation.knowledge)
-        step, wanted = trial.matched(answer) - prior, trial.clips - prior
+        step, wanted = answer - prior, trial.clips - prior
         along += float((step * wanted).sum())
         length += float(step.square().sum())
     return min(max(along / length, 0.0), 1.0) if length > 0 else 0.0

@@ -111,8 +111,9 @@ class AttackRecord(Record):
         engine: "native", "reference", or "none" for attacks that do not iterate.
         objective: the attack's own objective of its answer; None without one.
         nan_at: iteration at which the objective became NaN; None if it did not.
-        method: of an attack that chooses among others the one that gave the answer, as on the command line;
-            "baseline" for the answer without the update; None where it chooses none.
+        method: of an attack that chooses among others the one that gave the answer, as on the command line,
+            or several with their weights; "baseline" for the answer without the update; None where it
+            chooses none.
         evidence: by method the mean gain in dB on public clips that its choice went by.
     """
 

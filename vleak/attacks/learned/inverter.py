@@ -38,7 +38,7 @@ class Inverter(PublicClipsAttack):
 
     name: ClassVar[str] = "inverter"
 
-    def __init__(self, *, copies: int = 8, rehearsals: int = 24) -> None:
+    def __init__(self, *, copies: int = 8, rehearsals: int = 8) -> None:
         """Set the hyper-parameters.
 
         Args:
