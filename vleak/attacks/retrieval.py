@@ -21,8 +21,6 @@ from vleak.seeds import generator as seeded
 
 __all__ = ["Retrieval"]
 
-_LABELS_TRIED = 16
-"""Most classes of which every label is tried where labels are not granted; of more the inferred one is."""
 _AT_ONCE, _ENTRIES_AT_ONCE = 8, 2**26
 """Clips whose gradients are computed together, and entries that these have at most."""
 _KEPT_ENTRIES = 2**28
@@ -35,12 +33,12 @@ fractions of how far the messages of different clips are apart."""
 class Retrieval(PublicClipsAttack):
     """Posterior mean over the public clips: no descent, no search.
 
-    The attacker plays the client on every public clip, under the private clip's label, or, behind noise and
-    where it is not granted, under each label. Each clip then counts by the likelihood of the update under the
-    channel of the defense, exp(-|update - its message|^2 / (2 temperature)). Behind Gaussian noise the
-    temperature is the noise's variance or more, otherwise a fraction of the messages' spread; which of them
-    is chosen by rehearsal: public clips are sent through the defense and retrieved from the others, without
-    those of the same file. Where nothing does better it is infinite, and the answer the public mean.
+    The attacker plays the client on every public clip, under the private clip's label, or, with "bce", behind
+    noise and where it is not granted, under both labels. Each clip then counts by the likelihood of the
+    update under the channel of the defense, exp(-|update - its message|^2 / (2 temperature)). Behind Gaussian
+    noise the temperature is the noise's variance or more, otherwise a fraction of the messages' spread; which
+    of them is chosen by rehearsal: public clips are sent through the defense and retrieved from the others,
+    without those of the same file. Where nothing does better it is infinite, and the answer the public mean.
 
     It cannot show what no public clip shows. Where public clips are of the attacked videos, it is hard to
     beat behind strong noise. One clip a client.
@@ -99,10 +97,10 @@ class _Client:
 
     def __init__(self, observation: Observation, channel: Channel, public: Tensor) -> None:
         knowledge, facts = observation.knowledge, observation.update.facts
-        own, kinds = observation.labels, min(knowledge.classes, _outputs(observation, public))
-        guessed = knowledge.labels_inferred and channel.noise_energy > 0 and facts.loss != "ranking"
-        others = [label for label in range(kinds) if label != int(own[0])]
-        self.labels = own if not guessed or kinds > _LABELS_TRIED else torch.tensor([int(own[0]), *others])
+        own = observation.labels
+        # With cross-entropy the whole update has been asked for the label already.
+        guessed = knowledge.labels_inferred and channel.noise_energy > 0 and facts.loss == "bce"
+        self.labels = torch.cat([own, 1 - own]) if guessed else own
         self.public, self.deviation = public, channel.noise_deviation or None
         self._channel, self._sender = channel, Sender(
             observation.model, facts.loss, facts.mode, own,
@@ -150,15 +148,6 @@ class _Client:
         if masks is not None:
             rows = {name: row * masks[name].cpu() for name, row in rows.items()}
         return torch.cat([row.reshape(len(row), -1) for row in rows.values()], 1)
-
-
-def _outputs(observation: Observation, public: Tensor) -> int:
-    """Return how many labels the loss can take: of cross-entropy one a logit, else two."""
-    if observation.update.facts.loss != "cross_entropy":
-        return 2
-    with torch.no_grad():
-        weight = next(observation.model.parameters())
-        return int(observation.model(public[:1].to(weight)).shape[-1])
 
 
 @dataclass(frozen=True)
