@@ -93,6 +93,7 @@ CASES = {
         Case("one room, dp", defense="dp:noise_multiplier=0.3", room=True, guards=("weak pull",)),
         Case("default", clips=2, attack=DEFAULT),
         Case("default, dp", defense="dp:noise_multiplier=0.03", room=True, attack=DEFAULT),
+        Case("default, rounded", defense="compress:codec=qsgd,bits=2", state="early", attack=DEFAULT),
         Case("one room, pruned", defense="prune:fraction=0.999", room=True, guards=("weak pull",)),
     )
 }
