@@ -17,6 +17,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import threading
 import warnings
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _MISSING = ("nms", "qnms")
+_ONE_AT_A_TIME = threading.Lock()  # hydra reads one configuration a process at a time
 _KEPT: list[torch.library.Library] = []  # a declaration lives as long as its library object
 
 
@@ -69,6 +71,25 @@ class ClipVariation(nn.Module):
         return value + self.temporal * clips.diff(dim=2).abs().mean() if self.temporal else value
 
 
+class FrameVariation(nn.Module):
+    """Total variation of breaching, frames folded into the batch."""
+
+    def __init__(self, of_images: nn.Module) -> None:
+        super().__init__()
+        self.of_images = of_images
+
+    def initialize(self, *_: object) -> None:
+        """Do nothing; breaching calls this before every trial."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        value: Tensor = self.of_images(clips.transpose(1, 2).flatten(0, 1))
+        return value
+
+
+def _of_frames(regularizer: nn.Module) -> nn.Module:
+    return FrameVariation(regularizer) if type(regularizer).__name__ == "TotalVariation" else regularizer
+
+
 def clip_variation(clips: Tensor, spatial: float, temporal: float) -> float:
     """Return breaching's total variation: zeros beyond the border, 1e-8 on a difference, mean over pixels."""
     padded = F.pad(clips, (0, 1, 0, 1))
@@ -89,19 +110,28 @@ class BreachingLoop:
         start: Tensor,
         spatial: float | None = None,
         temporal: float = 0.0,
+        *,
+        config: str = "invertinggradients",
     ) -> None:
-        """Prepare the attack with breaching's published settings.
+        """Prepare the attack with settings that breaching publishes.
 
         Args:
             model: in eval mode; copied.
             labels: (B,) int64, granted to the attack.
             target: the gradient, in the order of the parameters.
             start: (B, C, T, H, W), or rows of features in any shape.
-            spatial: weight of total variation within frames; None for the published one, 0.2.
-            temporal: weight of that between frames, which breaching does not have.
+            spatial: weight of total variation within frames, in the place of all published regularisers; None
+                for these.
+            temporal: weight of that between frames, which breaching does not have; unused where these run.
+            config: name of the published settings.
         """
         self.x, self.history = start, list[float]()
-        self.attacker = _attacker(model, spatial, temporal)
+        self.attacker = _attacker(model, config)
+        if spatial is None:
+            self.attacker.regularizers = [_of_frames(each) for each in self.attacker.regularizers]
+        else:
+            own = [ClipVariation(self.attacker.setup, spatial, temporal)] if spatial or temporal else []
+            self.attacker.regularizers = own
         metadata = {"num_data_points": len(start), "labels": labels, "local_hyperparams": None}
         self._shared = [{"gradients": target, "buffers": None, "metadata": metadata}]
         self._payload = {
@@ -142,13 +172,9 @@ class BreachingLoop:
         return rebuilt
 
 
-def _attacker(model: nn.Module, spatial: float | None, temporal: float) -> Any:
+def _attacker(model: nn.Module, name: str) -> Any:
     breaching = importlib.import_module("breaching")
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with _ONE_AT_A_TIME, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hydra warns about its own next version
-        config = breaching.get_attack_config("invertinggradients")
-    if spatial is None:
-        spatial = config.regularization.total_variation.scale
-    attacker = breaching.attacks.prepare_attack(model, nn.CrossEntropyLoss(), config)
-    attacker.regularizers = [ClipVariation(attacker.setup, spatial, temporal)] if spatial or temporal else []
-    return attacker
+        config = breaching.get_attack_config(name)
+    return breaching.attacks.prepare_attack(model, nn.CrossEntropyLoss(), config)
