@@ -82,7 +82,7 @@ def spectrum(products: Iterable[Product], size: int, steps: int, generator: torc
     """
     rules = []
     for product in products:
-        start = torch.randn(size, dtype=torch.float64, generator=generator)
+        start = torch.randint(2, (size,), generator=generator).double() * 2 - 1  # less variance than normal
         nodes, weights = _quadrature(product, start, steps)
         rules.append((nodes / nodes.max().clamp(min=1e-300), weights))
     values = torch.cat([nodes for nodes, _ in rules]).clamp(min=0.0)

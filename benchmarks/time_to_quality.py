@@ -1,6 +1,6 @@
 """Benchmark of the CPU seconds until vleak's attack reaches the final PSNR of breaching, on real clips.
 
-    python benchmarks/time_to_quality.py [--data FOLDER] [--clips 3] [--iterations 2400] [--json]
+    python benchmarks/time_to_quality.py [--data FOLDER] [--case F H] [--clips 3] [--iterations 2400] [--json]
 
 breaching runs its published `invertinggradients` settings (signed Adam, rate 0.1 with its drops, cosine,
 total variation 0.2, box, start from a normal distribution) for ``--iterations``. vleak runs `matching` with
@@ -41,9 +41,15 @@ from vleak.metrics import psnr
 from vleak.models import TRAINING_STATES, build_model, train
 from vleak.seeds import generator
 
-SIZES = {"8x32x32": (8, 32), "16x64x64": (16, 64)}
+SMALL = "c3d_tiny"
+CASES = {
+    "8x32x32": (SMALL, 8, 32),
+    "16x64x64": (SMALL, 16, 64),
+    "F": ("r3d_18", 8, 64),
+    "H": ("vit_tubelet:width=192,depth=6,heads=3,patch=8", 8, 64),
+}
+"""Network, frames and size by name; F and H are those of the inner loop, hours of breaching a clip."""
 STATES = ("untrained", "early")
-MODEL = "c3d_tiny"
 #: name -> whether the attacker holds public clips, which breaching does not use
 KNOWLEDGE = {"matching": False, "matching, public clips": True}
 _CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "clips"
@@ -174,11 +180,11 @@ def preparation(target: Target, public: bool) -> float:
 # All targets
 
 
-def targets(source: str, size: str, state: str, clips: int) -> list[Target]:
-    """Return the clips of one size behind a model in one state, as `vleak evaluate` prepares them."""
-    frames, pixels = SIZES[size]
+def targets(source: str, case: str, state: str, clips: int) -> list[Target]:
+    """Return the clips of one case behind a model in one state, as `vleak evaluate` prepares them."""
+    network, frames, pixels = CASES[case]
     data = load_clips(source, clips=clips, frames=frames, size=pixels, seed=0)
-    model = build_model(MODEL, frames=frames, size=pixels, classes=len(data.classes), seed=0)
+    model = build_model(network, frames=frames, size=pixels, classes=len(data.classes), seed=0)
     train(model, data.public_clips, data.public_labels, TRAINING_STATES[state], generator(0, "training"))
     return [
         Target(
@@ -193,13 +199,13 @@ def targets(source: str, size: str, state: str, clips: int) -> list[Target]:
 
 def measure(arguments: argparse.Namespace, tell: Tell) -> list[dict[str, Any]]:
     cells = []
-    for size in arguments.size:
+    for case in arguments.case:
         prepare: dict[str, float] = {}
         for state in arguments.state:
-            for target in targets(arguments.data, size, state, arguments.clips):
+            for target in targets(arguments.data, case, state, arguments.clips):
                 if not prepare:  # on the first target alone; training states share the captured iteration
                     prepare = {name: preparation(target, public) for name, public in KNOWLEDGE.items()}
-                cell = {"size": size, "training_state": state, "clip": target.data.names[target.index]}
+                cell = {"case": case, "training_state": state, "clip": target.data.names[target.index]}
                 theirs = run_breaching(target, arguments.iterations, tell)
                 wanted = theirs["psnr_db"]
                 cells.append(cell | {"breaching": theirs})
@@ -213,7 +219,7 @@ def measure(arguments: argparse.Namespace, tell: Tell) -> list[dict[str, Any]]:
 def say(cell: dict[str, Any]) -> None:
     """Print the result of a finished clip at once, since all clips take an hour."""
     theirs = cell["breaching"]
-    line = f"{cell['size']} {cell['training_state']} {cell['clip']}: breaching {theirs['seconds']:.1f} s,"
+    line = f"{cell['case']} {cell['training_state']} {cell['clip']}: breaching {theirs['seconds']:.1f} s,"
     line += f" {theirs['psnr_db']:.1f} dB"
     for name in KNOWLEDGE:
         seconds, end = _seconds(cell[name]), cell[name]["end"]
@@ -224,8 +230,8 @@ def say(cell: dict[str, Any]) -> None:
 def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return medians over the clips; a clip that never reaches the PSNR counts as infinitely long."""
     rows = []
-    for size, state in dict.fromkeys((cell["size"], cell["training_state"]) for cell in cells):
-        group = [cell for cell in cells if (cell["size"], cell["training_state"]) == (size, state)]
+    for case, state in dict.fromkeys((cell["case"], cell["training_state"]) for cell in cells):
+        group = [cell for cell in cells if (cell["case"], cell["training_state"]) == (case, state)]
         theirs = [cell["breaching"] for cell in group]
         for name in KNOWLEDGE:
             ours = [cell[name] for cell in group]
@@ -233,7 +239,7 @@ def summary(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
             parts = [mine / other["seconds"] for mine, other in zip(seconds, theirs, strict=True)]
             rows.append(
                 {
-                    "size": size,
+                    "case": case,
                     "training_state": state,
                     "attack": name,
                     "clips": len(group),
@@ -261,8 +267,8 @@ def _finite(value: float) -> float | None:
 
 def show(rows: list[dict[str, Any]]) -> None:
     columns = (
-        "clips",
-        "model",
+        "case",
+        "state",
         "attack",
         "breaching s",
         "ends at dB",
@@ -276,7 +282,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         seconds, part = row["seconds"], row["part_of_breaching"]
         table.add_row(
-            row["size"],
+            row["case"],
             row["training_state"],
             row["attack"],
             f"{row['breaching_seconds']:.1f}",
@@ -295,8 +301,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default=str(_CLIPS), help="folder of videos")
-    parser.add_argument("--clips", type=int, default=3, help="clips a size")
-    parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--clips", type=int, default=3, help="clips a case")
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES)[:2])
     parser.add_argument("--state", nargs="+", choices=STATES, default=list(STATES))
     parser.add_argument("--iterations", type=int, default=2400, help="of breaching")
     parser.add_argument("--attack-iterations", type=int, help="of vleak's schedule; its default if not given")
