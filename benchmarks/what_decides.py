@@ -40,7 +40,7 @@ from vleak.switches import math_attention
 
 _PAGE = Path(__file__).resolve().parents[1] / "docs" / "what_decides.md"
 _COST, _SPECTRUM = "cost.json", "spectrum.json"
-_CLIENTS, _STEPS = 3, 64
+_CLIENTS, _STEPS = 2, 64
 Tell = Callable[[str, int, int], None]
 
 
