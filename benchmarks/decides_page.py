@@ -109,7 +109,7 @@ def _in_short(results: Results) -> str:
     own = {work: each for work, each in results.items() if _is_own(work)}
     groups = {
         "leak": [work for work, each in own.items() if each.row.verdict == "leaks"],
-        "show which clip it was, and no picture": [
+        "show which clip it was, and no clear picture": [
             work for work, each in own.items() if each.row.verdict.startswith("linkable")
         ],
         "are such that the attack cannot tell": [
