@@ -122,6 +122,15 @@ def test_a_peer_has_the_clips_and_the_labels_of_the_default(decides: Any) -> Non
             assert same == ours
 
 
+def test_a_modern_peer_starts_from_a_pattern_that_fills_every_frame(decides: Any) -> None:
+    start = decides.plan.Breaching(config="modern")._start((2, 3, 2, 6, 8), generator("start"))
+    assert start.shape == (2, 3, 2, 6, 8)
+    assert torch.equal(start[..., 4:], start[..., :4])
+    assert torch.equal(start[..., 4:, :], start[..., :2, :])
+    assert torch.equal(start[:, :, 0], start[:, :, 1])
+    assert not torch.equal(start[0], start[1])
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Page
 
