@@ -57,7 +57,7 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
     if all(row.accuracy.mean is None for row in rows):
         columns.pop("accuracy")
     if all(row.bound is None for row in rows):
-        columns.pop("told ≤ proven", None)
+        columns.pop("bound", None)
     if not any(row.enhanced for row in rows):
         columns.pop("enhanced", None)
     if several and width >= _WIDE:
@@ -165,7 +165,8 @@ def _chosen(rows: list[Row]) -> list[str]:
 def _told_and_proven(row: Row) -> str:
     if row.bound is None:
         return ""
-    return f"≤ {row.bound:.0%}" if row.link_chance is None else f"{row.link_chance:.0%} ≤ {row.bound:.0%}"
+    told = "" if row.link_chance is None or row.link_chance >= 0.995 else f"{100 * row.link_chance:.0f} "
+    return f"{told}≤ {row.bound:.0%}"
 
 
 def _bytes(count: float) -> str:
@@ -174,7 +175,7 @@ def _bytes(count: float) -> str:
 
 _WIDE = 120
 _TEXTS = ("defense", "attack", "verdict")
-_DETAILS = ("PSNR dB", "enhanced", "told ≤ proven", "label", "bytes")
+_DETAILS = ("PSNR dB", "enhanced", "bound", "label", "bytes")
 _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "defense": _defense,
     "ε": _epsilon,
@@ -186,7 +187,7 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
         f"{row.identified}/{row.identification.n}" + _of_a_batch(row) if row.identification.n else ""
     ),
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
-    "told ≤ proven": _told_and_proven,
+    "bound": _told_and_proven,
     "label": lambda row: "" if row.baseline or not row.labels else f"{row.labels_correct}/{row.labels}",
     "accuracy": lambda row: _share(row.accuracy),
     "bytes": lambda row: "" if row.baseline or row.bytes is None else _bytes(row.bytes),
@@ -206,7 +207,7 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> l
     ]
     if wide and any(row.bound is not None for row in rows):
         lines.append(
-            "told ≤ proven: how often over the noise who also holds the labels picks it, and what is allowed."
+            "bound: how often, over the noise, who also holds the labels picks it ≤ what the certificate allows."
         )
     if (most := max((row.attacks for row in rows), default=1)) > 1:
         lines.append(

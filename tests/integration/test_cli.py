@@ -133,6 +133,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     del given["workers"]  # no score depends on it
     assert settings == {name.replace("-", "_"): value for name, value in (given | several).items()} | {
         "checkpoint": None,
+        "utility": 0,
         "defenses": ["none", "prune:fraction=0.5"],
         "attacks": ["matching"],
         "metrics": ["further:mae"],

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from vleak import attacks
 from vleak.attacks import Matching, Observation
 from vleak.attacks.matching import matching
-from vleak.defenses import Defense, DpSgd, DpVideo, NoDefense
+from vleak.defenses import Defense, DpSgd, DpVideo, NoDefense, OptimalNoise
 from vleak.descent.loop import Descent, State
 from vleak.federated import Update
 from vleak.models import SMALL_MODELS, build_model
@@ -129,8 +129,9 @@ class ForgetsTheEnd(nn.Module):
         return self.body(torch.cat([clips[:, :, :-1], torch.zeros_like(clips[:, :, -1:])], dim=2))
 
 
-# Not behind windows, in which the last frame takes the place of earlier ones.
-ANSWERS = [("matching", defense) for defense in STRONGEST if not isinstance(defense, DpVideo)]
+# Not behind windows, in which the last frame takes the place of earlier ones, nor behind noise that is spread
+# by probes as long as the clip: there the last frame is in the observation.
+ANSWERS = [("matching", defense) for defense in STRONGEST if not isinstance(defense, DpVideo | OptimalNoise)]
 ANSWERS += [(attack, DpSgd.sweep()[0]) for attack in FRAME_ATTACKS]
 
 

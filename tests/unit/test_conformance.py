@@ -148,7 +148,7 @@ def test_command_prints_what_is_broken_and_exits_with_1(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nosuch"], "unknown defense 'nosuch'; known: "),
+        (["nosuch"], "unknown defense 'nosuch'; did you mean noise?"),
         (["dp:noise=1"], "unknown setting of defense dp 'noise'"),
         ([""], "conformance: an empty name"),
         (["prune:fraction=nan"], "fraction takes a finite number, got 'nan'"),

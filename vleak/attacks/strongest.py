@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from vleak.attacks.analytic import Tokens
 from vleak.attacks.base import Attack, Hooks, Observation, Reconstruction, Work, suited
 from vleak.attacks.cache import Cache, digest_of_model
 from vleak.attacks.expectation import prior_answer
@@ -38,11 +39,11 @@ class Strongest(Attack):
     """Weighted mean of the attacks that rebuild most of public clips behind the same client and defense.
 
     What is tried: `matching` with its total variation and with a tenth of it, `matching` with a Gaussian
-    prior in frequency space, weak and strong, `refinement`, `inverter` and `retrieval`. The attacker sends
-    himself public clips through the client and the defense, and attacks them without the other clips of
-    their videos. The weights of up to three answers, and of the answer without the update, are fitted there
-    (`vleak.attacks.stacking`); where none of the attacks gains anything, the answer without the update is
-    given, and a flag says so. The truth is never asked.
+    prior in frequency space, weak and strong, `refinement`, `inverter`, `retrieval` and, of transformers,
+    `tokens`. The attacker sends himself public clips through the client and the defense, and attacks them
+    without the other clips of their videos. The weights of up to three answers, and of the answer without
+    the update, are fitted there (`vleak.attacks.stacking`); where none of the attacks gains anything, the
+    answer without the update is given, and a flag says so. The truth is never asked.
 
     The trials are of one model and defense, and are kept in the process for all clips. Where nothing can be
     tried (features, reference frames, too few public clips), it is `matching`.
@@ -136,6 +137,7 @@ class Strongest(Attack):
             "refinement": Refinement(iterations=iterations, restarts=self.restarts, engine=self.engine),
             "inverter": Inverter(),
             "retrieval": Retrieval(),
+            "tokens": Tokens(),  # fails at once where the model is no transformer
         }
 
     def _tried(self, observation: Observation, channel: Channel | None, hooks: Hooks) -> _Choice:
