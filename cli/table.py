@@ -206,9 +206,7 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> l
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
     if wide and any(row.bound is not None for row in rows):
-        lines.append(
-            "bound: how often, over the noise, who also holds the labels picks it ≤ what the certificate allows."
-        )
+        lines.append("bound: how often, over the noise, who holds the labels too picks it ≤ what is proven.")
     if (most := max((row.attacks for row in rows), default=1)) > 1:
         lines.append(
             f"verdicts: of the {most} attacks the strongest counts, so each is judged at "
