@@ -70,7 +70,7 @@ def test_guides_show_code_that_is_run() -> None:
         assert re.fullmatch(r'--8<-- "examples/\S+"\n', block), f"{page}:\n{block}"
 
 
-SLOW_EXAMPLES = {"own_model", "own_metric"}
+SLOW_EXAMPLES = {"own_model", "own_metric", "evaluate_defenses"}  # the others run `vleak.evaluate` as well
 RUN = [
     pytest.param(script, id=script.stem, marks=[pytest.mark.slow] if script.stem in SLOW_EXAMPLES else [])
     for script in EXAMPLES

@@ -224,6 +224,7 @@ def test_honest_claims_stand(defense: Defense) -> None:
         assert not audit_claim(client, *batch(2), generator("honest", seed), most_draws=150).refuted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defense", [DpSgd(noise_multiplier=0.25, max_grad_norm=0.1), DpClient()], ids=repr)
 def test_reach_of_few_draws(defense: Defense) -> None:
     found = audit(defense, 700)

@@ -72,7 +72,7 @@ def test_a_window_does_not_depend_on_the_count(tmp_path: Path) -> None:
     write_video(path, noise(24))
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
     whole = load_clips(str(tmp_path), clips=26, **GIVEN)
-    for count in (1, 2, 5, 6, 9, 14, 21):
+    for count in (1, 6, 14, 21):
         part = load_clips(str(tmp_path), clips=count, **GIVEN)
         assert part.names == whole.names[:count]
         assert torch.equal(part.clips, whole.clips[:count])
