@@ -259,7 +259,7 @@ def _describe(row: Row, where: str) -> str:
             parts.append(f"{decibel(row.psnr_gain_db.mean)}{_at_most_decibel(row)}")
     if row.bound is not None:
         parts.append(_guarantee(row.bound))
-        if row.link_chance is not None:
+        if row.link_chance is not None and row.link_chance < 0.995:  # else it is linked anyway
             parts.append(f"who also knows the labels links {percent(row.link_chance)} of messages")
     if row.verdict in _QUIET:
         parts.extend(_CAVEATS[caveat] for caveat in row.caveats if caveat in _CAVEATS)
