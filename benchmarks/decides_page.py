@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from decides_plan import CLIPS, LOCAL_RATE, Setting, Work, matrix, peers
+from decides_plan import CLIPS, LOCAL_RATE, Setting, Work, matrix, peers, works
 from jacobian import LEVELS, Spectrum
 
 import vleak
@@ -88,7 +88,7 @@ def tables(results: Results, today: date) -> str:
         known = [setting for setting in settings if Work(setting=setting) in results]
         if known:
             parts += [f"## {varied}", _setting_table(known, results)]
-    if any(theirs in results for _, works in peers() for theirs in works):
+    if any(theirs in results for _, compared in peers() for theirs in compared):
         parts += ["## Beside the published settings of a peer", _peer_table(results)]
     return "\n\n".join(parts)
 
@@ -116,10 +116,11 @@ def _in_short(results: Results) -> str:
             work for work, each in own.items() if each.row.verdict in _CANNOT_TELL
         ],
     }
-    lines = [f"Of {len(own)} settings"]
-    for said, works in groups.items():
-        names = "" if said == "leak" or not works else ": " + "; ".join(_name(work.setting) for work in works)
-        lines.append(f"- {len(works)} {said}{names}")
+    planned = len([work for work in works() if _is_own(work)])
+    lines = [f"Of {len(own)} settings" + ("" if len(own) == planned else f" ({planned} are planned)")]
+    for said, alike in groups.items():
+        names = "" if said == "leak" or not alike else ": " + "; ".join(_name(work.setting) for work in alike)
+        lines.append(f"- {len(alike)} {said}{names}")
     return lines[0] + "\n\n" + "\n".join(lines[1:])
 
 

@@ -1,6 +1,6 @@
 """What decides whether an update leaks: the runs behind docs/what_decides.md, and its tables.
 
-    python benchmarks/what_decides.py --data FOLDER --out FOLDER [--without-peers] [--page FILE]
+    python benchmarks/what_decides.py --data FOLDER --out FOLDER [--without-peers] [--finished] [--page FILE]
 
 Every run is one of `vleak.evaluate` in a folder of its own below ``--out``; the same command goes on where it
 was stopped. Beside each run stands the spectrum of the Jacobian of its updates (jacobian.py). The peers are
@@ -116,6 +116,10 @@ def _product(case: Case, clips: Tensor, labels: Tensor) -> Product:
 def measure(arguments: argparse.Namespace, bar: Progress) -> Results:
     """Return all runs, those that are there already and the others."""
     planned = [work for work in works() if work.peer is None or not arguments.without_peers]
+    if arguments.finished:
+        planned = [
+            work for work in planned if (_read(arguments.out / work.folder / _COST) or {}).get("finished")
+        ]
     whole, inner = bar.add_task("runs", total=len(planned)), bar.add_task("")
     results = {}
     for number, work in enumerate(planned):
@@ -139,6 +143,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--page", type=Path, default=_PAGE, help="page whose tables are written anew")
     parser.add_argument("--without-peers", action="store_true", help="leave out what breaching is needed for")
+    parser.add_argument("--finished", action="store_true", help="start no run; write what is finished")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not arguments.without_peers and load() is None:
@@ -149,6 +154,8 @@ def main() -> int:
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             results = measure(arguments, bar)
+        if not results:
+            raise InputError(f"out={arguments.out}: holds no finished run; start without --finished")
         write_page(arguments.page, results)
     except VleakError as error:
         print(f"what_decides: {error}", file=sys.stderr)
