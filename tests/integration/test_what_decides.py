@@ -161,7 +161,7 @@ def test_tables_say_what_was_measured(decides: Any, planted: Callable[..., Any])
     assert f"| {gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] | 12/12 |" in line
     assert line.endswith("| 123 of 1000 | 25.0 % | 50.0 % |")
     assert "Written on 2026-01-02" in text
-    assert "Of 2 settings\n\n- 1 leak\n- 0 show" in text
+    assert "Of 2 settings (23 are planned)\n\n- 1 leak\n- 0 show" in text
     assert "- 1 are such that the attack cannot tell: `r3d_18:width=16`, 8x32x32, untrained" in text
     assert "## Mode" in text  # r3d in eval mode stands there, too
     assert "## Local steps" in text
@@ -181,7 +181,7 @@ def test_a_peer_is_compared_clip_by_clip(decides: Any, planted: Callable[..., An
     (line,) = (line for line in text.splitlines() if "breaching, `invertinggradients`" in line)
     assert f"| {lead:+.1f} [" in line
     assert line.endswith("| 12/12 | 30.0 |")
-    assert "Of 0 settings" in text  # labels are granted there: these are none of the matrix
+    assert "Of 0 settings (23 are planned)" in text  # labels are granted there: these are none of the matrix
 
 
 def test_only_what_is_between_the_marks_is_written(decides: Any, planted: Callable[..., Any]) -> None:
