@@ -18,6 +18,9 @@ from vleak.federated import Channel, Update
 
 __all__ = ["link_chance", "link_rank", "link_scores"]
 
+_PART = 2**20
+"""Entries of all candidates that are held in float64 at once."""
+
 
 def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]) -> Tensor:
     """Score every candidate by how well the update that it would have caused agrees with the one that came.
@@ -78,10 +81,9 @@ def link_chance(
     """
     if not channel.noise_deviation:
         return None
-    names = list(candidates[index].tensors)
-    flat = [_flat(channel.measured(_of_layers(each, channel)), names) for each in candidates]
-    clipped = torch.stack([_clipped(each, channel.clip_norm) for each in flat])
-    gram = (clipped @ clipped.T) / channel.noise_deviation**2
+    gram = _gram([channel.measured(_of_layers(each, channel)) for each in candidates])
+    factors = (channel.clip_norm / gram.diagonal().sqrt().clamp(min=1e-30)).clamp(max=1.0)
+    gram = factors[:, None] * gram * factors / channel.noise_deviation**2
     values, vectors = torch.linalg.eigh(gram)
     noise = torch.randn((draws, len(values)), generator=generator, dtype=torch.float64)
     products = (noise * values.clamp(min=0).sqrt()) @ vectors.T
@@ -125,6 +127,16 @@ def _cosine(sent: Tensor, hypotheses: list[Tensor]) -> Tensor:
     norms = [(sent.norm() * hypothesis.norm()).clamp(min=1e-30) for hypothesis in hypotheses]
     cosines = [sent @ hypothesis / norm for hypothesis, norm in zip(hypotheses, norms, strict=True)]
     return torch.stack(cosines).max()
+
+
+def _gram(updates: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Return the scalar products (N, N) of updates, float64; a part at a time is held in that precision."""
+    gram = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    for name in updates[0]:
+        for part in zip(*(torch.split(each[name].flatten(), _PART) for each in updates), strict=True):
+            rows = torch.stack(part).double()
+            gram += rows @ rows.T
+    return gram
 
 
 def _clipped(gradient: Tensor, norm: float) -> Tensor:
