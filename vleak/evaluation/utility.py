@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vleak.data import ClipSet, load_data
 from vleak.defenses import Defense, NoDefense
@@ -17,6 +16,7 @@ from vleak.errors import InputError, VleakError, argument, first_line
 from vleak.evaluation.groups import StoppedError
 from vleak.evaluation.settings import Settings
 from vleak.federated import Client, Federation, train_federation
+from vleak.models import hits
 from vleak.pipelines import Pipeline, Progress
 from vleak.results.records import DefenseRecord, UtilityRecord
 from vleak.seeds import derive_seed, generator
@@ -29,7 +29,6 @@ __all__ = ["check_utility", "measure_utility"]
 _CLIENTS = 10
 _DRAWN, _HELD_OUT = 320, 80
 """Synthetic clips that are drawn for it: to train on, and to be classified."""
-_PART = 16
 
 
 @dataclass(frozen=True)
@@ -140,18 +139,10 @@ def _under(
         raise
     except VleakError as error:
         return record.model_copy(update={"status": f"failed: {first_line(error)}"})
-    right = _right(trained.model, training.held_out, training.truths)
+    right = tuple(hits(trained.model.eval().cpu(), training.held_out, training.truths).tolist())
     return record.model_copy(update={"right": right, "bytes": trained.bytes, "seconds": trained.seconds})
 
 
 def _text(defense: Defense) -> str:
     """Return the text by which records tell defenses apart."""
     return DefenseRecord(name=defense.name, label=defense.label, settings={**defense.settings()}).text
-
-
-def _right(model: nn.Module, clips: Tensor, labels: Tensor) -> tuple[bool, ...]:
-    device = next(model.parameters()).device
-    model.eval()
-    with torch.no_grad():
-        answers = torch.cat([model(part.to(device)).argmax(1).cpu() for part in torch.split(clips, _PART)])
-    return tuple((answers == labels).tolist())

@@ -77,18 +77,19 @@ def train_federation(
     weights = dict(trained_part(model).named_parameters())
     server = torch.optim.Adam(weights.values(), lr=federation.server_rate)
     memories: list[dict[str, Tensor]] = [{} for _ in range(federation.clients)]
-    sizes, start = 0, time.perf_counter()
+    sizes, seconds = 0, 0.0
     for _ in range(federation.rounds):
-        updates = []
+        updates, start = [], time.perf_counter()
         for number, memory in enumerate(memories):
             own = torch.arange(number, len(clips), federation.clients)
             chosen = own[torch.randperm(len(own), generator=generator)[: federation.batch]]
             updates.append(worker.update(clips[chosen], labels[chosen], generator, memory))
+        seconds += time.perf_counter() - start
         sizes += sum(update.wire_bytes for update in updates)
         _step(server, weights, updates)
         each_round()
     count = federation.rounds * federation.clients
-    return Training(model, sizes / count, (time.perf_counter() - start) / count)
+    return Training(model, sizes / count, seconds / count)
 
 
 def _step(server: torch.optim.Optimizer, weights: dict[str, nn.Parameter], updates: list[Update]) -> None:

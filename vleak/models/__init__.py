@@ -21,7 +21,7 @@ from vleak.models.extractors import (
 )
 from vleak.models.heads import HEADS, BagPair, build_head
 from vleak.models.preflight import check_classifier, check_head, check_second_derivative
-from vleak.models.training import GIVEN, TRAINING_STATES, accuracy, train, training_steps
+from vleak.models.training import GIVEN, TRAINING_STATES, accuracy, hits, train, training_steps
 from vleak.models.unwrap import Plain, plain_module, unwrapped_module
 from vleak.switches import math_attention
 
@@ -46,6 +46,7 @@ __all__ = [
     "check_classifier",
     "check_head",
     "check_second_derivative",
+    "hits",
     "is_built_in",
     "load_checkpoint",
     "make_model",

@@ -76,25 +76,30 @@ def train(
 
 
 def accuracy(model: nn.Module, clips: Tensor, labels: Tensor) -> float | None:
-    """Return the fraction of clips that the model classifies correctly; None without clips.
+    """Return the fraction of clips that the model classifies correctly (`hits`); None without clips.
+
+    Args:
+        model, clips, labels: as of `hits`.
+    """
+    return float(hits(model, clips, labels).float().mean()) if len(clips) else None
+
+
+def hits(model: nn.Module, clips: Tensor, labels: Tensor) -> Tensor:
+    """Return for each clip whether the model classifies it correctly, (M,) bool.
 
     Correct means, for logits (N, classes): the largest one is the label's. For scores (N, S, 1): the largest
     over the segments is above 0.5 for label 1 and at most 0.5 for label 0. For scores of bag pairs
     (N, 2, S, 1): the largest of the first bag exceeds the largest of the second.
 
     Args:
-        model: a classifier or head.
-        clips: (M, *clip shape), inputs of the model.
+        model: a classifier or head, on the device of the clips.
+        clips: (M, *clip shape), inputs of the model, M >= 1.
         labels: (M,) int64; ignored for pairs.
     """
-    if len(clips) == 0:
-        return None
     with torch.no_grad():
         outputs = torch.cat([model(part) for part in torch.split(clips, _BATCH)])
     if outputs.ndim == 2:
-        hits = outputs.argmax(1) == labels
-    elif outputs.ndim == 3:
-        hits = (outputs.amax((1, 2)) > 0.5) == labels.bool()
-    else:
-        hits = outputs[:, 0].amax((1, 2)) > outputs[:, 1].amax((1, 2))
-    return float(hits.float().mean())
+        return outputs.argmax(1) == labels
+    if outputs.ndim == 3:
+        return (outputs.amax((1, 2)) > 0.5) == labels.bool()
+    return outputs[:, 0].amax((1, 2)) > outputs[:, 1].amax((1, 2))
