@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vleak.defenses.ranges import check_whole
 from vleak.errors import InputError
 from vleak.federated import Channel, Claim, Defense, Loss, OrthogonalUpdate, Update, mean_gradient
 
@@ -34,8 +35,7 @@ class Censor(Defense):
 
     def __post_init__(self) -> None:
         """Check every setting."""
-        if isinstance(self.trials, bool) or not isinstance(self.trials, int) or not 1 <= self.trials <= 10**6:
-            raise InputError(f"censor: trials is {self.trials}, expected a whole number from 1")
+        check_whole(self.name, "trials", self.trials, 1, 10**6)
         if not 0 < self.learning_rate <= 1e6:
             raise InputError(
                 f"censor: learning_rate is {self.learning_rate}, expected a number above 0, at most 1e6"

@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vleak.defenses.ranges import check_number, check_whole
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Changes, Channel, Claim, Defense, Loss, Update, mean_gradient
 
@@ -38,7 +39,7 @@ class Mixup(Defense):
 
     def __post_init__(self) -> None:
         """Check the parameter."""
-        _check_range("mixup", "alpha", self.alpha, 0.01, 1000)
+        check_number(self.name, "alpha", self.alpha, 0.01, 1000)
 
     @property
     def label(self) -> str:
@@ -98,8 +99,7 @@ class HeldFrames(Defense):
 
     def __post_init__(self) -> None:
         """Check the number."""
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 2:
-            raise InputError(f"frames: every is {self.every!r}, expected a whole number from 2")
+        check_whole(self.name, "every", self.every, 2)
 
     @property
     def label(self) -> str:
@@ -146,7 +146,7 @@ class MotionBlur(Defense):
 
     def __post_init__(self) -> None:
         """Check deviation and threshold."""
-        _check_range("blur", "sigma", self.sigma, 0.3, 100)
+        check_number(self.name, "sigma", self.sigma, 0.3, 100)
         if not 0 <= self.threshold < 1:
             raise InputError(f"blur: threshold is {self.threshold}, expected a number in [0, 1)")
 
@@ -194,8 +194,3 @@ def _blurred(clips: Tensor, sigma: float) -> Tensor:
     frames = F.pad(clips.flatten(0, 2)[:, None], [radius] * 4, mode="replicate")
     frames = F.conv2d(F.conv2d(frames, kernel[..., None]), kernel[:, :, None])
     return frames.view_as(clips).clamp(0, 1)
-
-
-def _check_range(name: str, setting: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"{name}: {setting} is {value}, expected a number from {low:g} to {high:g}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vleak.defenses.dp import DpSgd
+from vleak.defenses.ranges import check_whole
 from vleak.errors import InputError
 from vleak.federated import Channel, Loss, Update
 
@@ -81,8 +82,7 @@ class DpVideo(DpSgd):
     def __post_init__(self) -> None:
         """Check every setting."""
         super().__post_init__()
-        if isinstance(self.windows, bool) or not isinstance(self.windows, int) or self.windows < 1:
-            raise InputError(f"dp_video: windows is {self.windows!r}, expected a whole number from 1")
+        check_whole(self.name, "windows", self.windows, 1)
         if not 0 < self.part <= 1:
             raise InputError(f"dp_video: part is {self.part}, expected a number in (0, 1]")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vleak.certificates.gaussian import gaussian_epsilon
 from vleak.defenses.accounting import check_accounting, gaussian_privacy
 from vleak.defenses.dp_client import DpClient
-from vleak.defenses.noise import check_number
+from vleak.defenses.ranges import check_number
 from vleak.federated import Channel, Claim, ClipsNorm, Defense, GaussianNoise, Message, Privacy, Update
 from vleak.registry import Setting
 

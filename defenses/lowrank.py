@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vleak.defenses.codecs import decode, encode_low_rank
-from vleak.errors import InputError
+from vleak.defenses.ranges import check_whole
 from vleak.federated import (
     CarriesError,
     Changes,
@@ -47,8 +47,7 @@ class PowerSgd(Defense):
 
     def __post_init__(self) -> None:
         """Check the rank."""
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise InputError(f"powersgd: rank is {self.rank}, expected a whole number from 1")
+        check_whole(self.name, "rank", self.rank, 1)
 
     @property
     def label(self) -> str:

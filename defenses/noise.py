@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vleak.defenses.dp_client import DpClient
+from vleak.defenses.ranges import check_number, check_whole
 from vleak.errors import InputError
 from vleak.federated import (
     Changes,
@@ -27,16 +28,6 @@ from vleak.federated import (
 )
 
 _MOST = 1e6
-
-
-def check_number(name: str, setting: str, value: float, low: float, high: float) -> None:
-    """Refuse a setting outside its range.
-
-    Raises:
-        InputError: it is.
-    """
-    if not low <= value <= high:
-        raise InputError(f"{name}: {setting} is {value}, expected a number from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +159,7 @@ class OptimalNoise(Defense):
     def __post_init__(self) -> None:
         """Check every setting."""
         check_number(self.name, "deviation", self.deviation, 1e-12, _MOST)
-        if isinstance(self.probes, bool) or not isinstance(self.probes, int) or not 1 <= self.probes <= 10**6:
-            raise InputError(f"optimal_noise: probes is {self.probes}, expected a whole number from 1")
+        check_whole(self.name, "probes", self.probes, 1, 10**6)
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vleak.defenses.noise import check_number
+from vleak.defenses.ranges import check_number
 from vleak.defenses.rounding import sign_noise
 from vleak.errors import CapabilityError
 from vleak.federated import (

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from vleak.defenses.ranges import check_number, check_whole
 from vleak.errors import InputError
 from vleak.federated import Changes, Channel, Claim, Defense, GaussianNoise, Message, Update
 
@@ -40,12 +41,9 @@ class WeakMasks(Defense):
 
     def __post_init__(self) -> None:
         """Check deviation and numbers of clients."""
-        if not 1e-12 <= self.deviation <= 1e6:
-            raise InputError(f"masks: deviation is {self.deviation}, expected a number from 1e-12 to 1e+06")
-        for name, least in (("clients", 2), ("dropped", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"masks: {name} is {value!r}, expected a whole number from {least}")
+        check_number(self.name, "deviation", self.deviation, 1e-12, 1e6)
+        check_whole(self.name, "clients", self.clients, 2)
+        check_whole(self.name, "dropped", self.dropped, 0)
         if self.dropped > self.clients - 2:
             raise InputError(
                 f"masks: dropped is {self.dropped} of {self.clients - 1} partners, so that no mask is left; "
