@@ -114,7 +114,9 @@ ReferenceFrames = Annotated[
     _option("Frames of the scene, not in the clip, that the attacker holds: 0,1,4 runs all three.", _ATTACK),
 ]
 Batch = Annotated[str, _option("Private clips of a client: 1,4,8 runs all three.", _CLIENT)]
-Mode = Annotated[str, _option("eval or train: mode of the model while a client computes.", _CLIENT)]
+Mode = Annotated[
+    str, _option("Mode of the model while a client computes: eval, train, or both with a comma.", _CLIENT)
+]
 Trainable = Annotated[
     str, _option("Parameters that are trained and sent, by name: 'head.*'; commas between patterns.", _CLIENT)
 ]
@@ -249,6 +251,7 @@ def _as_arguments(options: dict[str, Any]) -> dict[str, Any]:
     }
     for name in ("reference_frames", "batch", "local_steps", "local_epochs", "rounds"):
         options[name] = _counts(name, options[name])
+    options["mode"] = tuple(options["mode"].split(","))
     return options
 
 

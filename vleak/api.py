@@ -51,7 +51,7 @@ def evaluate(
     public_from: str = "other-files",
     reference_frames: int | Sequence[int] = (0,),
     batch: int | Sequence[int] = (1,),
-    mode: str = "eval",
+    mode: str | Sequence[str] = "eval",
     trainable: str = "*",
     local_steps: int | Sequence[int] = (0,),
     local_epochs: int | Sequence[int] = (0,),
@@ -99,7 +99,7 @@ def evaluate(
         strict: whether a file of the data that cannot be read ends the run; otherwise it is skipped.
         reference_frames: frames of the scene that the attacker holds; each count is a row.
         batch: private clips of a client; each number is a row.
-        mode: mode of the model in the client, "eval" or "train".
+        mode: mode of the model in the client, "eval" or "train", or both.
         trainable: patterns of the parameters that are trained and sent, such as "head.*".
         local_steps, local_epochs: length of local training (FedAvg), each number a row; 0 for none.
         local_batch, local_rate, local_momentum, local_decay, local_optimizer: how a client trains.

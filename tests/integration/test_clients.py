@@ -242,10 +242,13 @@ def test_train_mode_uses_the_batch() -> None:
             torch.nn.AdaptiveAvgPool3d(2), torch.nn.Flatten(), torch.nn.Linear(32, classes),
         )  # fmt: skip
 
+    both = run(model=vleak.named("norm", model), batch=2, mode=("eval", "train"))
+    assert [row.client.mode for row in both.rows if not row.baseline] == ["eval", "train"]
     cells = {
-        mode: attacked(run(model=vleak.named("norm", model), batch=2, mode=mode))
-        for mode in ("eval", "train")
+        mode: [cell for cell in attacked(both) if cell.client.mode == mode] for mode in ("eval", "train")
     }
+    alone = attacked(run(model=vleak.named("norm", model), batch=2, mode="train"))
+    assert [cell.scores for cell in alone] == [cell.scores for cell in cells["train"]]
     assert {cell.client.mode for cell in cells["train"]} == {"train"}
     assert all(cell.ok for cell in cells["train"])
     assert cells["eval"][0].scores != cells["train"][0].scores
@@ -287,6 +290,9 @@ def test_masks_of_dropout_are_unknown_and_the_row_says_so() -> None:
         ({"rounds": 5, "local_rate": 0.1, "round_clips": "new"}, "5 rounds of 1 new clips need 5, the data"),
         ({"round_clips": "old"}, "unknown round_clips 'old'; known"),
         ({"mode": "training"}, "unknown mode 'training'; did you mean train"),
+        ({"mode": ("eval", "training")}, "unknown mode 'training'; did you mean train"),
+        ({"mode": ()}, "unknown mode ''"),
+        ({"mode": 3}, "unknown mode '3'"),
     ],
 )  # fmt: skip
 def test_clients_that_cannot_be(settings: dict[str, Any], words: str) -> None:

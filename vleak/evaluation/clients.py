@@ -35,7 +35,7 @@ class ClientChoice:
 
     Attributes:
         batch: how many private clips a client has, each number a row of its own.
-        mode: mode of the model while a client computes, "eval" or "train".
+        mode: mode of the model while a client computes, "eval" or "train", or both, each a row of its own.
         trainable: patterns of parameter names with commas between them, such as "head.*"; only those are
             trained and sent.
         local_steps: steps of local training before a client sends its delta, each number a row; 0 for the
@@ -49,7 +49,7 @@ class ClientChoice:
     """
 
     batch: Sequence[int] = (1,)
-    mode: str = "eval"
+    mode: str | Sequence[str] = "eval"
     trainable: str = "*"
     local_steps: Sequence[int] = (0,)
     local_epochs: Sequence[int] = (0,)
@@ -68,7 +68,9 @@ class ClientChoice:
         Raises:
             InputError: a setting is out of its range.
         """
-        for kind, value, known in (("mode", self.mode, MODES),
+        modes = tuple(dict.fromkeys(self.mode)) if isinstance(self.mode, list | tuple) else (self.mode,)
+        object.__setattr__(self, "mode", modes or ("",))
+        for kind, value, known in (*(("mode", mode, MODES) for mode in self.mode),
                                    ("round_clips", self.round_clips, ("same", "new"))):  # fmt: skip
             if not isinstance(value, str) or value not in known:
                 raise unknown_name(kind, str(value), known)
@@ -83,16 +85,19 @@ class ClientChoice:
         self.clients()
 
     def clients(self) -> list[ClientSettings]:
-        """Settings of the clients, each a row: every batch size with every length of local training.
+        """Settings of the clients, each a row: every mode and batch size with every length of local training.
 
         Raises:
             InputError: a setting of local training is out of its range.
         """
-        mode, new = cast("Mode", self.mode), self.round_clips == "new"
+        new = self.round_clips == "new"
         self._check_rate()
         shared = {"participation": self.participation, "server_rate": self.local_rate or 0.0}
         return [
-            ClientSettings(batch_size=size, mode=mode, local=local, rounds=rounds, new_clips=new, **shared)
+            ClientSettings(
+                batch_size=size, mode=cast("Mode", mode), local=local, rounds=rounds, new_clips=new, **shared
+            )
+            for mode in self.mode
             for size in self.batch
             for rounds in self.rounds
             for local in self._trainings(size)

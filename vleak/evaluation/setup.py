@@ -26,7 +26,6 @@ from vleak.data import (
 )
 from vleak.enhance import Enhancer, build_enhancer
 from vleak.errors import InputError, argument
-from vleak.evaluation.clients import Mode
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
 from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
@@ -114,13 +113,12 @@ def _check_batches(settings: Settings, clips: int) -> None:
 
 def _check_clients(settings: Settings, pipelines: Sequence[Pipeline]) -> None:
     """Refuse models that a defense or the mode of the clients cannot serve."""
-    mode = cast("Mode", settings.mode)
     for pipeline in pipelines:
         for defense in settings.strengths():
             Client(pipeline.model, pipeline.loss, defense).check_model()
-        if mode == "train":  # in mode "eval" every clip has been through it
+        if "train" in settings.mode:  # in mode "eval" every clip has been through it
             batch = pipeline.samples.private[: max(settings.batch)]
-            Client(pipeline.model, pipeline.loss, mode=mode).check_model(batch)
+            Client(pipeline.model, pipeline.loss, mode="train").check_model(batch)
 
 
 def _with_model(data: Data, settings: Settings) -> tuple[Data, Plain | None]:

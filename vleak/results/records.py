@@ -313,7 +313,7 @@ class SettingsRecord(Record):
     public_from: Literal["other-files", "same-file"] | None = None
     reference_frames: tuple[int, ...]
     batch: tuple[int, ...] = (1,)
-    mode: Literal["eval", "train"] = "eval"
+    mode: tuple[Literal["eval", "train"], ...] = ("eval",)
     trainable: str = "*"
     local_steps: tuple[int, ...] = (0,)
     local_epochs: tuple[int, ...] = (0,)
@@ -336,6 +336,12 @@ class SettingsRecord(Record):
     engine: str
     input_layout: str = "auto"
     checkpoint: str | None = None
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _modes(cls, mode: object) -> object:
+        """A single mode, as it was written before several could be compared in one run."""
+        return (mode,) if isinstance(mode, str) else mode
 
 
 class RunHeader(Record):
