@@ -112,12 +112,18 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
         "clips": 4, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
         "budget": 99, "public-from": "other-files",
         "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "extractor": "frame_cnn",
-        "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none", "mode": "train",
+        "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none",
         "trainable": "*.weight", "local-batch": 1, "local-rate": 0.1, "local-momentum": 0.5,
         "local-decay": 0.25, "local-optimizer": "sgd", "participation": 0.5, "round-clips": "new",
         "input-layout": "NCTHW",
     }  # fmt: skip
-    several = {"batch": [2], "local-steps": [2], "rounds": [2], "local-epochs": [0]}
+    several: dict[str, list[Any]] = {
+        "mode": ["train"],
+        "batch": [2],
+        "local-steps": [2],
+        "rounds": [2],
+        "local-epochs": [0],
+    }
     (tmp_path / "further.py").write_text(
         "from vleak.metrics import Metric\n\n\n"
         "class mae(Metric):\n"

@@ -67,7 +67,9 @@ class Quitter(Attack):
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: object) -> Reconstruction:
         """End, or print and answer in grey."""
         _end(self.how)
-        return Reconstruction(torch.full(observation.knowledge.shape, 0.5), observation.knowledge.labels)
+        known = observation.knowledge
+        clips = torch.full((known.batch_size, *known.clip_shape), 0.5)
+        return Reconstruction(clips=clips, labels=torch.zeros(known.batch_size, dtype=torch.int64))
 
 
 class Judge(Metric):
