@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from decides_plan import CLIPS, LOCAL_RATE, Setting, Work, matrix, peers, works
 from jacobian import LEVELS, Spectrum
 
 import vleak
 from vleak.errors import InputError
+from vleak.files import write_atomic
 from vleak.report.numbers import percent
 from vleak.report.words import verdict_text
-from vleak.results import Cell, Row
 from vleak.results.statistics import Interval, mean_interval
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -22,37 +24,96 @@ _CANNOT_TELL = ("unclear", "too_few_clips", "nothing_found", "below_prior", "no_
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A run that ended.
+class Outcome:
+    """What one run measured, as it is kept beside the page: runs take hours, and need not be of one day.
 
     Attributes:
-        run: as `vleak.evaluate` returned it.
-        cpu_seconds: of the whole run: clients, trials, attack and judgement.
-        spectrum: of the Jacobian of its updates; None where it was not computed.
+        measured: day of the measurement, ISO.
+        software: vleak, torch and Python, with their versions.
+        data: digest of the clips. frames: of each.
+        gain: mean gain in dB, and its interval; None where there are too few clips.
+        psnr_db: mean; None where no clip was scored.
+        identified, scored: recognised clips, of so many.
+        linked, asked: linked clips, of so many.
+        chance: share that is recognised by chance; None where it was not asked.
+        verdict: key of the row's verdict. verdict_text: in words.
+        methods: what the attack chose.
+        seconds_a_clip: CPU seconds of the whole run, by clip; None where it was not kept.
+        psnr_by_clip: dB by name of the clip.
+        spectrum: of the Jacobian of the updates; None where it was not computed.
     """
 
-    run: vleak.Run
-    cpu_seconds: float
+    measured: str
+    software: str
+    data: str
+    frames: int
+    gain: tuple[float | None, float | None, float | None]
+    psnr_db: float | None
+    identified: int
+    scored: int
+    linked: int
+    asked: int
+    chance: float | None
+    verdict: str
+    verdict_text: str
+    methods: tuple[str, ...]
+    seconds_a_clip: float | None
+    psnr_by_clip: dict[str, float]
     spectrum: Spectrum | None = None
 
-    @property
-    def row(self) -> Row:
-        """Row of the only attack that is no baseline."""
-        (row,) = (row for row in self.run.rows if not row.baseline)
-        return row
 
-    @property
-    def attacked(self) -> dict[str, Cell]:
-        """Scored cells of that attack by clip."""
-        return {cell.clip: cell for cell in self.run.cells if cell.ok and not cell.attack.baseline}
+def outcome(run: vleak.Run, cpu_seconds: float, spectrum: Spectrum | None, today: date) -> Outcome:
+    """Return what is kept of a run with one attack that is no baseline."""
+    (row,) = (row for row in run.rows if not row.baseline)
+    attacked = [cell for cell in run.cells if cell.ok and not cell.attack.baseline]
+    environment, gain = run.record.environment, row.psnr_gain_db
+    return Outcome(
+        measured=today.isoformat(),
+        software=f"vleak {environment.vleak}, torch {environment.torch}, Python {environment.python}",
+        data=run.record.data.sha256[:12], frames=run.record.settings.frames,
+        gain=(gain.mean, gain.low, gain.high), psnr_db=row.psnr_db,
+        identified=row.identified, scored=row.n, linked=row.linked, asked=row.linkage.n, chance=row.chance,
+        verdict=row.verdict, verdict_text=verdict_text(row), methods=row.methods or (row.attack,),
+        seconds_a_clip=cpu_seconds / max(len(attacked), 1),
+        psnr_by_clip={
+            cell.clip: cell.scores.psnr_db
+            for cell in attacked if cell.scores is not None and cell.scores.psnr_db is not None
+        },
+        spectrum=spectrum,
+    )  # fmt: skip
 
-    @property
-    def seconds_a_clip(self) -> float:
-        """CPU seconds a clip."""
-        return self.cpu_seconds / max(len(self.attacked), 1)
+
+Results = Mapping[Work, Outcome]
 
 
-Results = Mapping[Work, Finished]
+def read_outcomes(path: Path) -> dict[Work, Outcome]:
+    """Return the kept outcomes of the planned runs; none where there is no file yet.
+
+    Raises:
+        InputError: the file was not written by `write_outcomes`.
+    """
+    if not path.exists():
+        return {}
+    try:
+        kept = dict(json.loads(path.read_text(encoding="utf-8")).items())
+        return {work: _outcome(kept[work.folder]) for work in works() if work.folder in kept}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path}: expected what this command writes ({error}); delete it to begin anew"
+        ) from error
+
+
+def _outcome(kept: dict[str, Any]) -> Outcome:
+    seen = kept.pop("spectrum")
+    spectrum = seen and Spectrum(seen["size"], seen["effective_rank"], tuple(seen["above"]))
+    lists = {name: tuple(kept.pop(name)) for name in ("gain", "methods")}
+    return Outcome(**kept, **lists, spectrum=spectrum)
+
+
+def write_outcomes(path: Path, results: Results) -> None:
+    """Keep outcomes, by the names of their runs."""
+    content = {work.folder: asdict(each) for work, each in results.items()}
+    write_atomic(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def page(text: str, results: Results, today: date) -> str:
@@ -94,26 +155,27 @@ def tables(results: Results, today: date) -> str:
 
 
 def _provenance(results: Results, today: date) -> str:
-    record = next(iter(results.values())).run.record
-    environment = record.environment
+    kept = list(results.values())
+    software = "; ".join(sorted({each.software for each in kept}))
+    days = sorted({each.measured for each in kept})
+    measured = days[0] if len(days) == 1 else f"from {days[0]} to {days[-1]}"
     return (
-        f"Written on {today.isoformat()} by `python benchmarks/what_decides.py --data DIR --out FOLDER`: "
-        f"vleak {environment.vleak}, torch {environment.torch}, Python {environment.python}, device "
-        f"{environment.device}, seed {record.settings.seed}; {CLIPS} clips of {record.settings.frames} "
-        f"frames, data {record.data.sha256[:12]}, public clips of other files. No defense. Local steps are "
-        f"SGD at a rate of {LOCAL_RATE}. Intervals are over clips, 95 %."
+        f"Written on {today.isoformat()} by `python benchmarks/what_decides.py --data DIR --out FOLDER`; "
+        f"measured {measured}: {software}, on a CPU; {CLIPS} clips of {kept[0].frames} frames, "
+        f"public clips of other files. No defense. Local steps are SGD at a rate of {LOCAL_RATE}. Intervals "
+        "are over clips, 95 %."
     )
 
 
 def _in_short(results: Results) -> str:
     own = {work: each for work, each in results.items() if _is_own(work)}
     groups = {
-        "leak": [work for work, each in own.items() if each.row.verdict == "leaks"],
+        "leak": [work for work, each in own.items() if each.verdict == "leaks"],
         "show which clip it was, and no clear picture": [
-            work for work, each in own.items() if each.row.verdict.startswith("linkable")
+            work for work, each in own.items() if each.verdict.startswith("linkable")
         ],
         "are such that the attack cannot tell": [
-            work for work, each in own.items() if each.row.verdict in _CANNOT_TELL
+            work for work, each in own.items() if each.verdict in _CANNOT_TELL
         ],
     }
     planned = len([work for work in works() if _is_own(work)])
@@ -146,21 +208,27 @@ def _steps(setting: Setting) -> str:
 def _setting_table(settings: Sequence[Setting], results: Results) -> str:
     head = ["network", "pixels", "state", "mode", "batch", "sent", "gain in dB", "recognised", "linked",
             "chance", "verdict", "attack", "effective rank",
-            *(f"≥ 1/{1 / level:.0f}" for level in LEVELS)]  # fmt: skip
+            *(f"≥ 1/{1 / level:.0f}" for level in LEVELS), "measured"]  # fmt: skip
     rows = []
     for setting in settings:
-        finished = results[Work(setting=setting)]
-        row = finished.row
+        each = results[Work(setting=setting)]
         client = [f"`{setting.network}`", str(setting.size), setting.state, setting.mode, str(setting.batch)]
         client.append(_steps(setting))
-        rows.append([*client, *_scores(row), verdict_text(row), _methods(row), *_seen(finished.spectrum)])
+        methods = ", ".join(f"`{method}`" for method in each.methods)
+        rows.append([*client, *_scores(each), each.verdict_text, methods, *_seen(each.spectrum),
+                     each.measured])  # fmt: skip
     return _table(head, rows)
 
 
-def _scores(row: Row) -> list[str]:
-    linked = f"{row.linked}/{row.linkage.n}" if row.linkage.n else "–"
-    chance = "–" if row.chance is None else percent(row.chance)
-    return [_interval(row.psnr_gain_db), f"{row.identified}/{row.n}", linked, chance]
+def _scores(each: Outcome) -> list[str]:
+    linked = f"{each.linked}/{each.asked}" if each.asked else "–"
+    chance = "–" if each.chance is None else percent(each.chance)
+    return [
+        _interval(Interval(*each.gain, n=each.scored)),
+        f"{each.identified}/{each.scored}",
+        linked,
+        chance,
+    ]
 
 
 def _interval(interval: Interval) -> str:
@@ -169,10 +237,6 @@ def _interval(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.mean:+.1f}"
     return f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
-
-
-def _methods(row: Row) -> str:
-    return ", ".join(f"`{method}`" for method in row.methods) or f"`{row.attack}`"
 
 
 def _seen(spectrum: Spectrum | None) -> list[str]:
@@ -184,7 +248,7 @@ def _seen(spectrum: Spectrum | None) -> list[str]:
 
 def _peer_table(results: Results) -> str:
     head = ["setting", "attack", "iterations", "PSNR in dB", "gain in dB", "less the default", "recognised",
-            "CPU s a clip"]  # fmt: skip
+            "CPU s a clip", "measured"]  # fmt: skip
     rows = []
     for ours, theirs in peers():
         if ours not in results:
@@ -200,28 +264,21 @@ def _peer_table(results: Results) -> str:
     return _table(head, rows)
 
 
-def _peer_scores(finished: Finished, default: Finished) -> list[str]:
-    row, own = finished.row, finished is default
+def _peer_scores(each: Outcome, default: Outcome) -> list[str]:
     return [
-        "–" if row.psnr_db is None else f"{row.psnr_db:.1f}",
-        _interval(row.psnr_gain_db),
-        "" if own else _interval(_lead(finished, default)),
-        f"{row.identified}/{row.n}",
-        f"{finished.seconds_a_clip:.1f}",
+        "–" if each.psnr_db is None else f"{each.psnr_db:.1f}",
+        _interval(Interval(*each.gain, n=each.scored)),
+        "" if each is default else _interval(_lead(each, default)),
+        f"{each.identified}/{each.scored}",
+        "–" if each.seconds_a_clip is None else f"{each.seconds_a_clip:.1f}",
+        each.measured,
     ]
 
 
-def _lead(finished: Finished, default: Finished) -> Interval:
+def _lead(each: Outcome, default: Outcome) -> Interval:
     """Return by how many dB answers are better than those of the default attack, clip by clip."""
-    ours, theirs = _psnr(default), _psnr(finished)
+    ours, theirs = default.psnr_by_clip, each.psnr_by_clip
     return mean_interval([theirs[clip] - ours[clip] for clip in ours if clip in theirs])
-
-
-def _psnr(finished: Finished) -> dict[str, float]:
-    scores = {clip: cell.scores for clip, cell in finished.attacked.items()}
-    return {
-        clip: each.psnr_db for clip, each in scores.items() if each is not None and each.psnr_db is not None
-    }
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

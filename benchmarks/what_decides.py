@@ -1,11 +1,12 @@
 """What decides whether an update leaks: the runs behind docs/what_decides.md, and its tables.
 
-    python benchmarks/what_decides.py --data FOLDER --out FOLDER [--without-peers] [--finished] [--page FILE]
+    python benchmarks/what_decides.py --data FOLDER --out FOLDER [--without-peers] [--finished] [--again]
 
 Every run is one of `vleak.evaluate` in a folder of its own below ``--out``; the same command goes on where it
-was stopped. Beside each run stands the spectrum of the Jacobian of its updates (jacobian.py). The peers are
-the published settings of breaching, run by its own code on the same clips with the same labels;
-breaching_loop.py says how it is installed.
+was stopped. What the page needs of a run is kept in benchmarks/results/what_decides.json, so that runs need
+not all be of one day: what is there is not run again, unless ``--again`` says so. Beside each run stands the
+spectrum of the Jacobian of its updates (jacobian.py). The peers are the published settings of breaching, run
+by its own code on the same clips with the same labels; breaching_loop.py says how it is installed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from breaching_loop import load
 from cases import Case, sent_update
-from decides_page import Finished, Results, write_page
+from decides_page import Outcome, Results, outcome, read_outcomes, write_outcomes, write_page
 from decides_plan import Work, works
 from inner_loop import console
 from jacobian import JacobianProducts, Product, Spectrum, spectrum
@@ -39,13 +41,14 @@ from vleak.seeds import generator
 from vleak.switches import math_attention
 
 _PAGE = Path(__file__).resolve().parents[1] / "docs" / "what_decides.md"
+_OUTCOMES = Path(__file__).resolve().parent / "results" / "what_decides.json"
 _COST, _SPECTRUM = "cost.json", "spectrum.json"
 _CLIENTS, _STEPS = 2, 64
 Tell = Callable[[str, int, int], None]
 
 
-def finished(work: Work, data: str, seed: int, out: Path, tell: Tell) -> Finished:
-    """Return a run with its cost and its spectrum, computing what its folder does not hold yet.
+def finished(work: Work, data: str, seed: int, out: Path, tell: Tell) -> Outcome:
+    """Return the outcome of a run, computing what its folder does not hold yet.
 
     Raises:
         InputError: the folder holds a run of other data or another seed.
@@ -70,7 +73,7 @@ def finished(work: Work, data: str, seed: int, out: Path, tell: Tell) -> Finishe
     if work.peer is None and work.labels == "inferred":
         tell("spectrum of the Jacobian", 0, 0)
         seen = _kept_spectrum(folder / _SPECTRUM, work, data, seed)
-    return Finished(run, cost["cpu_seconds"], seen)
+    return outcome(run, cost["cpu_seconds"], seen, date.today())
 
 
 def _kept_spectrum(path: Path, work: Work, data: str, seed: int) -> Spectrum:
@@ -114,14 +117,14 @@ def _product(case: Case, clips: Tensor, labels: Tensor) -> Product:
 
 
 def measure(arguments: argparse.Namespace, bar: Progress) -> Results:
-    """Return all runs, those that are there already and the others."""
-    planned = [work for work in works() if work.peer is None or not arguments.without_peers]
-    if arguments.finished:
-        planned = [
-            work for work in planned if (_read(arguments.out / work.folder / _COST) or {}).get("finished")
-        ]
+    """Return all outcomes, those that are kept already and those of the runs that are still to do."""
+    results = {} if arguments.again else read_outcomes(arguments.outcomes)
+    planned = [
+        work for work in works()
+        if work not in results and not (work.peer is not None and arguments.without_peers)
+        and (not arguments.finished or _is_finished(arguments.out / work.folder))
+    ]  # fmt: skip
     whole, inner = bar.add_task("runs", total=len(planned)), bar.add_task("")
-    results = {}
     for number, work in enumerate(planned):
         bar.update(whole, completed=number, description=work.folder)
         results[work] = finished(
@@ -130,8 +133,13 @@ def measure(arguments: argparse.Namespace, bar: Progress) -> Results:
                 inner, description=what, completed=done, total=total or None
             ),
         )  # fmt: skip
-        console.print(f"{work.folder}: {results[work].cpu_seconds:.0f} CPU s", soft_wrap=True)
+        write_outcomes(arguments.outcomes, results)
+        console.print(f"{work.folder}: done", soft_wrap=True)
     return results
+
+
+def _is_finished(folder: Path) -> bool:
+    return bool((_read(folder / _COST) or {}).get("finished"))
 
 
 def main() -> int:
@@ -142,6 +150,8 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--page", type=Path, default=_PAGE, help="page whose tables are written anew")
+    parser.add_argument("--outcomes", type=Path, default=_OUTCOMES, help="file of what was measured before")
+    parser.add_argument("--again", action="store_true", help="measure also what the file has")
     parser.add_argument("--without-peers", action="store_true", help="leave out what breaching is needed for")
     parser.add_argument("--finished", action="store_true", help="start no run; write what is finished")
     arguments = parser.parse_args()
@@ -163,8 +173,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("what_decides: stopped; the same command goes on from there", file=sys.stderr)
         return 130
-    seconds = sum(each.cpu_seconds for each in results.values())
-    console.print(f"{len(results)} runs, {seconds / 60:.0f} CPU minutes; tables in {arguments.page}")
+    console.print(f"{len(results)} runs; tables in {arguments.page}")
     return 0
 
 

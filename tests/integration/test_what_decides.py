@@ -144,7 +144,7 @@ def planted(tmp_path: Path, decides: Any) -> Callable[..., Any]:
         folder = tmp_path / f"run{next(names)}"
         plant_run(folder, frames=4, size=16, defenses=[PlantedDefense("none", "none", None, None, share, 9)])
         seen = above and decides.jacobian.Spectrum(1000, 123.4, above)
-        return decides.page.Finished(vleak.load_run(folder), seconds, seen)
+        return decides.page.outcome(vleak.load_run(folder), seconds, seen, TODAY)
 
     return plant
 
@@ -156,11 +156,12 @@ def test_tables_say_what_was_measured(decides: Any, planted: Callable[..., Any])
         decides.plan.Work(setting=setting): planted(0.0),
     }
     text = decides.page.tables(results, TODAY)
-    gain = next(iter(results.values())).row.psnr_gain_db
+    mean, low, high = next(iter(results.values())).gain
     line = next(line for line in text.splitlines() if line.startswith("| `c3d_tiny` | 32 | untrained"))
-    assert f"| {gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] | 12/12 |" in line
-    assert line.endswith("| 123 of 1000 | 25.0 % | 50.0 % |")
+    assert f"| {mean:+.1f} [{low:+.1f}, {high:+.1f}] | 12/12 |" in line
+    assert line.endswith("| 123 of 1000 | 25.0 % | 50.0 % | 2026-01-02 |")
     assert "Written on 2026-01-02" in text
+    assert "measured 2026-01-02: vleak" in text
     assert "Of 2 settings (23 are planned)\n\n- 1 leak\n- 0 show" in text
     assert "- 1 are such that the attack cannot tell: `r3d_18:width=16`, 8x32x32, untrained" in text
     assert "## Mode" in text  # r3d in eval mode stands there, too
@@ -172,15 +173,12 @@ def test_a_peer_is_compared_clip_by_clip(decides: Any, planted: Callable[..., An
     ours, (theirs, *_) = decides.plan.peers()[0]
     results = {ours: planted(0.5, 36.0), theirs: planted(0.96, 360.0)}
     text = decides.page.tables(results, TODAY)
-    by_clip = [
-        {clip: cell.scores.psnr_db for clip, cell in results[work].attacked.items()}
-        for work in (ours, theirs)
-    ]
+    by_clip = [results[work].psnr_by_clip for work in (ours, theirs)]
     lead = sum(by_clip[1][clip] - by_clip[0][clip] for clip in by_clip[0]) / 12
     assert lead > 1.0
     (line,) = (line for line in text.splitlines() if "breaching, `invertinggradients`" in line)
     assert f"| {lead:+.1f} [" in line
-    assert line.endswith("| 12/12 | 30.0 |")
+    assert line.endswith("| 12/12 | 30.0 | 2026-01-02 |")
     assert "Of 0 settings (23 are planned)" in text  # labels are granted there: these are none of the matrix
 
 
@@ -194,6 +192,38 @@ def test_only_what_is_between_the_marks_is_written(decides: Any, planted: Callab
     assert decides.page.page(text, results, TODAY) == text
     with pytest.raises(InputError, match="expected the lines"):
         decides.page.page("no marks", results, TODAY)
+
+
+def test_outcomes_are_kept_and_read_again(decides: Any, planted: Callable[..., Any], tmp_path: Path) -> None:
+    known, path = decides.plan.works(), tmp_path / "outcomes.json"
+    results = {known[0]: planted(0.96, above=(0.25, 0.5)), known[-1]: planted(0.5)}
+    assert decides.page.read_outcomes(path) == {}
+    decides.page.write_outcomes(path, results)
+    assert decides.page.read_outcomes(path) == results
+    for wrong in ("[]", "{", path.read_text().replace('"identified"', '"identity"')):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match="expected what this command writes"):
+            decides.page.read_outcomes(path)
+
+
+def test_what_was_measured_before_is_not_run_again(
+    decides: Any, planted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, path, page = decides.plan.works(), tmp_path / "outcomes.json", tmp_path / "page.md"
+    page.write_text(f"{decides.page.BEGIN}{decides.page.END}")
+    decides.page.write_outcomes(path, dict.fromkeys(known[1:], planted(0.5)))
+    ran = []
+    monkeypatch.setattr(decides.command, "finished", lambda work, *_: ran.append(work) or planted(0.96))
+    monkeypatch.setattr(
+        "sys.argv",
+        ["what_decides", "--data", "synthetic", "--out", str(tmp_path), "--outcomes", str(path),
+         "--page", str(page)],
+    )  # fmt: skip
+    monkeypatch.setattr(decides.command, "load", lambda: object())
+    assert decides.command.main() == 0
+    assert ran == known[:1]
+    assert decides.page.read_outcomes(path)[known[0]].identified == 12
+    assert "Of 23 settings" in page.read_text()
 
 
 def test_the_page_has_the_marks(decides: Any) -> None:
@@ -216,7 +246,7 @@ def test_a_finished_run_is_not_run_again(
         if len(asked) == 1:
             out.mkdir(parents=True)
             raise KeyboardInterrupt
-        plant_run(out, frames=4, size=16)
+        plant_run(out, frames=4, size=16, defenses=[PlantedDefense("none", "none", None, None, 0.5, 9)])
         return vleak.load_run(out)
 
     monkeypatch.setattr(vleak, "evaluate", evaluate)
@@ -232,6 +262,6 @@ def test_a_finished_run_is_not_run_again(
     again = finished()
     assert asked == [tmp_path / work.folder] * 2
     assert again.spectrum == spectrum
-    assert again.cpu_seconds == first.cpu_seconds > 0
+    assert again.seconds_a_clip == first.seconds_a_clip > 0
     with pytest.raises(InputError, match="another seed"):
         finished(seed=1)
