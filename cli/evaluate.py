@@ -167,7 +167,17 @@ Engine = Annotated[
     _option("native, or reference (plain PyTorch).", _RUN),
 ]
 Workers = Annotated[
-    int | None, _number("Cells that run side by side; one a core. No score depends on it.", _RUN)
+    int | None,
+    _number("Processes side by side; without it one process, a thread a core. No score depends on it.", _RUN),
+]
+CellSeconds = Annotated[
+    float | None,
+    _option(
+        "Time of a cell in a process of its own; it is tried three times, then recorded as failed.", _RUN
+    ),
+]
+CellMemory = Annotated[
+    float | None, _option("Memory of a cell in GiB, beyond that of the run; likewise.", _RUN)
 ]
 Out = Annotated[Path | None, _option("Folder of the run; give that of a stopped run to resume it.", _RUN)]
 Json = Annotated[bool, _option("Print the results, and nothing else, to stdout.", _RUN, "--json")]
@@ -217,6 +227,8 @@ def evaluate(
     device: Device = "auto",
     engine: Engine = "native",
     workers: Workers = None,
+    cell_seconds: CellSeconds = None,
+    cell_memory: CellMemory = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -230,7 +242,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     named, as_json = bool(options["attack"]), options.pop("json")
     stopping.tell_at_end(lambda: _how_to_resume(folder))
     try:
-        run = _run(folder, options.pop("workers"), **_as_arguments(options))
+        run = _run(folder, **_as_arguments(options))
         _show(run)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, Exception) and not stopping.asked():
@@ -264,7 +276,7 @@ def _counts(name: str, text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _run(folder: Path, workers: int | None, **settings: Any) -> Run:
+def _run(folder: Path, **arguments: Any) -> Run:
     from vleak import api
 
     stopping.check()
@@ -275,7 +287,7 @@ def _run(folder: Path, workers: int | None, **settings: Any) -> Run:
             stopping.check()
             bar.update(task, description=what, completed=done, total=total or None)
 
-        return api.evaluate(out=folder, workers=workers, progress=show, **settings)
+        return api.evaluate(out=folder, progress=show, **arguments)
 
 
 def _show(run: Run) -> None:

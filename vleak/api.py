@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vleak.attacks import Attack
 from vleak.errors import CapabilityError, InputError
-from vleak.evaluation import Settings
+from vleak.evaluation import Limits, Settings
 from vleak.evaluation import evaluate as run_evaluation
 from vleak.evaluation.objects import AttackLike, DataLike, DefenseLike, MetricLike, ModuleLike
 from vleak.evaluation.run import Progress
@@ -77,6 +77,8 @@ def evaluate(
     strict: bool = False,
     out: Path | str | None = None,
     workers: int | None = None,
+    cell_seconds: float | None = None,
+    cell_memory: float | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Run:
@@ -116,7 +118,11 @@ def evaluate(
         input_layout: in which the model takes clips: "NCTHW", "NTCHW", "pathways:alpha=4", or "auto".
         checkpoint: file with the model's weights: safetensors, or a state dict that torch saved.
         out: folder of the run, where a stopped one is taken up; None keeps everything in memory.
-        workers: cells that run side by side; None is one for every core.
+        workers: processes that work at the cells side by side; None is this one alone, with a thread for
+            every core.
+        cell_seconds, cell_memory: time, and memory in GiB beyond that of the run, of the cells of one client,
+            which then have a process of their own: one that takes more is tried again, and recorded as failed
+            at the third time.
         progress: called as (what, cells finished, cells in all).
         stop: when set, the run ends after storing the finished cells.
 
@@ -132,7 +138,10 @@ def evaluate(
     given = locals()
     settings = Settings(**_as_settings({f.name: given[f.name] for f in fields(Settings)}))
     store = MemoryStore() if out is None else FolderStore(Path(out))
-    record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop)
+    limits = None
+    if cell_seconds is not None or cell_memory is not None:
+        limits = Limits(seconds=cell_seconds, gibibytes=cell_memory)
+    record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop, limits=limits)
     return Run(record, store)
 
 

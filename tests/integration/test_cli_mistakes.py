@@ -113,6 +113,11 @@ OPTIONS: dict[str, str] = {
         for value in (0, -1)
     },
     **{
+        f"--{name} {value}": f"--{name} {value}: expected a number above 0"
+        for name in ("cell-seconds", "cell-memory")
+        for value in ("0", "-1", "nan", "inf")
+    },
+    **{
         f"--{name} {value}": f"--{name} {value}: expected at least 1"
         for name in ("restarts", "iterations", "segments")
         for value in (0, -1)

@@ -6,7 +6,8 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
 from vleak.evaluation.plan import PlannedCell, by_client, plan
+from vleak.evaluation.processes import Limits, run_in_processes
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.setup import PreparedRun, prepare
 from vleak.evaluation.utility import measure_utility
@@ -38,6 +40,7 @@ def evaluate(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
     batched: bool | None = None,
+    limits: Limits | None = None,
 ) -> RunRecord:
     """Attack every clip behind every defense strength and store what comes out.
 
@@ -45,12 +48,13 @@ def evaluate(
         settings: what to run.
         store: where the cells are kept, or the folder; a stopped run with the same settings is taken up
             where it was. None keeps everything in memory.
-        workers: cells that run side by side: on a CPU a thread each with one thread inside, batched in one
-            group. None is one for every core that this process may use. No score depends on it.
+        workers: cells that run side by side: on a CPU a process each (None: in this process, a thread for
+            every core that it may use), batched in one group. No score depends on it.
         progress: called after every finished cell.
         stop: when set, the run ends after storing the finished cells.
         batched: whether descents of several cells share a batch, which changes the order of sums; None on a
             CUDA device only.
+        limits: of the cells of a client in a process of its own; with limits, one worker is a process too.
 
     Returns:
         the record of the run.
@@ -63,7 +67,7 @@ def evaluate(
     target = _store(store)
     if batched is None:
         batched = settings.torch_device().type == "cuda"
-    workers = count_workers(workers, _BATCH if batched else 1)
+    lanes = _lanes(workers, limits, batched=batched)
     stop, progress = stop or threading.Event(), progress or _silent
     target.check(settings.resolved())
     with _one_thread(), exact_arithmetic(), math_attention():
@@ -77,7 +81,7 @@ def evaluate(
                 opened.add_clips(clips)
             runner = _Runner(cells, opened, progress, stop)
             with _finished(opened, cells):
-                runner.run(workers, batched=batched)
+                runner.run(lanes)
                 _train(settings, run, opened, progress, stop)
             return opened.finish([cell.case.id for cell in cells])
 
@@ -121,6 +125,30 @@ def count_workers(workers: int | None, least: int = 1) -> int:
     return workers
 
 
+@dataclass(frozen=True)
+class _Lanes:
+    """How cells run side by side: ``count`` of them, in processes with limits, or in this one."""
+
+    count: int
+    batched: bool
+    limits: Limits | None
+
+
+def _lanes(workers: int | None, limits: Limits | None, *, batched: bool) -> _Lanes:
+    """Return how cells run side by side.
+
+    Raises:
+        InputError: the number is none, or limits were set where cells share a process.
+    """
+    count = count_workers(workers, _BATCH if batched else 1)
+    apart = not batched and (limits is not None or (workers or 1) > 1) and hasattr(os, "fork")
+    if limits is not None and not apart:
+        raise InputError(
+            "cells on a CUDA device share a process, which has no limits; leave them out, or take the CPU"
+        )
+    return _Lanes(count, batched, (limits or Limits()) if apart else None)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One thread inside every operation, so that no sum depends on the number of cores."""
@@ -160,13 +188,30 @@ class _Runner:
         # A function of the events alone: attacks are handed it, and a bound method would lead to the truth.
         self._stopped = _any_set(stop, self._ended)
 
-    def run(self, workers: int, *, batched: bool) -> None:
-        """Run the waiting cells: a cell a thread, or, batched, groups of cells one after the other.
+    def run(self, lanes: _Lanes) -> None:
+        """Run the waiting cells, each client alone or, batched, groups of clients one after the other.
 
         Raises:
             StoppedError: the caller's event was set.
         """
         self._tell("attacking")
+        if lanes.limits is None:
+            self._run_here(lanes.count, batched=lanes.batched)
+        else:
+            self._run_apart(lanes.count, lanes.limits)
+
+    def _run_apart(self, count: int, limits: Limits) -> None:
+        """Run the clients in processes; this one alone writes to the store."""
+        with closing(run_in_processes(self._waiting, count, limits, self._stop.is_set)) as running:
+            try:
+                for results in running:
+                    self._keep(results)
+                    self._tell("attacking")
+            except StoppedError:
+                raise self._early() from None
+
+    def _run_here(self, workers: int, *, batched: bool) -> None:
+        """Run the waiting cells: a client a thread, or, batched, groups of clients one after the other."""
         with ExitStack() as stack:
             spread: Spread = map
             lanes, size = workers, 1
@@ -186,7 +231,10 @@ class _Runner:
                     self._keep(future.result())
                 self._tell_others()
                 if self._stop.is_set():
-                    raise StoppedError(f"stopped with {self._done} of {self._total} cells finished")
+                    raise self._early()
+
+    def _early(self) -> StoppedError:
+        return StoppedError(f"stopped with {self._done} of {self._total} cells finished")
 
     def _keep(self, results: Sequence[Result]) -> None:
         for result in results:

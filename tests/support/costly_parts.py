@@ -1,0 +1,53 @@
+"""Attacks that die, hang or fill the memory, at every clip or at the first try of it alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+from uuid import uuid4
+
+import torch
+
+from vleak import Attack, Observation, Reconstruction
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> None:
+    time.sleep(600)
+
+
+def _leave() -> None:
+    os._exit(3)
+
+
+def _fill() -> None:
+    torch.ones(2**40)
+
+
+_WAYS = {"die": _die, "hang": _hang, "leave": _leave, "fill": _fill}
+
+
+class Costly(Attack):
+    """Attack that answers in gray, unless it does harm before."""
+
+    name: ClassVar[str] = "costly"
+    takes: ClassVar[frozenset[str]] = frozenset({"frames"})
+
+    def __init__(self, *, way: str, marks: str, tries: int) -> None:
+        """Take the harm (a key of ``_WAYS``), the folder that counts tries, and how many of them do harm."""
+        self.way, self.marks, self.tries = way, marks, tries
+
+    def prepare(self, observation: Observation, generator: torch.Generator, hooks: object) -> Reconstruction:
+        """Do harm, or answer."""
+        folder, known = Path(self.marks), observation.knowledge
+        (folder / uuid4().hex).touch()
+        if len(list(folder.iterdir())) <= self.tries:
+            _WAYS[self.way]()
+        clips = torch.full((known.batch_size, *known.clip_shape), 0.5)
+        return Reconstruction(clips=clips, labels=torch.zeros(known.batch_size, dtype=torch.int64))
