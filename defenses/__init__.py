@@ -14,6 +14,7 @@ from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
 from vleak.defenses.oasis import Oasis
+from vleak.defenses.precode import Precode
 from vleak.defenses.protocol import WeakMasks
 from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.references import DEFENSES, defense_text, parse_defenses
@@ -44,6 +45,7 @@ __all__ = [
     "OptimalNoise",
     "Outpost",
     "PowerSgd",
+    "Precode",
     "Prune",
     "PruneDual",
     "Soteria",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import is_not
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +151,21 @@ class Composite(Defense):
         through = (PassesThrough(stages=(head, *after)),) if after else ()
         return (*through, *(claim for claim in self.stages[-1].claims() if _holds_alone(claim)))
 
+    def with_public(self, clips: Tensor, labels: Tensor) -> Defense:
+        """Let every stage learn from public clips."""
+        stages = tuple(stage.with_public(clips, labels) for stage in self.stages)
+        return Composite(stages=stages) if any(map(is_not, stages, self.stages)) else self
+
+    def extend_model(self, model: nn.Module) -> nn.Module:
+        """Let every stage add to the model."""
+        for stage in self.stages:
+            model = stage.extend_model(model)
+        return model
+
+    def summed_clients(self) -> int:
+        """Return of how many clients the stages leave the sum alone."""
+        return math.prod(stage.summed_clients() for stage in self.stages)
+
     def prepare_clips(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -162,9 +178,22 @@ class Composite(Defense):
         self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Let the stage that acts on the gradients turn the batch into one."""
-        acting = [stage for stage in self.stages if 1 in _levels(stage)]
-        step = acting[0].aggregate if acting else super().aggregate
-        return step(model, loss, clips, labels, generator)
+        return self._acting().aggregate(model, loss, clips, labels, generator)
+
+    def aggregate_in_round(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        clips: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        memory: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Let the stage that acts on the gradients turn the batch into one."""
+        return self._acting().aggregate_in_round(model, loss, clips, labels, generator, memory)
+
+    def _acting(self) -> Defense:
+        return next((stage for stage in self.stages if 1 in _levels(stage)), Defense())
 
     def transmit(self, gradient: dict[str, Tensor], generator: torch.Generator) -> Message:
         """Send what the stages make of each other's messages."""
@@ -177,7 +206,8 @@ class Composite(Defense):
         first, *others = self.stages
         message = first.transmit_in_round(gradient, generator, memory)
         for stage in others:
-            message = stage.transmit_in_round(message.tensors, generator, memory)
+            sent = stage.transmit_in_round(message.tensors, generator, memory)
+            message = replace(sent, metrics={**message.metrics, **sent.metrics})
         return message
 
     def check_model(self, model: nn.Module) -> None:

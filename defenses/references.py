@@ -22,6 +22,7 @@ from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
 from vleak.defenses.oasis import Oasis
+from vleak.defenses.precode import Precode
 from vleak.defenses.protocol import WeakMasks
 from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.representation import Soteria
@@ -54,6 +55,7 @@ DEFENSES: Registry[Defense] = Registry(
             MotionBlur,
             Oasis,
             Soteria,
+            Precode,
             WeakMasks,
             DpLayers,
             DpVideo,

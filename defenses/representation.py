@@ -76,7 +76,7 @@ class Soteria(Defense):
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model whose last matrix is not the weight of a linear layer."""
-        _last_linear(model)
+        last_linear(model, self.name)
 
     def aggregate(
         self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator
@@ -86,7 +86,7 @@ class Soteria(Defense):
         Raises:
             CapabilityError: the model has no such layer.
         """
-        name, layer = _last_linear(model)
+        name, layer = last_linear(model, self.name)
         gradient = mean_gradient(model, loss, clips, labels)
         ratios = _ratios(model, layer, clips, generator)
         pruned = ratios.topk(max(1, round(self.fraction * len(ratios)))).indices
@@ -94,8 +94,12 @@ class Soteria(Defense):
         return gradient
 
 
-def _last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+def last_linear(model: nn.Module, defense: str) -> tuple[str, nn.Linear]:
     """Return the last linear layer, and the name of its weight, which has to be the last matrix of all.
+
+    Args:
+        model: of a client.
+        defense: that asks, for the message.
 
     Raises:
         CapabilityError: the last matrix belongs to another kind of layer, or there is none.
@@ -108,7 +112,7 @@ def _last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
     if not isinstance(layer, nn.Linear) or kind != "weight":
         held = f"the last matrix is {found!r} of {type(layer).__name__}" if found else "it has no matrix"
         raise CapabilityError(
-            f"soteria: the model {type(model).__name__} does not end in a trained linear layer ({held}); "
+            f"{defense}: the model {type(model).__name__} does not end in a trained linear layer ({held}); "
             "use a model that does, such as c3d_tiny, or pruning"
         )
     return found, layer

@@ -62,7 +62,7 @@ def observe(
     knowledge = Knowledge(
         clip_shape=tuple(clips.shape[1:]), batch_size=len(clips), classes=CLASSES, **settings
     )
-    return Observation(model, update, knowledge, client.channel(update) if adaptive else None)
+    return Observation(client.model, update, knowledge, client.channel(update) if adaptive else None)
 
 
 def observe_clip(index: int = 0, name: str = "c3d_tiny", seed: int = 0, **known: Any) -> Observation:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vleak.defenses import Composite, Compress, DpClient, DpSgd, NvflarePercentile, Prune, PruneDual
+from vleak.defenses import Composite, Compress, DpClient, DpSgd, NvflarePercentile, Precode, Prune, PruneDual
 from vleak.errors import VleakError
 from vleak.federated import (
     CarriesError,
@@ -343,6 +343,18 @@ class Coins(FixedOrder):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeverDraws(Precode):
+    """A bottleneck that decodes the means and draws nothing."""
+
+    name: ClassVar[str] = "never draws"
+
+    def aggregate(
+        self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Gradient:
+        return {name: 1.01 * g for name, g in mean_gradient(model, loss, clips, labels).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class SharedDraw(DpClient):
     """One draw of noise for all entries of a tensor."""
 
@@ -389,6 +401,7 @@ MUTANTS: dict[str, tuple[Defense, str]] = {
     "the smallest entries": (KeepsSmallest(), "entries kept"),
     "epsilon from noise times clip": (NoiseTimesClip(), "certificate follows from claims"),
     "epsilon of the run as the release's": (RunAsRelease(), "certificate follows from claims"),
+    "a bottleneck that draws nothing": (NeverDraws(), "drawn anew"),
     "one draw a tensor": (SharedDraw(), "Gaussian noise"),
     "generator of the process": (ProcessRandom(), "one seed, one message"),
 }

@@ -90,7 +90,11 @@ def same(first: Update, second: Update) -> bool:
 
 PROVING = (DpSgd, DpClient, FlowerLocalDp)
 NOISY = (*PROVING, Noise, OptimalNoise, NvflareSvt, WeakMasks)
-PARTICULAR = ("soteria", "dp_hooks")  # refuse some of the models here, and have test files of their own
+PARTICULAR = (
+    "soteria",
+    "precode",
+    "dp_hooks",
+)  # refuse some of the models here, and have test files of their own
 EVERY = [defense for name in DEFENSES if name not in PARTICULAR for defense in DEFENSES[name].sweep()] + [
     DpSgd(noise_multiplier=0.0, max_grad_norm=0.05),
     Compress(codec="qsgd", bits=3, bucket=7),
@@ -259,6 +263,7 @@ def test_sweeps() -> None:
         "blur": ["blur σ=1", "blur σ=2", "blur σ=4"],
         "oasis": ["oasis +2", "oasis +3", "oasis +5"],
         "soteria": ["soteria 10 %", "soteria 40 %", "soteria 80 %"],
+        "precode": ["precode 256", "precode 32"],
         "masks": ["masks s=0.001", "masks s=0.01", "masks s=0.1"],
         "dp_layers": ["layers σ=0.001", "layers σ=0.01", "layers σ=0.1", "layers σ=1"],
         "dp_video": ["video σ=0.001", "video σ=0.01", "video σ=0.1", "video σ=1"],

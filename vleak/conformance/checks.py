@@ -18,6 +18,7 @@ from vleak.federated.claims import (
     Changes,
     Claim,
     ClipsNorm,
+    DrawsAnew,
     GaussianNoise,
     KeepsAbove,
     KeepsBetween,
@@ -282,15 +283,23 @@ def _poisson_sampling(claim: PoissonSampling, defense: Defense, seed: int, false
 
 def _changes(_: Changes, defense: Defense, seed: int, __: float) -> str:
     probe = Probe(seed=seed)
-    honest, sent = probe.gradient(), probe.send(defense, 0).tensors
+    honest, sent = probe.gradient(defense=defense), probe.send(defense, 0).tensors
     same = distance(honest, sent) <= 1e-6 * float(flat(honest).norm())
     return "the message is the gradient of an undefended client" if same else ""
+
+
+def _draws_anew(_: DrawsAnew, defense: Defense, seed: int, __: float) -> str:
+    probe = Probe(seed=seed)
+    one, other = probe.send(defense, 0).tensors, probe.send(defense, 1).tensors
+    same = [name for name, tensor in one.items() if tensor.any() and torch.equal(tensor, other[name])]
+    return f"{same[0]!r} was the same in two messages" if same else ""
 
 
 CHECKS: dict[type[Claim], Callable[[Any, Defense, int, float], str]] = {
     CarriesError: _carries_error,
     Changes: _changes,
     ClipsNorm: _clips_norm,
+    DrawsAnew: _draws_anew,
     GaussianNoise: _gaussian_noise,
     KeepsAbove: _keeps_above,
     KeepsBetween: _keeps_between,

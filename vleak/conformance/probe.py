@@ -18,6 +18,8 @@ CLASSES = 8
 ABSENT = CLASSES
 """Label of a clip that takes part in the batch, and contributes zero to its gradient."""
 _SHAPE = (3, 4, 8, 8)
+_PUBLIC = 16
+"""Public clips, from which a defense may learn."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,15 @@ class Probe:
 
         return scaled
 
-    def gradient(self, absent: tuple[int, ...] = ()) -> dict[str, Tensor]:
-        """Return the gradient of the batch, without what some clips contribute."""
-        return mean_gradient(self.model, self.loss, self.batch[0], self._labels(absent))
+    def gradient(self, absent: tuple[int, ...] = (), defense: Defense | None = None) -> dict[str, Tensor]:
+        """Return the gradient of the batch, without what some clips contribute.
+
+        Args:
+            absent: clips that contribute zero.
+            defense: whose model it is of; None for the probe's own.
+        """
+        model = self.model if defense is None else steps.extend_model(defense, self.model)
+        return mean_gradient(model, self.loss, self.batch[0], self._labels(absent))
 
     def send(
         self,
@@ -89,9 +97,14 @@ class Probe:
             CapabilityError: the defense refused, raised, or broke its contract.
         """
         draws = self.draws(seed) if draws is None else draws
-        clips, labels = steps.prepare_clips(defense, self.batch[0], self._labels(absent), draws)
-        gradient = steps.aggregate(defense, self.model, self.loss, clips, labels, draws)
-        return steps.transmit(defense, gradient, draws, memory)
+        defense = steps.with_public(defense, *Probe(_PUBLIC, seed=self.seed + 1).batch)
+        model, labels = steps.extend_model(defense, self.model), self._labels(absent)
+        messages = []
+        for part in steps.parts_of(defense, self.clips):
+            own = steps.prepare_clips(defense, self.batch[0][part], labels[part], draws)
+            gradient = steps.aggregate(defense, model, self.loss, *own, draws, memory)
+            messages.append(steps.transmit(defense, gradient, draws, memory))
+        return steps.summed(messages)
 
     def draws(self, seed: int) -> torch.Generator:
         """Return the randomness of a client with a seed."""

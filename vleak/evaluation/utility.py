@@ -15,7 +15,7 @@ from vleak.defenses import Defense, NoDefense
 from vleak.errors import InputError, VleakError, argument, first_line
 from vleak.evaluation.groups import StoppedError
 from vleak.evaluation.settings import Settings
-from vleak.federated import Client, Federation, train_federation
+from vleak.federated import Client, Federation, steps, train_federation
 from vleak.models import hits
 from vleak.pipelines import Pipeline, Progress
 from vleak.results.records import DefenseRecord, UtilityRecord
@@ -131,7 +131,9 @@ def _under(
         batch=federation.batch, clips=len(training.clips),
     )  # fmt: skip
     first = settings.clients()[0]
-    client = Client(pipeline.model, pipeline.loss, defense, mode=first.mode, local=first.local)
+    public = (pipeline.samples.public, pipeline.samples.public_labels)
+    learned = steps.with_public(defense, *public)
+    client = Client(pipeline.model, pipeline.loss, learned, mode=first.mode, local=first.local)
     numbers = generator(settings.seed, "utility", "training")
     try:
         trained = train_federation(client, training.clips, training.labels, federation, numbers, each_round)

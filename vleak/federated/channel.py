@@ -34,6 +34,8 @@ class Channel:
             nothing.
         bases: by parameter name, orthonormal columns (n, r): these tensors (n, ...), taken as matrices, are
             the projection of the gradient onto their span; None where all of it is sent.
+        random_behind: name of a linear layer with a bias, behind which the client computes with numbers that
+            it draws; `masks` leave out what it does not determine. None where nothing is drawn so.
         key: hashable; equal channels of one defense have equal keys, by which attacks cache what they learn.
         source: "stated" by the defense, or "simulated" by an attacker who ran the defense on public clips.
     """
@@ -46,6 +48,7 @@ class Channel:
     kept_fraction: float = 1.0
     transform: Transform | None = None
     bases: dict[str, Tensor] | None = None
+    random_behind: str | None = None
     key: Hashable = ()
     source: Literal["stated", "simulated"] = "stated"
 

@@ -19,6 +19,7 @@ __all__ = [
     "Changes",
     "Claim",
     "ClipsNorm",
+    "DrawsAnew",
     "GaussianNoise",
     "KeepsAbove",
     "KeepsBetween",
@@ -232,6 +233,13 @@ class CarriesError(Claim):
     """What one message withholds is added to later ones: over rounds, the sums of both draw level."""
 
     name: ClassVar[str] = "error feedback"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawsAnew(Claim):
+    """Two messages of one batch differ in every tensor, by other randomness alone."""
+
+    name: ClassVar[str] = "drawn anew"
 
 
 @dataclass(frozen=True, kw_only=True)

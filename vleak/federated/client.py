@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line, unknown_name
 from vleak.federated import steps
 from vleak.federated.channel import Channel
-from vleak.federated.defense import Defense, Privacy
+from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.dropout import draw_masks, drops, one_pass, with_masks
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS, expected_output, output_fits
@@ -60,7 +60,7 @@ class Client:
 
         Raises:
             InputError: unknown loss or mode, or the model has no parameters that are not frozen.
-            CapabilityError: a parameter is not float32.
+            CapabilityError: a parameter is not float32, or the defense cannot extend the model.
         """
         if loss not in LOSSES:
             raise unknown_name("loss", loss, LOSSES)
@@ -70,6 +70,7 @@ class Client:
             raise InputError(f"defense is {defense!r}, expected an object of vleak.Defense, such as DpSgd()")
         self.model, self.loss, self.defense, self.mode, self.local = model, loss, defense, mode, local
         self._check_parameters()
+        self.model = steps.extend_model(defense, model)
 
     def __repr__(self) -> str:
         """Return the client in one line: model, loss, defense and mode."""
@@ -106,24 +107,43 @@ class Client:
         _check_batch(clips, labels, self.loss)
         self._check_parameters()
         device = next(self.model.parameters()).device
-        clips, labels = steps.prepare_clips(self.defense, clips.to(device), labels.to(device), generator)
+        clips, labels = clips.to(device), labels.to(device)
+        messages, sizes = [], []
+        for number, part in enumerate(steps.parts_of(self.defense, len(clips))):
+            kept = memory if memory is None or not number else _memory_of(memory, number)
+            message, size = self._message(clips[part], labels[part], generator, kept)
+            if number and memory is not None and kept is not None:
+                memory.update({_of_client(number, name): tensor for name, tensor in kept.items()})
+            messages.append(message)
+            sizes.append(size)
+        message = steps.summed(messages)
+        kind: Literal["fedsgd", "fedavg"] = "fedsgd" if self.local is None else "fedavg"
+        facts = PublicFacts(
+            kind=kind, batch_size=sum(sizes), loss=self.loss, mode=self.mode, local=self.local
+        )
+        return Update(message.tensors, message.wire_bytes, facts, metrics=message.metrics)
+
+    def _message(
+        self,
+        clips: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        memory: dict[str, Tensor] | None,
+    ) -> tuple[Message, int]:
+        """Return what is sent of some clips, and of how many the defense made it."""
+        clips, labels = steps.prepare_clips(self.defense, clips, labels, generator)
         model, loss = trained_part(self.model), LOSSES[self.loss]
         model, masks = self._masked(model, generator)
         with _mode(model, training=self.mode == "train"):
             _check_labels(labels, self.loss, self._outputs(model, clips, masks))
             if self.local is None:
-                tensors = steps.aggregate(self.defense, model, loss, clips, labels, generator)
+                tensors = steps.aggregate(self.defense, model, loss, clips, labels, generator, memory)
             else:
                 tensors = local_delta(
                     self.defense, model, loss, clips, labels, local=self.local, generator=generator,
-                    masks=masks,
+                    masks=masks, memory=memory,
                 )  # fmt: skip
-        message = steps.transmit(self.defense, tensors, generator, memory)
-        kind: Literal["fedsgd", "fedavg"] = "fedsgd" if self.local is None else "fedavg"
-        facts = PublicFacts(
-            kind=kind, batch_size=len(clips), loss=self.loss, mode=self.mode, local=self.local
-        )
-        return Update(message.tensors, message.wire_bytes, facts)
+        return steps.transmit(self.defense, tensors, generator, memory), len(clips)
 
     def check_model(self, clips: Tensor | None = None) -> None:
         """Refuse a model that the defense or the mode cannot serve, before any update is computed.
@@ -216,6 +236,17 @@ class Client:
                 f"expected [0, 1] for loss {self.loss!r}; end the model with a sigmoid"
             )
         return outputs
+
+
+def _of_client(number: int, name: str) -> str:
+    """Return the name of a tensor in the memory of another client of a sum."""
+    return f"client {number}/{name}"
+
+
+def _memory_of(memory: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Return what another client of a sum keeps between rounds."""
+    start = _of_client(number, "")
+    return {name.removeprefix(start): t for name, t in memory.items() if name.startswith(start)}
 
 
 _NOUNS = {3: "features", 4: "pairs of features", 5: "clips"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Self
 
 import torch
@@ -25,10 +25,12 @@ class Message:
     Attributes:
         tensors: one float32 CPU tensor a parameter, what arrives.
         wire_bytes: length of the encoded message; names and shapes are known to both sides and not sent.
+        metrics: finite numbers that travel along by name, such as a loss; the server reads them too.
     """
 
     tensors: dict[str, Tensor]
     wire_bytes: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,31 @@ class Defense:
         """Return what the defense says of its messages, to be checked by `vleak conformance`."""
         return ()
 
+    def with_public(self, clips: Tensor, labels: Tensor) -> Defense:
+        """Return the defense with what it learns from public clips; the defense itself where that is nothing.
+
+        Args:
+            clips: (M, C, T, H, W) in [0, 1], or features (M, ...), which the attacker may hold too; M may be
+                0.
+            labels: (M,) int64.
+        """
+        return self
+
+    def extend_model(self, model: nn.Module) -> nn.Module:
+        """Return the model that is trained in place of another one; that one itself where nothing is added.
+
+        What is returned is public, is another object where it differs, keeps the names of the parameters, and
+        is returned as it is where it is given.
+
+        Raises:
+            CapabilityError: the model cannot be extended.
+        """
+        return model
+
+    def summed_clients(self) -> int:
+        """Return the sum of how many clients the server sees; a batch is then dealt out to them in order."""
+        return 1
+
     def prepare_clips(
         self, clips: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -143,6 +170,23 @@ class Defense:
             CapabilityError: the model or the loss does not allow this defense.
         """
         return mean_gradient(model, loss, clips, labels)
+
+    def aggregate_in_round(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        clips: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        memory: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Turn the batch into one gradient in one of several rounds, as `aggregate` does.
+
+        Args:
+            model, loss, clips, labels, generator: as of `aggregate`.
+            memory: as of `transmit_in_round`.
+        """
+        return self.aggregate(model, loss, clips, labels, generator)
 
     def combine(self, samples: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return what `aggregate` makes of a batch whose per-clip gradients are known.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, VleakError, first_line
+from vleak.errors import CapabilityError, VleakError, argument, first_line
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss
@@ -59,16 +60,96 @@ def prepare_clips(
     return prepared, targets
 
 
+def with_public(defense: Defense, clips: Tensor, labels: Tensor) -> Defense:
+    """Let a defense learn from public clips (M, ...) with labels (M,).
+
+    Raises:
+        CapabilityError: the defense raised, or returned no defense.
+    """
+    learned = _call(defense, "with_public", defense.with_public, clips, labels)
+    if not isinstance(learned, Defense):
+        raise _broken(defense, "with_public", f"returned {_kind(learned)}, expected a vleak.Defense")
+    return learned
+
+
+def extend_model(defense: Defense, model: nn.Module) -> nn.Module:
+    """Let a defense add to the model that is trained.
+
+    Raises:
+        CapabilityError: the defense raised, or returned no module or one that lacks parameters of the model.
+    """
+    extended = _call(defense, "extend_model", defense.extend_model, model)
+    if extended is model:
+        return model
+    if not isinstance(extended, nn.Module):
+        raise _broken(defense, "extend_model", f"returned {_kind(extended)}, expected a torch.nn.Module")
+    found = {name: p.shape for name, p in extended.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if found.get(name) != parameter.shape:
+            raise _broken(defense, "extend_model", f"returned a model without {name!r} as it was")
+    return extended
+
+
+def parts_of(defense: Defense, clips: int) -> list[slice]:
+    """Return which clips of a batch belong to each of the clients that a defense sums; of one client all.
+
+    Raises:
+        CapabilityError: the batch cannot be dealt out evenly.
+    """
+    clients = _call(defense, "summed_clients", defense.summed_clients)
+    if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
+        raise _broken(defense, "summed_clients", f"returned {clients!r}, expected a whole number from 1")
+    if clips % clients:
+        raise CapabilityError(
+            f"{defense.label}: a batch of {clips} cannot be dealt out evenly to {clients} clients; give one"
+            f" of {clients} clips, such as {argument('batch', clients)}, or a multiple"
+        )
+    size = clips // clients
+    return [slice(start, start + size) for start in range(0, clips, size)]
+
+
+def summed(messages: Sequence[Message]) -> Message:
+    """Return the mean of what some clients send, with the bytes of one of them; of one its message itself.
+
+    Of the numbers that travel along the server has the mean too.
+    """
+    if len(messages) == 1:
+        return messages[0]
+    tensors = {
+        name: torch.stack([message.tensors[name] for message in messages]).mean(0)
+        for name in messages[0].tensors
+    }
+    size = round(sum(message.wire_bytes for message in messages) / len(messages))
+    names = set.intersection(*(set(message.metrics) for message in messages))
+    metrics = {name: sum(m.metrics[name] for m in messages) / len(messages) for name in sorted(names)}
+    return Message(tensors, size, metrics)
+
+
 def aggregate(
-    defense: Defense, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor, generator: torch.Generator
+    defense: Defense,
+    model: nn.Module,
+    loss: Loss,
+    clips: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    memory: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Let a defense turn the batch into one gradient, a tensor a parameter.
+
+    Args:
+        defense: of the client.
+        model, loss, clips, labels, generator: as of `Defense.aggregate`.
+        memory: what the client keeps between rounds; None where there is but one round.
 
     Raises:
         CapabilityError: the defense raised, or returned other names or shapes, numbers that are not finite,
             or memory of the model or the clips.
     """
-    gradient = _call(defense, "aggregate", defense.aggregate, model, loss, clips, labels, generator)
+    given = (model, loss, clips, labels, generator)
+    if memory is None:
+        gradient = _call(defense, "aggregate", defense.aggregate, *given)
+    else:
+        gradient = _call(defense, "aggregate", defense.aggregate_in_round, *given, memory)
     parameters = dict(model.named_parameters())
     _check_tensors(defense, "aggregate", gradient, parameters)
     for name, tensor in gradient.items():
@@ -117,10 +198,12 @@ def transmit(
             raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
+    _check_metrics(defense, message.metrics)
     _check_memory(defense, "transmit", tensors, gradient.values())
     if kept is not None:
         kept.update({name: g.detach().cpu() - tensors[name] for name, g in gradient.items()})
-    return Message({name: tensors[name].detach() for name in gradient}, size)
+    arrived = {name: tensors[name].detach() for name in gradient}
+    return Message(arrived, size, dict(message.metrics))
 
 
 def stated_channel(defense: Defense, update: Update) -> Channel | None:
@@ -202,6 +285,17 @@ def _check_tensors(defense: Defense, step: str, tensors: object, expected: Mappi
                 defense, step, f"returned {name!r} of shape {tuple(tensors[name].shape)}, expected "
                 f"{tuple(expected[name].shape)}"
             )  # fmt: skip
+
+
+def _check_metrics(defense: Defense, metrics: object) -> None:
+    """Refuse what are no finite numbers by name."""
+    if not isinstance(metrics, Mapping):
+        raise _broken(defense, "transmit", f"returned metrics as {_kind(metrics)}, expected numbers by name")
+    for name, value in metrics.items():
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise _broken(
+                defense, "transmit", f"returned metric {name!r} as {value!r}, expected a finite number"
+            )
 
 
 def _check_memory(

@@ -103,6 +103,7 @@ def local_delta(
     local: LocalTraining,
     generator: torch.Generator,
     masks: torch.Generator | None = None,
+    memory: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Train a copy of the model on a client's clips and return how its weights moved, through a defense.
 
@@ -118,6 +119,7 @@ def local_delta(
         generator: CPU generator of the client; draws the order of the clips where a step takes a part.
         masks: CPU generator of the masks of dropout, which each step draws anew; None for a model from which
             `with_masks` has replaced nothing.
+        memory: what the client keeps between rounds; None where there is but one round.
 
     Returns:
         by parameter name, weights after training less those before it.
@@ -131,7 +133,7 @@ def local_delta(
     for rows in _batches(len(clips), local, generator):
         if masks is not None:
             draw_masks(trained, clips[rows], masks)
-        gradient = steps.aggregate(defense, trained, loss, clips[rows], labels[rows], generator)
+        gradient = steps.aggregate(defense, trained, loss, clips[rows], labels[rows], generator, memory)
         for name, parameter in parameters.items():
             parameter.grad = gradient[name].to(parameter)
         optimizer.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -117,6 +117,7 @@ class Update:
         facts: public facts.
         partial: whether some of the model's parameters may be missing; attacks use those that are there.
         notes: what was done to a captured update on its way here, a line each; not saved.
+        metrics: numbers that travelled along by name (`vleak.federated.Message`); not saved.
     """
 
     tensors: dict[str, Tensor]
@@ -124,6 +125,7 @@ class Update:
     facts: PublicFacts = PublicFacts()
     partial: bool = False
     notes: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_gradients(

@@ -21,15 +21,15 @@ from vleak.attacks import (
 )
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, NoDefense, defense_text
-from vleak.federated import Channel, Client, Update, drops, without_dropout
+from vleak.federated import Channel, Client, Update, drops, steps, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
-from vleak.pipelines.honest import HonestUpdates, KeptUpdates, compare
+from vleak.pipelines.honest import HonestKey, HonestUpdates, KeptUpdates, compare
 from vleak.pipelines.linking import Linkage, link
 from vleak.pipelines.pictures import Pictures
 from vleak.pipelines.rivals import rivals
-from vleak.pipelines.rounds import Round, bystander, move
+from vleak.pipelines.rounds import Round, bystander, move, own_copies
 from vleak.results.records import (
     AttackRecord,
     Cell,
@@ -83,7 +83,7 @@ class Pipeline(ABC):
         self.clip_names, self.conditions = clip_names, conditions
         self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
         self._honest = KeptUpdates(self._computed)
-        self._honest_updates(ClientSettings(), progress)
+        self._honest_updates(ClientSettings(), progress=progress)
         shape = tuple(samples.private.shape[1:])
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
 
@@ -131,6 +131,7 @@ class Pipeline(ABC):
         return (*names, case.client.text) if case.client.text else names
 
     def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
+        defense = steps.with_public(defense, self.samples.public, self.samples.public_labels)
         return Client(model, self.loss, defense, mode=settings.mode, local=settings.local)
 
     def rounds(self, case: Case, defense: Defense | None = None) -> tuple[Round, ...]:
@@ -145,7 +146,8 @@ class Pipeline(ABC):
         """
         defense = case.defense if defense is None else defense
         settings, numbers, memory = case.client, generator(self.seed(case), "client"), dict[str, Tensor]()
-        model, server, seen = copy.deepcopy(self.model), generator(self.seed(case), "server"), list[Round]()
+        server, seen = generator(self.seed(case), "server"), list[Round]()
+        model = self._client(settings, copy.deepcopy(self.model), case.defense).model
         for left in reversed(range(settings.rounds)):
             update: Update | None = None
             if not left or float(torch.rand((), generator=server)) < settings.participation:
@@ -192,7 +194,7 @@ class Pipeline(ABC):
             labels = self.samples.labels[list(case.batch)]
         of = self.baseline_knowledge if case.baseline else self.knowledge
         knowledge = of(case.batch, case.reference_frames, labels)
-        knowledge, update = _own_copies(knowledge, update)
+        knowledge, update = own_copies(knowledge, update)
         if not case.attack.adaptive:
             return Observation(client.model, update, knowledge)
         knowledge = replace(knowledge, simulate=client.update)
@@ -286,7 +288,8 @@ class Pipeline(ABC):
             channel = self._simulated_channel(case, observation)
         told = self.labels_granted and self.loss != "ranking"
         return link(
-            self._honest_updates(case.client), replace(observation, channel=channel), candidates, case.clip,
+            self._honest_updates(case.client, case.defense), replace(observation, channel=channel),
+            candidates, case.clip,
             label=int(self.samples.labels[case.clip]) if told else None,
             alone=len(case.batch) == case.client.rounds == 1,
         )  # fmt: skip
@@ -295,19 +298,27 @@ class Pipeline(ABC):
         """The update beside the one that the same client sends without a defense."""
         masks = case.client.mode == "train" and drops(self.model)  # each message has its own
         if len(case.batch) == case.client.rounds == 1 and not masks:
-            return compare(update, self._honest_updates(case.client).updates[case.clip])
+            return compare(update, self._honest_updates(case.client, case.defense).updates[case.clip])
         plain = self.rounds(case, NO_DEFENSE)
         return compare(update, plain[-1].update)
 
-    def _honest_updates(self, client: ClientSettings, progress: Progress | None = None) -> HonestUpdates:
-        """Undefended updates of single clips by clients of some settings."""
-        return self._honest.of(ClientSettings(mode=client.mode, local=client.local), progress)
+    def _honest_updates(
+        self, client: ClientSettings, defense: Defense = NO_DEFENSE, progress: Progress | None = None
+    ) -> HonestUpdates:
+        """Undefended updates of single clips by clients of some settings, on the model of a defense."""
+        model = self._client(client, self.model, defense).model
+        extended = None if model is self.model else defense
+        return self._honest.of((ClientSettings(mode=client.mode, local=client.local), extended), progress)
 
-    def _computed(self, client: ClientSettings, progress: Progress) -> HonestUpdates:
+    def _computed(self, key: HonestKey, progress: Progress) -> HonestUpdates:
+        client, extended = key
         kinds = 1 if self.loss == "ranking" else self.samples.classes
+        model = copy.deepcopy(self.model)
+        if extended is not None:
+            model = self._client(client, model, extended).model
         # Whoever compares with them does not know the masks of dropout.
         return HonestUpdates(
-            self._client(client, without_dropout(copy.deepcopy(self.model))), self.samples.private,
+            self._client(client, without_dropout(model)), self.samples.private,
             self.samples.labels, kinds, self.conditions.seed, progress=progress,
         )  # fmt: skip
 
@@ -383,18 +394,3 @@ class Pipeline(ABC):
             return 1
         labels, own = self.samples.labels[self.candidates(case.clip)], self.samples.labels[case.clip]
         return int((labels == own).sum()) if self.labels_granted else len(labels)
-
-
-def _own_copies(knowledge: Knowledge, update: Update) -> tuple[Knowledge, Update]:
-    """Copies that an attack may write into; their storage holds neither truth nor what other cells use."""
-    own = replace(
-        knowledge,
-        public_clips=_copy(knowledge.public_clips),
-        public_groups=_copy(knowledge.public_groups),
-        public_labels=_copy(knowledge.public_labels),
-    )
-    return own, replace(update, tensors={name: tensor.clone() for name, tensor in update.tensors.items()})
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()

@@ -9,14 +9,17 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from vleak.defenses import Defense
 from vleak.federated import Client, Update
 from vleak.pipelines.case import ClientSettings
 from vleak.pipelines.conditions import Progress
 from vleak.results.records import UpdateRecord
 from vleak.seeds import generator
 
-__all__ = ["HonestUpdates", "KeptUpdates", "compare"]
+__all__ = ["HonestKey", "HonestUpdates", "KeptUpdates", "compare"]
 
+HonestKey = tuple[ClientSettings, Defense | None]
+"""Settings of a client, and the defense that extends its model; None where none does."""
 _HYPOTHESIS_BYTES = 2**31
 """Updates under all labels are kept up to this size; beyond it linkage is not measured."""
 
@@ -76,23 +79,23 @@ class HonestUpdates:
 
 
 class KeptUpdates:
-    """Undefended updates by the settings of the client that sends them; the last two are kept.
+    """Undefended updates by the client that sends them; the last two are kept.
 
     Attributes:
         doing: what is being computed in a cell, where others wait for it; empty while nothing is.
     """
 
-    def __init__(self, compute: Callable[[ClientSettings, Progress], HonestUpdates]) -> None:
-        """Keep what ``compute`` returns for the settings of a client."""
+    def __init__(self, compute: Callable[[HonestKey, Progress], HonestUpdates]) -> None:
+        """Keep what ``compute`` returns for a client."""
         self.doing = ""
-        self._compute, self._kept = compute, dict[ClientSettings, HonestUpdates]()
+        self._compute, self._kept = compute, dict[HonestKey, HonestUpdates]()
         self._lock = threading.Lock()
 
-    def of(self, client: ClientSettings, progress: Progress | None = None) -> HonestUpdates:
+    def of(self, client: HonestKey, progress: Progress | None = None) -> HonestUpdates:
         """Return the updates of a client, computed where they are not kept.
 
         Args:
-            client: its settings.
+            client: its settings, and what extends its model.
             progress: told how many updates are there; None to say so in ``doing``.
         """
         with self._lock:

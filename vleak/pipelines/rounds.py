@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from vleak.attacks import Knowledge
 from vleak.federated import Client, Update, moved
 
-__all__ = ["Round", "bystander", "move"]
+__all__ = ["Round", "bystander", "move", "own_copies"]
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,18 @@ def bystander(client: Client, clips: Tensor, labels: Tensor, numbers: torch.Gene
     """
     chosen = torch.randperm(len(clips), generator=numbers)[:8]
     return client.update(clips[chosen], labels[chosen], numbers)
+
+
+def own_copies(knowledge: Knowledge, update: Update) -> tuple[Knowledge, Update]:
+    """Copies that an attack may write into; their storage holds neither truth nor what other cells use."""
+    own = replace(
+        knowledge,
+        public_clips=_copy(knowledge.public_clips),
+        public_groups=_copy(knowledge.public_groups),
+        public_labels=_copy(knowledge.public_labels),
+    )
+    return own, replace(update, tensors={name: tensor.clone() for name, tensor in update.tensors.items()})
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

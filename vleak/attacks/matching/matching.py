@@ -20,9 +20,8 @@ from vleak.attacks.matching.background import (
 )
 from vleak.attacks.matching.denoised import Denoiser, DenoiserRound, denoised, found, pulled
 from vleak.attacks.matching.feature_space import FEATURE_PULL, FeatureSpace, with_model
-from vleak.attacks.matching.projection import in_bases
-from vleak.attacks.matching.rounds import joined, loss_of
-from vleak.attacks.matching.setup import MaskRound, Setup, unrolled, with_unknown_masks
+from vleak.attacks.matching.rounds import joined
+from vleak.attacks.matching.setup import MaskRound, Setup, as_measured, unrolled, with_unknown_masks
 from vleak.attacks.matching.spectrum import SPECTRUM_RATE, SpectrumModel, noise_pull
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.target import masked_target
@@ -223,8 +222,8 @@ class Matching(Attack):
 
     def _setup(self, observation: Observation, local: LocalTraining | None) -> Setup:
         channel = known_channel(observation)
-        if channel is not None and channel.bases and local is None:
-            observation, channel = in_bases(observation, channel)
+        if channel is not None and local is None:
+            observation, channel = as_measured(observation, channel)
         weights = adaptive_weights(channel, observation.update, observation.knowledge)
         unit = 1.0 if self.distance == "cosine" else energy_of(observation.update)
         return Setup(observation, channel, weights, unit, local)
@@ -381,7 +380,7 @@ class Matching(Attack):
         target, masks = masked_target(observation, setup.channel, weight)
         return Problem(
             model=observation.model,
-            loss=loss_of(observation.update.facts.loss, setup.rounds),
+            loss=setup.loss,
             labels=observation.labels.to(weight.device),
             target=target,
             masks=masks,

@@ -81,6 +81,7 @@ def _joined_channel(channels: Sequence[Channel], observations: Sequence[Observat
         masks=masks,
         bases=bases or None,
         transform=None,
+        random_behind=None,
         noise_energy=sum(channel.noise_energy for channel in channels),
         key=("rounds", *(channel.key for channel in channels)),
     )

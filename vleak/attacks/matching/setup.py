@@ -10,9 +10,12 @@ from torch import Tensor
 from vleak.attacks.base import Knowledge, Observation
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.matching.adaptive import AdaptiveWeights
-from vleak.federated import Channel, LocalTraining, fill_masks, with_masks
+from vleak.attacks.matching.cut import CutModel, cut_off, total
+from vleak.attacks.matching.projection import in_bases
+from vleak.attacks.matching.rounds import loss_of
+from vleak.federated import Channel, LocalTraining, Loss, fill_masks, with_masks
 
-__all__ = ["MaskRound", "Setup", "unrolled", "with_unknown_masks"]
+__all__ = ["MaskRound", "Setup", "as_measured", "unrolled", "with_unknown_masks"]
 
 _UNROLLED = 8
 """Local steps up to which they are unrolled by default; each costs as much as an iteration on a gradient."""
@@ -49,6 +52,13 @@ class Setup:
         """A parameter of the model, of the type and on the device of all tensors."""
         return next(self.observation.model.parameters())
 
+    @property
+    def loss(self) -> Loss:
+        """What the gradient that is matched is of."""
+        if isinstance(self.observation.model, CutModel):
+            return total
+        return loss_of(self.observation.update.facts.loss, self.rounds)
+
 
 @dataclass(frozen=True)
 class MaskRound:
@@ -63,6 +73,13 @@ class MaskRound:
     setup: Setup
     still: Tensor
     iterations: int
+
+
+def as_measured(observation: Observation, channel: Channel) -> tuple[Observation, Channel]:
+    """Return an observation of a gradient by the model whose gradient its channel makes it."""
+    if channel.bases:
+        return in_bases(observation, channel)
+    return cut_off(observation, channel) if channel.random_behind else (observation, channel)
 
 
 def with_unknown_masks(setup: Setup) -> Setup:
