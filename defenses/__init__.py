@@ -4,7 +4,9 @@ from vleak.defenses.censor import Censor
 from vleak.defenses.composite import Composite
 from vleak.defenses.compress import Compress
 from vleak.defenses.data import HeldFrames, Mixup, MotionBlur
+from vleak.defenses.dgc import Dgc
 from vleak.defenses.dp import DpSgd
+from vleak.defenses.dp_adaptive import DpAdaptive, DpClientAdaptive
 from vleak.defenses.dp_client import DpClient
 from vleak.defenses.dp_hooks import DpHooks
 from vleak.defenses.dp_variants import DpLayers, DpVideo
@@ -27,7 +29,10 @@ __all__ = [
     "Composite",
     "Compress",
     "Defense",
+    "Dgc",
+    "DpAdaptive",
     "DpClient",
+    "DpClientAdaptive",
     "DpHooks",
     "DpLayers",
     "DpSgd",

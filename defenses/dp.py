@@ -131,12 +131,20 @@ class DpSgd(Defense):
         Raises:
             CapabilityError: batch norm, or a model or loss in which clips are not separate.
         """
+        return self.combine(self.checked(model, loss, clips, labels), generator)
+
+    def checked(self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return one gradient a clip, (N, *parameter shape) by name, each of that clip alone.
+
+        Raises:
+            CapabilityError: as `aggregate`.
+        """
         refuse_batch_norm(model)
         samples = self.per_clip(model, loss, clips, labels)
         check_one_per_clip(samples, len(clips))
         check_mean(samples, self.plain(model, loss, clips, labels))
         check_independence(lambda altered: self.per_clip(model, loss, altered, labels), samples, clips)
-        return self.combine(samples, generator)
+        return samples
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse batch norm, through which every clip acts on the gradients of the others."""
@@ -185,15 +193,23 @@ class DpSgd(Defense):
 
     def combine(self, samples: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Let Opacus clip and add noise, on stand-ins for the parameters so that the model stays clean."""
+        return self.release(samples, generator)[0]
+
+    def release(
+        self, samples: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], DPOptimizer]:
+        """Return what `combine` returns, and the optimizer of Opacus after it."""
         # On the CPU, where the generator draws: a GPU run gets the same noise. Of one axis at least, because
         # Opacus has no norm of a single number a clip.
         stand_ins = {name: nn.Parameter(torch.empty(s.shape[1:] or (1,))) for name, s in samples.items()}
         for name, parameter in stand_ins.items():
             parameter.grad_sample = samples[name].cpu().view(-1, *parameter.shape)  # type: ignore[attr-defined]
         clips = len(next(iter(samples.values())))
-        self.optimizer(list(stand_ins.values()), clips, generator).pre_step()
-        return {
+        optimizer = self.optimizer(list(stand_ins.values()), clips, generator)
+        optimizer.pre_step()
+        gradient = {
             name: p.grad.detach().view(samples[name].shape[1:])
             for name, p in stand_ins.items()
             if p.grad is not None
         }
+        return gradient, optimizer

@@ -47,7 +47,9 @@ class DpClient(Defense):
         for name, low, high in (("noise_multiplier", 0.0, 1e6), ("max_norm", 1e-12, 1e12)):
             if not low <= getattr(self, name) <= high:
                 value = getattr(self, name)
-                raise InputError(f"dp_client: {name} is {value}, expected a number from {low:g} to {high:g}")
+                raise InputError(
+                    f"{self.name}: {name} is {value}, expected a number from {low:g} to {high:g}"
+                )
         check_accounting(self.name, delta=self.delta, rounds=self.rounds, sample_rate=self.sample_rate)
         check_least(self.name, "noise_multiplier", self.noise_multiplier, LEAST_NOISE, zero=True)
 

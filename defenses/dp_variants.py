@@ -1,10 +1,4 @@
-"""DP-SGD in other forms: clipped tensor by tensor, and over several windows of a video.
-
-Adaptive clipping (Andrew et al., NeurIPS 2021, arXiv 1905.03871; ``AdaClipDPOptimizer`` of Opacus) is none of
-them: it moves the norm between rounds, by noisy counts that the server knows. One release of it is `DpSgd`
-with the round's norm and the noise multiplier ``(z^-2 - (2 s)^-2)^(-1/2)``, for z of the whole and s of the
-counts.
-"""
+"""DP-SGD in other forms: clipped tensor by tensor, and over several windows of a video."""
 
 from __future__ import annotations
 

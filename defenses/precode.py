@@ -83,8 +83,8 @@ class Precode(Defense):
     like any layer. Drawn anew for every clip and step are the gradients of the bottleneck and of the layer
     behind it; those before it only take on another direction of the loss. So whoever leaves the former out
     rebuilds the clip (Balunović et al., ICLR 2022, arXiv 2111.04706; Scheliga et al., arXiv 2208.04767), at
-    the expected code. Of one clip alone the gradient of the encoder's bias is all that comes back to the layers
-    before, draw and divergence included, so that these are matched exactly.
+    the expected code. Of one clip alone the gradient of the encoder's bias is all that comes back to the
+    layers before, draw and divergence included, so that these are matched exactly.
 
     A trained model loses what it learned, as the bottleneck is untrained: compare both at equal training.
 

@@ -12,7 +12,9 @@ from vleak.defenses.censor import Censor
 from vleak.defenses.composite import Composite
 from vleak.defenses.compress import Compress
 from vleak.defenses.data import HeldFrames, Mixup, MotionBlur
+from vleak.defenses.dgc import Dgc
 from vleak.defenses.dp import DpSgd
+from vleak.defenses.dp_adaptive import DpAdaptive, DpClientAdaptive
 from vleak.defenses.dp_client import DpClient
 from vleak.defenses.dp_hooks import DpHooks
 from vleak.defenses.dp_variants import DpLayers, DpVideo
@@ -40,6 +42,7 @@ DEFENSES: Registry[Defense] = Registry(
             DpClient,
             Prune,
             PruneDual,
+            Dgc,
             Compress,
             PowerSgd,
             Noise,
@@ -60,6 +63,8 @@ DEFENSES: Registry[Defense] = Registry(
             DpLayers,
             DpVideo,
             DpHooks,
+            DpAdaptive,
+            DpClientAdaptive,
         )
     },
     base=Defense,

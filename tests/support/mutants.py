@@ -10,7 +10,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vleak.defenses import Composite, Compress, DpClient, DpSgd, NvflarePercentile, Precode, Prune, PruneDual
+from vleak.defenses import (
+    Composite,
+    Compress,
+    Dgc,
+    DpClient,
+    DpClientAdaptive,
+    DpSgd,
+    NvflarePercentile,
+    Precode,
+    Prune,
+    PruneDual,
+)
 from vleak.errors import VleakError
 from vleak.federated import (
     CarriesError,
@@ -303,7 +314,7 @@ class PrunesUnseen(Composite):
 
     stages: tuple[Defense, ...] = (DpClient(), Prune())
 
-    def transmit(self, gradient: Gradient, generator: torch.Generator) -> Message:
+    def transmit_in_round(self, gradient: Gradient, generator: torch.Generator, memory: Gradient) -> Message:
         noise, prune = self.stages
         places = prune.transmit(gradient, generator)
         sent = noise.transmit(gradient, generator).tensors
@@ -355,6 +366,86 @@ class NeverDraws(Precode):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TellsLoss(DpSgd):
+    """The raw loss of the batch travels along."""
+
+    name: ClassVar[str] = "tells loss"
+
+    def aggregate_in_round(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        clips: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+        memory: Gradient,
+    ) -> Gradient:
+        memory["loss"] = loss(model(clips), labels).detach()
+        return self.aggregate(model, loss, clips, labels, generator)
+
+    def transmit_in_round(self, gradient: Gradient, generator: torch.Generator, memory: Gradient) -> Message:
+        message = super().transmit_in_round(gradient, generator, memory)
+        return replace(message, metrics={"loss": float(memory.get("loss", torch.zeros(())))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellsNorm(DpClient):
+    """The norm of the update before its clip travels along."""
+
+    name: ClassVar[str] = "tells norm"
+
+    def transmit(self, gradient: Gradient, generator: torch.Generator) -> Message:
+        return replace(super().transmit(gradient, generator), metrics={"norm": norm(gradient)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeCount(DpClientAdaptive):
+    """A count beside an update that has all of the noise already."""
+
+    name: ClassVar[str] = "free count"
+
+    def claims(self) -> Sequence[Claim]:
+        _, *others = super().claims()
+        return (
+            *DpClient(noise_multiplier=self.noise_multiplier, max_norm=self.max_norm).claims(),
+            others[-1],
+        )
+
+    def transmit_in_round(self, gradient: Gradient, generator: torch.Generator, memory: Gradient) -> Message:
+        counted = super().transmit_in_round(gradient, generator, memory)
+        plain = DpClient(noise_multiplier=self.noise_multiplier, max_norm=self.max_norm)
+        return replace(counted, tensors=plain.transmit(gradient, generator).tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SureCount(DpClientAdaptive):
+    """The count without its noise."""
+
+    name: ClassVar[str] = "sure count"
+
+    def transmit_in_round(self, gradient: Gradient, generator: torch.Generator, memory: Gradient) -> Message:
+        message = super().transmit_in_round(gradient, generator, memory)
+        own = norm(gradient)
+        return replace(message, metrics={"unclipped": float(own <= self.max_norm) if own else 0.5})
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepsMomentum(Dgc):
+    """Momentum that is not cleared where an entry was sent."""
+
+    name: ClassVar[str] = "keeps momentum"
+
+    def transmit_in_round(self, gradient: Gradient, generator: torch.Generator, memory: Gradient) -> Message:
+        before = {
+            name: memory.get(f"dgc/momentum/{name}", torch.zeros_like(g)) for name, g in gradient.items()
+        }
+        message = super().transmit_in_round(gradient, generator, memory)
+        for name, g in gradient.items():
+            memory[f"dgc/momentum/{name}"] = self.momentum * before[name] + g
+        return message
+
+
+@dataclass(frozen=True, kw_only=True)
 class SharedDraw(DpClient):
     """One draw of noise for all entries of a tensor."""
 
@@ -402,6 +493,11 @@ MUTANTS: dict[str, tuple[Defense, str]] = {
     "epsilon from noise times clip": (NoiseTimesClip(), "certificate follows from claims"),
     "epsilon of the run as the release's": (RunAsRelease(), "certificate follows from claims"),
     "a bottleneck that draws nothing": (NeverDraws(), "drawn anew"),
+    "raw loss beside the message": (TellsLoss(), "side metrics"),
+    "raw norm beside the message": (TellsNorm(), "side metrics"),
+    "count that costs nothing": (FreeCount(), "certificate follows from claims"),
+    "count without noise": (SureCount(), "noisy metric"),
+    "momentum of what was sent": (KeepsMomentum(), "sent entries cleared"),
     "one draw a tensor": (SharedDraw(), "Gaussian noise"),
     "generator of the process": (ProcessRandom(), "one seed, one message"),
 }

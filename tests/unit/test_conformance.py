@@ -59,7 +59,7 @@ def test_honest_defenses_hold(defense: Defense) -> None:
     result = conform(defense)
     assert [check for check in result.checks if check.outcome != "holds"] == []
     assert result.holds
-    assert len(result.checks) == 6 + len(defense.claims())
+    assert len(result.checks) == 7 + len(defense.claims())
 
 
 @pytest.mark.parametrize("defense", [Coins(), RightProjection()])

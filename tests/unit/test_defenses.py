@@ -22,7 +22,9 @@ from vleak.defenses import (
     DEFENSES,
     Censor,
     Compress,
+    Dgc,
     DpClient,
+    DpClientAdaptive,
     DpSgd,
     FlowerClipping,
     FlowerLocalDp,
@@ -188,7 +190,9 @@ def _expected_bytes(defense: Defense, sent: dict[str, Tensor]) -> int:
         return 20 + 8 * len(sent) + 4 * (rank * (rows + columns) + sum(sizes) - rows * columns)
     if isinstance(defense, FlowerClipping):
         return 4 * entries + defense.adaptive
-    if isinstance(defense, Prune | PruneDual):
+    if isinstance(defense, DpClientAdaptive):
+        return 4 * entries + 4
+    if isinstance(defense, Prune | PruneDual | Dgc):
         kept = flat(sent).nonzero().squeeze(1).numpy()
         width = max(1, int(np.diff(kept, prepend=-1).max() - 1).bit_length())
         return 20 + 8 + 4 * len(kept) + math.ceil(min(entries, len(kept) * width) / 8)
@@ -248,6 +252,7 @@ def test_sweeps() -> None:
         "dp_client": ["client σ=0.001", "client σ=0.01", "client σ=0.1", "client σ=1"],
         "prune": ["prune 70 %", "prune 90 %", "prune 99 %", "prune 99.9 %"],
         "prune_dual": ["dual 1 + 75 %", "dual 5 + 75 %", "dual 20 + 75 %"],
+        "dgc": ["dgc 90 %", "dgc 99 %", "dgc 99.9 %"],
         "compress": ["fp16", "int8", "fp8", "qsgd 8 bit", "qsgd 4 bit", "qsgd 2 bit", "terngrad", "sign"],
         "powersgd": ["powersgd rank 4", "powersgd rank 2", "powersgd rank 1"],
         "noise": ["noise 0.0001", "noise 0.001", "noise 0.01", "noise 0.1"],
@@ -267,6 +272,8 @@ def test_sweeps() -> None:
         "masks": ["masks s=0.001", "masks s=0.01", "masks s=0.1"],
         "dp_layers": ["layers σ=0.001", "layers σ=0.01", "layers σ=0.1", "layers σ=1"],
         "dp_video": ["video σ=0.001", "video σ=0.01", "video σ=0.1", "video σ=1"],
+        "dp_adaptive": ["adaptive σ=0.001", "adaptive σ=0.01", "adaptive σ=0.1", "adaptive σ=1"],
+        "dp_client_adaptive": ["adapt cl σ=0.001", "adapt cl σ=0.01", "adapt cl σ=0.1", "adapt cl σ=1"],
         "dp_hooks": ["hooks σ=0.001", "hooks σ=0.01", "hooks σ=0.1", "hooks σ=1"],
     }
     assert all(
@@ -558,7 +565,7 @@ def test_channel_masks_are_what_survived(defense: Defense) -> None:
     update = send(defense)
     channel = Client(build(Conv), defense=defense).channel(update)
     assert (channel is None) == isinstance(defense, Outpost)  # it depends on the weights
-    pruning = isinstance(defense, Prune | PruneDual)
+    pruning = isinstance(defense, Prune | PruneDual | Dgc)
     filtering = isinstance(defense, NvflarePercentile | NvflareSvt)
     if channel is None:
         return

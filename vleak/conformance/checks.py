@@ -17,6 +17,7 @@ from vleak.federated.claims import (
     CarriesError,
     Changes,
     Claim,
+    ClearsSent,
     ClipsNorm,
     DrawsAnew,
     GaussianNoise,
@@ -26,6 +27,7 @@ from vleak.federated.claims import (
     LimitsEntries,
     LimitsLevels,
     LimitsRank,
+    NoisyMetric,
     OrthogonalUpdate,
     PassesThrough,
     PoissonSampling,
@@ -39,6 +41,8 @@ _ROUNDING = 1e-4
 _NORMS = (0.3, 3.0, 100.0)
 """Norms of the clips' gradients, in units of the clipping norm: some below it, some far above."""
 _MESSAGES = 24
+_LARGE = 1e4
+"""Factor on gradients that any clipping norm cuts."""
 _ROUNDS = 40
 
 
@@ -86,6 +90,24 @@ def _gaussian_noise(claim: GaussianNoise, defense: Defense, seed: int, false_ala
                 if why:
                     where = "" if name is None else f" in {name!r}"
                     return f"{why}{where}, in batches of {clips}"
+    return ""
+
+
+def _noisy_metric(claim: NoisyMetric, defense: Defense, seed: int, false_alarm: float) -> str:
+    for clips in (1, 4):
+        probe = Probe(clips, scale=_LARGE, seed=seed)
+        sent = [probe.send(defense, index).metrics.get(claim.metric) for index in range(_MESSAGES)]
+        if None in sent:
+            return f"no {claim.metric!r} travels along"
+        for index in range(clips):
+            moved = abs(probe.send(defense, 0, (index,)).metrics[claim.metric] - float(sent[0] or 0))
+            if moved > claim.limit * (1 + _ROUNDING):
+                return f"one clip of {clips} moved {claim.metric!r} by {moved:.3g}, expected {claim.limit:g}"
+        pairs = torch.tensor(sent, dtype=torch.float64).view(-1, 2)
+        noise = (pairs[:, 0] - pairs[:, 1]) / (claim.deviation * math.sqrt(2))
+        why = is_standard_normal(noise.view(2, -1), false_alarm / 2)
+        if why:
+            return f"{claim.metric!r}: {why}, in batches of {clips}"
     return ""
 
 
@@ -246,6 +268,16 @@ def _carries_error(_: CarriesError, defense: Defense, seed: int, __: float) -> s
     return ""
 
 
+def _clears_sent(_: ClearsSent, defense: Defense, seed: int, __: float) -> str:
+    probe, memory = Probe(seed=seed), dict[str, Tensor]()
+    first = probe.send(defense, 0).tensors  # a gradient of what is sent and nothing else
+    sent = flat(steps.transmit(defense, first, probe.draws(0), memory).tensors) != 0
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in first.items()}
+    again = flat(steps.transmit(defense, nothing, probe.draws(1), memory).tensors) != 0
+    count = int((sent & again).sum())
+    return f"{count} of {int(sent.sum())} entries were sent again after a gradient of zero" if count else ""
+
+
 def _passes_through(claim: PassesThrough, defense: Defense, seed: int, false_alarm: float) -> str:
     first, *others = claim.stages
     for index in range(2):
@@ -298,6 +330,7 @@ def _draws_anew(_: DrawsAnew, defense: Defense, seed: int, __: float) -> str:
 CHECKS: dict[type[Claim], Callable[[Any, Defense, int, float], str]] = {
     CarriesError: _carries_error,
     Changes: _changes,
+    ClearsSent: _clears_sent,
     ClipsNorm: _clips_norm,
     DrawsAnew: _draws_anew,
     GaussianNoise: _gaussian_noise,
@@ -307,6 +340,7 @@ CHECKS: dict[type[Claim], Callable[[Any, Defense, int, float], str]] = {
     LimitsEntries: _limits_entries,
     LimitsLevels: _limits_levels,
     LimitsRank: _limits_rank,
+    NoisyMetric: _noisy_metric,
     OrthogonalUpdate: _orthogonal,
     PassesThrough: _passes_through,
     PoissonSampling: _poisson_sampling,

@@ -15,7 +15,7 @@ from vleak.certificates import gaussian_epsilon
 from vleak.conformance.probe import Probe, distance
 from vleak.errors import VleakError
 from vleak.federated import Defense, PublicFacts, Update, steps
-from vleak.federated.claims import Claim, ClipsNorm, GaussianNoise, LimitsRank, PassesThrough
+from vleak.federated.claims import Claim, ClipsNorm, GaussianNoise, LimitsRank, NoisyMetric, PassesThrough
 from vleak.seeds import generator
 
 __all__ = ["CONTRACT"]
@@ -156,12 +156,31 @@ def _certificate_follows(defense: Defense, seed: int) -> str:
     units = limits.keys() & noises.keys()
     if not units:
         return "it states epsilon, but claims no clipping and noise of one unit that it would follow from"
-    multiplier = max(noises[unit] / limits[unit] for unit in units)
+    metrics = [(claim.deviation / claim.limit) ** -2 for claim in claims if isinstance(claim, NoisyMetric)]
+    multiplier = (max(noises[unit] / limits[unit] for unit in units) ** -2 + sum(metrics)) ** -0.5
     least = gaussian_epsilon(multiplier, privacy.delta)
     if privacy.epsilon < least * (1 - 1e-6):
         return f"states epsilon {privacy.epsilon:.3g} of one release, its noise and clipping give {least:.3g}"
     if abs(privacy.noise_multiplier - multiplier) > 1e-6 * multiplier:
         return f"states noise multiplier {privacy.noise_multiplier:.3g}, its claims give {multiplier:.3g}"
+    return ""
+
+
+def _side_metrics(defense: Defense, seed: int) -> str:
+    """Return which number that travels along tells of a clip what clipping and noise are to hide."""
+    claims = _claims_before_post_processing(defense)
+    if not any(isinstance(claim, ClipsNorm | GaussianNoise) for claim in claims):
+        return ""
+    noisy = {claim.metric for claim in claims if isinstance(claim, NoisyMetric)}
+    for clips in (1, 4):
+        probe = Probe(clips, seed=seed)
+        here, there = (probe.send(defense, 0, absent).metrics for absent in ((), (0,)))
+        for name in (here.keys() | there.keys()) - noisy:
+            if here.get(name) != there.get(name):
+                return (
+                    f"{name!r} travels along and is {here.get(name)} with a clip and {there.get(name)} "
+                    "without it; leave it out, or add noise and claim NoisyMetric"
+                )
     return ""
 
 
@@ -177,7 +196,9 @@ def _channel_agrees(defense: Defense, seed: int) -> str:
     probe = Probe(seed=seed)
     message = probe.send(defense, 0)
     facts = PublicFacts(batch_size=probe.clips, loss="cross_entropy")
-    channel = steps.stated_channel(defense, Update(message.tensors, message.wire_bytes, facts))
+    channel = steps.stated_channel(
+        defense, Update(message.tensors, message.wire_bytes, facts, metrics=message.metrics)
+    )
     if channel is None:
         return ""
     for claim in defense.claims():
@@ -204,5 +225,6 @@ CONTRACT: dict[str, Callable[[Defense, int], str]] = {
     "bytes": _carries_its_bytes,
     "certificate follows from claims": _certificate_follows,
     "channel agrees with claims": _channel_agrees,
+    "side metrics": _side_metrics,
 }
 """Checks by name; each returns why it fails, or nothing."""

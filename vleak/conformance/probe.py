@@ -99,7 +99,7 @@ class Probe:
         draws = self.draws(seed) if draws is None else draws
         defense = steps.with_public(defense, *Probe(_PUBLIC, seed=self.seed + 1).batch)
         model, labels = steps.extend_model(defense, self.model), self._labels(absent)
-        messages = []
+        memory, messages = {} if memory is None else memory, []
         for part in steps.parts_of(defense, self.clips):
             own = steps.prepare_clips(defense, self.batch[0][part], labels[part], draws)
             gradient = steps.aggregate(defense, model, self.loss, *own, draws, memory)

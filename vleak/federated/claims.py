@@ -18,6 +18,7 @@ __all__ = [
     "CarriesError",
     "Changes",
     "Claim",
+    "ClearsSent",
     "ClipsNorm",
     "DrawsAnew",
     "GaussianNoise",
@@ -27,6 +28,7 @@ __all__ = [
     "LimitsEntries",
     "LimitsLevels",
     "LimitsRank",
+    "NoisyMetric",
     "OrthogonalUpdate",
     "PassesThrough",
     "PoissonSampling",
@@ -81,6 +83,27 @@ class GaussianNoise(Claim):
 
     def __post_init__(self) -> None:
         """Check the deviation."""
+        _above_zero(self.name, "deviation", self.deviation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyMetric(Claim):
+    """A number that travels along (`vleak.federated.Message.metrics`) is clipped, and has Gaussian noise.
+
+    Attributes:
+        metric: its name.
+        limit: by how much replacing one unit by zero moves it with equal randomness, above 0.
+        deviation: standard deviation of its noise, drawn anew for every message, above 0.
+    """
+
+    name: ClassVar[str] = "noisy metric"
+    metric: str
+    limit: float
+    deviation: float
+
+    def __post_init__(self) -> None:
+        """Check limit and deviation."""
+        _above_zero(self.name, "limit", self.limit)
         _above_zero(self.name, "deviation", self.deviation)
 
 
@@ -240,6 +263,13 @@ class DrawsAnew(Claim):
     """Two messages of one batch differ in every tensor, by other randomness alone."""
 
     name: ClassVar[str] = "drawn anew"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClearsSent(Claim):
+    """Of an entry that one message sends, momentum included, nothing is left for the next one."""
+
+    name: ClassVar[str] = "sent entries cleared"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,11 +108,12 @@ class Client:
         self._check_parameters()
         device = next(self.model.parameters()).device
         clips, labels = clips.to(device), labels.to(device)
+        memory = {} if memory is None else memory
         messages, sizes = [], []
         for number, part in enumerate(steps.parts_of(self.defense, len(clips))):
-            kept = memory if memory is None or not number else _memory_of(memory, number)
+            kept = _memory_of(memory, number) if number else memory
             message, size = self._message(clips[part], labels[part], generator, kept)
-            if number and memory is not None and kept is not None:
+            if number:
                 memory.update({_of_client(number, name): tensor for name, tensor in kept.items()})
             messages.append(message)
             sizes.append(size)
@@ -128,7 +129,7 @@ class Client:
         clips: Tensor,
         labels: Tensor,
         generator: torch.Generator,
-        memory: dict[str, Tensor] | None,
+        memory: dict[str, Tensor],
     ) -> tuple[Message, int]:
         """Return what is sent of some clips, and of how many the defense made it."""
         clips, labels = steps.prepare_clips(self.defense, clips, labels, generator)
