@@ -11,13 +11,14 @@ from vleak.defenses.dp_client import DpClient
 from vleak.defenses.dp_hooks import DpHooks
 from vleak.defenses.dp_variants import DpLayers, DpVideo
 from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
+from vleak.defenses.lookalikes import Lookalikes
 from vleak.defenses.lowrank import PowerSgd
 from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
 from vleak.defenses.oasis import Oasis
 from vleak.defenses.precode import Precode
-from vleak.defenses.protocol import WeakMasks
+from vleak.defenses.protocol import SecureSum, WeakMasks
 from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.references import DEFENSES, defense_text, parse_defenses
 from vleak.defenses.representation import Soteria
@@ -40,6 +41,7 @@ __all__ = [
     "FlowerClipping",
     "FlowerLocalDp",
     "HeldFrames",
+    "Lookalikes",
     "Mixup",
     "MotionBlur",
     "NoDefense",
@@ -53,6 +55,7 @@ __all__ = [
     "Precode",
     "Prune",
     "PruneDual",
+    "SecureSum",
     "Soteria",
     "WeakMasks",
     "defense_text",

@@ -24,13 +24,14 @@ from vleak.federated import (
     Message,
     PassesThrough,
     Privacy,
+    SumsClients,
     Update,
 )
 from vleak.federated.channel import Transform
 from vleak.registry import Setting
 
 _STEPS = ("prepare_clips", "aggregate", "transmit")
-_ACTS_ON = ("the clips", "the gradients of the clips", "the message")
+_ACTS_ON = ("the clips", "the gradients of the clips", "the message", "the sum over clients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +109,15 @@ class Composite(Defense):
         }
 
     def channel(self, update: Update) -> Channel | None:
-        """Return what all stages leave; None where one of them states nothing.
+        """Return what all stages leave; None where one of them states nothing, or sums leave something else.
 
         Noise that a later stage drops or projects away is not in the update; where the largest entries are
         kept, more of it is. Noise in all entries hides which ones an earlier stage dropped. It is known to be
         Gaussian only where nothing became of it.
         """
+        clients = self.summed_clients()
+        if clients > 1:
+            return _summed(self._each(), update, clients)
         parts = []
         for stage in self.stages:
             part = stage.channel(update)
@@ -142,6 +146,8 @@ class Composite(Defense):
 
     def claims(self) -> Sequence[Claim]:
         """Return that the stages make the message, and what the last one claims of any message."""
+        if self.summed_clients() > 1:
+            return (SumsClients(clients=self.summed_clients(), each=self._each()),)
         before = [stage for stage in self.stages if min(_levels(stage)) < 2]
         after = [stage for stage in self.stages if min(_levels(stage)) == 2]
         if len(before) > 1:
@@ -150,6 +156,11 @@ class Composite(Defense):
             head = before[0] if before else after.pop(0)
         through = (PassesThrough(stages=(head, *after)),) if after else ()
         return (*through, *(claim for claim in self.stages[-1].claims() if _holds_alone(claim)))
+
+    def _each(self) -> Defense:
+        """Return what every client does whose message is summed."""
+        stages = tuple(stage for stage in self.stages if 3 not in _levels(stage))
+        return stages[0] if len(stages) == 1 else Composite(stages=stages)
 
     def with_public(self, clips: Tensor, labels: Tensor) -> Defense:
         """Let every stage learn from public clips."""
@@ -240,10 +251,28 @@ class Composite(Defense):
 
 
 def _levels(stage: Defense) -> list[int]:
-    """Return which of the three steps a defense overrides."""
-    return [
+    """Return which of the three steps a defense overrides, and 3 of one that leaves a sum over clients."""
+    found = [
         level for level, step in enumerate(_STEPS) if getattr(type(stage), step) is not getattr(Defense, step)
     ]
+    return found + [3] * (stage.summed_clients() > 1)
+
+
+def _summed(each: Defense, update: Update, clients: int) -> Channel | None:
+    """Return the channel of the mean over clients; None where that measures no gradient."""
+    local, facts = update.facts.local, update.facts
+    if local is not None and local.steps > 1:
+        return None
+    own = each.channel(replace(update, facts=replace(facts, batch_size=facts.batch_size // clients)))
+    if own is None or own.masks or own.transform or own.bases or own.kept_fraction < 1:
+        return None
+    deviation = None if own.noise_deviation is None else own.noise_deviation * math.sqrt(clients)
+    return replace(
+        own,
+        noise_energy=own.noise_energy / clients,
+        noise_deviation=deviation,
+        key=("sum", clients, each.name, own.key),
+    )
 
 
 def _holds_alone(claim: Claim) -> bool:

@@ -19,13 +19,14 @@ from vleak.defenses.dp_client import DpClient
 from vleak.defenses.dp_hooks import DpHooks
 from vleak.defenses.dp_variants import DpLayers, DpVideo
 from vleak.defenses.flower import FlowerClipping, FlowerLocalDp
+from vleak.defenses.lookalikes import Lookalikes
 from vleak.defenses.lowrank import PowerSgd
 from vleak.defenses.noise import Noise, OptimalNoise, Outpost
 from vleak.defenses.none import NoDefense
 from vleak.defenses.nvflare import NvflarePercentile, NvflareSvt
 from vleak.defenses.oasis import Oasis
 from vleak.defenses.precode import Precode
-from vleak.defenses.protocol import WeakMasks
+from vleak.defenses.protocol import SecureSum, WeakMasks
 from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.representation import Soteria
 from vleak.errors import InputError, VleakError, first_line, interrupts
@@ -59,7 +60,9 @@ DEFENSES: Registry[Defense] = Registry(
             Oasis,
             Soteria,
             Precode,
+            Lookalikes,
             WeakMasks,
+            SecureSum,
             DpLayers,
             DpVideo,
             DpHooks,

@@ -17,6 +17,8 @@ from vleak.defenses import (
     DpClient,
     DpClientAdaptive,
     DpSgd,
+    Lookalikes,
+    NoDefense,
     NvflarePercentile,
     Precode,
     Prune,
@@ -34,6 +36,7 @@ from vleak.federated import (
     OrthogonalUpdate,
     PoissonSampling,
     Privacy,
+    SumsClients,
     Unbiased,
     mean_gradient,
 )
@@ -446,6 +449,36 @@ class KeepsMomentum(Dgc):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeeksAtClips(Lookalikes):
+    """Look-alikes that are made of the clips, and claim to ignore them."""
+
+    name: ClassVar[str] = "peeks at clips"
+    source: str = "clip"
+
+    def claims(self) -> Sequence[Claim]:
+        return Lookalikes().claims()
+
+    def with_public(self, clips: Tensor, labels: Tensor) -> Defense:
+        learned = replace(self)
+        plain = super().with_public(clips, labels)
+        object.__setattr__(learned, "_scenes", vars(plain)["_scenes"])
+        return learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastOfSum(Defense):
+    """The message of one client, claimed to be the sum."""
+
+    def claims(self) -> Sequence[Claim]:
+        return (SumsClients(clients=4, each=NoDefense()),)
+
+    def prepare_clips(
+        self, clips: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        return clips[-1:], labels[-1:]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SharedDraw(DpClient):
     """One draw of noise for all entries of a tensor."""
 
@@ -498,6 +531,8 @@ MUTANTS: dict[str, tuple[Defense, str]] = {
     "count that costs nothing": (FreeCount(), "certificate follows from claims"),
     "count without noise": (SureCount(), "noisy metric"),
     "momentum of what was sent": (KeepsMomentum(), "sent entries cleared"),
+    "look-alikes of the clips": (PeeksAtClips(), "ignores the clips"),
+    "one client in place of the sum": (LastOfSum(), "sum of clients"),
     "one draw a tensor": (SharedDraw(), "Gaussian noise"),
     "generator of the process": (ProcessRandom(), "one seed, one message"),
 }

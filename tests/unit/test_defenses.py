@@ -269,6 +269,8 @@ def test_sweeps() -> None:
         "oasis": ["oasis +2", "oasis +3", "oasis +5"],
         "soteria": ["soteria 10 %", "soteria 40 %", "soteria 80 %"],
         "precode": ["precode 256", "precode 32"],
+        "lookalikes": ["alike by clip", "alike by label"],
+        "secure_sum": ["sum of 2", "sum of 4"],
         "masks": ["masks s=0.001", "masks s=0.01", "masks s=0.1"],
         "dp_layers": ["layers σ=0.001", "layers σ=0.01", "layers σ=0.1", "layers σ=1"],
         "dp_video": ["video σ=0.001", "video σ=0.01", "video σ=0.1", "video σ=1"],

@@ -21,6 +21,7 @@ from vleak.federated.claims import (
     ClipsNorm,
     DrawsAnew,
     GaussianNoise,
+    IgnoresClips,
     KeepsAbove,
     KeepsBetween,
     KeepsEntries,
@@ -32,6 +33,7 @@ from vleak.federated.claims import (
     PassesThrough,
     PoissonSampling,
     RelativeError,
+    SumsClients,
     Unbiased,
 )
 
@@ -268,6 +270,32 @@ def _carries_error(_: CarriesError, defense: Defense, seed: int, __: float) -> s
     return ""
 
 
+def _ignores_clips(_: IgnoresClips, defense: Defense, seed: int, __: float) -> str:
+    probe = Probe(seed=seed)
+    here, there = (each.send(defense, 0).tensors for each in (probe, replace(probe, inverted=True)))
+    moved = distance(here, there)
+    return f"other clips of the same labels moved the message by {moved:.3g}" if moved else ""
+
+
+def _sums_clients(claim: SumsClients, defense: Defense, seed: int, false_alarm: float) -> str:
+    probe = Probe(claim.clients, seed=seed)
+    draws = probe.draws(0)
+    each = [probe.send(claim.each, 0, draws=draws, only=slice(i, i + 1)) for i in range(claim.clients)]
+    expected, sent = steps.summed(each).tensors, probe.send(defense, 0).tensors
+    if distance(expected, sent) > _ROUNDING * float(flat(expected).norm()):
+        return f"the message is not the mean of what {claim.clients} clients send"
+    return _inner_claims(claim.each, seed, false_alarm)
+
+
+def _inner_claims(defense: Defense, seed: int, false_alarm: float) -> str:
+    """Return why a claim of a defense within another one does not hold."""
+    for inner in defense.claims():
+        why = check_claim(inner, defense, seed, false_alarm)
+        if why:
+            return f"{defense.label}: {inner.name}: {why}"
+    return ""
+
+
 def _clears_sent(_: ClearsSent, defense: Defense, seed: int, __: float) -> str:
     probe, memory = Probe(seed=seed), dict[str, Tensor]()
     first = probe.send(defense, 0).tensors  # a gradient of what is sent and nothing else
@@ -288,12 +316,8 @@ def _passes_through(claim: PassesThrough, defense: Defense, seed: int, false_ala
             message = steps.transmit(stage, message.tensors, draws)
         if distance(message.tensors, probe.send(defense, index).tensors) > 0:
             return "the message is not what its stages make of each other's"
-    for stage in claim.stages:
-        for inner in stage.claims():
-            why = check_claim(inner, stage, seed, false_alarm / len(claim.stages))
-            if why:
-                return f"{stage.label}: {inner.name}: {why}"
-    return ""
+    inner = [_inner_claims(stage, seed, false_alarm / len(claim.stages)) for stage in claim.stages]
+    return next((why for why in inner if why), "")
 
 
 def _poisson_sampling(claim: PoissonSampling, defense: Defense, seed: int, false_alarm: float) -> str:
@@ -334,6 +358,7 @@ CHECKS: dict[type[Claim], Callable[[Any, Defense, int, float], str]] = {
     ClipsNorm: _clips_norm,
     DrawsAnew: _draws_anew,
     GaussianNoise: _gaussian_noise,
+    IgnoresClips: _ignores_clips,
     KeepsAbove: _keeps_above,
     KeepsBetween: _keeps_between,
     KeepsEntries: _keeps_entries,
@@ -345,6 +370,7 @@ CHECKS: dict[type[Claim], Callable[[Any, Defense, int, float], str]] = {
     PassesThrough: _passes_through,
     PoissonSampling: _poisson_sampling,
     RelativeError: _relative_error,
+    SumsClients: _sums_clients,
     Unbiased: _unbiased,
 }
 """Check of every kind of claim."""

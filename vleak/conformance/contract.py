@@ -15,7 +15,15 @@ from vleak.certificates import gaussian_epsilon
 from vleak.conformance.probe import Probe, distance
 from vleak.errors import VleakError
 from vleak.federated import Defense, PublicFacts, Update, steps
-from vleak.federated.claims import Claim, ClipsNorm, GaussianNoise, LimitsRank, NoisyMetric, PassesThrough
+from vleak.federated.claims import (
+    Claim,
+    ClipsNorm,
+    GaussianNoise,
+    LimitsRank,
+    NoisyMetric,
+    PassesThrough,
+    SumsClients,
+)
 from vleak.seeds import generator
 
 __all__ = ["CONTRACT"]
@@ -173,7 +181,7 @@ def _side_metrics(defense: Defense, seed: int) -> str:
         return ""
     noisy = {claim.metric for claim in claims if isinstance(claim, NoisyMetric)}
     for clips in (1, 4):
-        probe = Probe(clips, seed=seed)
+        probe = Probe(clips * defense.summed_clients(), seed=seed)
         here, there = (probe.send(defense, 0, absent).metrics for absent in ((), (0,)))
         for name in (here.keys() | there.keys()) - noisy:
             if here.get(name) != there.get(name):
@@ -188,7 +196,8 @@ def _claims_before_post_processing(defense: Defense) -> list[Claim]:
     """Return the claims of a defense, and of those whose messages it passes on."""
     claims = list(defense.claims())
     through = [stage for claim in claims if isinstance(claim, PassesThrough) for stage in claim.stages]
-    return claims + [claim for stage in through for claim in stage.claims()]
+    through += [claim.each for claim in claims if isinstance(claim, SumsClients)]
+    return claims + [claim for stage in through for claim in _claims_before_post_processing(stage)]
 
 
 def _channel_agrees(defense: Defense, seed: int) -> str:

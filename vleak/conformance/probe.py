@@ -30,11 +30,13 @@ class Probe:
         clips: how many, at least 1.
         scale: factor of the loss, and so of every gradient, above 0.
         seed: of clips, labels and weights.
+        inverted: whether every clip is its negative; labels and weights are the same.
     """
 
     clips: int = 4
     scale: float = 1.0
     seed: int = 0
+    inverted: bool = False
 
     @cached_property
     def model(self) -> nn.Module:
@@ -54,6 +56,7 @@ class Probe:
         """Clips (N, 3, 4, 8, 8) in [0, 1] and labels (N,)."""
         draws = generator("conformance", "clips", self.seed)
         clips = torch.rand((self.clips, *_SHAPE), generator=draws)
+        clips = 1 - clips if self.inverted else clips
         return clips, torch.randint(CLASSES, (self.clips,), generator=draws)
 
     @property
@@ -83,6 +86,7 @@ class Probe:
         absent: tuple[int, ...] = (),
         memory: dict[str, Tensor] | None = None,
         draws: torch.Generator | None = None,
+        only: slice | None = None,
     ) -> Message:
         """Return a message of the batch, as a client sends it.
 
@@ -92,6 +96,7 @@ class Probe:
             absent: clips that contribute zero.
             memory: of error feedback, changed in place.
             draws: the client's randomness, to go on with it; None for that of the seed.
+            only: which clips are the batch; None for all.
 
         Raises:
             CapabilityError: the defense refused, raised, or broke its contract.
@@ -99,9 +104,10 @@ class Probe:
         draws = self.draws(seed) if draws is None else draws
         defense = steps.with_public(defense, *Probe(_PUBLIC, seed=self.seed + 1).batch)
         model, labels = steps.extend_model(defense, self.model), self._labels(absent)
+        clips, labels = (each if only is None else each[only] for each in (self.batch[0], labels))
         memory, messages = {} if memory is None else memory, []
-        for part in steps.parts_of(defense, self.clips):
-            own = steps.prepare_clips(defense, self.batch[0][part], labels[part], draws)
+        for part in steps.parts_of(defense, len(clips)):
+            own = steps.prepare_clips(defense, clips[part], labels[part], draws)
             gradient = steps.aggregate(defense, model, self.loss, *own, draws, memory)
             messages.append(steps.transmit(defense, gradient, draws, memory))
         return steps.summed(messages)

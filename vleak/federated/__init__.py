@@ -9,6 +9,7 @@ from vleak.federated.claims import (
     ClipsNorm,
     DrawsAnew,
     GaussianNoise,
+    IgnoresClips,
     KeepsAbove,
     KeepsBetween,
     KeepsEntries,
@@ -20,6 +21,7 @@ from vleak.federated.claims import (
     PassesThrough,
     PoissonSampling,
     RelativeError,
+    SumsClients,
     Unbiased,
 )
 from vleak.federated.client import Client
@@ -48,6 +50,7 @@ __all__ = [
     "DrawsAnew",
     "Federation",
     "GaussianNoise",
+    "IgnoresClips",
     "KeepsAbove",
     "KeepsBetween",
     "KeepsEntries",
@@ -64,6 +67,7 @@ __all__ = [
     "Privacy",
     "PublicFacts",
     "RelativeError",
+    "SumsClients",
     "Training",
     "Unbiased",
     "Update",

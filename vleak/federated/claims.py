@@ -22,6 +22,7 @@ __all__ = [
     "ClipsNorm",
     "DrawsAnew",
     "GaussianNoise",
+    "IgnoresClips",
     "KeepsAbove",
     "KeepsBetween",
     "KeepsEntries",
@@ -33,6 +34,7 @@ __all__ = [
     "PassesThrough",
     "PoissonSampling",
     "RelativeError",
+    "SumsClients",
     "Unbiased",
 ]
 
@@ -266,6 +268,13 @@ class DrawsAnew(Claim):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IgnoresClips(Claim):
+    """With equal randomness the message is the same for any other clips of the same labels."""
+
+    name: ClassVar[str] = "ignores the clips"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClearsSent(Claim):
     """Of an entry that one message sends, momentum included, nothing is left for the next one."""
 
@@ -301,6 +310,27 @@ class PassesThrough(Claim):
 
     name: ClassVar[str] = "passes through"
     stages: tuple[Defense, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumsClients(Claim):
+    """The message is the mean of what some clients send, each of its part of the batch, and nothing else.
+
+    What is claimed of the message of one client, such as differential privacy, is left as it is by that.
+
+    Attributes:
+        clients: how many, at least 2.
+        each: defense of every client, held to its own claims.
+    """
+
+    name: ClassVar[str] = "sum of clients"
+    clients: int
+    each: Defense
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.clients < 2:
+            raise InputError(f"claim {self.name!r}: clients is {self.clients}, expected at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class Pipeline(ABC):
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
         self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
-        self._honest = KeptUpdates(self._computed)
+        self._honest, self._learned = KeptUpdates(self._computed), dict[int, tuple[Defense, Defense]]()
         self._honest_updates(ClientSettings(), progress=progress)
         shape = tuple(samples.private.shape[1:])
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
@@ -131,8 +131,11 @@ class Pipeline(ABC):
         return (*names, case.client.text) if case.client.text else names
 
     def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
-        defense = steps.with_public(defense, self.samples.public, self.samples.public_labels)
-        return Client(model, self.loss, defense, mode=settings.mode, local=settings.local)
+        if id(defense) not in self._learned:  # with the defense, so that the id stays its own
+            learned = steps.with_public(defense, self.samples.public, self.samples.public_labels)
+            self._learned[id(defense)] = (learned, defense)
+        own = self._learned[id(defense)][0]
+        return Client(model, self.loss, own, mode=settings.mode, local=settings.local)
 
     def rounds(self, case: Case, defense: Defense | None = None) -> tuple[Round, ...]:
         """Rounds in which the client of a case trained on its clips, the last one always among them.
