@@ -145,7 +145,8 @@ class OptimalNoise(Defense):
     Of all diagonal covariances with the same energy, that which makes the lower bound on the error of
     reconstruction largest (Chen et al., arXiv 2411.03746): of the Jacobian J of the gradient by the clips
     the bound knows the trace of J' S^-1 J, which is least where the variance of an entry is in proportion to
-    the norm of its row of J. Those norms are estimated from differences along random directions.
+    the norm of its row of J. From the paper is the bound; that energy is what is held equal, so that every
+    entry costs alike, and the norms' estimate from differences along random directions are choices here.
 
     Attributes:
         deviation: root of the mean variance over all entries, above 0.

@@ -32,8 +32,8 @@ class Prune(Defense):
     """Send some entries of the whole update, the largest by default, and nothing of the others.
 
     Of n entries exactly ``max(1, round((1 - fraction) n))`` go out. The largest, with error feedback: the
-    sparsification of Deep Gradient Compression (Lin et al., ICLR 2018, arXiv 1712.01887), without its
-    momentum; random ones: Stich et al., NeurIPS 2018, arXiv 1809.07599; all above a threshold: Sahu et al.,
+    sparsification of Deep Gradient Compression (Lin et al., ICLR 2018, arXiv 1712.01887), whose momentum
+    `Dgc` has; random ones: Stich et al., NeurIPS 2018, arXiv 1809.07599; all above a threshold: Sahu et al.,
     NeurIPS 2021, arXiv 2108.00951.
 
     Attributes:
@@ -140,7 +140,8 @@ class PruneDual(Defense):
 
     Dual gradient pruning (Xue et al., AAAI 2024, arXiv 2401.16687), with its error feedback as a setting: the
     largest entries tell most of the clip, the smallest cost most bytes. Of a tensor of n entries the
-    ``int(largest n)`` of largest and the ``int(smallest n)`` of smallest magnitude are dropped. What was too
+    ``int(largest n)`` of largest and the ``int(smallest n)`` of smallest magnitude are dropped. That both
+    ends go is the paper's; how much by default, and the order among ties, are choices here. What was too
     large once grows with error feedback and may never be sent, so that nothing is claimed of its sums.
 
     Attributes:

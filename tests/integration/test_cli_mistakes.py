@@ -89,7 +89,7 @@ OPTIONS: dict[str, str] = {
     "--frames 100000": "--frames 100000: expected a whole number from 2 to 1024",
     "--size 1024 --frames 1024": "take 3600.0 GiB, the limit is 4 GiB; lower --clips, --frames",
     "--defense dpp": "unknown defense 'dpp'; did you mean dp?",
-    "--defense instahide": "unknown defense 'instahide'; known: blur, censor, compress, dp, ",
+    "--defense instahide": "unknown defense 'instahide'; known: blur, censor, compress, dgc, dp, ",
     "--defense dp:noise_multipler=1": "'noise_multipler'; did you mean noise_multiplier?",
     "--defense dp:noise_multiplier=much": "noise_multiplier takes a number, got 'much'",
     "--defense dp:noise_multiplier=-1": "dp: noise_multiplier is -1.0, expected a finite number",

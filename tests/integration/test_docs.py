@@ -24,6 +24,10 @@ PRINTED = {
     "own_attack": r"none, cosine_matching.* \(non-adaptive\): \+\d",
     "own_defense": r"random_mask, matching: .*known by: channel(.|\n)*_blind: .*known by: none",
     "own_metric": r"none grey \S+ flat(.|\n)*none strongest \S+ \+0\.[5-9]",
+    "own_private_defense": (
+        r"conformance: 9 of 9 hold\nepsilon: at least [5-9]\.\d, claimed 10\.0\n"
+        r"matching, defense known by channel: .*\nmatching_blind, defense known by none: "
+    ),
     "own_model": r"raw \S+ none strongest \+\d(.|\n)*feature \S+ none",
     "saved_run": r"schema \d(.|\n)*mean error 0\.\d",
 }
@@ -68,6 +72,12 @@ def test_guides_show_code_that_is_run() -> None:
     assert len(blocks) >= len(EXAMPLES)
     for page, block in blocks:
         assert re.fullmatch(r'--8<-- "examples/\S+"\n', block), f"{page}:\n{block}"
+
+
+def test_a_private_defense_takes_twenty_lines() -> None:
+    text = (ROOT / "examples" / "own_private_defense.py").read_text(encoding="utf-8")
+    shown = text.partition("[start:defense]")[2].partition("# --8<--")[0]
+    assert 15 <= sum(bool(line.strip()) for line in shown.splitlines()) <= 20
 
 
 SLOW_EXAMPLES = {"own_model", "own_metric", "evaluate_defenses"}  # the others run `vleak.evaluate` as well

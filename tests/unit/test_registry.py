@@ -321,8 +321,8 @@ def test_the_undefended_comes_first_and_nothing_twice() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown defense ''; known: blur, censor, compress, dp, "),
-        ("DP", "unknown defense 'DP'; known: blur, censor, compress, dp, "),
+        ("", "unknown defense ''; known: blur, censor, compress, dgc, dp, "),
+        ("DP", "unknown defense 'DP'; known: blur, censor, compress, dgc, dp, "),
         ("dpp:noise_multiplier=1", "unknown defense 'dpp'; did you mean dp?"),
         ("dp:noise_multipler=1", "unknown setting of defense dp 'noise_multipler'; did you mean noise_multi"),
         ("dp:name=prune", "unknown setting of defense dp 'name'; known: delta, "),
