@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vleak.attacks import Matching
 from vleak.attacks.matching import NonAdaptiveMatching
 from vleak.attacks.matching.cut import CutModel, cut_off, total
+from vleak.attacks.trials import channel_of_trial
 from vleak.defenses import Defense, NoDefense, Precode, Prune, parse_defenses
 from vleak.defenses.precode import Bottleneck
 from vleak.errors import CapabilityError, InputError
@@ -102,6 +103,17 @@ def seen(defense: Defense, clips: slice, *, adaptive: bool = True):  # type: ign
     return observe(
         model, data.clips[clips], data.labels[clips], defense, labels=data.labels[clips], adaptive=adaptive
     )
+
+
+def test_a_trial_leaves_out_the_same_layers() -> None:
+    observed, trial = seen(Precode(width=8), slice(0, 1)), seen(Precode(width=8), slice(1, 2))
+    assert observed.channel is not None
+    channel = channel_of_trial(observed.channel, trial, observed.update)
+    assert channel.masks is not None
+    assert channel.random_behind == observed.channel.random_behind
+    for name, mask in (observed.channel.masks or {}).items():
+        assert mask.any() or not channel.masks[name].any()
+    assert channel.masks[next(iter(channel.masks))].any()
 
 
 def test_of_a_batch_the_model_is_not_cut() -> None:

@@ -227,10 +227,17 @@ def channel_of_trial(channel: Channel, sent: Observation, of: Update) -> Channel
         noise *= energy_of(sent.update) / max(energy_of(of), 1e-30)
     elif _depends_on_message(channel) and simulate is not None:
         noise = simulated_channel(sent, simulate).noise_energy
-    masks = None if channel.masks is None else surviving_entries(sent.update)
+    masks = None if channel.masks is None else _masks_of_trial(channel.masks, sent.update, of)
     rank = max((basis.shape[1] for basis in (channel.bases or {}).values()), default=0)
     bases = column_bases(sent.update, rank) if rank else None
     return replace(channel, masks=masks, bases=bases, noise_energy=noise)
+
+
+def _masks_of_trial(masks: Mapping[str, Tensor], sent: Update, of: Update) -> dict[str, Tensor]:
+    """Return the masks of a trial's message: what survived, but where a layer is left out that arrived."""
+    survived = surviving_entries(sent)
+    placed = {name for name, mask in masks.items() if bool(of.tensors[name][~mask].any())}
+    return {name: masks[name] if name in placed else kept for name, kept in survived.items()}
 
 
 def _spread(groups: Tensor, source: torch.Generator) -> Tensor:
