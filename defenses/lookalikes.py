@@ -38,7 +38,7 @@ class _Scenes:
         """Fit it to clips (M, ...) with labels (M,), at most so many components."""
         flat = clips.flatten(1).double().cpu()
         mean = flat.mean(0)
-        means = {int(label): flat[labels.cpu() == label].mean(0) for label in labels.unique()}
+        means = {label: flat[labels.cpu() == label].mean(0) for label in set(labels.tolist())}
         within = flat - torch.stack([means[int(label)] for label in labels])
         _, values, components = torch.linalg.svd(within, full_matrices=False)
         kept = min(most, int((values > 1e-6 * values[:1]).sum()))
@@ -120,12 +120,17 @@ class Lookalikes(Defense):
         """Return a look-alike for each clip, with its label.
 
         Raises:
-            CapabilityError: no public clips were given.
+            CapabilityError: no public clips were given, or of another shape.
         """
         scenes = getattr(self, "_scenes", None)
         if not isinstance(scenes, _Scenes):
             raise CapabilityError(
                 "lookalikes: no public clips to learn from; call with_public(clips, labels)"
+            )
+        if scenes.mean.numel() != clips[0].numel():
+            raise CapabilityError(
+                f"lookalikes: public clips have {scenes.mean.numel()} numbers, a clip "
+                f"{clips[0].numel()}; give public clips of the same shape"
             )
         centers = scenes.centers(labels)
         weights = (

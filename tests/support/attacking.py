@@ -57,10 +57,14 @@ def observe(
 
     An adaptive one has the channel that the defense states, and on request the client's own code.
     """
-    defense = steps.with_public(defense, scene().public_clips, scene().public_labels)
+    settings = {"public_clips": scene().public_clips, **known}
+    public = settings["public_clips"]
+    if public is not None:
+        own = public is scene().public_clips
+        labels = scene().public_labels if own else torch.zeros(len(public), dtype=torch.int64)
+        defense = steps.with_public(defense, public, labels)
     client = Client(model, defense=defense)
     update = client.update(clips, classes, generator("send"))
-    settings = {"public_clips": scene().public_clips, **known}
     if adaptive and rehearse:
         settings["simulate"] = client.update
     knowledge = Knowledge(

@@ -33,6 +33,9 @@ OTHERS = [
             "prune:fraction=0.5+dp_client:noise_multiplier=0.1",
             "censor:trials=3+compress:codec=qsgd,bits=4",
             "prune:fraction=0.5+powersgd:rank=2,error_feedback=false",
+            "dp_adaptive:noise_multiplier=0.1+prune:fraction=0.9",
+            "dp:noise_multiplier=1+secure_sum:clients=4",
+            "prune:fraction=0.9+secure_sum:clients=2",
         )
         for strength in parse_defenses(text)
     ),

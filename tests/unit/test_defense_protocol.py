@@ -147,6 +147,7 @@ def test_the_answer_to_a_sum_is_one_clip_a_client() -> None:
         (lambda: Lookalikes(components=0), InputError, "lookalikes: components is 0"),
         (lambda: Lookalikes(spread=math.nan), InputError, "lookalikes: spread is nan"),
         (lambda: send(Lookalikes()), CapabilityError, "no public clips to learn from"),
+        (lambda: send(learned()), CapabilityError, "public clips have 3072 numbers, a clip "),
         (lambda: Lookalikes().with_public(*batch(1)), CapabilityError, "1 public clips are no model of any"),
     ],
 )
