@@ -131,10 +131,10 @@ class Pipeline(ABC):
         return (*names, case.client.text) if case.client.text else names
 
     def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
-        if id(defense) not in self._learned:  # with the defense, so that the id stays its own
-            learned = steps.with_public(defense, self.samples.public, self.samples.public_labels)
-            self._learned[id(defense)] = (learned, defense)
-        own = self._learned[id(defense)][0]
+        own, of = self._learned.get(id(defense), (defense, None))
+        if of is not defense:  # the id of one that is gone, or of another process, says nothing
+            own = steps.with_public(defense, self.samples.public, self.samples.public_labels)
+            self._learned[id(defense)] = (own, defense)
         return Client(model, self.loss, own, mode=settings.mode, local=settings.local)
 
     def rounds(self, case: Case, defense: Defense | None = None) -> tuple[Round, ...]:
