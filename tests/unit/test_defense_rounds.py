@@ -37,7 +37,7 @@ def test_the_norm_finds_the_quantile(quantile: float) -> None:
     defense = DpAdaptive(
         noise_multiplier=1e-3, max_grad_norm=40.0, quantile=quantile, learning_rate=0.3, count_noise=1e-2
     )
-    updates = rounds_of(defense, 60)
+    updates = rounds_of(defense, 30)
     found = [update.metrics["clipping_norm"] for update in updates]
     assert found[0] == 40.0
     ordered = norms(8).sort().values
