@@ -5,14 +5,14 @@ the Jacobian of g. A direction of a small singular value, relative to the larges
 hardly moves along, and that rounding or noise covers; nothing but a prior fills it in. This is a diagnostic,
 no bound: it holds near x alone.
 
-J is never formed. J' r is a second derivative, J v the derivative of J' r by r, and stochastic Lanczos
-quadrature (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017) turns products with J'J into the
-density of its eigenvalues.
+J is never formed: `vleak.guarding.JacobianProducts` multiplies with it, and stochastic Lanczos quadrature
+(Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38, 2017) turns products with J'J into the density of its
+eigenvalues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,36 +39,6 @@ class Spectrum:
     size: int
     effective_rank: float
     above: tuple[float, ...]
-
-
-class JacobianProducts:
-    """Products with the Jacobian of an update by its clips, by backward passes over one kept graph."""
-
-    def __init__(self, send: Callable[[Tensor], Sequence[Tensor]], clips: Tensor) -> None:
-        """Compute the update once.
-
-        Args:
-            send: clips (B, C, T, H, W) to the tensors of the update, twice differentiable.
-            clips: where the Jacobian is taken.
-        """
-        self._clips = clips.detach().clone().requires_grad_()
-        self._sent = torch.cat([tensor.flatten() for tensor in send(self._clips)])
-        self._weights = torch.zeros_like(self._sent, requires_grad=True)
-        # Linear in the weights, so that its derivative by them is J whatever they are.
-        (self._back,) = torch.autograd.grad(self._sent, self._clips, self._weights, create_graph=True)
-
-    def times(self, v: Tensor) -> Tensor:
-        """Return J v, (entries of the update,), of v (numbers in the clips,)."""
-        v = v.to(self._back).view_as(self._back)
-        return torch.autograd.grad(self._back, self._weights, v, retain_graph=True)[0]
-
-    def transposed(self, r: Tensor) -> Tensor:
-        """Return J' r, (numbers in the clips,), of r (entries of the update,)."""
-        return torch.autograd.grad(self._sent, self._clips, r, retain_graph=True)[0].flatten()
-
-    def squared(self, v: Tensor) -> Tensor:
-        """Return J'J v in float64."""
-        return self.transposed(self.times(v)).double()
 
 
 def spectrum(products: Iterable[Product], size: int, steps: int, generator: torch.Generator) -> Spectrum:

@@ -27,7 +27,7 @@ from cases import Case, sent_update
 from decides_page import Outcome, Results, outcome, read_outcomes, write_outcomes, write_page
 from decides_plan import Work, works
 from inner_loop import console
-from jacobian import JacobianProducts, Product, Spectrum, spectrum
+from jacobian import Product, Spectrum, spectrum
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
@@ -37,6 +37,7 @@ from vleak.evaluation import Settings
 from vleak.evaluation.setup import prepare
 from vleak.federated import LocalTraining
 from vleak.files import write_atomic
+from vleak.guarding import JacobianProducts
 from vleak.seeds import generator
 from vleak.switches import math_attention
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vleak.enhance import enhance
     from vleak.evaluation import Settings
     from vleak.federated import Client, Defense, LocalTraining, PublicFacts, Update, load_update
+    from vleak.guarding import Decision, guard, inspect_model
     from vleak.models import EXTRACTORS, HEADS, MODELS, build_extractor, build_head, build_model
     from vleak.objects import named
     from vleak.report import write_report, write_study
@@ -52,6 +53,9 @@ _HOMES = {
     "PublicFacts": "federated",
     "Update": "federated",
     "load_update": "federated",
+    "Decision": "guarding",
+    "guard": "guarding",
+    "inspect_model": "guarding",
     "EXTRACTORS": "models",
     "HEADS": "models",
     "MODELS": "models",
@@ -71,6 +75,7 @@ __all__ = [
     "Attack",
     "Client",
     "ClipSet",
+    "Decision",
     "Defense",
     "FeatureInversion",
     "FeatureSet",
@@ -89,6 +94,8 @@ __all__ = [
     "clip_set",
     "enhance",
     "evaluate",
+    "guard",
+    "inspect_model",
     "load_clips",
     "load_data",
     "load_run",

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import vleak
 from vleak.errors import InputError
 from vleak.evaluation import Settings
+from vleak.guarding import JacobianProducts
 from vleak.seeds import generator
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -58,7 +59,7 @@ def test_products_with_the_jacobian_of_softmax_regression(decides: Any) -> None:
     moved = (torch.diag(p) - torch.outer(p, p)) @ weight
     dense = torch.einsum("aj,i->aij", moved, x) + torch.einsum("a,ij->aij", wrong, torch.eye(5).double())
     dense = dense.reshape(15, 5)
-    products = decides.jacobian.JacobianProducts(send, x)
+    products = JacobianProducts(send, x)
     v, r = torch.randn(5, generator=draws).double(), torch.randn(15, generator=draws).double()
     assert torch.allclose(products.times(v), dense @ v)
     assert torch.allclose(products.transposed(r), dense.T @ r)

@@ -20,7 +20,7 @@ FLOORS = (
     {"descent", "defenses", "metrics", "certificates"},
     {"conformance"},
     {"enhance", "attacks", "auditing"},
-    {"results"},
+    {"results", "guarding"},
     {"pipelines"},
     {"evaluation"},
     {"study", "report"},
@@ -41,7 +41,18 @@ FORBIDDEN = {
     "attacks": {"data", "metrics", "defenses", "certificates", "enhance", "auditing"},
     "auditing": {"native", "data", "metrics", "descent", "defenses", "enhance", "attacks"},
     "enhance": {"data", "metrics", "defenses", "certificates", "attacks"},
-    "results": {"native", "data", "models", "federated", "descent", "defenses", "attacks", "enhance"},
+    "guarding": {"native", "data", "models", "descent", "certificates", "enhance", "results"},
+    "results": {
+        "native",
+        "data",
+        "models",
+        "federated",
+        "descent",
+        "defenses",
+        "attacks",
+        "enhance",
+        "guarding",
+    },
 }
 """What a package must not know although it lies below."""
 

@@ -1,0 +1,67 @@
+"""Thresholds of the guard: the largest score, and the largest figure of a check, that is let pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from vleak.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Largest values that are let pass; infinity switches one off.
+
+    The defaults were chosen on models of the seeds from 1000 and on synthetic clips of seed 1000, which no
+    table of the documentation uses; `docs/detection.md` says what they catch and what they miss.
+
+    Attributes:
+        gain_db: of the attack on itself, in dB over the best answer without the update.
+        correlation: of the attack on itself, residual correlation of its answer with the clip, -1 to 1.
+        jacobian_energy: see `WarningScores`; off by default, since it is a diagnostic of one model.
+        parallel_rows, passing_kernels, class_trap, class_bias, feature_trap, round_change, lone_units,
+            dominant_clip, dominant_frame, batch_norm: of the checks of these names (`CHECKS`).
+    """
+
+    gain_db: float = 1.0
+    correlation: float = 0.5
+    jacobian_energy: float = math.inf
+    parallel_rows: float = 0.25
+    passing_kernels: float = 0.25
+    class_trap: float = 4.0
+    class_bias: float = 10.0
+    feature_trap: float = 0.9
+    round_change: float = 2.0
+    lone_units: float = 0.25
+    dominant_clip: float = 5.0
+    dominant_frame: float = 5.0
+    batch_norm: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Check that each is a number.
+
+        Raises:
+            InputError: one is not; NaN is none, since nothing is above it.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+                raise InputError(
+                    f"threshold {field.name} is {value!r}, expected a number, or infinity to switch it off"
+                )
+
+    @classmethod
+    def of(cls, given: Mapping[str, float] | Thresholds | None) -> Thresholds:
+        """Return the defaults with some of them changed.
+
+        Raises:
+            InputError: an unknown name (the nearest are named), or a value that is no number.
+        """
+        if isinstance(given, Thresholds):
+            return given
+        known = [field.name for field in fields(cls)]
+        for name in given or {}:
+            if name not in known:
+                raise unknown_name("threshold", str(name), known)
+        return replace(cls(), **dict(given or {}))
