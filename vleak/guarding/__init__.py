@@ -2,7 +2,6 @@
 
 from vleak.guarding.decision import NO_PROOF, Action, Decision, Tried
 from vleak.guarding.findings import CHECKS, Check, Finding
-from vleak.guarding.guard import guard
 from vleak.guarding.inspection import inspect_model
 from vleak.guarding.jacobian import (
     JacobianFacts,
@@ -11,6 +10,7 @@ from vleak.guarding.jacobian import (
     gradient_by_clips,
     jacobian_facts,
 )
+from vleak.guarding.judge import guard
 from vleak.guarding.samples import HonestFacts, SampleFacts, honest_facts, sample_facts
 from vleak.guarding.scores import WarningScores, warning_scores
 from vleak.guarding.self_attack import SelfAttack, attack_itself

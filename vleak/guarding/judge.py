@@ -19,7 +19,7 @@ from vleak.guarding.decision import NO_PROOF, Decision, Tried
 from vleak.guarding.findings import Finding
 from vleak.guarding.inspection import clip_figures, findings, weight_figures
 from vleak.guarding.samples import HonestFacts, honest_facts
-from vleak.guarding.scores import WarningScores, warning_scores
+from vleak.guarding.scores import WarningScores, flat, warning_scores
 from vleak.guarding.self_attack import attack_itself
 from vleak.guarding.thresholds import Thresholds
 from vleak.seeds import generator
@@ -27,7 +27,7 @@ from vleak.seeds import generator
 Tell = Callable[[str], None]
 
 _SAME = 0.99
-"""Squared cosine with the clips' gradient that an update without a defense has at least."""
+"""Cosine with the clips' gradient that an update without a defense has at least."""
 
 
 def guard(
@@ -86,15 +86,20 @@ def guard(
         _check_update(made, client.model)
     case = _Case(client, clips, labels, public_clips, limits, attack, seed, tell or (lambda _: None))
     try:
+        if made is not None:
+            case.check_origin(made)
+        case.check_labels()
+    except (CapabilityError, RuntimeError) as error:
+        return _unjudged(error, limits)
+    try:
         return case.decide(made, earlier, strengths)
-    except _ForeignUpdateError as error:
-        raise InputError(str(error)) from error
+    # What was given has been checked: an error from here on is of the model, the defense or the attack.
     except (VleakError, RuntimeError, ArithmeticError, ValueError) as error:
-        return Decision("refuse", (f"it cannot be judged: {first_line(error)}",), thresholds=limits)
+        return _unjudged(error, limits)
 
 
-class _ForeignUpdateError(Exception):
-    """The update is not that of the clips."""
+def _unjudged(error: Exception, limits: Thresholds) -> Decision:
+    return Decision("refuse", (f"it cannot be judged: {first_line(error)}",), thresholds=limits)
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,6 @@ class _Case:
     ) -> Decision:
         """Return the decision; whatever is raised here means that it cannot be judged."""
         self.tell("inspecting the model")
-        undefended = self._made(NoDefense(), 0)
         model = self._model()
         honest = honest_facts(
             model, self.client.loss, self.clips, self.labels, public_clips=self.public, seed=self.seed
@@ -128,7 +132,6 @@ class _Case:
         if alarms:
             return Decision("refuse", alarms, findings=found, thresholds=self.limits)
         update = self._made(self.client.defense, 0) if made is None else made
-        self._check_origin(update, undefended)
         self.tell("attacking the update")
         scores, reasons = self._judge(self.client, update, honest)
         decision = Decision("send", (NO_PROOF,), update, scores, found, thresholds=self.limits)
@@ -206,20 +209,30 @@ class _Case:
         figures = weight_figures(self.client.model, earlier) | clip_figures(model, self.clips, honest)
         return findings(figures, self.limits)
 
-    def _check_origin(self, update: Update, undefended: Update) -> None:
-        """Refuse an update without a defense that is not the gradient of the clips."""
+    def check_labels(self) -> None:
+        """Refuse clips and labels that the model does not take.
+
+        Raises:
+            InputError: it does not.
+            CapabilityError: the model cannot compute an update.
+        """
+        self._made(NoDefense(), 0)
+
+    def check_origin(self, update: Update) -> None:
+        """Refuse an update without a defense that is not the gradient of the clips.
+
+        Raises:
+            InputError: it is not.
+        """
         channel, local = self.client.channel(update), update.facts.local
-        if channel is None or not channel.exact or channel.source != "stated":
+        if channel is None or not channel.exact or channel.transform is not None:
             return
         if local is not None and (local.steps > 1 or local.step_size(len(self.clips)) < len(self.clips)):
             return  # which clips a step takes is drawn
-        sent, honest = (
-            torch.cat([t.flatten() for t in u.as_gradient().tensors.values()]).double()
-            for u in (update, undefended)
-        )
+        sent, honest = (flat(each.as_gradient()) for each in (update, self._made(NoDefense(), 0)))
         cosine = float(sent @ honest) / max(float(sent.norm() * honest.norm()), 1e-300)
-        if cosine**2 < _SAME and bool(honest.any()):
-            raise _ForeignUpdateError(
+        if cosine < _SAME and bool(honest.any()):
+            raise InputError(
                 f"the update is not the gradient of these clips at this model (cosine {cosine:.3f}, expected "
                 "1); give the clips, labels and weights that it was made with, or name its defense"
             )
