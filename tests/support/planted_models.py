@@ -169,21 +169,44 @@ def other_weights(model: nn.Module, clips: Tensor, seed: int) -> nn.Module:
     return model
 
 
-def loud_class(model: nn.Module, clips: Tensor, seed: int) -> nn.Module:
-    """One clip in the batch outweighs the others: the head is sharp, so that most clips are already right.
-
-    The first clip given is the one whose gradient is left over, as by a decoder of a property (arXiv
-    2306.03013).
-    """
-    planted, layer = _imprint(model, clips, 8, seed)
-    clip = clips[0].flatten() - clips.flatten(1).mean(0)
-    others = (clips[1:].flatten(1) @ clip).max() if len(clips) > 1 else torch.tensor(0.0)
-    own = clips[0].flatten() @ clip
+def biased_classes(model: nn.Module, clips: Tensor, seed: int) -> nn.Module:
+    """Biases alone: all classes but one are 1000 logits ahead (arXiv 2202.00580)."""
+    model = copy.deepcopy(model)
+    head = _head(model)
     with torch.no_grad():
-        layer.inner.weight.copy_(clip.expand_as(layer.inner.weight))
-        layer.inner.weight.mul_(torch.linspace(0.5, 1.5, 8)[:, None])
-        layer.inner.bias.copy_(-(own + others) / 2 * torch.linspace(0.5, 1.5, 8))
+        head.bias.add_(1000.0)
+        head.bias[seed % head.out_features] -= 1000.0
+    return model
+
+
+def one_clip(model: nn.Module, clips: Tensor, seed: int) -> nn.Module:
+    """A linear layer that the first of the clips alone passes, as a secret property would (2306.03013)."""
+    planted, layer = _imprint(model, clips, 8, seed)
+    direction = clips[0].flatten() - clips.flatten(1).mean(0)
+    own, others = clips[0].flatten() @ direction, (clips[1:].flatten(1) @ direction).max()
+    with torch.no_grad():
+        scales = torch.linspace(0.5, 1.5, 8)
+        layer.inner.weight.copy_(scales[:, None] * direction)
+        layer.inner.bias.copy_(-scales * (own + others) / 2)
     return planted
+
+
+class OneFrame(nn.Module):
+    """A layer that passes one frame on, and a hundredth of the others."""
+
+    def __init__(self, frames: int, kept: int) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.full((frames, 1, 1), 0.01))
+        nn.init.ones_(self.gate[kept])
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips to clips."""
+        return clips * self.gate
+
+
+def one_frame(model: nn.Module, clips: Tensor, seed: int) -> nn.Module:
+    """A layer in front that leaves one frame of a clip."""
+    return nn.Sequential(OneFrame(clips.shape[2], seed % clips.shape[2]), copy.deepcopy(model)).eval()
 
 
 PLANTS: dict[str, tuple[Plant, str]] = {
@@ -196,7 +219,9 @@ PLANTS: dict[str, tuple[Plant, str]] = {
     "feature fishing": (feature_fishing, "feature_trap"),
     "batch-norm statistics": (shifted_statistics, "batch_norm"),
     "other weights in the next round": (other_weights, "round_change"),
-    "a layer that one clip alone passes": (loud_class, "dominant_clip"),
+    "class biases alone": (biased_classes, "class_bias"),
+    "a layer that one clip alone passes": (one_clip, "dominant_clip"),
+    "a layer that one frame alone passes": (one_frame, "dominant_frame"),
 }
 """Plants by name, each with the check that is after it."""
 

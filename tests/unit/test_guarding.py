@@ -180,7 +180,7 @@ def test_the_scores_of_an_undefended_update_are_those_of_the_gradient() -> None:
 # ---------------------------------------------------------------------------------------------------------
 # Decisions
 
-ATTACK = Matching(iterations=40, engine="reference")
+ATTACKS = (Matching(iterations=40, engine="reference"),)
 
 
 @cache
@@ -198,7 +198,7 @@ def decide(defense: Defense | None = None, clips: int = 1, **given: Any) -> Deci
     client = Client(given.pop("model", network()), defense=defense or NoDefense())
     return vleak.guard(
         client, data.clips[:clips], data.labels[:clips],
-        **{"public_clips": data.public_clips, "attack": ATTACK, **given},
+        **{"public_clips": data.public_clips, "attacks": ATTACKS, **given},
     )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def test_an_update_is_judged_like_that_of_a_client() -> None:
     update = Client(network(), defense=defense).update(clips, labels, generator("own"))
     decision = vleak.guard(
         update, clips, labels, model=network(), defense="dp:noise_multiplier=1.0",
-        public_clips=data.public_clips, attack=ATTACK,
+        public_clips=data.public_clips, attacks=ATTACKS,
     )  # fmt: skip
     assert decision.action == "send"
     assert decision.update is update
@@ -248,7 +248,7 @@ def test_local_steps_are_judged_too() -> None:
     local = LocalTraining(steps=2, learning_rate=0.05)
     client = Client(network(), local=local)
     decision = vleak.guard(
-        client, data.clips[:1], data.labels[:1], public_clips=data.public_clips, attack=ATTACK,
+        client, data.clips[:1], data.labels[:1], public_clips=data.public_clips, attacks=ATTACKS,
         stronger=[DpSgd(noise_multiplier=1.0)],
     )  # fmt: skip
     assert decision.action == "defend more"
@@ -278,7 +278,7 @@ def test_the_attack_is_told_nothing_of_the_clip(monkeypatch: pytest.MonkeyPatch)
     update = client.update(data.clips[:1], data.labels[:1], generator(0))
     for clips in (data.clips[:1], data.clips[1:2]):
         vleak.guarding.attack_itself(
-            client, update, clips, data.labels[:1], classes=6, public_clips=data.public_clips, attack=ATTACK
+            client, update, clips, data.labels[:1], classes=6, public_clips=data.public_clips, attacks=ATTACKS
         )
     torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0)
 
@@ -319,7 +319,7 @@ def broken_attack() -> Matching:
     [
         (lambda: {"model": build(Rounded)}, "cannot be judged"),
         (lambda: {"defense": Silent()}, "every entry of the update is zero"),
-        (lambda: {"attack": broken_attack()}, "returned NaN or infinity"),
+        (lambda: {"attacks": [broken_attack()]}, "returned NaN or infinity"),
         (lambda: {"defense": DpSgd(), "model": build(lambda: Residual(nn.BatchNorm3d))}, "BatchNorm3d"),
     ],
 )
@@ -369,7 +369,7 @@ def test_what_was_given_wrongly_is_named(given: dict[str, Any], message: str) ->
         update.tensors["head.bias"][0] = math.nan
     arguments: dict[str, Any] = {
         "update": update, "clips": data.clips[:1], "labels": data.labels[:1], "model": network(),
-        "public_clips": data.public_clips, "attack": ATTACK, **given,
+        "public_clips": data.public_clips, "attacks": ATTACKS, **given,
     }  # fmt: skip
     with pytest.raises(InputError, match=message) as caught:
         vleak.guard(**arguments)

@@ -13,12 +13,13 @@ from vleak.guarding.jacobian import (
 from vleak.guarding.judge import guard
 from vleak.guarding.samples import HonestFacts, SampleFacts, honest_facts, sample_facts
 from vleak.guarding.scores import WarningScores, warning_scores
-from vleak.guarding.self_attack import SelfAttack, attack_itself
+from vleak.guarding.self_attack import SHORT_ATTACKS, SelfAttack, attack_itself
 from vleak.guarding.thresholds import Thresholds
 
 __all__ = [
     "CHECKS",
     "NO_PROOF",
+    "SHORT_ATTACKS",
     "Action",
     "Check",
     "Decision",

@@ -20,7 +20,7 @@ from vleak.guarding.findings import Finding
 from vleak.guarding.inspection import clip_figures, findings, weight_figures
 from vleak.guarding.samples import HonestFacts, honest_facts
 from vleak.guarding.scores import WarningScores, flat, warning_scores
-from vleak.guarding.self_attack import attack_itself
+from vleak.guarding.self_attack import SHORT_ATTACKS, attack_itself
 from vleak.guarding.thresholds import Thresholds
 from vleak.seeds import generator
 
@@ -41,7 +41,7 @@ def guard(
     earlier: nn.Module | Mapping[str, Tensor] | None = None,
     thresholds: Mapping[str, float] | Thresholds | None = None,
     stronger: str | Sequence[Defense] = (),
-    attack: Attack | None = None,
+    attacks: Sequence[Attack] = SHORT_ATTACKS,
     seed: int = 0,
     tell: Tell | None = None,
 ) -> Decision:
@@ -70,7 +70,8 @@ def guard(
         thresholds: changed ones by name (`vleak.guarding.Thresholds`).
         stronger: defenses to try where the update does not pass, weakest first, or a name for its sweep; by
             default the client's own, or "dp" where it has none.
-        attack: on itself; by default `Matching` of 60 iterations. A stronger one makes a stricter guard.
+        attacks: on itself, such as ``[vleak.ATTACKS.build("strongest")]`` for a stricter and slower guard; by
+            default two short descents.
         seed: of the client's update and all other randomness.
         tell: called with what is being done.
 
@@ -84,7 +85,7 @@ def guard(
     _check_clips(clips, labels, public_clips)
     if made is not None:
         _check_update(made, client.model)
-    case = _Case(client, clips, labels, public_clips, limits, attack, seed, tell or (lambda _: None))
+    case = _Case(client, clips, labels, public_clips, limits, attacks, seed, tell or (lambda _: None))
     try:
         if made is not None:
             case.check_origin(made)
@@ -111,7 +112,7 @@ class _Case:
     labels: Tensor
     public: Tensor | None
     limits: Thresholds
-    attack: Attack | None
+    attacks: Sequence[Attack]
     seed: int
     tell: Tell
 
@@ -178,7 +179,7 @@ class _Case:
         classes = one_pass(self._model(), self.clips[:1]).shape[1]
         attacked = attack_itself(
             client, update, self.clips, self.labels, classes=classes, public_clips=self.public,
-            attack=self.attack, seed=self.seed,
+            attacks=self.attacks, seed=self.seed,
         )  # fmt: skip
         scores = warning_scores(update, honest, attack=attacked)
         for name, value in scores.numbers().items():

@@ -24,19 +24,19 @@ class Thresholds:
             dominant_clip, dominant_frame, batch_norm: of the checks of these names (`CHECKS`).
     """
 
-    gain_db: float = 1.0
-    correlation: float = 0.5
+    gain_db: float = 0.75
+    correlation: float = 0.7
     jacobian_energy: float = math.inf
-    parallel_rows: float = 0.25
+    parallel_rows: float = 0.4
     passing_kernels: float = 0.25
     class_trap: float = 4.0
     class_bias: float = 10.0
-    feature_trap: float = 0.9
+    feature_trap: float = 0.7
     round_change: float = 2.0
-    lone_units: float = 0.25
-    dominant_clip: float = 5.0
-    dominant_frame: float = 5.0
-    batch_norm: float = 30.0
+    lone_units: float = 0.12
+    dominant_clip: float = 12.0
+    dominant_frame: float = 1.6
+    batch_norm: float = 50.0
 
     def __post_init__(self) -> None:
         """Check that each is a number.

@@ -124,7 +124,8 @@ def round_change(model: nn.Module, earlier: Mapping[str, Tensor]) -> Figures:
 
     A server that sends one client other weights than training makes can single out that client's update
     behind secure aggregation (Pasquini et al., CCS 2022, arXiv 2111.07380). Weights of one axis, which
-    begin at 0, are left out. Infinite for a weight that was not there, had another shape, or was zero.
+    begin at 0, are left out. Infinite for a weight that was not there or had another shape. One that was
+    zero, as the ends of residual branches begin, counts as if it had had PyTorch's initialisation.
     """
     weights = {name: p.detach().double().cpu() for name, p in model.named_parameters() if p.ndim > 1}
     changes = {name: _relative_change(weight, earlier.get(name)) for name, weight in weights.items()}
@@ -136,7 +137,7 @@ def _relative_change(now: Tensor, before: Tensor | None) -> float:
     if before is None or before.shape != now.shape:
         return math.inf
     moved, norm = float((now - before.double().cpu()).norm()), float(before.double().norm())
-    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
+    return moved / (norm or math.sqrt(len(now) / 3))  # uniform within 1 / sqrt(entries of a row)
 
 
 def broken_tensor(model: nn.Module) -> str | None:
