@@ -21,6 +21,7 @@ PRINTED = {
     "attack_one_update": r"none: \+\d.*rank 1 of 8, label right: True\ndp σ=1: ",
     "captured_update": r"by its last layer: gradient\nlabels: \[0\] flags: \[\](.|\n)*gain: \+\d.*: True",
     "evaluate_defenses": r"none, strongest: \+\d.*4 of 4 recognised.*leaks",
+    "guarded_client": r"none: defend more by dp:(.|\n)*: send: no check (.|\n)*leave\nrefuse: class_trap",
     "own_attack": r"none, cosine_matching.* \(non-adaptive\): \+\d",
     "own_defense": r"random_mask, matching: .*known by: channel(.|\n)*_blind: .*known by: none",
     "own_metric": r"none grey \S+ flat(.|\n)*none strongest \S+ \+0\.[5-9]",
