@@ -25,22 +25,21 @@ CLASSES, BATCH, ROUND = 6, 4, 20
 """Classes of the clips, clips of a client's batch, steps of training in a round."""
 STATES = {"untrained": 0, "early": 20, "late": 300}
 LARGE = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "x3d_s", "slowfast")
-SLOW = ("s3d", "x3d_s", "slowfast")
 """Networks whose long training takes most of the time: they are inspected untrained and early alone."""
+PLANTED = (*(name for name in NETWORKS if not name.startswith(LARGE)), "r3d_18:width=8", RECTIFIED)
+"""Networks that get plants: all small ones and one with batch norm throughout."""
 
 
 def model_cells(seed: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Yield the key of every model that is inspected, and what inspects it."""
-    for name in (*NETWORKS, RECTIFIED):
-        large, slow = name.startswith(LARGE), name.startswith(SLOW)
-        for state in STATES:
-            if state == "late" and slow:
-                continue
+    """Yield the key of every model that is inspected, and what inspects it; what takes long comes last."""
+    for name in sorted((*NETWORKS, RECTIFIED), key=lambda name: name.startswith(LARGE)):
+        large = name.startswith(LARGE)
+        for state in ("untrained", "early") if large else STATES:
             for draw in range(2 if large or state == "late" else 4):
                 mode = "train" if draw % 2 and state != "untrained" else "eval"
                 place = (name, state, mode, seed + draw)
                 yield f"honest {place}", partial(_honest, place)
-                if not draw and (state == "untrained" or (state == "late" and not large)):
+                if not draw and (name in PLANTED if state == "untrained" else state == "late"):
                     for plant in _plants(name):
                         yield f"{plant} {place}", partial(_planted, plant, place)
 
