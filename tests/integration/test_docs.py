@@ -81,7 +81,7 @@ def test_a_private_defense_takes_twenty_lines() -> None:
     assert 15 <= sum(bool(line.strip()) for line in shown.splitlines()) <= 20
 
 
-SLOW_EXAMPLES = {"own_model", "own_metric", "evaluate_defenses"}  # the others run `vleak.evaluate` as well
+SLOW_EXAMPLES = {"own_model", "own_metric", "evaluate_defenses", "guarded_client"}  # others run attacks too
 RUN = [
     pytest.param(script, id=script.stem, marks=[pytest.mark.slow] if script.stem in SLOW_EXAMPLES else [])
     for script in EXAMPLES

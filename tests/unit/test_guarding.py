@@ -104,7 +104,7 @@ def smooth() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 def test_the_energy_of_the_jacobian_is_its_squared_frobenius_norm() -> None:
     model, clip, label, exact = smooth()
     send = gradient_by_clips(model, F.cross_entropy, label)
-    facts = jacobian_facts(send, clip, generator("probes"), probes=1000)
+    facts = jacobian_facts(send, clip, generator("probes"), probes=600)
     singular = torch.linalg.svdvals(exact).square()
     assert facts.energy == pytest.approx(float(exact.square().sum()), rel=0.1)
     assert facts.effective_rank == pytest.approx(
@@ -198,7 +198,7 @@ def decide(defense: Defense | None = None, clips: int = 1, **given: Any) -> Deci
     client = Client(given.pop("model", network()), defense=defense or NoDefense())
     return vleak.guard(
         client, data.clips[:clips], data.labels[:clips],
-        **{"public_clips": data.public_clips, "attacks": ATTACKS, **given},
+        **{"public_clips": data.public_clips, "attacks": ATTACKS, "generator": generator("noise"), **given},
     )  # fmt: skip
 
 
@@ -246,19 +246,18 @@ def test_an_update_is_judged_like_that_of_a_client() -> None:
 def test_local_steps_are_judged_too() -> None:
     data = scene()
     local = LocalTraining(steps=2, learning_rate=0.05)
-    client = Client(network(), local=local)
+    client, noise = Client(network(), local=local), generator("noise")
     decision = vleak.guard(
         client, data.clips[:1], data.labels[:1], public_clips=data.public_clips, attacks=ATTACKS,
-        stronger=[DpSgd(noise_multiplier=1.0)],
+        stronger=[DpSgd(noise_multiplier=1.0)], generator=noise,
     )  # fmt: skip
     assert decision.action == "defend more"
 
 
 def test_thresholds_decide() -> None:
-    assert decide(thresholds={"gain_db": math.inf, "correlation": 1.0}).action == "send"
-    energy = decide(
-        thresholds={"gain_db": math.inf, "correlation": 1.0, "jacobian_energy": 1e-9}, stronger="dp"
-    )
+    off = {"gain_db": math.inf, "correlation": 1.0}
+    assert decide(thresholds=off).action == "send"
+    energy = decide(thresholds={**off, "jacobian_energy": 1e-9}, stronger=[DpSgd(noise_multiplier=0.1)])
     assert energy.action == "refuse"
     assert "Jacobian energy" in energy.reasons[0]
 
@@ -379,6 +378,17 @@ def test_what_was_given_wrongly_is_named(given: dict[str, Any], message: str) ->
 def test_a_client_brings_its_own_model() -> None:
     with pytest.raises(InputError, match="a client has its own model"):
         vleak.guard(Client(network()), scene().clips[:1], scene().labels[:1], model=network())
+
+
+def test_the_noise_that_is_sent_comes_from_the_clients_own_generator() -> None:
+    with pytest.raises(InputError, match="draws its noise from generator="):
+        decide(DpSgd(noise_multiplier=1.0), generator=None)
+    data, client = scene(), Client(network(), defense=DpSgd(noise_multiplier=1.0))
+    decision = decide(DpSgd(noise_multiplier=1.0), generator=generator("secret"))
+    expected = client.update(data.clips[:1], data.labels[:1], generator("secret"))
+    assert decision.update is not None
+    for name, tensor in decision.update.tensors.items():
+        torch.testing.assert_close(tensor, expected.tensors[name], rtol=0, atol=0)
 
 
 def test_the_model_is_left_as_it_was() -> None:

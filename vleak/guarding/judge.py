@@ -22,7 +22,7 @@ from vleak.guarding.samples import HonestFacts, honest_facts
 from vleak.guarding.scores import WarningScores, flat, warning_scores
 from vleak.guarding.self_attack import SHORT_ATTACKS, attack_itself
 from vleak.guarding.thresholds import Thresholds
-from vleak.seeds import generator
+from vleak.seeds import generator as seeded
 
 Tell = Callable[[str], None]
 
@@ -37,6 +37,7 @@ def guard(
     *,
     model: nn.Module | None = None,
     defense: Defense | str | None = None,
+    generator: torch.Generator | None = None,
     public_clips: Tensor | None = None,
     earlier: nn.Module | Mapping[str, Tensor] | None = None,
     thresholds: Mapping[str, float] | Thresholds | None = None,
@@ -63,6 +64,8 @@ def guard(
         model: as the server sent it, in its weights before local training; not beside a client.
         defense: that made the update, an object or one strength as the command line takes it; None for none.
             Not beside a client.
+        generator: of a client's update, and beside a client alone. Its seed has to be a secret: who can guess
+            it takes the noise out again.
         public_clips: (M, C, T, H, W), clips of the same kind of scene that anybody may have: the attacker
             holds them, and they are what the private clips are told from. Without them he is weaker, and the
             guard too lenient.
@@ -72,7 +75,7 @@ def guard(
             default the client's own, or "dp" where it has none.
         attacks: on itself, such as ``[vleak.ATTACKS.build("strongest")]`` for a stricter and slower guard; by
             default two short descents.
-        seed: of the client's update and all other randomness.
+        seed: of what is drawn for judging alone, and is never sent.
         tell: called with what is being done.
 
     Raises:
@@ -80,12 +83,14 @@ def guard(
             unknown threshold; nothing is sent then either.
     """
     limits = Thresholds.of(thresholds)
-    client, made = _client(update, model, defense)
+    client, made = _client(update, model, defense, generator)
     strengths = _strengths(client.defense, stronger)
     _check_clips(clips, labels, public_clips)
     if made is not None:
         _check_update(made, client.model)
-    case = _Case(client, clips, labels, public_clips, limits, attacks, seed, tell or (lambda _: None))
+    case = _Case(
+        client, clips, labels, public_clips, limits, attacks, seed, generator, tell or (lambda _: None)
+    )
     try:
         if made is not None:
             case.check_origin(made)
@@ -114,6 +119,7 @@ class _Case:
     limits: Thresholds
     attacks: Sequence[Attack]
     seed: int
+    generator: torch.Generator | None
     tell: Tell
 
     def decide(
@@ -132,7 +138,7 @@ class _Case:
         alarms = tuple(str(finding) for finding in found if finding.alarm)
         if alarms:
             return Decision("refuse", alarms, findings=found, thresholds=self.limits)
-        update = self._made(self.client.defense, 0) if made is None else made
+        update = self._own() if made is None else made
         self.tell("attacking the update")
         scores, reasons = self._judge(self.client, update, honest)
         decision = Decision("send", (NO_PROOF,), update, scores, found, thresholds=self.limits)
@@ -238,8 +244,14 @@ class _Case:
                 "1); give the clips, labels and weights that it was made with, or name its defense"
             )
 
+    def _own(self) -> Update:
+        """Return the client's update, the only one that may be sent."""
+        assert self.generator is not None
+        return self.client.update(self.clips, self.labels, self.generator)
+
     def _made(self, defense: Defense, draw: int) -> Update:
-        return self._behind(defense).update(self.clips, self.labels, generator(self.seed, "guard", draw))
+        """Return an update to judge by; its noise is no secret."""
+        return self._behind(defense).update(self.clips, self.labels, seeded(self.seed, "guard", draw))
 
     def _behind(self, defense: Defense) -> Client:
         client = self.client
@@ -252,12 +264,19 @@ class _Case:
 
 
 def _client(
-    update: Update | Client, model: nn.Module | None, defense: Defense | str | None
+    update: Update | Client,
+    model: nn.Module | None,
+    defense: Defense | str | None,
+    generator: torch.Generator | None,
 ) -> tuple[Client, Update | None]:
     """Return the client that makes, or would have made, the update; and the update where there is one."""
     if isinstance(update, Client):
         if model is not None or defense is not None:
             raise InputError("a client has its own model and defense; give it alone, or an update with both")
+        if generator is None:
+            raise InputError(
+                "a client draws its noise from generator=; give torch.Generator() with a seed that is secret"
+            )
         return update, None
     if not isinstance(update, Update):
         raise InputError(f"update is {type(update).__name__}, expected a vleak.Update or a vleak.Client")
