@@ -21,7 +21,7 @@ Cell = dict[str, Any]
 
 LEAK_DB = 1.0
 """Gain of the default attack from which an update counts as leaking, in dB; so does a recognised clip."""
-RESAMPLES = 1000
+RESAMPLES = 200
 SCORES = (
     "attack_gain_db",
     "attack_correlation",
