@@ -255,7 +255,7 @@ def test_local_steps_are_judged_too() -> None:
 
 
 def test_thresholds_decide() -> None:
-    off = {"gain_db": math.inf, "correlation": 1.0}
+    off = {"gain_db": math.inf, "correlation": 1.0, "jacobian_energy": math.inf}
     assert decide(thresholds=off).action == "send"
     energy = decide(thresholds={**off, "jacobian_energy": 1e-9}, stronger=[DpSgd(noise_multiplier=0.1)])
     assert energy.action == "refuse"
