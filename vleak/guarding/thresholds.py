@@ -21,8 +21,8 @@ class Thresholds:
         correlation: of the attack on itself, residual correlation of its answer with the clip, -1 to 1.
         jacobian_energy: see `WarningScores`; it holds back what the short attack cannot yet read. Chosen on a
             small convolutional network: of a deep one it is strict.
-        parallel_rows, passing_kernels, class_trap, class_bias, feature_trap, round_change, lone_units,
-            dominant_clip, dominant_frame, batch_norm: of the checks of these names (`CHECKS`).
+        parallel_rows, passing_kernels, class_trap, class_bias, feature_trap: of the checks of these names.
+        round_change, lone_units, dominant_clip, dominant_frame, batch_norm: likewise, see `CHECKS`.
     """
 
     gain_db: float = 0.75
