@@ -160,6 +160,14 @@ Utility = Annotated[
         "Rounds of federated training under every defense, for the accuracy that is left; 0 for none.", _RUN
     ),
 ]
+AuditDraws = Annotated[
+    int | None,
+    _number(
+        "Messages, with canaries and as many without, that bound each claimed epsilon from below; 0 for "
+        "none. As many as take some seconds.",
+        _RUN,
+    ),
+]
 Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
 Engine = Annotated[
@@ -223,6 +231,7 @@ def evaluate(
     budget: Budget = 800,
     labels: Labels = "inferred",
     utility: Utility = 0,
+    audit_draws: AuditDraws = None,
     seed: Seed = 0,
     device: Device = "auto",
     engine: Engine = "native",
@@ -251,6 +260,8 @@ def _evaluate(options: dict[str, Any]) -> None:
     if as_json:
         output.write_json(run.record.content(), f"they are in {folder / 'results.json'}")
     _refuse_empty(run.rows, named=named)
+    if any(row.bound_broken or row.refuted for row in run.rows):
+        raise typer.Exit(1)
 
 
 def _as_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         columns.pop("segments")
     if all(row.epsilon is None for row in rows):
         columns.pop("ε")
+    if not any(_at_least(row) for row in rows):
+        columns.pop("ε ≥", None)
     if all(row.accuracy.mean is None for row in rows):
         columns.pop("accuracy")
     if all(row.bound is None for row in rows):
@@ -127,8 +129,9 @@ def _verdict(row: Row) -> Text:
     text = Text(verdict_text(row), style=_STYLES.get(row.verdict, ""))
     marks = [f"{row.flagged} flagged"] if row.flagged else []
     marks += [f"{row.failed} failed"] if row.failed else []
-    if row.bound_broken:
-        text.append(" BOUND BROKEN", style="bold white on red")
+    for wrong, said in ((row.bound_broken, " BOUND BROKEN"), (row.refuted, " ε REFUTED")):
+        if wrong:
+            text.append(said, style="bold white on red")
     return text.append(f" ({', '.join(marks)})", style="yellow") if marks else text
 
 
@@ -163,10 +166,18 @@ def _chosen(rows: list[Row]) -> list[str]:
 
 
 def _told_and_proven(row: Row) -> str:
-    if row.bound is None:
-        return ""
-    told = "" if row.link_chance is None or row.link_chance >= 0.995 else f"{100 * row.link_chance:.0f} "
-    return f"{told}≤ {row.bound:.0%}"
+    from vleak.report import sandwich_text
+
+    told = next((figure for figure in row.figures if figure.name == "told" and figure.ceiling), None)
+    if told is not None:
+        return sandwich_text(told).replace(" %", "", 2).replace(" %", "%")
+    return "" if row.bound is None else f"≤ {row.bound:.0%}"
+
+
+def _at_least(row: Row) -> str:
+    from vleak.report import at_least
+
+    return at_least(row).removeprefix("≥ ")
 
 
 def _bytes(count: float) -> str:
@@ -175,10 +186,11 @@ def _bytes(count: float) -> str:
 
 _WIDE = 120
 _TEXTS = ("defense", "attack", "verdict")
-_DETAILS = ("PSNR dB", "enhanced", "bound", "label", "bytes")
+_DETAILS = ("ε ≥", "PSNR dB", "enhanced", "bound", "label", "bytes")
 _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "defense": _defense,
     "ε": _epsilon,
+    "ε ≥": _at_least,
     "PSNR dB": lambda row: "–" if row.psnr_db is None else f"{row.psnr_db:.1f}",
     "gain dB [95 %]": lambda row: _interval(row.psnr_gain_db),
     "enhanced": _enhanced,
@@ -196,6 +208,8 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
 
 
 def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> list[str]:
+    from vleak.report import audit_note
+
     chances = {row.chance for row in rows if row.chance}
     of = f" (chance {next(iter(chances)):.0%})" if len(chances) == 1 else ""
     lines = [
@@ -206,7 +220,9 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> l
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",
     ]
     if wide and any(row.bound is not None for row in rows):
-        lines.append("bound: how often, over the noise, who holds the labels too picks it ≤ what is proven.")
+        lines.append("bound: guessing ≤ who holds the labels too, over the noise ≤ what is proven.")
+    if wide:
+        lines += audit_note(rows)
     if (most := max((row.attacks for row in rows), default=1)) > 1:
         lines.append(
             f"verdicts: of the {most} attacks the strongest counts, so each is judged at "

@@ -69,6 +69,7 @@ def evaluate(
     budget: int = 800,
     labels: str = "inferred",
     utility: int = 0,
+    audit_draws: int | None = None,
     seed: int = 0,
     device: str = "auto",
     engine: str = "native",
@@ -111,6 +112,8 @@ def evaluate(
         enhance: "classical", "network", "spandrel:FILE" or "none".
         restarts, iterations: of every attack by name.
         utility: rounds of federated training under every defense, for the accuracy that is left.
+        audit_draws: messages with canaries, and as many without, by which claimed epsilons are audited; 0
+            for none, None for as many as take some seconds.
         budget: iterations that `strongest` spends on trials for one model and defense.
         labels: "inferred" or "granted".
         seed: equal seeds give equal scores.

@@ -255,7 +255,7 @@ def test_a_record_says_what_was_audited() -> None:
         "orthogonal, 100 C",
     ]
     assert [canary.norm for canary in found.canaries][1:] == [pytest.approx(2.0), pytest.approx(100.0)]
-    assert all(bound.confidence == pytest.approx(1 - 0.05 / 9) for c in found.canaries for bound in c.bounds)
+    assert all(bound.confidence == pytest.approx(1 - 0.05 / 18) for c in found.canaries for bound in c.bounds)
     with pytest.raises(InputError, match="unknown method 'bayes'; known: clopper-pearson, gaussian-dp"):
         found.bound("bayes")
 

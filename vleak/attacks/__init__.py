@@ -18,7 +18,7 @@ from vleak.attacks.feature_inversion import FeatureInversion
 from vleak.attacks.knowledge import Knowledge
 from vleak.attacks.labels import infer_labels
 from vleak.attacks.learned import Decoder, DeepPrior, Inverter
-from vleak.attacks.linkage import link_chance, link_rank, link_scores
+from vleak.attacks.linkage import LINK_DRAWS, link_chance, link_rank, link_scores
 from vleak.attacks.matching import DENOISERS, Matching, NonAdaptiveMatching
 from vleak.attacks.observation import Observation
 from vleak.attacks.order import order_identifiable
@@ -68,6 +68,7 @@ __all__ = [
     "ATTACKS",
     "BASELINES",
     "DENOISERS",
+    "LINK_DRAWS",
     "SHARED_GUESSES",
     "Attack",
     "ClosedForm",

@@ -16,8 +16,10 @@ from vleak.attacks.observation import Observation
 from vleak.errors import InputError
 from vleak.federated import Channel, Update
 
-__all__ = ["link_chance", "link_rank", "link_scores"]
+__all__ = ["LINK_DRAWS", "link_chance", "link_rank", "link_scores"]
 
+LINK_DRAWS = 4096
+"""Messages that `link_chance` simulates, where nobody says how many."""
 _PART = 2**20
 """Entries of all candidates that are held in float64 at once."""
 
@@ -61,7 +63,11 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
 
 
 def link_chance(
-    candidates: Sequence[Update], index: int, channel: Channel, generator: torch.Generator, draws: int = 4096
+    candidates: Sequence[Update],
+    index: int,
+    channel: Channel,
+    generator: torch.Generator,
+    draws: int = LINK_DRAWS,
 ) -> float | None:
     """Return how often a candidate is picked over the noise, by who holds all and knows their labels.
 

@@ -80,7 +80,8 @@ class CanaryRun:
         self.clip_norm = self.channel.clip_norm if math.isfinite(self.channel.clip_norm) else 1.0
         null = _orthogonal(flat, 1, generator("null"))
         directions = torch.cat([chosen / chosen.norm(dim=1, keepdim=True), null])
-        self._directions = directions * self._release.rows / self.clip_norm
+        # In float32, as the message is: its rounding is far below the noise.
+        self._directions = (directions * self._release.rows / self.clip_norm).float()
 
     @property
     def gaussian(self) -> bool:
@@ -113,7 +114,7 @@ class CanaryRun:
         present = torch.ones(self._release.rows, dtype=torch.bool)
         present[self._rows] = inside
         message = self._release.send(present, fork(numbers))
-        return (self._directions @ message.double()).numpy()
+        return (self._directions @ message).double().numpy()
 
 
 def canary_runs(

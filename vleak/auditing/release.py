@@ -35,6 +35,7 @@ class Release:
             CapabilityError: the defense refused, or broke its contract.
         """
         self._defense, self._samples = defense, dict(samples)
+        self._kept: dict[tuple[bool, ...], _Kept] = {}
         self._model = _Replay(self._samples)
         self.rows = len(next(iter(self._samples.values())))
         self.combines = False
@@ -58,8 +59,10 @@ class Release:
         return torch.cat([tensor.flatten() for tensor in message.tensors.values()])
 
     def _combined(self, present: Tensor, numbers: torch.Generator) -> dict[str, Tensor]:
-        kept = {name: s * present.view(-1, *[1] * (s.dim() - 1)) for name, s in self._samples.items()}
-        return self._defense.combine(kept, numbers)
+        key = tuple(present.tolist())
+        if key not in self._kept or self._kept[key].changed:
+            self._kept[key] = _Kept(self._samples, present)
+        return self._defense.combine(dict(self._kept[key].samples), numbers)
 
     def _aggregated(self, present: Tensor, numbers: torch.Generator) -> dict[str, Tensor]:
         codes, labels = torch.diag(present.float()), torch.zeros(self.rows, dtype=torch.int64)
@@ -90,6 +93,22 @@ def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
 
 def _mean(outputs: Tensor, labels: Tensor) -> Tensor:
     return outputs.mean()
+
+
+class _Kept:
+    """Gradients of the clips that are present, zero for the others: made once for thousands of messages."""
+
+    def __init__(self, samples: Mapping[str, Tensor], present: Tensor) -> None:
+        self.samples = {name: s * present.view(-1, *[1] * (s.dim() - 1)) for name, s in samples.items()}
+        self._versions = self._counts()
+
+    @property
+    def changed(self) -> bool:
+        """Whether a defense wrote into them."""
+        return self._counts() != self._versions
+
+    def _counts(self) -> list[int]:
+        return [sample._version for sample in self.samples.values()]
 
 
 class _Replay(nn.Module):

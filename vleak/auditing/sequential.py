@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vleak.auditing.canaries import canary_runs
+from vleak.auditing.canaries import CanaryRun, Pair, canary_runs
 from vleak.certificates import CurveTest, NoiseTest
 from vleak.errors import InputError
-from vleak.federated import Client
+from vleak.federated import Client, Privacy
 
-__all__ = ["ClaimAudit", "audit_claim"]
+__all__ = ["ClaimAudit", "Evidence", "audit_claim"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,40 @@ class ClaimAudit:
     claim: str
 
 
+class Evidence:
+    """E-values against what a defense claims: that the trade-off curve is at least that of the noise
+    multiplier, for each canary (`vleak.certificates.CurveTest`, which assumes nothing), and that the noise is
+    Gaussian with the deviation that the channel states (`NoiseTest`). Their mean is an e-value for all claims
+    together, so that one may stop at any draw.
+    """
+
+    def __init__(self, privacy: Privacy, runs: Sequence[CanaryRun]) -> None:
+        """Take the claim and the canaries that put it to the test."""
+        self._curves = {name: CurveTest(privacy.noise_multiplier) for run in runs for name in run.canaries}
+        deviation = runs[0].noise_deviation
+        self._noise = None if deviation is None else NoiseTest(deviation)
+        names = [*self._curves, *([] if self._noise is None else ["noise"])]
+        self._logarithms = dict.fromkeys(names, 0.0)
+
+    def observe(self, run: CanaryRun, pair: Pair) -> None:
+        """Take two messages of a run."""
+        for name, inside, outside in zip(run.canaries, pair.inside, pair.outside, strict=True):
+            self._logarithms[name] = self._curves[name].observe(inside, outside)
+        if self._noise is not None:
+            self._logarithms["noise"] = [self._noise.observe(value) for value in pair.noise][-1]
+
+    @property
+    def log_e(self) -> float:
+        """Logarithm of the mean of the e-values so far."""
+        values = list(self._logarithms.values())
+        return float(np.logaddexp.reduce(values)) - math.log(len(values))
+
+    @property
+    def strongest(self) -> str:
+        """Claim with the strongest evidence against it: a canary's name for its curve, or "noise"."""
+        return max(self._logarithms, key=lambda name: self._logarithms[name])
+
+
 def audit_claim(
     client: Client,
     clips: Tensor,
@@ -47,10 +82,7 @@ def audit_claim(
 ) -> ClaimAudit:
     """Draw messages until a defense's claim is refuted, or there were enough of them.
 
-    Claims are that the trade-off curve is at least that of the noise multiplier, for each canary
-    (`vleak.certificates.CurveTest`, which assumes nothing), and that the noise is Gaussian with the deviation
-    that the channel states (`NoiseTest`). The mean of their e-values is an e-value for all claims together,
-    so that the audit may stop at any draw.
+    The bets are those of `Evidence`.
 
     Args:
         client, clips, labels, numbers: as of `empirical_epsilon`.
@@ -66,23 +98,10 @@ def audit_claim(
     privacy, runs = canary_runs(client, clips, labels, numbers)
     if isinstance(most_draws, bool) or not isinstance(most_draws, int) or most_draws < 2 * len(runs):
         raise InputError(f"most_draws is {most_draws}, expected a whole number from {2 * len(runs)}")
-    curves = {name: CurveTest(privacy.noise_multiplier) for run in runs for name in run.canaries}
-    deviation = runs[0].noise_deviation
-    noise = None if deviation is None else NoiseTest(deviation)
-    draws, evidence = 0, dict.fromkeys([*curves, *([] if noise is None else ["noise"])], 0.0)
-    while draws + 2 * len(runs) <= most_draws and _log_mean(evidence) < -math.log(level):
+    evidence, draws = Evidence(privacy, runs), 0
+    while draws + 2 * len(runs) <= most_draws and evidence.log_e < -math.log(level):
         for run in runs:
-            pair = run.pair(numbers)
-            for name, inside, outside in zip(run.canaries, pair.inside, pair.outside, strict=True):
-                evidence[name] = curves[name].observe(inside, outside)
-            if noise is not None:
-                evidence["noise"] = [noise.observe(value) for value in pair.noise][-1]
+            evidence.observe(run, run.pair(numbers))
         draws += 2 * len(runs)
-    log_e = _log_mean(evidence)
-    strongest = max(evidence, key=lambda name: evidence[name])
-    return ClaimAudit(log_e >= -math.log(level), math.exp(min(log_e, 700.0)), draws, strongest)
-
-
-def _log_mean(evidence: dict[str, float]) -> float:
-    """Return the logarithm of the mean of e-values, given by their logarithms."""
-    return float(np.logaddexp.reduce(list(evidence.values()))) - math.log(len(evidence))
+    refuted = evidence.log_e >= -math.log(level)
+    return ClaimAudit(refuted, math.exp(min(evidence.log_e, 700.0)), draws, evidence.strongest)

@@ -15,6 +15,7 @@ from vleak.certificates.lower_bounds import (
     clopper_pearson_bound,
     gaussian_bound,
     gaussian_dp_bound,
+    least_draws,
     lower_bounds,
 )
 from vleak.certificates.sequential import CurveTest, NoiseTest
@@ -32,6 +33,7 @@ __all__ = [
     "gaussian_dp_bound",
     "gaussian_epsilon",
     "identification_bound",
+    "least_draws",
     "lower_bounds",
     "replacement_epsilon",
     "training_epsilon",

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from vleak.errors import InputError, VleakError, argument
+from vleak.evaluation.audits import check_audits, measure_audits
 from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
 from vleak.evaluation.plan import PlannedCell, by_client, plan
 from vleak.evaluation.processes import Limits, run_in_processes
@@ -72,6 +73,7 @@ def evaluate(
     target.check(settings.resolved())
     with _one_thread(), exact_arithmetic(), math_attention():
         run = prepare(settings, progress)
+        check_audits(settings, run)
         progress("planning the cells", 0, 0)
         cells = plan(settings, run.pipelines)
         progress("opening the folder of the run", 0, 0)
@@ -82,6 +84,8 @@ def evaluate(
             runner = _Runner(cells, opened, progress, stop)
             with _finished(opened, cells):
                 runner.run(lanes)
+                for audit in measure_audits(settings, run, opened.audits.keys(), progress, stop):
+                    opened.add_audit(audit)
                 _train(settings, run, opened, progress, stop)
             return opened.finish([cell.case.id for cell in cells])
 

@@ -57,7 +57,7 @@ DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 
 Engine = Literal["native", "reference"]
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
-_MOST_ROUNDS = 100_000
+_MOST_OR_NONE = {"utility": 100_000, "audit_draws": 10_000_000}
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -101,6 +101,8 @@ class Settings(ClientChoice):
         budget: iterations that the attack "strongest" spends on trials for one model and defense.
         labels: "inferred" by the attack, or "granted" to it.
         utility: rounds of federated training under every defense, for the accuracy that is left; 0 for none.
+        audit_draws: messages with canaries, and as many without, from which epsilon is bounded from below,
+            for every defense that claims one; 0 for none, None for as many as take some seconds.
         seed: of everything random.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
@@ -128,6 +130,7 @@ class Settings(ClientChoice):
     budget: int = 800
     labels: str = "inferred"
     utility: int = 0
+    audit_draws: int | None = None
     seed: int = 0
     device: str = "auto"
     engine: str = "native"
@@ -163,14 +166,14 @@ class Settings(ClientChoice):
         ):
             if not _is_whole(value := getattr(self, name)):
                 raise InputError(f"{argument(name, repr(value))}: expected a whole number")
-        if self.clips is not None and not _is_whole(self.clips):
-            raise InputError(f"{argument('clips', repr(self.clips))}: expected a whole number, or None")
+        for name in ("clips", "audit_draws"):
+            if (value := getattr(self, name)) is not None and not _is_whole(value):
+                raise InputError(f"{argument(name, repr(value))}: expected a whole number, or None")
         if not isinstance(self.enhance, str):
             raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
-        if not 0 <= self.utility <= _MOST_ROUNDS:
-            raise InputError(
-                f"{argument('utility', self.utility)}: expected 0 to {_MOST_ROUNDS:,} rounds of training"
-            )
+        for name, most in _MOST_OR_NONE.items():
+            if not 0 <= (getattr(self, name) or 0) <= most:
+                raise InputError(f"{argument(name, getattr(self, name))}: expected 0 to {most:,}")
         for name in _MOST:
             _check_count(name, getattr(self, name))
         self.check_clients()

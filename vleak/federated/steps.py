@@ -194,7 +194,7 @@ def transmit(
                 defense, "transmit", f"returned {name!r} as {tensor.dtype} on {tensor.device}, expected "
                 "float32 on the CPU"
             )  # fmt: skip
-        if not torch.isfinite(tensor).all():
+        if not _all_finite(tensor):
             raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
@@ -314,6 +314,11 @@ def _broken(defense: Defense, step: str, what: str) -> CapabilityError:
 
 def _kind(thing: object) -> str:
     return type(thing).__name__
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Return whether all entries are finite; the sum alone says so where it is, at a fraction of the cost."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _form(tensor: Tensor) -> str:

@@ -258,14 +258,7 @@ class Pipeline(ABC):
         correct = bool(answer.reconstruction.labels[0] == self.samples.labels[case.clip])
         linkage = self._link(case, update, observation, candidates)
         label = None if self.loss == "ranking" else correct
-        scores = self.scores(case, answer).model_copy(
-            update={
-                "label_correct": label,
-                "linked": linkage.linked,
-                "link_rank": linkage.rank,
-                "link_chance": linkage.chance,
-            }
-        )
+        scores = self.scores(case, answer).model_copy(update={"label_correct": label, **linkage.scores()})
         return Judgement(
             scores=scores,
             update=self._compared(case, update),

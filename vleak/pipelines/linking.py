@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vleak.attacks import Observation, link_chance, link_rank, link_scores
+from vleak.attacks import LINK_DRAWS, Observation, link_chance, link_rank, link_scores
 from vleak.federated import Channel
 from vleak.pipelines.honest import HonestUpdates
 from vleak.seeds import generator
@@ -19,6 +19,16 @@ class Linkage:
     linked: bool | None = None
     rank: int | None = None
     chance: float | None = None
+    draws: int | None = None
+
+    def scores(self) -> dict[str, object]:
+        """Return it as fields of `vleak.results.Scores`."""
+        return {
+            "linked": self.linked,
+            "link_rank": self.rank,
+            "link_chance": self.chance,
+            "link_draws": self.draws,
+        }
 
 
 def link(
@@ -45,4 +55,4 @@ def link(
     rank = link_rank(link_scores(observation, hypotheses), index) if hypotheses else None
     told = [honest.updates[candidate] for candidate in candidates]
     chance = link_chance(told, index, channel, generator("linkage", clip)) if alone else None
-    return Linkage(None if rank is None else rank == 1, rank, chance)
+    return Linkage(None if rank is None else rank == 1, rank, chance, None if chance is None else LINK_DRAWS)

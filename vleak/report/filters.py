@@ -8,6 +8,7 @@ from collections.abc import Callable
 from markupsafe import Markup
 
 from vleak.report.numbers import epsilon_text, number, percent, plural, ratio
+from vleak.report.proof import sandwich_text
 from vleak.report.words import caveat_text, client_text, interval_note, knowledge_text, verdict_text
 from vleak.results.rows import Verdict
 from vleak.results.statistics import Interval
@@ -94,6 +95,7 @@ FILTERS: dict[str, Callable[..., object]] = {
     "plural": plural,
     "position": position,
     "ratio": ratio,
+    "sandwich": lambda figure: sandwich_text(figure).replace(" %", f"{NO_BREAK}%"),
     "signed": signed,
     "tone": lambda verdict: VERDICT_TONES.get(verdict, "plain"),
     "verdict": verdict_text,

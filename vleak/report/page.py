@@ -14,9 +14,11 @@ from vleak.report.flag_texts import count_flags
 from vleak.report.frontier import draw_frontier
 from vleak.report.gallery import build_galleries
 from vleak.report.html import render_page
+from vleak.report.proof import audits_of
 from vleak.report.words import Topic, headline_sentences, knowledge_text
 from vleak.results import Row, read_run, row_key, summarise
 from vleak.results.records import Cell, KnowledgeRecord, RunRecord, Scores, Setting
+from vleak.results.sandwich import ACCUSED
 from vleak.results.statistics import MIN_CLIPS
 
 MAX_CELLS = 1500
@@ -91,6 +93,9 @@ def render(folder: Path, run: RunRecord) -> str:
         metrics=list(dict.fromkeys(name for row in rows for name in row.metrics)),
         chances={row.chance for row in rows if row.chance},
         threat_models={knowledge_text(row.knowledge) for row in rows},
+        sandwiches=[row for row in rows if any(each.ceiling is not None for each in row.figures)],
+        audits=audits_of(rows),
+        broken_rate=ACCUSED / 2,
         plots=[*draw_frontier(rows), *draw_plots(rows)],
         galleries=galleries,
         example=galleries[0].example if galleries else None,

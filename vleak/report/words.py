@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vleak.report.numbers import decibel, epsilon_text, percent, plural, ratio
+from vleak.report.proof import accusations, at_least
 from vleak.results.records import ClientRecord, KnowledgeRecord, RunRecord
 from vleak.results.rows import Caveat, Row, Verdict
 from vleak.results.seeds import SeedVerdict
@@ -161,12 +162,11 @@ def headline_sentences(rows: Sequence[Row], record: RunRecord | None = None) -> 
         rows, record: as for `headline`.
     """
     worst = strongest(row for row in rows if not row.baseline)
-    broken = strongest(row for row in rows if row.bound_broken).values()
     undefended = next((row for row in worst.values() if row.undefended), None)
     usual = "" if undefended is None else _where(undefended, rows)
     defended = [row for row in worst.values() if not row.undefended]
     sentences = [] if record is None else [Sentence("unfinished", text) for text in unfinished(record)]
-    sentences += [Sentence("bound_broken", _broken_sentence(row)) for row in broken]
+    sentences += [Sentence("bound_broken", text) for text in accusations(rows)]
     if undefended is not None:
         sentences.append(Sentence("undefended", _undefended_sentence(undefended, usual)))
     sentences += _verdict_sentences(defended, rows, usual)
@@ -253,6 +253,8 @@ def _where(row: Row, rows: Sequence[Row]) -> str:
 
 def _describe(row: Row, where: str) -> str:
     parts = [f"ε {epsilon_text(row.epsilon)}"] if row.epsilon is not None else []
+    if parts and (shown := at_least(row)):
+        parts = [f"{parts[0]}, {shown} by what is sent"]
     if row.n:
         parts.append(_counts(row, where))
         if row.psnr_gain_db.mean is not None:
@@ -304,17 +306,6 @@ def _gain(row: Row) -> str:
     if round(gain, 1) < 0:
         return f" ({-gain:.1f} dB below the best baseline)"
     return f" ({decibel(gain)} over the best baseline)"
-
-
-def _broken_sentence(row: Row) -> str:
-    linked = (row.linkage.low or 0.0) > (row.identification.low or 0.0)
-    interval = row.linkage if linked else row.identification
-    what = f"linked {row.linked}" if linked else f"recognised {row.identified}"
-    return (
-        f"BOUND BROKEN: {row.attack} {what} of {row.n} clip{plural(row.n)} under {row.defense} on "
-        f"{row.model} ({row.training_state}), at least {percent(interval.low or 0.0)}, where the certificate "
-        f"allows {percent(row.bound or 0.0)}; the certificate or the defense's code is wrong."
-    )
 
 
 def _cost_sentence(rows: list[Row]) -> list[str]:

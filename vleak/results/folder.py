@@ -6,13 +6,22 @@ from pathlib import Path
 
 from vleak.errors import InputError
 from vleak.files import read_regular
+from vleak.results.audit import AuditRecord
 from vleak.results.base import JsonObject
 from vleak.results.flags import with_flags
 from vleak.results.migrations import migrate
 from vleak.results.reading import parse_json, read_json, validate
 from vleak.results.records import Cell, RunHeader, RunRecord, UtilityRecord
 
-__all__ = ["HEADER", "JOURNAL", "RESULTS", "read_header", "read_journal", "read_run", "read_utility"]
+__all__ = [
+    "HEADER",
+    "JOURNAL",
+    "RESULTS",
+    "read_header",
+    "read_journal",
+    "read_of_defenses",
+    "read_run",
+]
 
 HEADER, JOURNAL, RESULTS = "run.json", "cells.jsonl", "results.json"
 """Files of a run: what is known before its first cell, its finished cells, and its results."""
@@ -49,9 +58,10 @@ def read_run(path: Path) -> RunRecord:
         if all(known.get(name) == cell.status for name, cell in journal.items()):
             return results
     planned = None if results is None else results.planned_cells
-    parts = {"planned_cells": planned, "cells": with_flags(list(journal.values()))}
-    utility = () if results is None else results.utility
-    return RunRecord.model_validate(dict(header) | parts | {"utility": utility})
+    parts: dict[str, object] = {"planned_cells": planned, "cells": with_flags(list(journal.values()))}
+    if results is not None:
+        parts |= {"utility": results.utility, "audits": results.audits}
+    return RunRecord.model_validate(dict(header) | parts)
 
 
 def read_header(folder: Path) -> RunHeader:
@@ -82,14 +92,20 @@ def read_journal(folder: Path) -> dict[str, Cell]:
     return {cell.id: cell for cell in read}
 
 
-def read_utility(folder: Path) -> dict[str, UtilityRecord]:
-    """Read the utility under each defense, by its text; none where the folder has no results yet.
+def read_of_defenses(folder: Path) -> tuple[dict[str, UtilityRecord], dict[tuple[str, str], AuditRecord]]:
+    """Read what was measured of the defenses themselves; nothing where the folder has no results yet.
+
+    Returns:
+        the utility by the text of the defense, and the audits by model and text of the defense.
 
     Raises:
         InputError: the results are damaged or of a newer schema.
     """
-    path = folder / RESULTS
-    return {each.text: each for each in _read_results(path).utility} if path.exists() else {}
+    if not (folder / RESULTS).exists():
+        return {}, {}
+    results = _read_results(folder / RESULTS)
+    audits = {(each.model, each.text): each for each in results.audits}
+    return {each.text: each for each in results.utility}, audits
 
 
 def _read_results(path: Path) -> RunRecord:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from vleak.registry import write_reference
+from vleak.results.audit import AuditBound, AuditRecord
 from vleak.results.base import Finite, Record, Setting
 from vleak.results.client import ClientRecord, LocalRecord
 from vleak.results.scores import (
@@ -24,6 +25,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "UNDEFENDED",
     "AttackRecord",
+    "AuditBound",
+    "AuditRecord",
     "BaselineScore",
     "Cell",
     "CertificateRecord",
@@ -292,7 +295,8 @@ class SettingsRecord(Record):
     """Settings of a run, resolved: two runs with equal settings give equal scores.
 
     ``public_from`` is None in runs from before there was a choice: public clips were of other files where
-    there were enough, and otherwise also later parts of the attacked ones.
+    there were enough, and otherwise also later parts of the attacked ones. ``audit_draws`` is None where the
+    size of the model decides.
     """
 
     data: str
@@ -330,6 +334,7 @@ class SettingsRecord(Record):
     iterations: int
     budget: int = 800
     utility: int = 0
+    audit_draws: int | None = 0
     labels: Literal["inferred", "granted"]
     seed: int
     device: str
@@ -361,12 +366,14 @@ class RunRecord(RunHeader):
         planned_cells: cells of the whole run; None where the journal alone is left, which does not say.
         cells: the finished cells, in the order of the plan.
         utility: of the defenses, where it was asked for.
+        audits: of the defenses that claim an epsilon.
     """
 
     schema_version: int = SCHEMA_VERSION
     planned_cells: int | None = Field(ge=0)
     cells: tuple[Cell, ...]
     utility: tuple[UtilityRecord, ...] = ()
+    audits: tuple[AuditRecord, ...] = ()
 
     @field_validator("schema_version")
     @classmethod

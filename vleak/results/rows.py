@@ -5,10 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from vleak.results.audit import AuditRecord
 from vleak.results.records import Cell, ClientRecord, KnowledgeRecord
 from vleak.results.statistics import Interval, mean_interval
 
-__all__ = ["Caveat", "Row", "RowKey", "Segments", "SettingKey", "Verdict", "row_key", "setting_key"]
+__all__ = [
+    "Caveat",
+    "Figure",
+    "FigureName",
+    "Row",
+    "RowKey",
+    "Segments",
+    "SettingKey",
+    "Verdict",
+    "row_key",
+    "setting_key",
+]
 
 Verdict = Literal[
     "leaks",
@@ -32,6 +44,10 @@ at its clip.
 Caveat = Literal["not_compared", "fails_undefended", "not_adaptive", "flagged", "failed"]
 """What weakens a verdict: no run without defense to compare with; an attack that fails even without defense;
 an attack that does not use what is known of the defense; cells with health flags; cells that failed."""
+
+FigureName = Literal["recognised", "linked", "told"]
+"""Share of clips that the answer picks out, or the update alone; share of messages, over the noise, by which
+who is told the labels of all candidates picks out the clip."""
 
 NO_INTERVAL = mean_interval([])
 
@@ -120,6 +136,33 @@ class Segments:
     in_order: float | None
 
 
+@dataclass(frozen=True)
+class Figure:
+    """Measured share between what guessing gives and what is proven.
+
+    Attributes:
+        name: what is measured.
+        successes, trials: clips, or draws of the noise.
+        baseline: share by guessing; None where there is nothing to guess.
+        ceiling: share that the certificates allow, a mean over the candidates; None without a certificate.
+        tail: probability of so many successes or more where the ceiling is true; None without one.
+        broken: whether that is less than an honest run has at the stated rate: certificate or code is wrong.
+    """
+
+    name: FigureName
+    successes: int
+    trials: int
+    baseline: float | None
+    ceiling: float | None
+    tail: float | None = None
+    broken: bool = False
+
+    @property
+    def share(self) -> float:
+        """Measured share."""
+        return self.successes / self.trials
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Result of one attack on one defense, over all clips of a run.
@@ -171,8 +214,8 @@ class Row:
         link_chance: share of messages, over the noise, from which who is told all labels picks the clip; a
             mean over the scored clips; None where the noise is not Gaussian.
         bound: share that the certificates allow, a mean over the scored clips; None without a certificate.
-        bound_broken: whether the interval of a measured share lies above the bound: certificate or code is
-            wrong.
+        figures: what was measured between what guessing gives and what is proven, by
+            `vleak.results.sandwich`.
         labels_correct: clips whose label was right.
         labels: clips for which a label was guessed or granted.
         bytes: mean bytes of an update on the wire.
@@ -182,6 +225,7 @@ class Row:
         metrics: means of further metrics by name, from plug-ins.
         accuracy: share of held-out clips that the model has right after federated training under the defense;
             accuracy_change: that less the same without defense, over clips.
+        audit: lower bounds on epsilon from what the defense sends; None where it was not audited.
         verdict: what the row shows.
         attacks: attacks that the run made in this setting, that is on this defense, client and knowledge. The
             verdicts of all of them together hold at 95 %: each is judged at 1 - 0.05 / ``judged_at_once``.
@@ -223,7 +267,6 @@ class Row:
     chance: float | None
     link_chance: float | None
     bound: float | None
-    bound_broken: bool
     labels_correct: int
     labels: int
     bytes: float | None
@@ -244,6 +287,18 @@ class Row:
     attacks: int = 1
     judged_at_once: int = 1
     batch_identified: float | None = None
+    figures: tuple[Figure, ...] = ()
+    audit: AuditRecord | None = None
+
+    @property
+    def bound_broken(self) -> bool:
+        """Whether a measured share is above what is proven: certificate or code is wrong."""
+        return any(figure.broken for figure in self.figures)
+
+    @property
+    def refuted(self) -> bool:
+        """Whether what the defense sends refutes the epsilon that it claims."""
+        return self.audit is not None and self.audit.refuted
 
     @property
     def reference_frames(self) -> int:

@@ -94,7 +94,8 @@ class Scores(Record):
         linked: whether the update alone points at the clip among the candidates; None where not asked.
         link_rank: rank of the clip in that test.
         link_chance: how often, over the noise that the defense states, who is told all labels picks the clip;
-            None where the noise is not Gaussian, for batches and for several rounds.
+            None where the noise is not Gaussian, for batches and for several rounds. link_draws: of the
+            noise, that it is a share of.
         metrics: scores of further metrics by name, from plug-ins.
     """
 
@@ -118,6 +119,7 @@ class Scores(Record):
     linked: bool | None = None
     link_rank: int | None = None
     link_chance: float | None = Field(default=None, ge=0, le=1)
+    link_draws: int | None = Field(default=None, ge=1)
     metrics: dict[str, Finite | None] = Field(default_factory=dict)
 
 

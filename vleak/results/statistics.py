@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.special import betaincinv, stdtrit
+from scipy.special import betainc, betaincinv, stdtrit
 
 from vleak.errors import InputError
 
-__all__ = ["MIN_CLIPS", "Interval", "Refusal", "binomial_interval", "mean_interval"]
+__all__ = ["MIN_CLIPS", "Interval", "Refusal", "binomial_excess", "binomial_interval", "mean_interval"]
 
 Refusal = Literal["no_clips", "few_clips"]
 """Reason why there is no interval: no value at all, or fewer than ``MIN_CLIPS``."""
@@ -88,6 +88,28 @@ def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Inter
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return Interval(successes / n, low, high, n)
+
+
+def binomial_excess(successes: int, n: int, share: float) -> float:
+    """Return the probability of so many successes or more of n, each of them with a probability of ``share``.
+
+    Where the probabilities differ and ``share`` is their mean, more than n * share + 1 successes are less
+    likely still (Hoeffding 1956, Annals of Mathematical Statistics 27), so that the test holds.
+
+    Args:
+        successes: 0 to n.
+        n: number of trials.
+        share: in [0, 1].
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+    if not 0 <= successes <= n or not 0 <= share <= 1:
+        raise InputError(
+            f"binomial_excess: {successes} successes of {n} at a share of {share}; expected 0 <= successes "
+            "<= n and a share from 0 to 1"
+        )
+    return float(betainc(successes, n - successes + 1, share)) if successes else 1.0
 
 
 def _check_confidence(confidence: float) -> None:

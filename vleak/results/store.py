@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vleak.errors import InputError, VleakError, argument
 from vleak.files import open_lock, write_atomic
+from vleak.results.audit import AuditRecord
 from vleak.results.flags import with_flags
-from vleak.results.folder import HEADER, JOURNAL, RESULTS, read_header, read_journal, read_utility
+from vleak.results.folder import HEADER, JOURNAL, RESULTS, read_header, read_journal, read_of_defenses
 from vleak.results.media import cell_pictures, with_media
 from vleak.results.pictures import CLIPS, Bytes, as_bytes, as_clip, read_array, write_array
 from vleak.results.records import SCHEMA_VERSION, Cell, Record, RunHeader, RunRecord, SettingsRecord
@@ -31,6 +32,7 @@ class RunStore(Protocol):
     Attributes:
         cells: the cells so far by id; a store that was opened again begins with the earlier ones.
         utility: the utility so far by the text of the defense, likewise.
+        audits: the audits so far by model and text of the defense, likewise.
     """
 
     @property
@@ -40,6 +42,10 @@ class RunStore(Protocol):
     @property
     def utility(self) -> Mapping[str, UtilityRecord]:
         """The utility so far by the text of the defense."""
+
+    @property
+    def audits(self) -> Mapping[tuple[str, str], AuditRecord]:
+        """The audits so far by model and text of the defense."""
 
     def check(self, settings: SettingsRecord) -> None:
         """Refuse settings of another run than the one that is there, before anything slow."""
@@ -64,6 +70,9 @@ class RunStore(Protocol):
     def add_utility(self, record: UtilityRecord) -> None:
         """Keep the utility under one defense."""
 
+    def add_audit(self, record: AuditRecord) -> None:
+        """Keep the audit of one defense on one model."""
+
     def finish(self, order: Sequence[str]) -> RunRecord:
         """Close the record of the run: its finished cells in the order of the planned ids, with flags."""
 
@@ -81,6 +90,7 @@ class MemoryStore:
         """Make an empty store."""
         self.cells: dict[str, Cell] = {}
         self.utility: dict[str, UtilityRecord] = {}
+        self.audits: dict[tuple[str, str], AuditRecord] = {}
         self._arrays: dict[str, Bytes] = {}
         self._header: RunHeader | None = None
 
@@ -115,10 +125,14 @@ class MemoryStore:
         """Keep the utility under one defense."""
         self.utility[record.text] = record
 
+    def add_audit(self, record: AuditRecord) -> None:
+        """Keep the audit of one defense on one model, for the results of `finish`."""
+        self.audits[record.model, record.text] = record
+
     def finish(self, order: Sequence[str]) -> RunRecord:
         """Return the record of the run."""
         assert self._header is not None, "a store is opened before it is finished"
-        return _record(self._header, self.cells, order, self.utility)
+        return _record(self._header, self, order)
 
     def pictures(self, cell: Cell) -> dict[str, Tensor]:
         """Pictures of a cell by role: "truth", "reconstruction", "enhanced", those that there are."""
@@ -145,6 +159,7 @@ class FolderStore:
         self.folder = Path(folder)
         self.cells: dict[str, Cell] = {}
         self.utility: dict[str, UtilityRecord] = {}
+        self.audits: dict[tuple[str, str], AuditRecord] = {}
         self._header: RunHeader | None = None
         self._lock: BinaryIO | None = None
         self._journal: BinaryIO | None = None
@@ -175,7 +190,7 @@ class FolderStore:
         try:
             self._header = self._matched(header)
             self.cells = read_journal(self.folder)
-            self.utility = read_utility(self.folder)
+            self.utility, self.audits = read_of_defenses(self.folder)
             self._journal = self._open_journal()
             # After the journal: while the header is of an older schema, its lines may be of either.
             _write_header(self.folder, self._header)
@@ -225,6 +240,10 @@ class FolderStore:
         """Keep the utility under one defense, for the results that `finish` writes."""
         self.utility[record.text] = record
 
+    def add_audit(self, record: AuditRecord) -> None:
+        """Keep the audit of one defense on one model, for the results of `finish`."""
+        self.audits[record.model, record.text] = record
+
     def finish(self, order: Sequence[str]) -> RunRecord:
         """Write results.json, whole or not at all, and return its content.
 
@@ -232,7 +251,7 @@ class FolderStore:
             VleakError: the disk is full.
         """
         assert self._header is not None, "a store is opened before it is finished"
-        record = _record(self._header, self.cells, order, self.utility)
+        record = _record(self._header, self, order)
         self.write(record)
         return record
 
@@ -342,12 +361,11 @@ class FolderStore:
         self._journal = self._lock = None
 
 
-def _record(
-    header: RunHeader, cells: Mapping[str, Cell], order: Sequence[str], utility: Mapping[str, UtilityRecord]
-) -> RunRecord:
-    finished = with_flags([cells[name] for name in order if name in cells])
-    parts = {"planned_cells": len(order), "cells": finished, "utility": tuple(utility.values())}
-    return RunRecord.model_validate(dict(header) | parts)
+def _record(header: RunHeader, store: RunStore, order: Sequence[str]) -> RunRecord:
+    finished = with_flags([store.cells[name] for name in order if name in store.cells])
+    parts = {"planned_cells": len(order), "cells": finished}
+    more = {"utility": tuple(store.utility.values()), "audits": tuple(store.audits.values())}
+    return RunRecord.model_validate(dict(header) | parts | more)
 
 
 def _write_header(folder: Path, header: RunHeader) -> None:

@@ -10,6 +10,7 @@ from typing import get_args
 
 from vleak.results.records import Cell, EnhancementRecord, RunRecord, Scores, SegmentScores
 from vleak.results.rows import Caveat, Row, RowKey, Segments, Verdict, row_key, setting_key
+from vleak.results.sandwich import ACCUSED, figures_of, with_audits, with_broken
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
 from vleak.results.utility import UtilityRecord
 
@@ -49,8 +50,10 @@ def summarise(record: RunRecord | Sequence[Cell], *, seeds: int = 1) -> list[Row
         count, found = max(attacks[setting_key(key)], 1), list(groups[key].values())
         row = _row(key, found, labels[key.label, key.defense])
         rows.append(_judged(replace(row, attacks=count, judged_at_once=count * seeds), found, seeds))
-    utility = record.utility if isinstance(record, RunRecord) else ()
-    return _with_accuracy(_with_caveats(_with_ratios(rows)), utility)
+    rows = with_broken(_with_caveats(_with_ratios(rows)), ACCUSED / 2 / seeds)
+    if not isinstance(record, RunRecord):
+        return rows
+    return with_audits(_with_accuracy(rows, record.utility), record.audits)
 
 
 def _first(cells: Mapping[str, Cell]) -> Cell:
@@ -153,7 +156,6 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         chance=_chance(scores, guess),
         link_chance=_mean(score.link_chance for score in scores),
         bound=_mean(c.certificate.bound for c in scored or failed if c.certificate is not None),
-        bound_broken=False,
         labels_correct=sum(guesses),
         labels=len(guesses),
         bytes=_mean(update.bytes for update in updates),
@@ -164,6 +166,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         pooled=not all(cell.order_identifiable for cell in cells),
         segments=_segments([score.segments for score in scores if score.segments is not None]),
         metrics=_metrics(scores),
+        figures=() if first.attack.baseline else figures_of(cells, _chance(scores, guess), guess),
         batch_identified=_by_batch(scored) if key.client.batch_size > 1 else None,
     )
     return _enhanced(row, [cell.enhanced for cell in scored if cell.enhanced is not None])
@@ -210,10 +213,8 @@ def _judged(row: Row, cells: Sequence[Cell], seeds: int) -> Row:
         identification=_identification(scores, error),
         linkage=_linkage(scores, _ERROR / seeds),
     )
-    measured = max(strict.identification.low or 0.0, strict.linkage.low or 0.0)
-    broken = row.bound is not None and measured > row.bound
     verdict: Verdict = "baseline" if row.baseline and row.n else _verdict(strict)
-    return replace(row, bound_broken=broken, verdict=verdict)
+    return replace(row, verdict=verdict)
 
 
 def _by_batch(cells: Sequence[Cell]) -> float | None:
