@@ -18,6 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vleak.certificates import JacobianProducts
+
+__all__ = ["LEVELS", "JacobianProducts", "Product", "Spectrum", "spectrum"]
+
 LEVELS = (0.1, 0.01)
 """Singular values, over the largest one, of which the share is reported."""
 

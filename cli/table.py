@@ -169,8 +169,8 @@ def _told_and_proven(row: Row) -> str:
     from vleak.report import sandwich_text
 
     told = next((figure for figure in row.figures if figure.name == "told" and figure.ceiling), None)
-    if told is not None:
-        return sandwich_text(told).replace(" %", "", 2).replace(" %", "%")
+    if told is not None and (told.share < 0.995 or told.broken):
+        return sandwich_text(told).replace(" %", "", 2).replace(" ", "")
     return "" if row.bound is None else f"≤ {row.bound:.0%}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from vleak.evaluation import Settings
 from vleak.results import Cell, RunRecord
 
-TINY: dict[str, Any] = {"clips": 3, "frames": 4, "size": 16, "iterations": 3}
+TINY: dict[str, Any] = {"clips": 3, "frames": 4, "size": 16, "iterations": 3, "audit_draws": 0}
 DP = "dp:noise_multiplier=0.1"
 VLEAK = (sys.executable, "-c", "from vleak.cli import main; main()")
 

@@ -184,8 +184,8 @@ def test_a_measurement_above_the_certificate_is_loud():
     assert [row.bound_broken for row in found] == [False, True]
     assert found[1].bound == pytest.approx(0.35)
     line = headline(found)[0]
-    assert line.startswith("BOUND BROKEN: matching recognised 12 of 12 clips under dp σ=1")
-    assert "at least 74 %, where the certificate allows 35 %" in line
+    assert line.startswith("BOUND BROKEN: under dp σ=1 on c3d (untrained) matching recognised 12 of 12 clips")
+    assert "where the certificate allows 35 % (chance of that 3e-06)" in line
 
 
 def test_a_lucky_count_within_the_interval_does_not_break_a_bound():
@@ -250,7 +250,8 @@ def test_what_weakens_a_linkable_verdict_reaches_the_headline(gains: list[float]
 def test_a_link_above_the_certificate_is_loud():
     found = rows(with_links(group([-5.0] * 12, 1, defense=DP, certificate=BOUND), 12))
     assert found[0].bound_broken
-    assert headline(found)[0].startswith("BOUND BROKEN: matching linked 12 of 12 clips under dp σ=1")
+    line = "BOUND BROKEN: under dp σ=1 on c3d (untrained) 12 of 12 clips are linked"
+    assert headline(found)[0].startswith(line)
 
 
 # --- broken attacks, several attacks, several seeds -----------------------------------------------------

@@ -24,7 +24,7 @@ from vleak.seeds import generator
 __all__ = ["check_audits", "measure_audits"]
 
 _CANARIES = 3
-_DRAWS, _ENTRIES = 300, 3e7
+_DRAWS, _ENTRIES = 250, 2.5e7
 """Draws where nobody says how many, and entries of all their messages: some seconds for four strengths."""
 _MOST_ENTRIES = 5_000_000
 """A model with more trained entries is audited only where somebody says with how many draws."""
@@ -160,7 +160,7 @@ def _draws(claim: _Claim, settings: Settings, confidence: float) -> int:
     entries = sum(p.numel() for p in trained_part(claim.pipeline.model).parameters() if p.requires_grad)
     if entries > _MOST_ENTRIES:
         raise InputError(
-            f"{entries:,} trained entries take long; ask for it by {argument('audit_draws', 300)}"
+            f"{entries:,} trained entries take long; ask for it by {argument('audit_draws', 250)}"
         )
     return max(_least(confidence), min(_DRAWS, int(_ENTRIES / entries)))
 

@@ -131,6 +131,7 @@ class _Attempt:
             "scores": judgement.scores,
             "enhanced": judgement.enhancement,
             "update": judgement.update,
+            "ceilings": judgement.ceilings,
             "flags": answer.flags,
             "status": "ok",
         }

@@ -57,6 +57,7 @@ DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 
 Engine = Literal["native", "reference"]
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
+_WHOLE = ("frames", "size", "stride", "segments", "restarts", "iterations", "budget", "utility", "seed")
 _MOST_OR_NONE = {"utility": 100_000, "audit_draws": 10_000_000}
 _TAKES = {"raw": "frames", "feature": "features"}
 
@@ -101,8 +102,9 @@ class Settings(ClientChoice):
         budget: iterations that the attack "strongest" spends on trials for one model and defense.
         labels: "inferred" by the attack, or "granted" to it.
         utility: rounds of federated training under every defense, for the accuracy that is left; 0 for none.
-        audit_draws: messages with canaries, and as many without, from which epsilon is bounded from below,
-            for every defense that claims one; 0 for none, None for as many as take some seconds.
+        audit_draws: messages with canaries, and as many without, that bound each claimed epsilon from below;
+            0 for none, None for as many as take some seconds.
+        ceilings: whether cells ask for what the Jacobian of the update allows, some seconds a clip.
         seed: of everything random.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
@@ -131,6 +133,7 @@ class Settings(ClientChoice):
     labels: str = "inferred"
     utility: int = 0
     audit_draws: int | None = None
+    ceilings: bool = False
     seed: int = 0
     device: str = "auto"
     engine: str = "native"
@@ -153,17 +156,7 @@ class Settings(ClientChoice):
         for kind, value, known in choices:
             if not isinstance(value, str) or value not in known:
                 raise unknown_name(kind, str(value), known)
-        for name in (
-            "frames",
-            "size",
-            "stride",
-            "segments",
-            "restarts",
-            "iterations",
-            "budget",
-            "utility",
-            "seed",
-        ):
+        for name in _WHOLE:
             if not _is_whole(value := getattr(self, name)):
                 raise InputError(f"{argument(name, repr(value))}: expected a whole number")
         for name in ("clips", "audit_draws"):

@@ -21,9 +21,10 @@ from vleak.attacks import (
 )
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, NoDefense, defense_text
-from vleak.federated import Channel, Client, Update, drops, steps, without_dropout
+from vleak.federated import Channel, Client, Privacy, Update, drops, steps, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
+from vleak.pipelines.ceilings import Ceilings
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestKey, HonestUpdates, KeptUpdates, compare
 from vleak.pipelines.linking import Linkage, link
@@ -32,6 +33,7 @@ from vleak.pipelines.rivals import rivals
 from vleak.pipelines.rounds import Round, bystander, move, own_copies
 from vleak.results.records import (
     AttackRecord,
+    CeilingRecord,
     Cell,
     CertificateRecord,
     DefenseRecord,
@@ -83,6 +85,7 @@ class Pipeline(ABC):
         self.clip_names, self.conditions = clip_names, conditions
         self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
         self._honest, self._learned = KeptUpdates(self._computed), dict[int, tuple[Defense, Defense]]()
+        self._ceilings = Ceilings(model, loss, samples, conditions.seed)
         self._honest_updates(ClientSettings(), progress=progress)
         shape = tuple(samples.private.shape[1:])
         self.order_identifiable = order_identifiable(model, shape, loss=loss)
@@ -265,7 +268,16 @@ class Pipeline(ABC):
             enhancement=None if enhanced is None else enhanced[0],
             picture=answer.clip,
             enhanced=None if enhanced is None else enhanced[1],
+            ceilings=None if case.baseline else self._further(case, update),
         )
+
+    def _further(self, case: Case, update: Update) -> CeilingRecord:
+        """Ceilings beside the certificate."""
+        client = self._client(case.client, self.model, case.defense)
+        return self._ceilings.of(
+            case, update, client.channel(update), self._privacy(case), self._open_candidates(case),
+            jacobian=self.conditions.ceilings,
+        )  # fmt: skip
 
     def _link(self, case: Case, update: Update, observation: Observation, candidates: list[int]) -> Linkage:
         """What the update itself tells about its clip; baselines never saw the update."""
@@ -372,14 +384,18 @@ class Pipeline(ABC):
         Raises:
             VleakError: what the defense states is of no use.
         """
-        updates = 1 if case.client.new_clips else case.client.rounds
-        privacy = self._client(case.client, self.model, case.defense).privacy(len(case.batch), updates)
+        privacy = self._privacy(case)
         changes: dict[str, object] = {"defense": defense_record(case.defense, privacy)}
         # Of a batch the bound speaks of one clip beside known others, not of the best matching of answers.
         if privacy is not None and len(case.batch) == 1:
             bound = identification_bound(self._open_candidates(case), privacy.noise_multiplier)
             changes["certificate"] = CertificateRecord(kind="identification", bound=bound)
         return record.model_copy(update=changes)
+
+    def _privacy(self, case: Case) -> Privacy | None:
+        """Certificate of all that a client sends of the same clips."""
+        updates = 1 if case.client.new_clips else case.client.rounds
+        return self._client(case.client, self.model, case.defense).privacy(len(case.batch), updates)
 
     def _open_candidates(self, case: Case) -> int:
         """Number of candidates that only the update can exclude.

@@ -12,6 +12,7 @@ from vleak.attacks import Attack, Reconstruction
 from vleak.defenses import Defense
 from vleak.federated import LocalTraining
 from vleak.results.records import (
+    CeilingRecord,
     ClientRecord,
     EnhancementRecord,
     LocalRecord,
@@ -155,6 +156,7 @@ class Judgement:
         enhancement: scores before and after enhancement; None without enhancement.
         picture: (C, T, H, W) in [0, 1], the rebuilt clip; None where there are no frames.
         enhanced: (C, T, 2H, 2W) in [0, 1]; None without enhancement.
+        ceilings: what bits and noise of the message leave; None of a baseline.
     """
 
     scores: Scores
@@ -162,3 +164,4 @@ class Judgement:
     enhancement: EnhancementRecord | None = None
     picture: Tensor | None = None
     enhanced: Tensor | None = None
+    ceilings: CeilingRecord | None = None

@@ -94,6 +94,7 @@ def render(folder: Path, run: RunRecord) -> str:
         chances={row.chance for row in rows if row.chance},
         threat_models={knowledge_text(row.knowledge) for row in rows},
         sandwiches=[row for row in rows if any(each.ceiling is not None for each in row.figures)],
+        limits=[row for row in rows if row.ceilings and not row.baseline and not row.undefended],
         audits=audits_of(rows),
         broken_rate=ACCUSED / 2,
         plots=[*draw_frontier(rows), *draw_plots(rows)],

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from vleak.registry import write_reference
 from vleak.results.audit import AuditBound, AuditRecord
 from vleak.results.base import Finite, Record, Setting
+from vleak.results.ceilings import CeilingRecord
 from vleak.results.client import ClientRecord, LocalRecord
 from vleak.results.scores import (
     BaselineScore,
@@ -28,6 +29,7 @@ __all__ = [
     "AuditBound",
     "AuditRecord",
     "BaselineScore",
+    "CeilingRecord",
     "Cell",
     "CertificateRecord",
     "ClientRecord",
@@ -196,7 +198,7 @@ class Cell(Record):
         order_identifiable: whether the update depends on the order of frames at all.
         scores: None where the cell failed.
         enhanced: None without enhancement.
-        certificate: None without a guarantee.
+        certificate: None without a guarantee. ceilings: further ones; None in older runs.
         flags: health flags of the attack.
         status: "ok", or "failed: " and the reason; empty before the cell has run.
         media, media_enhanced: files of the pictures, relative to the folder of the run.
@@ -218,6 +220,7 @@ class Cell(Record):
     scores: Scores | None = None
     enhanced: EnhancementRecord | None = None
     certificate: CertificateRecord | None = None
+    ceilings: CeilingRecord | None = None
     update: UpdateRecord | None = None
     flags: tuple[str, ...] = ()
     status: str = Field("ok", pattern=r"^(ok$|failed: |$)")
@@ -335,6 +338,7 @@ class SettingsRecord(Record):
     budget: int = 800
     utility: int = 0
     audit_draws: int | None = 0
+    ceilings: bool = False
     labels: Literal["inferred", "granted"]
     seed: int
     device: str

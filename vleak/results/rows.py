@@ -11,6 +11,7 @@ from vleak.results.statistics import Interval, mean_interval
 
 __all__ = [
     "Caveat",
+    "Ceilings",
     "Figure",
     "FigureName",
     "Row",
@@ -144,7 +145,8 @@ class Figure:
         name: what is measured.
         successes, trials: clips, or draws of the noise.
         baseline: share by guessing; None where there is nothing to guess.
-        ceiling: share that the certificates allow, a mean over the candidates; None without a certificate.
+        ceiling: share that certificates, or the bits of the message, allow any attacker, a mean over the
+            candidates; None where neither says anything.
         tail: probability of so many successes or more where the ceiling is true; None without one.
         broken: whether that is less than an honest run has at the stated rate: certificate or code is wrong.
     """
@@ -161,6 +163,27 @@ class Figure:
     def share(self) -> float:
         """Measured share."""
         return self.successes / self.trials
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Ceilings beside the certificate, means over the clips of a row; None where they do not apply.
+
+    Attributes:
+        bits: that a message tells of its clip at most.
+        fano: share of clips that so many bits allow any attacker to identify.
+        no_prior_psnr_db: expected PSNR that the noise leaves to an attacker without prior (arXiv 2402.12861).
+        unbiased_psnr_db: PSNR that it leaves to unbiased attackers, by the Jacobian (Cramér-Rao).
+        van_trees_psnr_db: PSNR that it leaves to attackers whose prior is Gaussian, with independent numbers
+            of the variance that the public clips have about their mean (``prior_variance``).
+    """
+
+    bits: float
+    fano: float
+    no_prior_psnr_db: float | None = None
+    unbiased_psnr_db: float | None = None
+    van_trees_psnr_db: float | None = None
+    prior_variance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +248,7 @@ class Row:
         metrics: means of further metrics by name, from plug-ins.
         accuracy: share of held-out clips that the model has right after federated training under the defense;
             accuracy_change: that less the same without defense, over clips.
+        ceilings: further ones; None in older runs.
         audit: lower bounds on epsilon from what the defense sends; None where it was not audited.
         verdict: what the row shows.
         attacks: attacks that the run made in this setting, that is on this defense, client and knowledge. The
@@ -288,6 +312,7 @@ class Row:
     judged_at_once: int = 1
     batch_identified: float | None = None
     figures: tuple[Figure, ...] = ()
+    ceilings: Ceilings | None = None
     audit: AuditRecord | None = None
 
     @property

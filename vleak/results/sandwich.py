@@ -7,15 +7,17 @@ figures of the run together (Bonferroni), so that an honest run is accused at mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from vleak.certificates import psnr_ceiling, van_trees_floor
 from vleak.results.audit import AuditRecord
 from vleak.results.records import Cell
-from vleak.results.rows import Figure, FigureName, Row
+from vleak.results.rows import Ceilings, Figure, FigureName, Row
 from vleak.results.statistics import binomial_excess
 
-__all__ = ["ACCUSED", "figures_of", "with_audits", "with_broken"]
+__all__ = ["ACCUSED", "ceilings_of", "figures_of", "with_audits", "with_broken"]
 
 ACCUSED = 0.001
 """Rate of honest runs that are accused: half of it by shares above what is proven, half by audits."""
@@ -43,15 +45,43 @@ def with_broken(rows: Sequence[Row], error: float = ACCUSED / 2) -> list[Row]:
         rows: of a run.
         error: probability with which any figure of an honest run is above its ceiling.
     """
-    tests = sum(figure.ceiling is not None for row in rows for figure in row.figures)
+    tests = sum((figure.ceiling or 1.0) < 1 for row in rows for figure in row.figures)
 
     def judged(figure: Figure) -> Figure:
-        if figure.ceiling is None:
+        if figure.ceiling is None or figure.ceiling >= 1:
             return figure
         tail = binomial_excess(figure.successes, figure.trials, figure.ceiling)
         return replace(figure, tail=tail, broken=tail < error / tests)
 
     return [replace(row, figures=tuple(judged(figure) for figure in row.figures)) for row in rows]
+
+
+def ceilings_of(cells: Sequence[Cell]) -> Ceilings | None:
+    """Return the further ceilings of scored cells, means over the clips.
+
+    The Fisher information of the clips stands for its mean over the prior of van Trees' inequality.
+    """
+    found = [cell.ceilings for cell in cells if cell.ceilings is not None]
+    if not found:
+        return None
+    information = _mean([each.information for each in found])
+    variance = _mean([each.prior_variance for each in found])
+    van_trees = None
+    if information is not None and variance is not None:
+        van_trees = psnr_ceiling(van_trees_floor(information, variance))
+    return Ceilings(
+        math.fsum(each.bits for each in found) / len(found),
+        math.fsum(each.fano for each in found) / len(found),
+        _mean([each.no_prior_psnr_db for each in found]),
+        _mean([each.unbiased_psnr_db for each in found]),
+        van_trees,
+        variance,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def with_audits(rows: Sequence[Row], audits: Iterable[AuditRecord]) -> list[Row]:
@@ -68,17 +98,24 @@ _Counts = list[tuple[Cell, int, int]]
 
 
 def _figure(name: FigureName, cells: Sequence[Cell], baseline: float | None, counts: _Counts) -> Figure:
-    """Return a figure with what the certificates allow of it.
+    """Return a figure with what certificates and bits allow of it.
 
     What is proven is a mean over all candidates, one of which is easy to pick where another is hard. So what
     is allowed of cells that failed is allowed of the others besides.
     """
     successes, trials = sum(each[1] for each in counts), sum(each[2] for each in counts)
     asked = {cell.id for cell, _, _ in counts}
-    bounds = [cell.certificate.bound for cell in cells
-              if cell.certificate is not None and (cell.id in asked or not cell.ok)]  # fmt: skip
-    ceiling = min(1.0, sum(bounds) / len(counts)) if counts and len(bounds) >= len(counts) else None
+    allowed = [_allowed(cell) for cell in cells if cell.id in asked or not cell.ok]
+    ceiling: float | None = min(1.0, math.fsum(allowed) / len(counts)) if counts else 1.0
+    if ceiling == 1.0 and not any(cell.certificate for cell in cells):
+        ceiling = None
     return Figure(name, successes, trials, baseline, ceiling)
+
+
+def _allowed(cell: Cell) -> float:
+    """Return the share that certificate and bits allow any attacker; 1 where neither says anything."""
+    certificate = 1.0 if cell.certificate is None else cell.certificate.bound
+    return min(certificate, 1.0 if cell.ceilings is None else cell.ceilings.fano)
 
 
 def _recognised(cells: Sequence[Cell]) -> _Counts:

@@ -10,7 +10,7 @@ from typing import get_args
 
 from vleak.results.records import Cell, EnhancementRecord, RunRecord, Scores, SegmentScores
 from vleak.results.rows import Caveat, Row, RowKey, Segments, Verdict, row_key, setting_key
-from vleak.results.sandwich import ACCUSED, figures_of, with_audits, with_broken
+from vleak.results.sandwich import ACCUSED, ceilings_of, figures_of, with_audits, with_broken
 from vleak.results.statistics import Interval, binomial_interval, mean_interval
 from vleak.results.utility import UtilityRecord
 
@@ -167,6 +167,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         segments=_segments([score.segments for score in scores if score.segments is not None]),
         metrics=_metrics(scores),
         figures=() if first.attack.baseline else figures_of(cells, _chance(scores, guess), guess),
+        ceilings=ceilings_of(scored),
         batch_identified=_by_batch(scored) if key.client.batch_size > 1 else None,
     )
     return _enhanced(row, [cell.enhanced for cell in scored if cell.enhanced is not None])

@@ -73,5 +73,6 @@ class Study:
             "engine": self.engine,
             "defenses": ("none",),
             "enhance": "none",
+            "audit_draws": 0,
         }
         return Settings(**shared | changes)
