@@ -108,7 +108,7 @@ def test_a_refuted_claim_ends_the_run_with_1(
     assert record["refuted"]
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.count("claim refuted") == 1
-    assert "32 bits of a seed" in page
+    assert "Seed of 32 bits" in page
     assert run(["report", str(tmp_path / "run")]) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 from tiny import Conv, Recurrent, Residual, batch, build
 from torch import Tensor
 
-from vleak.auditing import EmpiricalEpsilon, Release, audit_claim, canary_runs, empirical_epsilon
+from vleak.auditing import CanaryRun, EmpiricalEpsilon, Release, audit_claim, canary_runs, empirical_epsilon
 from vleak.certificates import gaussian_epsilon
-from vleak.defenses import DpClient, DpSgd, NoDefense, Prune
+from vleak.defenses import DpClient, DpHooks, DpSgd, NoDefense, Prune
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Channel, Client, Defense, Message, Privacy, Update, per_clip_gradients
 from vleak.seeds import generator
@@ -315,6 +316,23 @@ def test_scores_of_a_pruned_message_are_not_taken_for_gaussian() -> None:
 def test_the_generator_alone_decides() -> None:
     first, again, other = audit(DpSgd(), 50, 1), audit(DpSgd(), 50, 1), audit(DpSgd(), 50, 2)
     assert first == again != other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secure(DpSgd):
+    """Noise that no seed gives."""
+
+    def combine(self, samples: Samples, generator: torch.Generator) -> Samples:
+        return super().combine(samples, torch.Generator().manual_seed(secrets.randbits(63)))
+
+
+@pytest.mark.parametrize(
+    ("defense", "searchable"), [(DpSgd(), True), (DpHooks(), True), (Secure(), False)], ids=repr
+)
+def test_a_seed_of_32_bits_is_found(defense: Defense, searchable: bool) -> None:
+    samples = {"w": torch.randn(3, 40, generator=generator("samples"))}
+    run = CanaryRun(defense, samples, {"own clip": 0})
+    assert run.repeats() == searchable
 
 
 # ---- refusals

@@ -175,7 +175,15 @@ def test_who_is_told_takes_four_fifths_of_the_bound_on_orthogonal_canaries(
     assert excess(expected, count, noise) >= 0.8
 
 
-@pytest.mark.parametrize(("noise", "draws"), [(0.1, 60), (0.3, 400), (1.0, 4000), (3.0, 12_000)])
+@pytest.mark.parametrize(
+    ("noise", "draws"),
+    [
+        (0.1, 60),
+        (0.3, 400),
+        pytest.param(1.0, 4000, marks=pytest.mark.slow),
+        pytest.param(3.0, 12_000, marks=pytest.mark.slow),
+    ],
+)
 def test_linkage_of_messages_that_are_sent_takes_four_fifths_too(noise: float, draws: int) -> None:
     # One message each, through the defense's own clip and noise, and the scores that a run ranks by.
     count, norm = 12, 2.0

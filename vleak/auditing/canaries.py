@@ -95,6 +95,19 @@ class CanaryRun:
         stated = self.channel.noise_deviation
         return None if not stated else stated / self.clip_norm
 
+    def repeats(self) -> bool:
+        """Return whether two seeds that agree in 32 bits make the same message.
+
+        PyTorch's CPU generator keeps no more of a seed: whoever runs through them all takes the noise off.
+
+        Raises:
+            CapabilityError: the defense broke its contract.
+        """
+        every = torch.ones(self._release.rows, dtype=torch.bool)
+        seeds = (1, 1 + 2**32)
+        first, second = (self._release.send(every, torch.Generator().manual_seed(seed)) for seed in seeds)
+        return torch.equal(first, second)
+
     def pair(self, numbers: torch.Generator) -> Pair:
         """Send two messages, each with randomness of its own, and return their scores.
 

@@ -49,6 +49,7 @@ class EmpiricalEpsilon:
         canaries: bounds by canary.
         e_value: evidence against the claim by the same draws, as in `vleak.auditing.ClaimAudit`.
         e_claim: against which claim it is strongest.
+        searchable: whether the noise can be searched through, as it depends on 32 bits of a seed alone.
     """
 
     claimed: float
@@ -60,6 +61,7 @@ class EmpiricalEpsilon:
     canaries: tuple[CanaryBounds, ...]
     e_value: float
     e_claim: str
+    searchable: bool
 
     def bound(self, method: str) -> LowerBound:
         """Return the largest bound of a method (`vleak.certificates.ASSUMPTIONS`) over the canaries.
@@ -143,6 +145,7 @@ def empirical_epsilon(
         canaries=tuple(found),
         e_value=math.exp(min(evidence.log_e, 700.0)),
         e_claim=evidence.strongest,
+        searchable=any(run.repeats() for run in runs),
     )
 
 

@@ -185,6 +185,7 @@ def _outcome(found: EmpiricalEpsilon) -> dict[str, object]:
         "e_value": found.e_value,
         "e_limit": 2 / (1 - found.confidence),
         "e_claim": found.e_claim,
+        "searchable": found.searchable,
         "refuted": found.refuted,
     }
 

@@ -43,6 +43,8 @@ class AuditRecord(Record):
         e_value: evidence against the claim by the same messages. e_limit: from which on it refutes it.
         e_claim: against which claim the evidence is strongest: a canary's name for the trade-off curve, or
             "noise" for the deviation that the channel states.
+        searchable: whether the noise can be searched through, as it depends on 32 bits of a seed alone;
+            epsilon supposes that nobody does.
         refuted: whether a bound is above the claim, or the e-value at its limit.
         status: "ok", or "not audited: " and the reason.
     """
@@ -60,12 +62,13 @@ class AuditRecord(Record):
     bounds: tuple[AuditBound, ...] = ()
     confidence: Finite = Field(gt=0, lt=1)
     own_confidence: Finite = Field(gt=0, lt=1)
-    draws: int = Field(0, ge=0)
+    draws: int = Field(default=0, ge=0)
     e_value: Finite | None = None
     e_limit: Finite | None = None
     e_claim: str | None = None
+    searchable: bool | None = None
     refuted: bool = False
-    status: str = Field("ok", pattern=r"^(ok$|not audited: )")
+    status: str = Field(default="ok", pattern=r"^(ok$|not audited: )")
 
     @property
     def ok(self) -> bool:

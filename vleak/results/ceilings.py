@@ -26,6 +26,6 @@ class CeilingRecord(Record):
     bits: Finite = Field(ge=0)
     fano: Finite = Field(ge=0, le=1)
     no_prior_psnr_db: Finite | None = None
-    information: Finite | None = Field(None, ge=0)
+    information: Finite | None = Field(default=None, ge=0)
     unbiased_psnr_db: Finite | None = None
-    prior_variance: Finite | None = Field(None, gt=0)
+    prior_variance: Finite | None = Field(default=None, gt=0)
