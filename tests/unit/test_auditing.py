@@ -242,6 +242,26 @@ def test_nine_tenths_from_five_thousand_draws(noise: float, norm: float) -> None
     assert 0.9 * found.claimed < found.lower.epsilon < found.claimed
 
 
+@pytest.mark.slow
+def test_no_honest_defense_is_accused_in_two_hundred_seeded_audits() -> None:
+    found = [audit(HONEST[seed % 3], 60, "accused", seed) for seed in range(200)]
+    refuted = sum(each.refuted for each in found)
+    assert refuted <= 0.05 * 200  # at 95 %; of runs it is once in 2,000
+    assert all(each.lower.epsilon < 1.3 * each.claimed and each.e_value < 1000 for each in found)
+
+
+def test_too_little_noise_is_found_by_the_e_value_before_the_bounds() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class FourFifths(DpSgd):
+        def combine(self, samples: Samples, generator: torch.Generator) -> Samples:
+            return DpSgd.combine(DpSgd(noise_multiplier=0.8), samples, generator)
+
+    found = audit(FourFifths(), 250)
+    assert found.refuted
+    assert found.lower.epsilon < found.claimed
+    assert (found.e_claim, found.e_value > 40) == ("noise", True)
+
+
 # ---- what is audited is what is sent
 
 

@@ -24,7 +24,7 @@ from vleak.seeds import generator
 __all__ = ["check_audits", "measure_audits"]
 
 _CANARIES = 3
-_DRAWS, _ENTRIES = 250, 2.5e7
+_DRAWS, _ENTRIES = 250, 3e7
 """Draws where nobody says how many, and entries of all their messages: some seconds for four strengths."""
 _MOST_ENTRIES = 5_000_000
 """A model with more trained entries is audited only where somebody says with how many draws."""
