@@ -168,10 +168,6 @@ AuditDraws = Annotated[
         _RUN,
     ),
 ]
-Ceilings = Annotated[
-    bool,
-    _option("Ceilings on PSNR by the Jacobian of the update too, some seconds a clip.", _RUN, "--ceilings"),
-]
 Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
 Engine = Annotated[
@@ -236,7 +232,6 @@ def evaluate(
     labels: Labels = "inferred",
     utility: Utility = 0,
     audit_draws: AuditDraws = None,
-    ceilings: Ceilings = False,
     seed: Seed = 0,
     device: Device = "auto",
     engine: Engine = "native",

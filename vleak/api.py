@@ -70,7 +70,6 @@ def evaluate(
     labels: str = "inferred",
     utility: int = 0,
     audit_draws: int | None = None,
-    ceilings: bool = False,
     seed: int = 0,
     device: str = "auto",
     engine: str = "native",
@@ -115,7 +114,6 @@ def evaluate(
         utility: rounds of federated training under every defense, for the accuracy that is left.
         audit_draws: messages with canaries, and as many without, by which claimed epsilons are audited; 0
             for none, None for as many as take some seconds.
-        ceilings: whether to compute what the Jacobian of the update allows, some seconds a clip.
         budget: iterations that `strongest` spends on trials for one model and defense.
         labels: "inferred" or "granted".
         seed: equal seeds give equal scores.

@@ -82,6 +82,15 @@ def test_a_run_has_the_audit_of_each_defense_that_claims_something() -> None:
     assert not any(row.refuted or row.bound_broken for row in rows)
     assert [row.audit is not None for row in rows] == [False, True, True, False, True]
     assert all(audit.e_value < 100 for audit in run.audits if audit.ok)
+    # Further ceilings: the capacity of the noise, which tells nobody more than one clip of three.
+    ceilings, none = rows[1].ceilings, rows[3].ceilings
+    assert ceilings is not None
+    assert 0.7 < ceilings.bits < 0.73
+    assert ceilings.fano == 1.0
+    assert ceilings.no_prior_psnr_db < 0 < ceilings.van_trees_psnr_db
+    assert ceilings.unbiased_psnr_db < ceilings.van_trees_psnr_db
+    assert none is not None
+    assert (none.bits, none.unbiased_psnr_db) == (8 * rows[3].bytes, None)
     # An audit does not depend on other defenses, but for the confidence that they share.
     (alone,) = audited("dp:noise_multiplier=1").audits
     assert alone.e_value == plain.e_value

@@ -135,16 +135,13 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     flags += [part for name, values in several.items() for part in (f"--{name}", ",".join(map(str, values)))]
     repeated = ["--attack=matching", "--defense=none", "--defense=prune:fraction=0.5", "--metric=further:mae"]
-    assert (
-        run(["evaluate", *flags, *repeated, "--ceilings", "--reference-frames", "0,2", "--out", "run"]) == 0
-    )
+    assert run(["evaluate", *flags, *repeated, "--reference-frames", "0,2", "--out", "run"]) == 0
     settings = json.loads((tmp_path / "run" / "results.json").read_text())["settings"]
     for name in ("workers", "cell-seconds", "cell-memory"):  # no score depends on them
         del given[name]
     assert settings == {name.replace("-", "_"): value for name, value in (given | several).items()} | {
         "checkpoint": None,
         "utility": 0,
-        "ceilings": True,
         "defenses": ["none", "prune:fraction=0.5"],
         "attacks": ["matching"],
         "metrics": ["further:mae"],

@@ -73,7 +73,8 @@ def no_prior_floor(noise_multiplier: float, norm: float, releases: int = 1) -> f
     ``s^2 |x|^2 / T`` (Ziller et al. 2024, arXiv 2402.12861): the best that the model can do for him is to
     send the clip itself, scaled to the clipping norm, and of a Gaussian around it nothing but the message is
     the answer. It assumes that he knows the length of the clip and nothing else of it, not even that its
-    numbers lie in [0, 1], and that the gradient moves with the clip no faster than the clip itself does.
+    numbers lie in [0, 1], and that the clipped gradient moves with the clip no faster than the clip itself
+    does. Gradients of networks may move faster: where `cramer_rao_floor` is lower, they do.
 
     Args:
         noise_multiplier: s, noise standard deviation over clipping norm, at least 0.

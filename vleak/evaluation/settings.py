@@ -104,7 +104,6 @@ class Settings(ClientChoice):
         utility: rounds of federated training under every defense, for the accuracy that is left; 0 for none.
         audit_draws: messages with canaries, and as many without, that bound each claimed epsilon from below;
             0 for none, None for as many as take some seconds.
-        ceilings: whether cells ask for what the Jacobian of the update allows, some seconds a clip.
         seed: of everything random.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
@@ -133,7 +132,6 @@ class Settings(ClientChoice):
     labels: str = "inferred"
     utility: int = 0
     audit_draws: int | None = None
-    ceilings: bool = False
     seed: int = 0
     device: str = "auto"
     engine: str = "native"

@@ -299,7 +299,6 @@ def _conditions(settings: Settings, pipeline: str) -> Conditions:
         trainable=settings.trainable,
         seed=settings.seed,
         device=settings.torch_device(),
-        ceilings=settings.ceilings,
     )
 
 

@@ -274,10 +274,8 @@ class Pipeline(ABC):
     def _further(self, case: Case, update: Update) -> CeilingRecord:
         """Ceilings beside the certificate."""
         client = self._client(case.client, self.model, case.defense)
-        return self._ceilings.of(
-            case, update, client.channel(update), self._privacy(case), self._open_candidates(case),
-            jacobian=self.conditions.ceilings,
-        )  # fmt: skip
+        proven, candidates = self._privacy(case), self._open_candidates(case)
+        return self._ceilings.of(case, update, client.channel(update), proven, candidates)
 
     def _link(self, case: Case, update: Update, observation: Observation, candidates: list[int]) -> Linkage:
         """What the update itself tells about its clip; baselines never saw the update."""

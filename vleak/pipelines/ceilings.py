@@ -40,8 +40,6 @@ class Ceilings:
         channel: Channel | None,
         privacy: Privacy | None,
         candidates: int,
-        *,
-        jacobian: bool,
     ) -> CeilingRecord:
         """Return the ceilings of a cell.
 
@@ -51,7 +49,6 @@ class Ceilings:
             channel: that the defense states for it.
             privacy: its certificate.
             candidates: clips that the update alone can exclude.
-            jacobian: whether to ask for the Fisher information, which takes seconds a clip.
         """
         bits = 8.0 * update.wire_bytes * case.client.rounds
         noise = None if privacy is None or len(case.batch) > 1 else privacy.noise_multiplier
@@ -62,7 +59,7 @@ class Ceilings:
             norm = float(self._samples.private[case.clip].norm())
             floor = no_prior_floor(noise, norm) if self._frames and norm else None
         information = None
-        if jacobian and noise and channel is not None and self._one_gradient(case):
+        if noise and channel is not None and self._one_gradient(case):
             information = self._information(case, channel)
         return CeilingRecord(
             bits=bits,

@@ -34,7 +34,6 @@ class Conditions:
         labels_granted: whether the attack is told the labels.
         trainable: patterns of the parameters that clients train and send; "*" for all.
         seed: seed of the run.
-        ceilings: whether cells ask for the Fisher information of their message.
     """
 
     device: torch.device
@@ -42,7 +41,6 @@ class Conditions:
     labels_granted: bool = False
     trainable: str = "*"
     seed: int = 0
-    ceilings: bool = False
 
 
 @dataclass(frozen=True)

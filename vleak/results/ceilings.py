@@ -18,7 +18,7 @@ class CeilingRecord(Record):
         no_prior_psnr_db: expected PSNR that the noise leaves to an attacker without prior (arXiv 2402.12861);
             None without Gaussian noise or frames.
         information: trace of the Fisher information of the message about the clip, for a number of the clip;
-            None where it was not asked for, or the client sends more than one gradient of one clip.
+            None where the client sends more than one gradient of one clip.
         unbiased_psnr_db: PSNR that it leaves to unbiased attackers (Cramér-Rao).
         prior_variance: of the public clips about their mean, the stated prior of van Trees' inequality.
     """

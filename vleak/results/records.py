@@ -338,7 +338,6 @@ class SettingsRecord(Record):
     budget: int = 800
     utility: int = 0
     audit_draws: int | None = 0
-    ceilings: bool = False
     labels: Literal["inferred", "granted"]
     seed: int
     device: str
