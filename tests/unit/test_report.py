@@ -145,7 +145,7 @@ def test_a_broken_bound_stands_first(small):
     folder, results = small
     for record in results["cells"]:
         if record["defense"]["name"] == "dp":
-            record["certificate"] = {"kind": "identification", "bound": 0.01}
+            record["certificate"] = {"kind": "identification", "bound": 1e-5}
     page = rendered(folder, results)
     assert headline_tones(page)[0] == "alert"
     assert "BOUND BROKEN" in page.text

@@ -142,10 +142,11 @@ def _audited(
         )  # fmt: skip
     except StoppedError:
         raise
-    except (VleakError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, VleakError) and not out_of_memory(error):
-            raise
+    except VleakError as error:
         return record.model_copy(update={"status": f"not audited: {first_line(error)}"})
+    except (RuntimeError, ValueError, MemoryError) as error:  # said in the record; the cells are worth more
+        why = "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
+        return record.model_copy(update={"status": f"not audited: {why}"})
     return record.model_copy(update=_outcome(found))
 
 
