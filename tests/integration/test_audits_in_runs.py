@@ -57,7 +57,16 @@ HONEST = ("dp:noise_multiplier=1", "dp:noise_multiplier=0.5+prune:fraction=0.5",
 
 def audited(*defenses: str | DpSgd, **changes: object) -> RunRecord:
     return evaluate(
-        tiny(**{"defenses": defenses, "audit_draws": 150, "iterations": 1, "enhance": "none"} | changes)
+        tiny(
+            **{
+                "defenses": defenses,
+                "audit_draws": 120,
+                "iterations": 1,
+                "enhance": "none",
+                "engine": "reference",
+            }
+            | changes
+        )
     )
 
 
@@ -67,7 +76,7 @@ def test_a_run_has_the_audit_of_each_defense_that_claims_something() -> None:
     assert [a.text.partition(":")[0] for a in run.audits] == ["dp", "dp+prune", "half clips"]
     assert plain.claimed == gaussian_epsilon(1.0, 1e-5)
     assert 0 < plain.epsilon < plain.claimed
-    assert (plain.draws, plain.unit, plain.delta, plain.ok) == (150, "one clip", 1e-5, True)
+    assert (plain.draws, plain.unit, plain.delta, plain.ok) == (120, "one clip", 1e-5, True)
     assert plain.confidence == 0.9995
     assert plain.own_confidence == pytest.approx(1 - 0.0005 / 3)
     assert {bound.method: bound.assumes for bound in plain.bounds} == {
@@ -107,7 +116,10 @@ def test_a_refuted_claim_ends_the_run_with_1(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     given = options(
-        defense="test_audits_in_runs:HalvedNoise:noise_multiplier=1", audit_draws=150, iterations=1
+        defense="test_audits_in_runs:HalvedNoise:noise_multiplier=1",
+        audit_draws=120,
+        iterations=1,
+        engine="reference",
     )
     assert run(["evaluate", *given, "--out", str(tmp_path / "run"), "--json"]) == 1
     shown = capsys.readouterr()
@@ -124,7 +136,11 @@ def test_a_refuted_claim_ends_the_run_with_1(
 def test_a_bound_that_is_broken_ends_the_run_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = options(defense="test_audits_in_runs:CertificateOfMoreNoise:noise_multiplier=0.3", iterations=1)
+    given = options(
+        defense="test_audits_in_runs:CertificateOfMoreNoise:noise_multiplier=0.3",
+        iterations=1,
+        engine="reference",
+    )
     assert run(["evaluate", *given, "--out", str(tmp_path / "run")]) == 1
     assert (
         "BOUND BROKEN: under dp σ=0.3 on c3d_tiny (untrained) who is told the labels"
@@ -147,7 +163,10 @@ def test_too_few_draws_are_refused_with_how_many_would_do(
 
 def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
     settings = tiny(
-        defenses=("dp:noise_multiplier=1", "dp:noise_multiplier=0.5"), audit_draws=60, iterations=1
+        defenses=("dp:noise_multiplier=1", "dp:noise_multiplier=0.5"),
+        audit_draws=60,
+        iterations=1,
+        engine="reference",
     )
     stop, told = threading.Event(), list[str]()
 
@@ -169,7 +188,7 @@ def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
 def test_the_library_has_them_in_its_rows() -> None:
     found = vleak.evaluate(
         defenses=[HalvedNoise(noise_multiplier=1.0)], attacks="matching", clips=2, frames=4, size=16,
-        iterations=1, audit_draws=150, enhance="none",
+        iterations=1, audit_draws=120, enhance="none", engine="reference",
     )  # fmt: skip
     row = found.rows[-1]
     assert row.refuted
