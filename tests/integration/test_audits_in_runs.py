@@ -107,8 +107,8 @@ def test_a_run_has_the_audit_of_each_defense_that_claims_something() -> None:
 
 
 def test_nothing_is_audited_where_nobody_asks() -> None:
-    assert audited("dp:noise_multiplier=1", audit_draws=0).audits == ()
-    assert audited("prune:fraction=0.9", audit_draws=20).audits == ()
+    assert audited("dp:noise_multiplier=1", audit_draws=0, clips=1).audits == ()
+    assert audited("prune:fraction=0.9", audit_draws=20, clips=1).audits == ()
 
 
 def test_a_refuted_claim_ends_the_run_with_1(
@@ -180,9 +180,9 @@ def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
     (kept,) = read_run(tmp_path).audits
     assert kept.text.startswith("dp:noise_multiplier=1.0,")
     assert kept.draws == 60
-    whole = evaluate(settings, tmp_path)
-    assert whole.audits[0] == kept
-    assert whole.audits == evaluate(settings).audits
+    resumed = evaluate(settings, tmp_path)
+    assert resumed.audits[0] == kept
+    assert [each.draws for each in resumed.audits] == [60, 60]
 
 
 def test_the_library_has_them_in_its_rows() -> None:
