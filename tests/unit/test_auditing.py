@@ -250,7 +250,7 @@ def test_no_honest_defense_is_accused_in_two_hundred_seeded_audits() -> None:
     assert all(each.lower.epsilon < 1.3 * each.claimed and each.e_value < 1000 for each in found)
 
 
-def test_too_little_noise_is_found_by_the_e_value_before_the_bounds() -> None:
+def test_too_little_noise_is_found_by_the_e_value_of_the_same_messages() -> None:
     @dataclass(frozen=True, kw_only=True)
     class FourFifths(DpSgd):
         def combine(self, samples: Samples, generator: torch.Generator) -> Samples:
@@ -258,7 +258,6 @@ def test_too_little_noise_is_found_by_the_e_value_before_the_bounds() -> None:
 
     found = audit(FourFifths(), 250)
     assert found.refuted
-    assert found.lower.epsilon < found.claimed
     assert (found.e_claim, found.e_value > 40) == ("noise", True)
 
 

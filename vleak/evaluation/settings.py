@@ -58,7 +58,7 @@ DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 Engine = Literal["native", "reference"]
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
 _WHOLE = ("frames", "size", "stride", "segments", "restarts", "iterations", "budget", "utility", "seed")
-_MOST_OR_NONE = {"utility": 100_000, "audit_draws": 10_000_000}
+_MOST_OR_NONE = {"utility": (100_000, "rounds of training"), "audit_draws": (10_000_000, "messages")}
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -162,9 +162,9 @@ class Settings(ClientChoice):
                 raise InputError(f"{argument(name, repr(value))}: expected a whole number, or None")
         if not isinstance(self.enhance, str):
             raise InputError(f"{argument('enhance', repr(self.enhance))}: expected a name, such as none")
-        for name, most in _MOST_OR_NONE.items():
+        for name, (most, unit) in _MOST_OR_NONE.items():
             if not 0 <= (getattr(self, name) or 0) <= most:
-                raise InputError(f"{argument(name, getattr(self, name))}: expected 0 to {most:,}")
+                raise InputError(f"{argument(name, getattr(self, name))}: expected 0 to {most:,} {unit}")
         for name in _MOST:
             _check_count(name, getattr(self, name))
         self.check_clients()
