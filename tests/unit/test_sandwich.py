@@ -51,10 +51,10 @@ def test_the_excess_refuses_what_is_no_count(given: tuple[int, int, float]) -> N
 
 
 def test_none_of_ten_thousand_honest_cells_is_called_broken() -> None:
-    # At the ceiling itself, the worst that is honest: 100 runs of ten defenses on ten clips, which are
+    # At the ceiling itself, the worst that is honest: 84 runs of ten defenses on twelve clips, which are
     # recognised, linked, and linked by who is told, each as often as is allowed.
     numbers, bounds, broken, loose = np.random.default_rng(0), np.linspace(0.1, 0.95, 10), 0, 0
-    for _ in range(100):
+    for _ in range(84):
         cells = [
             certified(
                 n, bound, noise=1 + place, hit=bool(numbers.random() < bound),
@@ -62,21 +62,23 @@ def test_none_of_ten_thousand_honest_cells_is_called_broken() -> None:
                 link_chance=numbers.binomial(LINK_DRAWS, bound) / LINK_DRAWS,
             )
             for place, bound in enumerate(bounds)
-            for n in range(10)
+            for n in range(12)
         ]  # fmt: skip
         rows = summarise(cells)
         assert sum(len(row.figures) for row in rows) == 30
         broken += any(row.bound_broken for row in rows)
         loose += any(row.bound_broken for row in with_broken(rows, 0.1))
-    assert broken == 0  # of 100 runs 0.05 are expected at most
+    assert broken == 0  # of 84 runs 0.04 are expected at most
     # The rule is no idle one: at a tenth it accuses nearly as often as it may.
-    assert 2 <= loose <= 18
+    assert 1 <= loose <= 16
 
 
 def test_each_clip_may_be_easy_where_another_is_hard() -> None:
     # Who always names the same clip is right on that one; what is proven is of the mean over the candidates.
     cells = [certified(n, 0.35, hit=n < 4) for n in range(12)]
     assert not summarise(cells)[0].bound_broken
+    stopped = figure(summarise(cells[:4])[0], "recognised")  # eight clips are still to come
+    assert (stopped.successes, stopped.trials, stopped.ceiling) == (4, 4, 1.0)
     lost = [certified(n, 0.35, hit=n < 4).model_copy(update={"status": "failed: x" if n >= 4 else "ok"})
             for n in range(12)]  # fmt: skip
     found = figure(summarise(lost)[0], "recognised")

@@ -101,12 +101,14 @@ def _figure(name: FigureName, cells: Sequence[Cell], baseline: float | None, cou
     """Return a figure with what certificates and bits allow of it.
 
     What is proven is a mean over all candidates, one of which is easy to pick where another is hard. So what
-    is allowed of cells that failed is allowed of the others besides.
+    is allowed of cells that failed, or that a stopped run has not, is allowed of the others besides.
     """
     successes, trials = sum(each[1] for each in counts), sum(each[2] for each in counts)
     asked = {cell.id for cell, _, _ in counts}
     allowed = [_allowed(cell) for cell in cells if cell.id in asked or not cell.ok]
-    ceiling: float | None = min(1.0, math.fsum(allowed) / len(counts)) if counts else 1.0
+    candidates = max((cell.scores.candidates or 0 for cell, _, _ in counts if cell.scores), default=0)
+    whole = max(1.0, candidates / max(1, len(allowed)))
+    ceiling: float | None = min(1.0, whole * math.fsum(allowed) / len(counts)) if counts else 1.0
     if ceiling == 1.0 and not any(cell.certificate for cell in cells):
         ceiling = None
     return Figure(name, successes, trials, baseline, ceiling)
