@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vleak.certificates import JacobianProducts
+from vleak.federated import JacobianProducts
 
 __all__ = ["LEVELS", "JacobianProducts", "Product", "Spectrum", "spectrum"]
 

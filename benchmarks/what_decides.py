@@ -35,9 +35,8 @@ import vleak
 from vleak.errors import InputError, VleakError
 from vleak.evaluation import Settings
 from vleak.evaluation.setup import prepare
-from vleak.federated import LocalTraining
+from vleak.federated import JacobianProducts, LocalTraining
 from vleak.files import write_atomic
-from vleak.guarding import JacobianProducts
 from vleak.seeds import generator
 from vleak.switches import math_attention
 

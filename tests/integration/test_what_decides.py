@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import vleak
 from vleak.errors import InputError
 from vleak.evaluation import Settings
-from vleak.guarding import JacobianProducts
+from vleak.federated import JacobianProducts
 from vleak.seeds import generator
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

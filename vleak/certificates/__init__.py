@@ -15,7 +15,7 @@ from vleak.certificates.gaussian import (
     replacement_epsilon,
     training_epsilon,
 )
-from vleak.certificates.jacobian import JacobianProducts, jacobian_energy
+from vleak.certificates.jacobian import jacobian_energy
 from vleak.certificates.lower_bounds import (
     ASSUMPTIONS,
     LEAST_DRAWS,
@@ -34,7 +34,6 @@ __all__ = [
     "LEAST_DRAWS",
     "METHODS",
     "CurveTest",
-    "JacobianProducts",
     "LowerBound",
     "NoiseTest",
     "clopper_pearson_bound",

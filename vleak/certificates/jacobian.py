@@ -1,49 +1,18 @@
-"""Jacobian of an update by its clips, never formed: products with it, and the sum of its squares."""
+"""Sum of squares of the Jacobian of an update by its clip."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from vleak.errors import CapabilityError, first_line
-from vleak.federated import LOSSES, Channel, trained_part
+from vleak.federated import LOSSES, Channel, JacobianProducts, random_signs, trained_part
 
-__all__ = ["JacobianProducts", "jacobian_energy"]
-
-
-class JacobianProducts:
-    """Products with the Jacobian of an update by its clips, by backward passes over one kept graph."""
-
-    def __init__(self, send: Callable[[Tensor], Sequence[Tensor]], clips: Tensor) -> None:
-        """Compute the update once.
-
-        Args:
-            send: clips (B, C, T, H, W) to the tensors of the update, twice differentiable.
-            clips: where the Jacobian is taken.
-        """
-        self._clips = clips.detach().clone().requires_grad_()
-        self._sent = torch.cat([tensor.flatten() for tensor in send(self._clips)])
-        self._weights = torch.zeros_like(self._sent, requires_grad=True)
-        # Linear in the weights, so that its derivative by them is J whatever they are.
-        (self._back,) = torch.autograd.grad(self._sent, self._clips, self._weights, create_graph=True)
-
-    def times(self, v: Tensor) -> Tensor:
-        """Return J v, (entries of the update,), of v (numbers in the clips,)."""
-        v = v.to(self._back).view_as(self._back)
-        return torch.autograd.grad(self._back, self._weights, v, retain_graph=True)[0]
-
-    def transposed(self, r: Tensor) -> Tensor:
-        """Return J' r, (numbers in the clips,), of r (entries of the update,)."""
-        return torch.autograd.grad(self._sent, self._clips, r, retain_graph=True)[0].flatten()
-
-    def squared(self, v: Tensor) -> Tensor:
-        """Return J'J v in float64."""
-        return self.transposed(self.times(v)).double()
+__all__ = ["jacobian_energy"]
 
 
 def jacobian_energy(
@@ -87,7 +56,7 @@ def jacobian_energy(
 
     try:
         products = JacobianProducts(send, clip.to(device))
-        squares = [float(products.times(_signs(clip.numel(), numbers)).double().square().sum())
+        squares = [float(products.times(random_signs(clip.numel(), numbers)).double().square().sum())
                    for _ in range(probes)]  # fmt: skip
     except RuntimeError as error:
         raise CapabilityError(
@@ -96,7 +65,3 @@ def jacobian_energy(
     mean = math.fsum(squares) / probes
     spread = math.fsum((each - mean) ** 2 for each in squares) / (probes - 1)
     return mean + 3 * math.sqrt(spread / probes)
-
-
-def _signs(size: int, numbers: torch.Generator) -> Tensor:
-    return torch.randint(2, (size,), generator=numbers).float() * 2 - 1

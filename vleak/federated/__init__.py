@@ -29,6 +29,7 @@ from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.dropout import drops, fill_masks, mask_limits, with_masks, without_dropout
 from vleak.federated.federation import Federation, Training, train_federation
 from vleak.federated.gradients import Loss, mean_gradient, per_clip_gradients
+from vleak.federated.jacobian import JacobianProducts, Send, random_signs
 from vleak.federated.loading import load_update
 from vleak.federated.local import LocalTraining
 from vleak.federated.losses import LOSSES, UNITS
@@ -51,6 +52,7 @@ __all__ = [
     "Federation",
     "GaussianNoise",
     "IgnoresClips",
+    "JacobianProducts",
     "KeepsAbove",
     "KeepsBetween",
     "KeepsEntries",
@@ -67,6 +69,7 @@ __all__ = [
     "Privacy",
     "PublicFacts",
     "RelativeError",
+    "Send",
     "SumsClients",
     "Training",
     "Unbiased",
@@ -80,6 +83,7 @@ __all__ = [
     "mean_gradient",
     "moved",
     "per_clip_gradients",
+    "random_signs",
     "surviving_entries",
     "train_federation",
     "trained_part",

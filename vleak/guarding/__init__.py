@@ -5,7 +5,6 @@ from vleak.guarding.findings import CHECKS, Check, Finding
 from vleak.guarding.inspection import inspect_model
 from vleak.guarding.jacobian import (
     JacobianFacts,
-    JacobianProducts,
     dominance,
     gradient_by_clips,
     jacobian_facts,
@@ -26,7 +25,6 @@ __all__ = [
     "Finding",
     "HonestFacts",
     "JacobianFacts",
-    "JacobianProducts",
     "SampleFacts",
     "SelfAttack",
     "Thresholds",

@@ -1,13 +1,9 @@
-"""Jacobian of an update by its clips: how far the update moves when the clips move, to first order.
-
-J is never formed. J' r is a second derivative, J v the derivative of J' r by r, and random vectors turn a few
-such products into sums over all singular values.
-"""
+"""How far an update moves when its clips move, to first order: sums over singular values of its Jacobian."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,46 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vleak.errors import InputError
-from vleak.federated import Loss
+from vleak.federated import JacobianProducts, Loss, Send, random_signs
 from vleak.switches import differentiable_rnn, math_attention
-
-Send = Callable[[Tensor], Sequence[Tensor]]
-"""Clips (B, C, T, H, W) to the tensors of their update, twice differentiable."""
-
-
-class JacobianProducts:
-    """Products with the Jacobian of an update by its clips, by backward passes over one kept graph."""
-
-    def __init__(self, send: Send, clips: Tensor) -> None:
-        """Compute the update once.
-
-        Args:
-            send: clips (B, C, T, H, W) to the tensors of the update, twice differentiable.
-            clips: where the Jacobian is taken.
-        """
-        self._clips = clips.detach().clone().requires_grad_()
-        self._sent = torch.cat([tensor.flatten() for tensor in send(self._clips)])
-        self._weights = torch.zeros_like(self._sent, requires_grad=True)
-        # Linear in the weights, so that its derivative by them is J whatever they are.
-        (self._back,) = torch.autograd.grad(self._sent, self._clips, self._weights, create_graph=True)
-
-    @property
-    def sent(self) -> Tensor:
-        """The update itself, (entries of the update,)."""
-        return self._sent.detach()
-
-    def times(self, v: Tensor) -> Tensor:
-        """Return J v, (entries of the update,), of v (numbers in the clips,)."""
-        v = v.to(self._back).view_as(self._back)
-        return torch.autograd.grad(self._back, self._weights, v, retain_graph=True)[0]
-
-    def transposed(self, r: Tensor) -> Tensor:
-        """Return J' r, (numbers in the clips,), of r (entries of the update,)."""
-        return torch.autograd.grad(self._sent, self._clips, r, retain_graph=True)[0].flatten()
-
-    def squared(self, v: Tensor) -> Tensor:
-        """Return J'J v in float64."""
-        return self.transposed(self.times(v)).double()
 
 
 def gradient_by_clips(model: nn.Module, loss: Loss, labels: Tensor) -> Send:
@@ -122,12 +80,12 @@ def jacobian_facts(
     entries, frames = torch.zeros(products.sent.numel()), torch.zeros(clips.shape[2]).double()
     energy, fourth = 0.0, 0.0
     for _ in range(probes):
-        image = products.times(_signs(clips.numel(), generator))
+        image = products.times(random_signs(clips.numel(), generator))
         squares = image.double().square().cpu()
         entries += squares / probes
         energy += float(squares.sum()) / probes
         fourth += float(products.transposed(image).double().square().sum()) / probes
-        signs = _signs(products.sent.numel(), generator).to(products.sent)
+        signs = random_signs(products.sent.numel(), generator).to(products.sent)
         frames += products.transposed(signs).view_as(clips).double().square().sum((0, 1, 3, 4)).cpu()
     return JacobianFacts(
         energy=energy,
@@ -149,7 +107,3 @@ def dominance(amounts: Sequence[float]) -> float:
     if others > 1e-12 * largest:
         return largest / others
     return math.inf if largest > 0 else 0.0
-
-
-def _signs(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(2, (count,), generator=generator).float() * 2 - 1

@@ -17,17 +17,16 @@ from vleak.attacks import (
     Reconstruction,
     answerable,
     order_identifiable,
-    simulated_channel,
 )
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, NoDefense, defense_text
-from vleak.federated import Channel, Client, Privacy, Update, drops, steps, without_dropout
+from vleak.federated import Client, Privacy, Update, drops, steps, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.ceilings import Ceilings
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestKey, HonestUpdates, KeptUpdates, compare
-from vleak.pipelines.linking import Linkage, link
+from vleak.pipelines.linking import Linkage, link, simulated
 from vleak.pipelines.pictures import Pictures
 from vleak.pipelines.rivals import rivals
 from vleak.pipelines.rounds import Round, bystander, move, own_copies
@@ -291,7 +290,8 @@ class Pipeline(ABC):
             update = observation.update
         channel = self._client(case.client, self.model, case.defense).channel(update)
         if channel is None:
-            channel = self._simulated_channel(case, observation)
+            own = copy.deepcopy(self.model)
+            channel = simulated(self._client(case.client, own, case.defense), observation)
         told = self.labels_granted and self.loss != "ranking"
         return link(
             self._honest_updates(case.client, case.defense), replace(observation, channel=channel),
@@ -327,16 +327,6 @@ class Pipeline(ABC):
             self._client(client, without_dropout(model)), self.samples.private,
             self.samples.labels, kinds, self.conditions.seed, progress=progress,
         )  # fmt: skip
-
-    def _simulated_channel(self, case: Case, observation: Observation) -> Channel:
-        """Channel of a defense that states none, as an attacker finds it who runs the defense himself."""
-        knowledge = observation.knowledge
-        if knowledge.labels is None:  # of public clips, for which one label is as good as another
-            knowledge = replace(knowledge, labels=torch.zeros(knowledge.batch_size, dtype=torch.int64))
-        client = self._client(case.client, copy.deepcopy(self.model), case.defense)
-        observation = replace(observation, knowledge=replace(knowledge, simulate=client.update)).as_gradient()
-        assert observation.knowledge.simulate is not None
-        return simulated_channel(observation, observation.knowledge.simulate)
 
     def blank(self, case: Case) -> Cell:
         """Record of a cell as far as it is known before the cell runs and its defense has said anything."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vleak.attacks import LINK_DRAWS, Observation, link_chance, link_rank, link_scores
-from vleak.federated import Channel
+import torch
+
+from vleak.attacks import LINK_DRAWS, Observation, link_chance, link_rank, link_scores, simulated_channel
+from vleak.federated import Channel, Client
 from vleak.pipelines.honest import HonestUpdates
 from vleak.seeds import generator
 
-__all__ = ["Linkage", "link"]
+__all__ = ["Linkage", "link", "simulated"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,18 @@ def link(
     told = [honest.updates[candidate] for candidate in candidates]
     chance = link_chance(told, index, channel, generator("linkage", clip)) if alone else None
     return Linkage(None if rank is None else rank == 1, rank, chance, None if chance is None else LINK_DRAWS)
+
+
+def simulated(client: Client, observation: Observation) -> Channel:
+    """Return the channel of a defense that states none, as an attacker finds it who runs the client himself.
+
+    Args:
+        client: with the defense, and a model of its own.
+        observation: of the attacker.
+    """
+    knowledge = observation.knowledge
+    if knowledge.labels is None:  # of public clips, for which one label is as good as another
+        knowledge = replace(knowledge, labels=torch.zeros(knowledge.batch_size, dtype=torch.int64))
+    known = replace(observation, knowledge=replace(knowledge, simulate=client.update)).as_gradient()
+    assert known.knowledge.simulate is not None
+    return simulated_channel(known, known.knowledge.simulate)
