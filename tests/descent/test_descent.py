@@ -152,6 +152,24 @@ def test_engines_start_alike_in_float32(name: str) -> None:
 
 
 @distances
+@pytest.mark.parametrize("name", ["c3d_tiny", "lrcn"])
+def test_scales_of_tensors_count_in_both_engines(name: str, distance: str) -> None:
+    problem = make_problem(built_in(name), 2, distance=distance, masked=True, scaled=True)
+    plain, start = oracle(replace(problem, scales=None), draw(2, "start"))[0], draw(2, "start")
+    for engine in ENGINES:
+        loop = Descent(problem, make_settings(problem), start, engine=engine)
+        assert loop.engine == engine or operators.backend() != "native"
+        value, gradient = loop.distance_and_gradient(loop.run(2).x)
+        expected = oracle(problem, loop.state.x)
+        assert value.item() == pytest.approx(expected[0].item(), rel=1e-5)
+        assert abs(oracle(problem, start)[0] - plain) > 1e-3 * plain
+        assert_near(gradient, expected[1], 1e-4)
+        assert loop.state.history[0] == pytest.approx(
+            float(oracle(problem, start)[0] + penalty(start.double(), make_settings(problem))), rel=1e-4
+        )
+
+
+@distances
 @engines
 def test_gradient_agrees_with_finite_differences(distance: str, engine: str) -> None:
     model = build(Smooth)
@@ -424,6 +442,11 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
     "no mask": (
         lambda p: Problem(p.model, p.loss, p.labels, p.target, without(p.masks or {}, "conv.bias")),
         ["mask", "'conv.bias'"],
+    ),
+    "no scale": (lambda p: replace(p, scales={"conv.weight": 1.0}), ["scale", "'conv.bias'", "None"]),
+    "scale of zero": (
+        lambda p: replace(p, scales=dict.fromkeys(p.target, 0.0)),
+        ["scale", "'conv.weight'", "above 0", "0.0"],
     ),
     "mask of another shape": (
         lambda p: Problem(

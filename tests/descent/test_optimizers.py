@@ -283,9 +283,10 @@ def test_rows_of_features_are_rebuilt(rule: str) -> None:
 
 
 @distances
-def test_gauss_newton_multiplies_by_its_matrix(distance: str) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gauss_newton_multiplies_by_its_matrix(distance: str, scaled: bool) -> None:
     """Against the matrix itself, made of the derivative of the gradient, entry by entry."""
-    problem = doubled(make_problem(build(Smooth), 1, masked=True, distance=distance))
+    problem = doubled(make_problem(build(Smooth), 1, masked=True, distance=distance, scaled=scaled))
     x, descent = draw(1, "start").double(), make_settings(problem)
     values = first_values(problem, descent, x)
     with operators.use_reference():
@@ -303,8 +304,10 @@ def residual(problem: Problem, x: Tensor) -> Tensor:
     gradient = torch.autograd.grad(
         problem.loss(problem.model(x), problem.labels), parameters, create_graph=True
     )
-    masks = problem.masks or {}
-    got = torch.cat([(g * masks[name]).flatten() for name, g in zip(names, gradient, strict=True)])
+    masks, scales = problem.masks or {}, problem.scales or dict.fromkeys(names, 1.0)
+    got = torch.cat(
+        [(scales[name] * g * masks[name]).flatten() for name, g in zip(names, gradient, strict=True)]
+    )
     return math.sqrt(2) * got if problem.distance == "l2" else got / got.norm()
 
 

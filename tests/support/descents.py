@@ -47,13 +47,22 @@ def built_in(name: str) -> nn.Module:
 
 
 def make_problem(
-    model: nn.Module, clips: int = 1, *, masked: bool = False, distance: Any = "cosine"
+    model: nn.Module,
+    clips: int = 1,
+    *,
+    masked: bool = False,
+    distance: Any = "cosine",
+    scaled: bool = False,
 ) -> Problem:
-    """Return the problem of a client's update; the masks leave out the smaller half of every tensor."""
+    """Return the problem of a client's update.
+
+    The masks leave out the smaller half of every tensor; scales are 1/2, 1, 3/2 ... in turn.
+    """
     labels = torch.tensor([2, 4][:clips])
     update = Client(model).update(draw(clips, "truth"), labels, generator(0)).tensors
     masks = {name: t.abs() >= t.abs().median() for name, t in update.items()} if masked else None
-    return Problem(model, F.cross_entropy, labels, update, masks, distance)
+    scales = {name: 0.5 * (index + 1) for index, name in enumerate(update)} if scaled else None
+    return Problem(model, F.cross_entropy, labels, update, masks, distance, scales=scales)
 
 
 def doubled(problem: Problem) -> Problem:
@@ -80,8 +89,9 @@ def oracle(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
         problem.loss(model(x), problem.labels), parameters, create_graph=True, materialize_grads=True
     )
     keep = torch.cat([mask_of(problem, name).flatten() for name in names])
-    got = torch.cat([g.flatten() for g in gradient])[keep]
-    wanted = torch.cat([problem.target[name].double().flatten() for name in names])[keep]
+    scales = problem.scales or dict.fromkeys(names, 1.0)
+    got = torch.cat([scales[name] * g.flatten() for name, g in zip(names, gradient, strict=True)])[keep]
+    wanted = torch.cat([scales[name] * problem.target[name].double().flatten() for name in names])[keep]
     if problem.distance == "l2":
         distance = (got - wanted).square().sum()
     else:

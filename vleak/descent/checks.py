@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -130,6 +131,13 @@ def _check_target(problem: Problem, start: Tensor) -> None:
         if problem.masks is not None:
             mask = _of(problem.masks, "mask", name)
             _check_alike(f"mask {name!r}", mask, parameter, start, torch.bool)
+        if problem.scales is not None:
+            _check_scale(name, problem.scales.get(name))
+
+
+def _check_scale(name: str, scale: float | None) -> None:
+    if scale is None or not 0 < scale < math.inf:
+        raise InputError(f"scale {name!r}: expected a number above 0, got {scale}; give one a parameter")
 
 
 def _of(tensors: Mapping[str, Tensor], kind: str, name: str) -> Tensor:

@@ -103,6 +103,7 @@ def _coarse(problem: Problem, settings: DescentSettings, start: Tensor, size: Si
         model=ResizedInput(problem.model, small, tuple(start.shape[2:])),
         target=_prefixed(problem.target),
         masks=None if problem.masks is None else _prefixed(problem.masks),
+        scales=None if problem.scales is None else _prefixed(problem.scales),
         unknown=_prefixed(problem.unknown),
         per_clip=tuple(f"model.{name}" for name in problem.per_clip),
     )

@@ -52,6 +52,8 @@ class Problem:
             with its largest value; the least is 0, and the search starts from what they hold. Each step of
             local training has its own.
         per_clip: further buffers with a row for each clip, of which a step on some clips takes theirs.
+        scales: a factor above 0 by name, on the entries of that tensor in gradient and target alike, before
+            the distance is taken: how much each layer counts. None for 1.
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class Problem:
     local: LocalTraining | None = None
     unknown: Mapping[str, float] = field(default_factory=dict)
     per_clip: tuple[str, ...] = ()
+    scales: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,14 @@ def first_values(problem: Problem, settings: DescentSettings, start: Tensor) -> 
     values = {"x": start.clone(), "labels": problem.labels}
     values |= {f"parameter:{name}": p.detach() for name, p in problem.model.named_parameters()}
     values |= {f"buffer:{name}": b.detach() for name, b in problem.model.named_buffers()}
-    values |= {f"target:{name}": problem.target[name] for name, _ in problem.model.named_parameters()}
+    names = [name for name, _ in problem.model.named_parameters()]
+    values |= {f"target:{name}": problem.target[name] for name in names}
+    if problem.scales is not None:
+        scales = {name: start.new_tensor(problem.scales[name]) for name in names}
+        values |= {f"target:{name}": scale * problem.target[name] for name, scale in scales.items()}
+        values |= {f"scale:{name}": scale for name, scale in scales.items()}
     if problem.masks is not None:
-        values |= {f"mask:{name}": problem.masks[name] for name, _ in problem.model.named_parameters()}
+        values |= {f"mask:{name}": problem.masks[name] for name in names}
     if settings.prior is not None:
         values["prior"] = as_trial(settings.prior.to(start).expand_as(start))
     if settings.rule in optimizers.RULES:
@@ -194,11 +199,12 @@ class Step:
         parameters, loss = self._loss(values, x)
         *gradients, by_x = _derivatives(loss, [*parameters, x])
         distance, residuals = self._match(values, gradients)
-        weigh = _weigh([g.detach() for g in gradients], _tensors("mask", values), self.distance)
+        scales = _tensors("scale", values)
+        weigh = _weigh(_scaled(gradients, scales), _tensors("mask", values), self.distance)
 
         def curvature(vector: Tensor) -> Tensor:
             ahead = _pull_back([by_x], [vector], *parameters)
-            return _pull_back(gradients, weigh(ahead), x)[0]
+            return _pull_back(gradients, _scaled(weigh(_scaled(ahead, scales)), scales), x)[0]
 
         return distance, _pull_back(gradients, residuals, x)[0], curvature
 
@@ -211,12 +217,14 @@ class Step:
             return list(parameters.values()), self.loss(logits, values["labels"])
 
     def _match(self, values: Values, gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return operators.gradient_match(
-            [g.detach() for g in gradients],
-            _tensors("target", values),
+        scales = _tensors("scale", values)
+        distance, residuals = operators.gradient_match(
+            _scaled(gradients, scales),
+            _tensors("target", values),  # already scaled
             masks=_tensors("mask", values) or None,
             kind=self.distance,  # type: ignore[arg-type]
         )
+        return distance, _scaled(residuals, scales)
 
 
 def _moved(values: Values, after: Values, objective: Tensor, gradient: Tensor) -> Values:
@@ -253,6 +261,12 @@ def _weigh(gradients: list[Tensor], masks: list[Tensor], kind: str) -> Callable[
         return [inverse * (t - along * g) for g, t in zip(gradients, tensors, strict=True)]
 
     return project
+
+
+def _scaled(tensors: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
+    """Return constants, each times its scale; of no scales as they are."""
+    detached = [tensor.detach() for tensor in tensors]
+    return [t * s for t, s in zip(detached, scales, strict=True)] if scales else detached
 
 
 def _product(left: list[Tensor], right: list[Tensor]) -> Tensor:

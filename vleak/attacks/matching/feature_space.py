@@ -95,7 +95,8 @@ def with_model(problem: Problem, wrapper: nn.Module, per_clip: tuple[str, ...] =
         return {f"model.{name}": held for name, held in named.items()}
 
     masks = None if problem.masks is None else renamed(problem.masks)
+    scales = None if problem.scales is None else renamed(problem.scales)
     return replace(
         problem, model=wrapper, target=renamed(problem.target), masks=masks, unknown=renamed(problem.unknown),
-        per_clip=per_clip,
+        per_clip=per_clip, scales=scales,
     )  # fmt: skip
