@@ -416,8 +416,11 @@ def wide(*layers: nn.Module) -> Callable[[], nn.Module]:
     return lambda: Sequence(nn.Sequential(nn.Linear(8, 256), *layers), 8)
 
 
-def ranked(model: nn.Module, *, masked: bool = False, kind: str = "cosine") -> Capture:
+def ranked(model: nn.Module, *, masked: bool = False, kind: str = "cosine", scaled: bool = False) -> Capture:
     values = make_values(model, masked=masked)
+    if scaled:
+        scales = torch.linspace(0.5, 2.0, len(list(model.parameters()))).double()
+        values |= {f"scale:{n}": s for (n, _), s in zip(model.named_parameters(), scales, strict=True)}
     step = make_step(model, kind=kind)
     graph = apply("stack", apply("simplify", capture(step, values, set(values) - {"x"})))
     optimized = apply("low_rank", graph)
@@ -451,6 +454,18 @@ def test_gradients_of_wide_layers_are_not_made(name: str, kind: str) -> None:
     large = [p.shape for p in model.parameters() if p.numel() >= 1 << 17]
     products = optimized.graph.graph.find_nodes(op="call_function", target=aten.mm.default)
     assert not {node.meta["val"].shape for node in products} & {*large}
+
+
+@pytest.mark.parametrize("kind", ["cosine", "l2"])
+@pytest.mark.parametrize("name", ["one of three", "lstm"])
+def test_scaled_gradients_of_wide_layers_are_not_made(name: str, kind: str) -> None:
+    factory, kept = LAYERS[name]
+    optimized = ranked(build_small(factory).double(), kind=kind, scaled=True)
+    assert listed(optimized) == kept
+    products = optimized.graph.graph.find_nodes(op="call_function", target=aten.mul.Tensor)
+    by_scale = [node for node in products if str(node.args[1]).startswith("scale")]
+    assert by_scale
+    assert all(node.meta["val"].numel() < 1 << 17 for node in by_scale)
 
 
 def test_one_gradient_stays_listed() -> None:

@@ -151,16 +151,22 @@ def make_step(model: nn.Module, *, kind: Any = "cosine") -> Callable[[dict[str, 
             )
             targets = [values[f"target:{name}"] for name in names]
             masks = [values[f"mask:{name}"] for name in names if f"mask:{name}" in values]
-            constants = [gradient.detach() for gradient in gradients]
+            scales = [values[f"scale:{name}"] for name in names if f"scale:{name}" in values]
+            constants = scaled([gradient.detach() for gradient in gradients], scales)
             objective, residuals = operators.gradient_match(
                 constants, targets, masks=masks or None, kind=kind
             )
+            residuals = scaled(residuals, scales)
             live = [(g, r) for g, r in zip(gradients, residuals, strict=True) if g.requires_grad]
             outputs, weighted = zip(*live, strict=True)
             (slope,) = torch.autograd.grad(outputs, x, grad_outputs=weighted)
         return {"x": (values["x"] - 0.1 * slope.sign()).clamp(0, 1), "objective": objective, "slope": slope}
 
     return step
+
+
+def scaled(tensors: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
+    return [t * s for t, s in zip(tensors, scales, strict=True)] if scales else tensors
 
 
 def make_values(

@@ -39,6 +39,7 @@ def low_rank(capture: Capture) -> None:
     """Match the gradients of wide linear layers on few rows by their factors; results agree to rounding."""
     graph = capture.graph.graph
     for match in graph.find_nodes(op="call_function", target=torch.ops.vleak.gradient_match.default):
+        _scale_factors(match)
         gradients, targets, masks = _lists(match)
         factored_gradients = {} if masks else _factors(match, gradients, targets)
         if len(factored_gradients) == len(gradients):  # the operator takes at least one gradient
@@ -103,6 +104,48 @@ def _products(residual: Node) -> list[Node] | None:
             return None
         products += inner
     return products
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Scales
+
+
+def _scale_factors(match: Node) -> None:
+    """Scale d in place of d^T x where the match reads s d^T x, and what the residual's products make of r."""
+    residuals = _residuals(match)
+    for index, scaled in enumerate(_lists(match)[0]):
+        residual = residuals.get(index)
+        if not _is_scaled(scaled) or (factors := _few_rows(scaled.args[0])) is None:
+            continue
+        again = [] if residual is None else list(residual.users)
+        products = [_products(user) if _is_scaled(user) else None for user in again]
+        if None not in products:
+            _scale_rows(scaled, *factors)
+            for user, read in zip(again, products, strict=True):
+                _scale_products(user, read or [])
+
+
+def _is_scaled(node: Any) -> bool:
+    """Return whether a node is a tensor times a number that is itself a tensor."""
+    if not calls(node, aten.mul.Tensor) or not isinstance(node.args[1], Node):
+        return False
+    return value(node.args[1]).ndim == 0
+
+
+def _scale_rows(scaled: Any, rows: Node, columns: Node) -> None:
+    graph = scaled.graph
+    with graph.inserting_before(scaled):
+        few = emit(graph, aten.t.default, emit(graph, aten.mul.Tensor, rows, scaled.args[1]))
+        substitute(scaled, emit(graph, aten.mm.default, few, columns))
+
+
+def _scale_products(scaled: Any, products: list[Node]) -> None:
+    scale = scaled.args[1]
+    substitute(scaled, scaled.args[0])
+    for product in products:
+        with product.graph.inserting_after(product):
+            after = emit(product.graph, aten.mul.Tensor, product, scale)
+        product.replace_all_uses_with(after, delete_user_cb=lambda user, made=after: user is not made)
 
 
 # ---------------------------------------------------------------------------------------------------------
