@@ -145,7 +145,8 @@ def _scale_products(scaled: Any, products: list[Node]) -> None:
     for product in products:
         with product.graph.inserting_after(product):
             after = emit(product.graph, aten.mul.Tensor, product, scale)
-        product.replace_all_uses_with(after, delete_user_cb=lambda user, made=after: user is not made)
+        for user in [user for user in product.users if user is not after]:
+            user.replace_input_with(product, after)
 
 
 # ---------------------------------------------------------------------------------------------------------
