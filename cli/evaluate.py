@@ -169,6 +169,9 @@ AuditDraws = Annotated[
     ),
 ]
 Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
+Draw = Annotated[
+    int, _number("Another number draws noise and starts anew, on the same clips and weights.", _RUN)
+]
 Device = Annotated[str, _option("auto, cpu or cuda.", _RUN)]
 Engine = Annotated[
     str,
@@ -233,6 +236,7 @@ def evaluate(
     utility: Utility = 0,
     audit_draws: AuditDraws = None,
     seed: Seed = 0,
+    draw: Draw = 0,
     device: Device = "auto",
     engine: Engine = "native",
     workers: Workers = None,

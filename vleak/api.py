@@ -71,6 +71,7 @@ def evaluate(
     utility: int = 0,
     audit_draws: int | None = None,
     seed: int = 0,
+    draw: int = 0,
     device: str = "auto",
     engine: str = "native",
     input_layout: str = "auto",
@@ -116,7 +117,8 @@ def evaluate(
             for none, None for as many as take some seconds.
         budget: iterations that `strongest` spends on trials for one model and defense.
         labels: "inferred" or "granted".
-        seed: equal seeds give equal scores.
+        seed: equal seeds give equal scores. draw: another number draws the randomness of clients and attacks
+            anew, on the same clips and weights.
         device: "auto", "cpu" or "cuda". engine: "native" or "reference".
         input_layout: in which the model takes clips: "NCTHW", "NTCHW", "pathways:alpha=4", or "auto".
         checkpoint: file with the model's weights: safetensors, or a state dict that torch saved.

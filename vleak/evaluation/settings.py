@@ -57,7 +57,7 @@ DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 
 Engine = Literal["native", "reference"]
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
-_WHOLE = ("frames", "size", "stride", "segments", "restarts", "iterations", "budget", "utility", "seed")
+_WHOLE = ("frames", "size", "stride", "segments", "restarts", "iterations", "budget", "utility", "seed", "draw")
 _MOST_OR_NONE = {"utility": (100_000, "rounds of training"), "audit_draws": (10_000_000, "messages")}
 _TAKES = {"raw": "frames", "feature": "features"}
 
@@ -104,7 +104,8 @@ class Settings(ClientChoice):
         utility: rounds of federated training under every defense, for the accuracy that is left; 0 for none.
         audit_draws: messages with canaries, and as many without, that bound each claimed epsilon from below;
             0 for none, None for as many as take some seconds.
-        seed: of everything random.
+        seed: of everything random. draw: another number draws the randomness of clients and attacks anew, on
+            the same clips and weights.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
 
@@ -133,6 +134,7 @@ class Settings(ClientChoice):
     utility: int = 0
     audit_draws: int | None = None
     seed: int = 0
+    draw: int = 0
     device: str = "auto"
     engine: str = "native"
     input_layout: str = "auto"
@@ -165,6 +167,8 @@ class Settings(ClientChoice):
         for name, (most, unit) in _MOST_OR_NONE.items():
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise InputError(f"{argument(name, getattr(self, name))}: expected 0 to {most:,} {unit}")
+        if not 0 <= self.draw < 2**63:
+            raise InputError(f"{argument('draw', self.draw)}: expected a whole number from 0 to {2**63 - 1}")
         for name in _MOST:
             _check_count(name, getattr(self, name))
         self.check_clients()

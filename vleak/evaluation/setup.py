@@ -298,6 +298,7 @@ def _conditions(settings: Settings, pipeline: str) -> Conditions:
         labels_granted=settings.labels == "granted",
         trainable=settings.trainable,
         seed=settings.seed,
+        draw=settings.draw,
         device=settings.torch_device(),
     )
 

@@ -134,7 +134,7 @@ def _under(
     public = (pipeline.samples.public, pipeline.samples.public_labels)
     learned = steps.with_public(defense, *public)
     client = Client(pipeline.model, pipeline.loss, learned, mode=first.mode, local=first.local)
-    numbers = generator(settings.seed, "utility", "training")
+    numbers = generator(settings.seed, "utility", "training", *([settings.draw] if settings.draw else []))
     try:
         trained = train_federation(client, training.clips, training.labels, federation, numbers, each_round)
     except StoppedError:

@@ -120,12 +120,12 @@ class Pipeline(ABC):
     def seed(self, case: Case) -> int:
         """Seed of the client's message: every attack meets the same message."""
         return derive_seed(
-            self.conditions.seed, self.id_prefix, defense_text(case.defense), *self._client_parts(case)
+            self.conditions.cell_seed, self.id_prefix, defense_text(case.defense), *self._client_parts(case)
         )
 
     def attack_generator(self, case: Case) -> torch.Generator:
         """Random numbers of the attack: the same for every defense and attack on a client."""
-        return generator(self.conditions.seed, self.id_prefix, *self._client_parts(case), "attack")
+        return generator(self.conditions.cell_seed, self.id_prefix, *self._client_parts(case), "attack")
 
     def _client_parts(self, case: Case) -> tuple[str, ...]:
         """What tells a client from others: its clips, and its settings where they are not the default."""

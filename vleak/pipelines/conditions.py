@@ -15,6 +15,7 @@ from vleak.federated import Privacy
 from vleak.models import accuracy, training_steps
 from vleak.pipelines.scoring import finite
 from vleak.results.records import DefenseRecord, ModelRecord
+from vleak.seeds import derive_seed
 
 __all__ = ["Conditions", "Progress", "Samples", "Stop", "defense_record", "model_record"]
 
@@ -34,6 +35,7 @@ class Conditions:
         labels_granted: whether the attack is told the labels.
         trainable: patterns of the parameters that clients train and send; "*" for all.
         seed: seed of the run.
+        draw: which draw of the randomness of its cells it is.
     """
 
     device: torch.device
@@ -41,6 +43,12 @@ class Conditions:
     labels_granted: bool = False
     trainable: str = "*"
     seed: int = 0
+    draw: int = 0
+
+    @property
+    def cell_seed(self) -> int:
+        """Seed of what differs from draw to draw: the randomness of clients and attacks."""
+        return derive_seed(self.seed, "draw", self.draw) if self.draw else self.seed
 
 
 @dataclass(frozen=True)

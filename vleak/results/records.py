@@ -340,6 +340,7 @@ class SettingsRecord(Record):
     audit_draws: int | None = 0
     labels: Literal["inferred", "granted"]
     seed: int
+    draw: int = 0
     device: str
     engine: str
     input_layout: str = "auto"
