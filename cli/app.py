@@ -12,17 +12,19 @@ from typing import Annotated
 import typer
 
 from vleak.cli import output, stopping
+from vleak.cli.baseline import baseline
 from vleak.cli.bench import bench
 from vleak.cli.conformance import conformance
 from vleak.cli.doctor import doctor
 from vleak.cli.evaluate import evaluate
 from vleak.cli.listing import list_names
+from vleak.cli.regress import regress
 from vleak.cli.report import report
 from vleak.cli.study import study
 from vleak.cli.train import train
 from vleak.errors import VleakError, first_line, out_of_memory
 
-_COMMANDS = (evaluate, study, report, train, bench)
+_COMMANDS = (evaluate, study, report, train, bench, baseline, regress)
 _OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for command in _COMMANDS
@@ -42,6 +44,8 @@ app.command()(evaluate)
 app.command()(conformance)
 app.command()(study)
 app.command()(report)
+app.command()(baseline)
+app.command()(regress)
 app.command("list")(list_names)
 app.command()(train)
 app.command()(bench)

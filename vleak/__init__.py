@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vleak.guarding import Decision, guard, inspect_model
     from vleak.models import EXTRACTORS, HEADS, MODELS, build_extractor, build_head, build_model
     from vleak.objects import named
+    from vleak.regression import Baseline, Night, make_baseline, read_baseline, regress, write_baseline
     from vleak.report import write_report, write_study
     from vleak.study import Study, run_study
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ATTACKS": "attacks",
     "Attack": "attacks",
+    "Baseline": "regression",
     "FeatureInversion": "attacks",
     "Knowledge": "attacks",
     "Observation": "attacks",
@@ -43,9 +45,13 @@ _HOMES = {
     "Settings": "evaluation",
     "Study": "study",
     "Run": "api",
+    "Night": "regression",
     "evaluate": "api",
     "load_run": "api",
+    "make_baseline": "regression",
     "named": "objects",
+    "read_baseline": "regression",
+    "regress": "regression",
     "run_study": "study",
     "Client": "federated",
     "Defense": "federated",
@@ -62,6 +68,7 @@ _HOMES = {
     "build_extractor": "models",
     "build_head": "models",
     "build_model": "models",
+    "write_baseline": "regression",
     "write_report": "report",
     "write_study": "report",
 }
@@ -73,6 +80,7 @@ __all__ = [
     "HEADS",
     "MODELS",
     "Attack",
+    "Baseline",
     "Client",
     "ClipSet",
     "Decision",
@@ -81,6 +89,7 @@ __all__ = [
     "FeatureSet",
     "Knowledge",
     "LocalTraining",
+    "Night",
     "Observation",
     "PublicFacts",
     "Reconstruction",
@@ -100,8 +109,12 @@ __all__ = [
     "load_data",
     "load_run",
     "load_update",
+    "make_baseline",
     "named",
+    "read_baseline",
+    "regress",
     "run_study",
+    "write_baseline",
     "write_report",
     "write_study",
 ]

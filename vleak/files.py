@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vleak.errors import VleakError
+from vleak.errors import InputError, VleakError, argument
 
 MAX_RECORD_BYTES = 2**29
 """Largest file of records that is read: about 200 000 cells."""
@@ -94,6 +94,23 @@ def _check_mode(mode: int, path: Path | str) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "no file")
         raise OSError(errno.EINVAL, f"it is {kind}, expected a regular file", str(path))
+
+
+def check_output(name: str, path: Path | str) -> Path:
+    """Path of a file to write; what is there already is a regular file, not a named pipe or a folder.
+
+    Raises:
+        InputError: it is something else, or its folder does not exist.
+    """
+    path = Path(path)
+    try:
+        if path.exists():
+            check_regular(path)
+    except OSError as error:
+        raise InputError(f"{argument(name, path)}: {error.strerror}; give another file") from error
+    if not path.parent.is_dir():
+        raise InputError(f"{argument(name, path)}: there is no folder {path.parent}; make it first")
+    return path
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

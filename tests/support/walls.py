@@ -23,7 +23,7 @@ FLOORS = (
     {"results", "guarding"},
     {"pipelines"},
     {"evaluation"},
-    {"study", "report"},
+    {"study", "regression", "report"},
     {"api"},
     {"cli"},
 )
@@ -64,7 +64,7 @@ DYNAMIC_IMPORTS = {"vleak": 1, "vleak.registry": 1}
 FORKED_SEEDS = "vleak.models.build"
 """Where a user's factory draws from the generator of the process, forked and put back."""
 
-TYPED_PACKAGES = {"results", "evaluation", "federated", "attacks"}
+TYPED_PACKAGES = {"results", "evaluation", "federated", "attacks", "regression"}
 """Packages with no dict[str, Any] on a public signature."""
 
 

@@ -104,8 +104,7 @@ class Settings(ClientChoice):
         utility: rounds of federated training under every defense, for the accuracy that is left; 0 for none.
         audit_draws: messages with canaries, and as many without, that bound each claimed epsilon from below;
             0 for none, None for as many as take some seconds.
-        seed: of everything random. draw: another number draws the randomness of clients and attacks anew, on
-            the same clips and weights.
+        seed: of everything random. draw: of clients and attacks alone, which another number draws anew.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
 

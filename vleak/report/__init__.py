@@ -1,5 +1,14 @@
 """Pages: the report of a run, which says what still leaks, and the page of a study."""
 
+from vleak.report.night import (
+    figure_text,
+    log_e_text,
+    night_annotations,
+    night_junit,
+    night_markdown,
+    night_sentences,
+)
+from vleak.report.night_plot import draw_nights
 from vleak.report.numbers import epsilon_text, plural
 from vleak.report.page import write_report
 from vleak.report.proof import at_least, audit_note, sandwich_text
@@ -10,8 +19,15 @@ __all__ = [
     "at_least",
     "audit_note",
     "client_text",
+    "draw_nights",
     "epsilon_text",
+    "figure_text",
     "headline",
+    "log_e_text",
+    "night_annotations",
+    "night_junit",
+    "night_markdown",
+    "night_sentences",
     "plural",
     "sandwich_text",
     "seeds_sentences",

@@ -39,8 +39,12 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def read_json(path: Path) -> JsonObject:
+def read_json(path: Path, remedy: str = "give another run") -> JsonObject:
     """Read the JSON object that a file holds.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it cannot be read, for the message.
 
     Raises:
         InputError: no such file, no JSON, as in a truncated file, or no object.
@@ -49,14 +53,13 @@ def read_json(path: Path) -> JsonObject:
         content = parse_json(read_regular(path))
     except ValueError as error:
         raise InputError(
-            f"{path} cannot be read as JSON, it is truncated or damaged: {error}; give another run"
+            f"{path} cannot be read as JSON, it is truncated or damaged: {error}; {remedy}"
         ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; give another run") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; {remedy}") from error
     if not isinstance(content, dict):
         raise InputError(
-            f"{path} holds a {type(content).__name__}, expected the object that `vleak evaluate` writes; "
-            "give another run"
+            f"{path} holds a {type(content).__name__}, expected the object that vleak writes; {remedy}"
         )
     return content
 

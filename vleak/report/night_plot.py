@@ -1,0 +1,60 @@
+"""Plot of a history of nights: the course of the figures that moved, or of those that leak most."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from vleak.errors import InputError
+from vleak.regression import Night, NightLine
+from vleak.report.svg import MAX_SERIES, SERIES, canvas, clear_frame, or_nan, style, to_svg
+
+__all__ = ["draw_nights"]
+
+# A file of its own has no page to take colours from.
+_PAPER = {"--ink": "#1a1a1a", "--muted": "#555555", "--line": "#dddddd", "--bound": "#999999"} | {
+    f"--s{n}": color
+    for n, color in enumerate(("#1f6feb", "#d1495b", "#2a9d8f", "#b8860b", "#7b4fa3", "#52606d"))
+}
+
+
+def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str]) -> str:
+    """SVG of the nights' differences to the baseline, in the standard deviations of each series.
+
+    Args:
+        night: the last one, whose tests are drawn: those that alarm or moved, then those with most evidence.
+        nights: of the history, with this one.
+        names: of the tests in their lines.
+
+    Raises:
+        InputError: there is nothing to draw.
+    """
+    moved = {move.name for move in night.moves}
+    ranked = sorted(
+        (test for test in night.tests if test.baseline is not None and test.name in names),
+        key=lambda test: (test.outcome != "worse", test.name not in moved, -test.log_e),
+    )
+    if not ranked or not nights:
+        raise InputError("plot: the history has no night to draw; judge a run of a fresh draw with it first")
+    with style("nights"):
+        figure, axes = canvas(3.4)
+        for color, test in zip(SERIES, ranked[:MAX_SERIES], strict=False):
+            place = names.index(test.name)
+            values = np.array([or_nan(line.means[place]) for line in nights]) - or_nan(test.baseline)
+            spread = float(np.nanstd(values[: max(2, len(values) // 2)]))
+            scaled = values / spread if spread > 1e-12 else values
+            axes.plot([line.night for line in nights], scaled, "o-", color=color, markersize=2.5,
+                      linewidth=1.1, label=f"{test.row}: {test.figure}")  # fmt: skip
+            for move in night.moves:
+                if move.name == test.name:
+                    axes.axvline(move.night - 0.5, color=color, linestyle=":", linewidth=1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("night")
+        axes.set_ylabel("difference to the baseline / sd")
+        axes.legend(fontsize=7, frameon=False, loc="upper left")
+        clear_frame(axes, grid="y")
+        svg = to_svg(figure)
+    return re.sub(r"var\((--\w+)\)", lambda match: _PAPER[match[1]], svg) + "\n"
