@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vleak.errors import InputError, argument
+from vleak.errors import InputError
 from vleak.files import check_output, write_atomic
 from vleak.regression.figures import FIGURES, RowFigures, figures_of
 from vleak.regression.records import (
@@ -84,11 +84,9 @@ def _check(records: Sequence[RunRecord]) -> None:
     if not records:
         raise InputError("runs: expected at least one run, got none")
     draws = [record.settings.draw for record in records]
-    if len(set(draws)) < len(draws):
-        raise InputError(
-            f"{argument('runs', ', '.join(map(str, draws)))}: two runs have one draw; give each another "
-            "`draw` when it is evaluated"
-        )
+    twice = [draw for draw in draws if draws.count(draw) > 1]
+    if twice:
+        raise InputError(f"runs: two are of draw {twice[0]}; give each another `draw` when it is evaluated")
     if len(records) > MOST_DRAWS:
         raise InputError(f"runs: got {len(records)}, expected at most {MOST_DRAWS}")
     for record in records:
@@ -154,7 +152,7 @@ def _row(key: RowKey, rows: Sequence[RowFigures], tables: Sequence[dict[RowKey, 
         figures=measured,
         epsilon=cell.defense.epsilon,
         delta=cell.defense.delta,
-        bound=sum(bounds) / len(bounds) if bounds else None,
+        bound=_rounded(sum(bounds) / len(bounds)) if bounds else None,
         adaptive=cell.attack.adaptive,
         defense_knowledge=cell.attack.defense_knowledge,
     )

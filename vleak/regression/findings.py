@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vleak.regression.baseline import make_baseline
+from vleak.regression.plan import row_text
 from vleak.regression.records import Baseline, BaselineRow, Finding
-from vleak.regression.tests import row_text
 from vleak.results import RunRecord
 
 __all__ = ["findings"]

@@ -23,6 +23,7 @@ from vleak.regression.evidence import promise
 from vleak.regression.findings import findings
 from vleak.regression.history import History
 from vleak.regression.moves import find_moves
+from vleak.regression.plan import PlannedTest, plan_tests
 from vleak.regression.records import (
     Baseline,
     HistoryHeader,
@@ -33,7 +34,6 @@ from vleak.regression.records import (
 )
 from vleak.regression.replay import Replayed, replay
 from vleak.regression.testing import Tested, Tonight
-from vleak.regression.tests import Test, plan_tests
 from vleak.results import RunRecord
 
 __all__ = ["MODES", "Mode", "regress"]
@@ -167,7 +167,7 @@ def _add(total: Replayed, one: Replayed) -> None:
     total.not_judged += one.not_judged
 
 
-def _tests(baseline: Baseline, history: History | None, digest: str) -> list[Test]:
+def _tests(baseline: Baseline, history: History | None, digest: str) -> list[PlannedTest]:
     """Tests of the baseline; with a history those that it began with, which the promise is divided by."""
     tests = plan_tests(baseline)
     if history is None:

@@ -15,9 +15,8 @@ that the ratios of clips multiply. (Likelihood ratios as e-processes: Ramdas et 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +100,7 @@ def _log_ratios(nights: Counts, below: Counts, tied: Counts) -> Floats:
 
 def _of_one(nights: Counts, exponent: float, below: Counts, tied: Counts) -> Floats:
     draws, most = below.shape[-1], int(nights.max(initial=0))
-    constants, terms = _tables(draws, 2 ** max(1, most).bit_length(), exponent)
+    constants, terms = _tables(draws, _room(most), exponent)
     sums = np.cumsum(np.pad(np.exp(-terms), ((0, 0), (1, 0))), 1)
     each = np.arange(draws)
     # A draw that ties with some nights stands before, between or after them, each with equal weight.
@@ -111,9 +110,14 @@ def _of_one(nights: Counts, exponent: float, below: Counts, tied: Counts) -> Flo
     rows = equal.any(-1)
     if rows.any():
         cases, place = np.unique(np.stack([below[rows], tied[rows]], 1), axis=0, return_inverse=True)
-        over_ties = np.array([_over_ties(terms, *case) for case in cases])
+        over_ties = np.array([_over_ties(*case, exponent) for case in cases])
         logs[rows] = constants[nights[rows]] + over_ties[place.reshape(-1)]
     return logs
+
+
+def _room(nights: int) -> int:
+    """Nights that a table is made for, so that few are made."""
+    return int(2 ** max(1, nights).bit_length())
 
 
 @cache
@@ -135,28 +139,27 @@ def _log_sums(draw: int, counts: Counts, exponent: float) -> Floats:
     return np.concatenate([[0.0], np.cumsum(np.log(draw + exponent * counts[1:]))])
 
 
-def _over_ties(terms: Floats, below: Sequence[int] | Counts, tied: Sequence[int] | Counts) -> float:
+def _over_ties(below: Counts, tied: Counts, exponent: float) -> float:
     """Logarithm of the mean, over all orders of equal figures, of exp(- sum of terms)."""
-    total, draw = 0.0, 0
-    while draw < len(below):
-        equal = 1  # draws tied with the same nights are equal themselves
-        while tied[draw] and draw + equal < len(below) and _same(below, tied, draw, draw + equal):
-            equal += 1
-        total += _over_one_tie(terms[draw : draw + equal, below[draw] : below[draw] + tied[draw] + 1])
-        draw += equal
+    total, draw, draws = 0.0, 0, len(below)
+    while draw < draws:
+        last = draw + 1  # draws that tie with the same nights are equal themselves
+        while tied[draw] and last < draws and below[last] == below[draw] and tied[last] == tied[draw]:
+            last += 1
+        total += _over_one_tie(exponent, draw, last, int(below[draw]), int(tied[draw]))
+        draw = last
     return total
 
 
-def _same(below: Sequence[int] | Counts, tied: Sequence[int] | Counts, one: int, other: int) -> bool:
-    return bool(below[one] == below[other] and tied[one] == tied[other])
-
-
-def _over_one_tie(terms: Floats) -> float:
-    """The same for equal draws of the baseline, as rows, by how many of the equal nights come before."""
+@lru_cache(2**17)
+def _over_one_tie(exponent: float, draw: int, last: int, below: int, tied: int) -> float:
+    """The same for equal draws, of so many nights below them and tied with them."""
+    _, every = _tables(last, _room(below + tied), exponent)
+    terms = every[draw:, below : below + tied + 1]
     smallest = terms.min(1, keepdims=True)
     factors = np.exp(smallest - terms)
     paths = factors[0]
     for row in factors[1:]:
         paths = np.cumsum(paths) * row
-    orders = math.comb(len(terms) + terms.shape[1] - 1, len(terms))
+    orders = math.comb(last - draw + tied, tied)
     return float(math.log(paths.sum()) - math.log(orders) - smallest.sum())

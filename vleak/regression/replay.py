@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from vleak.regression.baseline import make_baseline
 from vleak.regression.figures import FIGURES, Figure, figures_of
+from vleak.regression.plan import UTILITY, row_text
 from vleak.regression.records import Baseline, BaselineRow, BaselineUtility, MovedFigure
-from vleak.regression.tests import UTILITY, row_text
 from vleak.results import RunRecord
 
 __all__ = ["Replayed", "replay"]

@@ -18,9 +18,9 @@ from vleak.regression.evidence import (
     starts,
 )
 from vleak.regression.figures import figures_of
+from vleak.regression.plan import PlannedTest
 from vleak.regression.ratios import Floats, Ranks, log_e_values, rank_nights
 from vleak.regression.records import NightLine, Outcome, Promise, TestRecord
-from vleak.regression.tests import Test
 from vleak.results import RunRecord
 
 __all__ = ["Tested", "Tonight"]
@@ -53,7 +53,7 @@ class Tonight:
     """
 
     def __init__(
-        self, run: RunRecord, tests: Sequence[Test], promise: Promise, lines: Sequence[NightLine]
+        self, run: RunRecord, tests: Sequence[PlannedTest], promise: Promise, lines: Sequence[NightLine]
     ) -> None:
         """Take the run of the night, the tests, and all nights before it."""
         self.number, self.promise = len(lines) + 1, promise
@@ -78,7 +78,7 @@ class Tonight:
         if not self._tests:
             self.not_judged.append("the baseline has no figure that could be tested")
 
-    def _tested(self, place: int, test: Test) -> Tested:
+    def _tested(self, place: int, test: PlannedTest) -> Tested:
         values = self._values(test)
         ranks = rank_nights(test.oriented(test.baseline), test.oriented(values)[None])
         before = self._lines[-1] if self._lines else None
@@ -96,7 +96,7 @@ class Tonight:
         )
         return self._filled(test, values, ranks, stands)
 
-    def _values(self, test: Test) -> Floats:
+    def _values(self, test: PlannedTest) -> Floats:
         """(samples,) tonight's figures; NaN where there is none."""
         if test.utility is not None:
             key = (test.utility.pipeline, test.utility.model, test.utility.defense)
@@ -115,13 +115,15 @@ class Tonight:
         tied = np.array([*(code[1] for code in codes), tonight.tied[0]], dtype=np.int64)
         return log_e_values(Ranks(below, tied, tonight.draws), begun)
 
-    def _by_bound(self, place: int, test: Test, bound: float, values: Floats, begun: np.ndarray) -> Floats:
+    def _by_bound(
+        self, place: int, test: PlannedTest, bound: float, values: Floats, begun: np.ndarray
+    ) -> Floats:
         # A sample that failed was not identified.
         share = float(np.nansum(values)) / len(test.samples)
         series = [line.means[place] or 0.0 for line in self._lines[self._year :]]
         return bound_log_e_values(np.array([*series, share]), len(test.samples), bound, begun)
 
-    def _filled(self, test: Test, values: Floats, ranks: Ranks, stands: Standing) -> Tested:
+    def _filled(self, test: PlannedTest, values: Floats, ranks: Ranks, stands: Standing) -> Tested:
         measured = ~np.isnan(values)
         mean = float(values[measured].mean()) if measured.any() else None
         compared = test.baseline[:, measured] if measured.any() else test.baseline
@@ -145,14 +147,14 @@ class Tonight:
         codes = "" if test.bound is not None else _encoded(ranks)
         return Tested(record, kept, codes, self._year + stands.opened + 1, stands.alarm)
 
-    def _soonest(self, test: Test) -> int | None:
+    def _soonest(self, test: PlannedTest) -> int | None:
         if test.bound is not None:
             most = len(test.samples) * math.log1p(0.75 * (1 - test.bound) / test.bound)
             nights = math.ceil(self.promise.log_threshold / most) if most > 0 else YEAR + 1
             return nights if nights <= YEAR else None
         return soonest(test.draws, len(test.samples), self.promise.log_threshold) if test.samples else None
 
-    def _reason(self, test: Test, mean: float | None, quickest: int | None) -> str:
+    def _reason(self, test: PlannedTest, mean: float | None, quickest: int | None) -> str:
         """Why it could not be tested; empty where it could."""
         if not test.samples:
             return "the baseline has no draw in which it was measured"

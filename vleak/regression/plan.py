@@ -11,15 +11,16 @@ from vleak.regression.ratios import Floats
 from vleak.regression.records import Baseline, BaselineRow, BaselineUtility, Subject
 from vleak.results import RowKey
 
-__all__ = ["Test", "plan_tests", "row_text"]
+__all__ = ["PlannedTest", "plan_tests", "row_text"]
 
 UTILITY = Figure(unit="share", read=lambda cell: None, step=0.005, replay=1e-6)
 """Accuracy after federated training, which is no figure of a cell."""
+_FINEST = 1e-6
 _CERTIFIED = ("identified", "linked")
 
 
 @dataclass(frozen=True)
-class Test:
+class PlannedTest:
     """Test of one figure of one row.
 
     Attributes:
@@ -31,8 +32,6 @@ class Test:
         baseline: (K, samples), the figures of the baseline.
         bound: share that a certificate allows; None where the baseline is what tonight is compared with.
     """
-
-    __test__ = False  # not a test of pytest
 
     name: str
     row: str
@@ -58,7 +57,8 @@ class Test:
         """
         if self.kind.unit == "bytes":
             values = np.log(np.maximum(values, 1.0))
-        placed = self.sign * (np.round(values / self.kind.step) if self.kind.step else values)
+        # Also what is yes or no is rounded: a mean over a batch is kept to seven digits.
+        placed = self.sign * np.round(values / (self.kind.step or _FINEST))
         return np.where(np.isnan(placed), -np.inf, placed)
 
     def difference_counts(self, difference: float) -> bool:
@@ -69,13 +69,13 @@ class Test:
         return self.sign * difference > step
 
 
-def plan_tests(baseline: Baseline) -> list[Test]:
+def plan_tests(baseline: Baseline) -> list[PlannedTest]:
     """Tests of a baseline, in its order.
 
     Of defended rows: whether more leaks, or more than is proven. Of undefended ones: whether the attack gets
     less. Figures of the message are tested once for all attacks on it, by the first that knows the defense.
     """
-    tests, spoken = list[Test](), _speakers(baseline)
+    tests, spoken = list[PlannedTest](), _speakers(baseline)
     for row in baseline.rows:
         for name, figure in FIGURES.items():
             if name not in row.figures or figure.leaks is None:
@@ -104,7 +104,7 @@ def _speakers(baseline: Baseline) -> dict[tuple[object, ...], BaselineRow]:
     return chosen
 
 
-def _of_row(row: BaselineRow, name: str, figure: Figure) -> list[Test]:
+def _of_row(row: BaselineRow, name: str, figure: Figure) -> list[PlannedTest]:
     matrix = np.array(row.figures[name], dtype=np.float64)
     whole = np.asarray(~np.isnan(matrix).any(0))
     if not whole.any():
@@ -114,13 +114,13 @@ def _of_row(row: BaselineRow, name: str, figure: Figure) -> list[Test]:
     sign = 1
     if row.undefended and figure.leaks:  # whoever attacks the undefended model worse attacks no defense well
         subject, sign = "attack", -1
-    test = Test(
+    test = PlannedTest(
         name=f"{_name(row)} | {name}", row=row_text(row), subject=subject, figure=name, kind=figure,
         sign=sign, key=row.key, utility=None, samples=samples, baseline=matrix[:, whole],
     )  # fmt: skip
     if name not in _CERTIFIED or row.bound is None or not 0 < row.bound < 1 or row.batch_size > 1:
         return [test]
-    certified = Test(
+    certified = PlannedTest(
         **{**vars(test), "name": f"{test.name} above what is proven", "subject": "certificate", "sign": 1,
            "bound": row.bound}
     )  # fmt: skip
@@ -134,10 +134,10 @@ def _name(row: BaselineRow) -> str:
     return " | ".join(parts + ([] if client == "{}" else [client]))
 
 
-def _of_utility(each: BaselineUtility) -> Test:
+def _of_utility(each: BaselineUtility) -> PlannedTest:
     # One training is one sample, however many clips are held out: all of them share its randomness.
     known = [value for value in each.accuracy if value is not None]
-    return Test(
+    return PlannedTest(
         name=f"{each.pipeline} | {each.model} | {each.defense} | accuracy", row=f"{each.label}, training",
         subject="utility", figure="accuracy", kind=UTILITY, sign=-1, key=None, utility=each,
         samples=("one training",) if known else (), baseline=np.array(known, dtype=np.float64).reshape(-1, 1),
