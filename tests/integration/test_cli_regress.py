@@ -112,8 +112,8 @@ MISTAKES: dict[str, str] = {
     "regress same.json --baseline baseline.json --history b0.json": "b0.json holds no history; give another",
     "regress same.json --baseline baseline.json --junit pipe": "--junit pipe: it is a named pipe",
     "regress same.json --baseline baseline.json --markdown .": "--markdown .: it is a folder",
-    "regress same.json --baseline baseline.json --plot p.svg": "--plot p.svg: draws a history; give --history",
-    "regress same.json --baseline baseline.json --junit baseline.json": "--junit baseline.json: is the file of",
+    "regress same.json --baseline baseline.json --plot p.svg": "--plot p.svg: draws a history; give --h",
+    "regress same.json --baseline baseline.json --junit baseline.json": "--junit baseline.json: is the file",
 }
 
 
