@@ -80,13 +80,22 @@ def log_e_values(ranks: Ranks, starts: Counts) -> Floats:
     nights = np.broadcast_to(
         (len(above) - starts).reshape(-1, *[1] * (above.ndim - 2)), below_draw.shape[:-1]
     )
-    ratios = _log_ratios(nights, below_draw, tied_with_draw).sum(-2)  # over clips
+    of = _of_distinct if tied.any() else _log_ratios
+    ratios = of(nights, below_draw, tied_with_draw).sum(-2)  # over clips
     return np.asarray(logsumexp(ratios, axis=-1) - math.log(ratios.shape[-1]))
 
 
 def _to_the_last(events: NDArray[np.bool_]) -> Counts:
     """(nights, ..., clips, K), whether a night had the event, to how many did from that night on."""
     return np.cumsum(events[::-1], 0, dtype=np.int64)[::-1]
+
+
+def _of_distinct(nights: Counts, below: Counts, tied: Counts) -> Floats:
+    """`_log_ratios`, of equal counts once: of figures that are yes or no, few are distinct."""
+    rows, draws = np.concatenate([nights[..., None], below, tied], -1), below.shape[-1]
+    distinct, place = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
+    ratios = _log_ratios(distinct[:, 0], distinct[:, 1 : 1 + draws], distinct[:, 1 + draws :])
+    return ratios[place.reshape(-1)].reshape(*nights.shape, -1)
 
 
 def _log_ratios(nights: Counts, below: Counts, tied: Counts) -> Floats:
@@ -109,9 +118,8 @@ def _of_one(nights: Counts, exponent: float, below: Counts, tied: Counts) -> Flo
     equal = (tied[..., 1:] > 0) & (tied[..., 1:] == tied[..., :-1]) & (below[..., 1:] == below[..., :-1])
     rows = equal.any(-1)
     if rows.any():
-        cases, place = np.unique(np.stack([below[rows], tied[rows]], 1), axis=0, return_inverse=True)
-        over_ties = np.array([_over_ties(*case, exponent) for case in cases])
-        logs[rows] = constants[nights[rows]] + over_ties[place.reshape(-1)]
+        cases = zip(below[rows], tied[rows], strict=True)
+        logs[rows] = constants[nights[rows]] + np.array([_over_ties(*case, exponent) for case in cases])
     return logs
 
 

@@ -49,8 +49,8 @@ class BaselineRow(Record):
     """Figures of one defense under one attack.
 
     Attributes:
-        pipeline, model, training_state, label, defense, attack, labels, reference_frames, batch_size,
-            client: as in `vleak.results.RowKey`.
+        pipeline, model, training_state: as in `vleak.results.RowKey`, like label, defense and attack; labels,
+            reference_frames and batch_size; and client.
         undefended: whether there is no defense.
         samples: clips, or all clips of one client where it has several.
         figures: by name, of every draw the value of every sample; None where it was not measured.

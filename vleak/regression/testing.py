@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -94,6 +94,8 @@ class Tonight:
         stands = standing(
             evidence, begun, threshold=self.promise.log_threshold, alarm=alarm, opened=opened, counts=counts
         )
+        if not measured.any():  # nothing says that an alarm is over
+            stands = replace(stands, alarm=alarm, opened=opened)
         return self._filled(test, values, ranks, stands)
 
     def _values(self, test: PlannedTest) -> Floats:
@@ -150,7 +152,7 @@ class Tonight:
     def _soonest(self, test: PlannedTest) -> int | None:
         if test.bound is not None:
             most = len(test.samples) * math.log1p(0.75 * (1 - test.bound) / test.bound)
-            nights = math.ceil(self.promise.log_threshold / most) if most > 0 else YEAR + 1
+            nights = math.ceil((self.promise.log_threshold + math.log(3)) / most)
             return nights if nights <= YEAR else None
         return soonest(test.draws, len(test.samples), self.promise.log_threshold) if test.samples else None
 
