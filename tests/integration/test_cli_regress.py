@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from nights import Change, run_of, shifted
 
+from runs import DP, tiny
 from vleak.cli import run
+from vleak.evaluation import evaluate
 from vleak.regression import Night, make_baseline, read_baseline, read_history, regress, write_baseline
 
 
@@ -131,3 +133,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert MISTAKES[line] in err
     assert len(err.splitlines()) == 1
     assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
+def test_a_draw_changes_noise_and_starts_alone_and_is_replayed_to_the_digit() -> None:
+    defended = {"clips": 2, "defenses": (DP,)}
+    first, other, again = (evaluate(tiny(draw=draw, **defended)) for draw in (1, 2, 1))
+    assert first.data == other.data
+    assert first.models == other.models
+    gains = [[cell.scores and cell.scores.psnr_gain_db for cell in record.cells] for record in (first, other)]
+    baselines = sum(cell.attack.baseline for cell in first.cells)
+    assert gains[0][:baselines] == gains[1][:baselines]
+    assert all(a != b for a, b in zip(gains[0][baselines:], gains[1][baselines:], strict=True))
+    night = regress(again, make_baseline([first, other]), mode="replay")
+    assert (night.verdict, night.moved) == ("held", ())
+    assert night.compared == 2 * (9 + 10)  # figures of two clips; with noise there is a link chance
