@@ -60,11 +60,11 @@ def regress(
     _check(outputs, {"baseline": baseline, "history": history})
     night = _judge(run, baseline, mode, history)
     header, nights = read_history(history) if history else (None, [])
-    _write(night, outputs, header.tests if header else (), nights)
     if night.tests:
         output.console.print(_table(night))
     for sentence in night_sentences(night):
         output.say(sentence)
+    _write(night, outputs, header.tests if header else (), nights)
     if github:
         _annotate(night, as_json=json)
     if json:
@@ -107,7 +107,7 @@ def _write(
 ) -> None:
     from vleak.report import draw_nights, night_junit, night_markdown
 
-    plot, markdown = outputs["plot"], outputs["markdown"]
+    plot, markdown = outputs["plot"] if night.tests else None, outputs["markdown"]
     if plot is not None:
         write_atomic(plot, draw_nights(night, nights, names))
     if markdown is not None:

@@ -614,3 +614,13 @@ def test_records_of_a_night_are_small(failed: tuple[Night, Path]) -> None:
     assert Night.model_validate_json(night.model_dump_json()) == night
     assert len(path.read_bytes().split(b"\n")[1]) < 200 * len(night.tests)
     assert {HistoryHeader, NightLine, TestRecord}  # exported for who reads a history
+
+
+def test_rows_of_other_clients_are_told_apart() -> None:
+    def several(defense: str, fields: dict[str, Any]) -> None:
+        if defense == "dp":
+            fields["client"] = {"rounds": 3, "mode": "train", "local": {"steps": 5, "learning_rate": 0.1}}
+
+    night = regress(run_of(9, several), make_baseline([run_of(draw, several) for draw in range(3)]))
+    rows = {test.row for test in night.tests}
+    assert rows == {"none, matching", "dp, matching, train mode, 5 local steps, 3 rounds"}

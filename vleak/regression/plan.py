@@ -87,9 +87,13 @@ def plan_tests(baseline: Baseline) -> list[PlannedTest]:
 
 def row_text(row: BaselineRow) -> str:
     """Defense and attack of a row, and what sets it apart, for people."""
-    extra = f", {row.reference_frames} reference frames" if row.reference_frames else ""
-    extra += f", batch {row.batch_size}" if row.batch_size > 1 else ""
-    return f"{row.label}, {row.attack}{extra}"
+    client, local = row.client, row.client.local
+    extra = [f"{row.reference_frames} reference frames"] if row.reference_frames else []
+    extra += [f"batch {client.batch_size}"] if client.batch_size > 1 else []
+    extra += ["train mode"] if client.mode == "train" else []
+    extra += [f"{local.steps} local steps"] if local is not None else []
+    extra += [f"{client.rounds} rounds"] if client.rounds > 1 else []
+    return ", ".join([row.label, row.attack, *extra])
 
 
 def _setting(row: BaselineRow) -> tuple[object, ...]:

@@ -69,12 +69,12 @@ class Tonight:
         for place, test in enumerate(self._tests):
             progress("testing", place, len(self._tests))
             self.tested.append(self._tested(place, test))
-        for test in {test.row: test for test in self._tests if test.key is not None}.values():
-            row = None if test.key is None else self._table.get(test.key)
+        for key, text in {test.key: test.row for test in self._tests if test.key is not None}.items():
+            row = self._table.get(key)
             if row is not None and row.failed:
                 reasons = dict.fromkeys(row.failed.values())
                 which = f"{len(row.failed)} of {len(row.values)} cells failed ({', '.join(row.failed)})"
-                self.not_judged.append(f"{test.row}: {which}: {'; '.join(reasons)}")
+                self.not_judged.append(f"{text}: {which}: {'; '.join(reasons)}")
         if not self._tests:
             self.not_judged.append("the baseline has no figure that could be tested")
 
