@@ -139,7 +139,7 @@ def test_short_years_without_change_keep_the_promise(draw: Draw) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("draw", "count"), [(normal, 200), (yes_or_no, 100), (heavy, 100)])
+@pytest.mark.parametrize(("draw", "count"), [(normal, 200), (yes_or_no, 60), (heavy, 60)])
 def test_hundreds_of_years_without_change_keep_the_promise(draw: Draw, count: int) -> None:
     assert years(draw, count, 365, 8, math.log(365 / 0.05)) <= 0.05 * count
 

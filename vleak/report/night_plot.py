@@ -33,17 +33,29 @@ def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str])
         InputError: there is nothing to draw.
     """
     moved = {move.name for move in night.moves}
+    series = {name: [line.means[place] for line in nights] for place, name in enumerate(names)}
+    constant = {name for name, values in series.items() if len(set(values)) < 2}
     ranked = sorted(
-        (test for test in night.tests if test.baseline is not None and test.name in names),
-        key=lambda test: (test.outcome != "worse", test.name not in moved, -test.log_e),
+        (
+            test
+            for test in night.tests
+            if test.name in series
+            and test.baseline is not None
+            and (test.subject != "certificate" or test.outcome == "worse")
+        ),
+        key=lambda test: (
+            test.outcome != "worse",
+            test.name not in moved,
+            test.name in constant,
+            -test.log_e,
+        ),
     )
     if not ranked or not nights:
         raise InputError("plot: the history has no night to draw; judge a run of a fresh draw with it first")
     with style("nights"):
         figure, axes = canvas(3.4)
         for color, test in zip(SERIES, ranked[:MAX_SERIES], strict=False):
-            place = names.index(test.name)
-            values = np.array([or_nan(line.means[place]) for line in nights]) - or_nan(test.baseline)
+            values = np.array([or_nan(value) for value in series[test.name]]) - or_nan(test.baseline)
             spread = float(np.nanstd(values[: max(2, len(values) // 2)]))
             scaled = values / spread if spread > 1e-12 else values
             axes.plot([line.night for line in nights], scaled, "o-", color=color, markersize=2.5,
@@ -54,7 +66,7 @@ def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("night")
         axes.set_ylabel("difference to the baseline / sd")
-        axes.legend(fontsize=7, frameon=False, loc="upper left")
+        figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
         clear_frame(axes, grid="y")
         svg = to_svg(figure)
     return re.sub(r"var\((--\w+)\)", lambda match: _PAPER[match[1]], svg) + "\n"
