@@ -75,7 +75,7 @@ def _fields(defense: str, clip: int, numbers: np.random.Generator) -> dict[str, 
             "link_rank": 1,
         },
         "certificate": None if defense == "none" else {"kind": "identification", "bound": 0.4},
-        "update": {"bytes": 1000},
+        "update": {"bytes": 1000, "cosine_to_undefended": 1.0 if defense == "none" else 0.5},
         "seed": 0,
     }
 

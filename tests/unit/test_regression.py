@@ -179,7 +179,7 @@ def test_a_night_like_the_baseline_holds(baseline: Baseline) -> None:
     night = regress(run_of(100, utility=0.8), baseline)
     assert (night.verdict, night.exit_code, night.not_judged) == ("held", 0, ())
     subjects = {test.subject for test in night.tests}
-    assert subjects == {"leakage", "attack", "certificate", "bytes", "utility"}
+    assert subjects == {"leakage", "message", "attack", "certificate", "bytes", "utility"}
     assert night.promise is not None
     assert night.promise.tests == len(night.tests) == len({test.name for test in night.tests})
 
@@ -190,6 +190,11 @@ PLANTED: dict[str, tuple[Change, set[tuple[str, str]], int]] = {
     "linked": (
         lambda d, f: f["scores"].update(linked=True),
         {("leakage", "linked"), ("certificate", "linked")},
+        1,
+    ),
+    "less noise": (
+        lambda d, f: f["update"].update(cosine_to_undefended=0.9 if d == "dp" else 1.0),
+        {("message", "cosine")},
         1,
     ),
     "bytes": (lambda d, f: f["update"].update(bytes=1200), {("bytes", "bytes")}, 1),
@@ -232,7 +237,7 @@ def test_an_attack_that_got_weaker_is_no_better_defense(tmp_path: Path, baseline
 
 def test_utility_is_one_sample_a_night(tmp_path: Path) -> None:
     baseline = make_baseline([run_of(draw, utility=0.8, clips=3) for draw in range(8)])
-    found = nights(baseline, tmp_path / "h", 20, utility=0.5, clips=3)
+    found = nights(baseline, tmp_path / "h", 24, utility=0.5, clips=3)
     first = next(night for night in found if night.verdict == "failed")
     assert worse(first) == {("utility", "accuracy")}
     soonest = next(test.soonest for test in found[0].tests if test.figure == "accuracy")

@@ -78,7 +78,14 @@ FIGURES: Mapping[str, Figure] = {
     "PSNR": Figure(unit="dB", read=_score(lambda scores: scores.psnr_db), replay=0.01),
     "SSIM": Figure(unit="share", read=_score(lambda scores: scores.ssim), replay=1e-3),
     "label": Figure(unit="share", read=_score(lambda scores: scores.label_correct)),
-    "cosine": Figure(unit="cosine", read=_sent("cosine_to_undefended"), replay=1e-4),
+    "cosine": Figure(
+        unit="cosine",
+        read=_sent("cosine_to_undefended"),
+        step=0.005,
+        replay=1e-4,
+        leaks=True,
+        of_message=True,
+    ),
 }
 """Figures by name."""
 

@@ -32,7 +32,7 @@ BASELINE_VERSION = NIGHT_VERSION = HISTORY_VERSION = 1
 """Versions of the three kinds of records."""
 
 Matrix = tuple[tuple[Finite | None, ...], ...]
-Subject = Literal["leakage", "attack", "certificate", "bytes", "utility"]
+Subject = Literal["leakage", "message", "attack", "certificate", "bytes", "utility"]
 Outcome = Literal["held", "worse", "not judged"]
 Verdict = Literal["held", "failed", "not judged"]
 

@@ -20,6 +20,7 @@ __all__ = [
 
 _WORSE = {
     "leakage": "leaks more",
+    "message": "the message is closer to the undefended one",
     "attack": "the attack on the undefended model got weaker",
     "certificate": "more is identified than the certificate allows",
     "bytes": "more bytes are sent",
