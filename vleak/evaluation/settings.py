@@ -57,7 +57,18 @@ DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 
 Engine = Literal["native", "reference"]
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
-_WHOLE = ("frames", "size", "stride", "segments", "restarts", "iterations", "budget", "utility", "seed", "draw")
+_WHOLE = (
+    "frames",
+    "size",
+    "stride",
+    "segments",
+    "restarts",
+    "iterations",
+    "budget",
+    "utility",
+    "seed",
+    "draw",
+)
 _MOST_OR_NONE = {"utility": (100_000, "rounds of training"), "audit_draws": (10_000_000, "messages")}
 _TAKES = {"raw": "frames", "feature": "features"}
 
