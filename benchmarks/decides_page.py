@@ -15,7 +15,7 @@ from jacobian import LEVELS, Spectrum
 import vleak
 from vleak.errors import InputError
 from vleak.files import write_atomic
-from vleak.report.numbers import percent
+from vleak.report.numbers import gain_text, percent
 from vleak.report.words import verdict_text
 from vleak.results.statistics import Interval, mean_interval
 
@@ -224,19 +224,11 @@ def _scores(each: Outcome) -> list[str]:
     linked = f"{each.linked}/{each.asked}" if each.asked else "–"
     chance = "–" if each.chance is None else percent(each.chance)
     return [
-        _interval(Interval(*each.gain, n=each.scored)),
+        gain_text(Interval(*each.gain, n=each.scored)),
         f"{each.identified}/{each.scored}",
         linked,
         chance,
     ]
-
-
-def _interval(interval: Interval) -> str:
-    if interval.mean is None:
-        return "–"
-    if interval.low is None or interval.high is None:
-        return f"{interval.mean:+.1f}"
-    return f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
 
 
 def _seen(spectrum: Spectrum | None) -> list[str]:
@@ -267,8 +259,8 @@ def _peer_table(results: Results) -> str:
 def _peer_scores(each: Outcome, default: Outcome) -> list[str]:
     return [
         "–" if each.psnr_db is None else f"{each.psnr_db:.1f}",
-        _interval(Interval(*each.gain, n=each.scored)),
-        "" if each is default else _interval(_lead(each, default)),
+        gain_text(Interval(*each.gain, n=each.scored)),
+        "" if each is default else gain_text(_lead(each, default)),
         f"{each.identified}/{each.scored}",
         "–" if each.seconds_a_clip is None else f"{each.seconds_a_clip:.1f}",
         each.measured,

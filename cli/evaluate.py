@@ -10,6 +10,7 @@ import typer
 
 from vleak.cli import output, stopping, streams
 from vleak.cli.table import leak_table
+from vleak.defaults import BUDGET, NON_ADAPTIVE_CLIPS
 from vleak.errors import InputError, VleakError, argument
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ _DATA, _CLIENT, _ATTACK, _RUN = "What is attacked", "The client", "The attack", 
 Defenses = Annotated[
     list[str],
     _option(
-        "Defense to test: a name alone sweeps its strengths, dp:noise_multiplier=0.5 is one. "
-        "Repeat for more; none always runs.",
+        "Defense to test: a name alone sweeps its strengths, dp:noise_multiplier=0.5 is one; all: every "
+        "built-in one. Repeat for more; none always runs.",
         _DATA,
     ),
 ]
@@ -153,6 +154,13 @@ Budget = Annotated[
     int,
     _number("Iterations in which `strongest` tries its attacks on public clips, for each defense.", _ATTACK),
 ]
+NonAdaptive = Annotated[
+    int,
+    _number(
+        "Clips behind every defense that each attack also rebuilds without knowing the defense; 0 for none.",
+        _ATTACK,
+    ),
+]
 Labels = Annotated[str, _option("inferred by the attack, or granted to it.", _ATTACK)]
 Utility = Annotated[
     int,
@@ -166,6 +174,12 @@ AuditDraws = Annotated[
         "Messages, with canaries and as many without, that bound each claimed epsilon from below; 0 for "
         "none. As many as take some seconds.",
         _RUN,
+    ),
+]
+Quick = Annotated[
+    bool,
+    _option(
+        "At most 8 clips, the weakest and the strongest of every sweep, no enhancement.", _RUN, "--quick"
     ),
 ]
 Seed = Annotated[int, _number("Equal seeds give equal scores.", _RUN)]
@@ -231,10 +245,12 @@ def evaluate(
     enhance: Enhance = "classical",
     restarts: Restarts = 1,
     iterations: Iterations = 150,
-    budget: Budget = 800,
+    budget: Budget = BUDGET,
+    non_adaptive: NonAdaptive = NON_ADAPTIVE_CLIPS,
     labels: Labels = "inferred",
     utility: Utility = 0,
     audit_draws: AuditDraws = None,
+    quick: Quick = False,
     seed: Seed = 0,
     draw: Draw = 0,
     device: Device = "auto",
@@ -315,6 +331,8 @@ def _show(run: Run) -> None:
     for model in run.record.models:
         for note in model.notes:
             output.say(f"model {model.name}: {note}")
+    for defense, reason in run.record.not_served.items():
+        output.say(f"not run: {defense}: {reason}")
     output.console.print(leak_table(run.record, run.rows, output.console.width))
     for line in headline(run.rows, run.record):
         output.say(line)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # it imports PyTorch, which `vleak --help` does not need
-    from vleak.results import Interval, ModelRecord, Row, RunRecord
+    from vleak.results import ModelRecord, Row, RunRecord
 
 _STYLES = {
     "leaks": "bold red",
@@ -60,6 +60,8 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         columns.pop("accuracy")
     if all(row.bound is None for row in rows):
         columns.pop("bound", None)
+    if all(row.non_adaptive is None for row in rows):
+        columns.pop("non-adaptive")
     if not any(row.enhanced for row in rows):
         columns.pop("enhanced", None)
     if several and width >= _WIDE:
@@ -135,18 +137,25 @@ def _verdict(row: Row) -> Text:
     return text.append(f" ({', '.join(marks)})", style="yellow") if marks else text
 
 
-def _interval(gain: Interval) -> str:
-    if gain.mean is None:
-        return "–"
-    if gain.low is None or gain.high is None:
-        return f"{gain.mean:+.1f}"
-    return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+def _gain(row: Row) -> str:
+    from vleak.report import gain_text
+
+    return gain_text(row.psnr_gain_db)
 
 
-def _share(share: Interval) -> str:
-    if share.mean is None or share.low is None or share.high is None:
+def _accuracy(row: Row) -> str:
+    from vleak.report import share_text
+
+    return share_text(row.accuracy)
+
+
+def _non_adaptive(row: Row) -> str:
+    other = row.non_adaptive
+    if other is None:
         return ""
-    return f"{share.mean:.0%} [{max(0.0, share.low):.0%}, {min(1.0, share.high):.0%}]"
+    lead = other.lead_db.mean
+    recognised = f"{other.identified}/{other.n}" if other.identification.n else ""
+    return recognised if lead is None else f"{0.0 - lead:+.1f} {recognised}"
 
 
 def _of_a_batch(row: Row) -> str:
@@ -192,19 +201,31 @@ _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
     "ε": _epsilon,
     "ε ≥": _at_least,
     "PSNR dB": lambda row: "–" if row.psnr_db is None else f"{row.psnr_db:.1f}",
-    "gain dB [95 %]": lambda row: _interval(row.psnr_gain_db),
+    "gain dB [95 %]": _gain,
     "enhanced": _enhanced,
     "segments": _segments,
     "recognised": lambda row: (
         f"{row.identified}/{row.identification.n}" + _of_a_batch(row) if row.identification.n else ""
     ),
+    "non-adaptive": _non_adaptive,
     "linked": lambda row: f"{row.linked}/{row.linkage.n}" if row.linkage.n else "",
     "bound": _told_and_proven,
     "label": lambda row: "" if row.baseline or not row.labels else f"{row.labels_correct}/{row.labels}",
-    "accuracy": lambda row: _share(row.accuracy),
+    "accuracy": _accuracy,
     "bytes": lambda row: "" if row.baseline or row.bytes is None else _bytes(row.bytes),
     "verdict": _verdict,
 }
+
+
+def _of_non_adaptive(rows: list[Row]) -> list[str]:
+    counts = {row.non_adaptive.n for row in rows if row.non_adaptive is not None}
+    if not counts:
+        return []
+    of = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{counts.pop()}"
+    return [
+        f"non-adaptive: who does not know the defense gains so many dB more on the same clips, and "
+        f"recognises so many of {of}."
+    ]
 
 
 def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> list[str]:
@@ -215,6 +236,7 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> l
     lines = [
         "in brackets: attackers who never see the update. gain: over the best of them.",
         f"recognised: of all candidates the rebuilt clip is nearest to its own truth{of}.",
+        *_of_non_adaptive(rows),
         "linked: who holds the candidate clips (not their labels, unless granted) picks the right one by "
         "the update alone.",
         "nothing found is no proof: the intervals' upper ends say how much could still be there.",

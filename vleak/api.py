@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from vleak.attacks import Attack
+from vleak.defaults import BUDGET, NON_ADAPTIVE_CLIPS
 from vleak.errors import CapabilityError, InputError
 from vleak.evaluation import Limits, Settings
 from vleak.evaluation import evaluate as run_evaluation
@@ -66,10 +67,12 @@ def evaluate(
     enhance: str = "classical",
     restarts: int = 1,
     iterations: int = 150,
-    budget: int = 800,
+    budget: int = BUDGET,
+    non_adaptive: int = NON_ADAPTIVE_CLIPS,
     labels: str = "inferred",
     utility: int = 0,
     audit_draws: int | None = None,
+    quick: bool = False,
     seed: int = 0,
     draw: int = 0,
     device: str = "auto",
@@ -94,7 +97,8 @@ def evaluate(
         loss: of the head.
         training_state: "untrained", "early" or "late"; a module, and a model with a checkpoint, that are not
             trained further are "given".
-        defenses: names, where "dp" is a sweep and "dp:noise_multiplier=0.5" one strength, or instances.
+        defenses: names, where "dp" is a sweep and "dp:noise_multiplier=0.5" one strength, or instances;
+            "all" for every built-in one that can be used here.
         attacks: names or instances; None for "strongest", on features "matching" and "low_rank".
         metrics: further scores: names, objects with ``name`` and ``score``, or functions
             (reconstruction, truth) -> score.
@@ -116,7 +120,9 @@ def evaluate(
         audit_draws: messages with canaries, and as many without, by which claimed epsilons are audited; 0
             for none, None for as many as take some seconds.
         budget: iterations that `strongest` spends on trials for one model and defense.
+        non_adaptive: clips behind every defense that attacks also rebuild without knowing it; 0 for none.
         labels: "inferred" or "granted".
+        quick: whether the run is cut short: 8 clips, two strengths of a sweep, nothing enhanced.
         seed: equal seeds give equal scores. draw: another number draws the randomness of clients and attacks
             anew, on the same clips and weights.
         device: "auto", "cpu" or "cuda". engine: "native" or "reference".
@@ -143,9 +149,8 @@ def evaluate(
     given = locals()
     settings = Settings(**_as_settings({f.name: given[f.name] for f in fields(Settings)}))
     store = MemoryStore() if out is None else FolderStore(Path(out))
-    limits = None
-    if cell_seconds is not None or cell_memory is not None:
-        limits = Limits(seconds=cell_seconds, gibibytes=cell_memory)
+    limited = cell_seconds is not None or cell_memory is not None
+    limits = Limits(seconds=cell_seconds, gibibytes=cell_memory) if limited else None
     record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop, limits=limits)
     return Run(record, store)
 

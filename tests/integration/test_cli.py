@@ -110,7 +110,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     given = {
         "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny_pool", "training-state": "early",
         "clips": 4, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
-        "draw": 3, "budget": 99, "public-from": "other-files",
+        "draw": 3, "budget": 99, "non-adaptive": 1, "public-from": "other-files",
         "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "cell-seconds": 900,
         "cell-memory": 64, "extractor": "frame_cnn",
         "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none",
@@ -142,6 +142,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     assert settings == {name.replace("-", "_"): value for name, value in (given | several).items()} | {
         "checkpoint": None,
         "utility": 0,
+        "quick": False,
         "defenses": ["none", "prune:fraction=0.5"],
         "attacks": ["matching"],
         "metrics": ["further:mae"],

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from runs import DP, journal_length, tiny
 from vleak.attacks import BASELINES, Hooks, Observation, Reconstruction
+from vleak.attacks.strongest import Strongest
 from vleak.certificates import identification_bound
 from vleak.data import ClipSet, clip_set, load_clips
 from vleak.defenses import Compress, DpSgd, NoDefense, Prune
@@ -55,7 +56,7 @@ def clips() -> ClipSet:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
     """Run with enhancement, three defenses and two attacks, one worker."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"))
+    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"), non_adaptive=2)
     return folder, evaluate(settings, folder, workers=1)
 
 
@@ -164,6 +165,71 @@ def test_every_attack_meets_the_same_message(finished: tuple[Path, RunRecord]) -
         assert (one.attack.defense_knowledge, two.attack.defense_knowledge) == ("channel", "none")
         assert (one.knowledge.defense, two.knowledge.defense) == (True, False)
         assert (one.attack.counterpart, two.attack.counterpart) == (None, "matching")
+
+
+def test_beside_an_attack_stands_what_it_gets_without_knowing_the_defense(
+    finished: tuple[Path, RunRecord],
+) -> None:
+    adaptive, blind = (cells_of(finished[1], name) for name in ("matching", "matching_blind"))
+    beside = [cell for cell in adaptive if cell.non_adaptive is not None]
+    # Spread over the data, and neither where there is no defense nor where the attack does not know it.
+    assert {(cell.defense.name, cell.clip_index) for cell in beside} == {
+        (name, clip) for name in ("dp", "prune", "compress") for clip in (0, 1)
+    }
+    assert all(cell.non_adaptive is None for cell in blind)
+    alone = {(cell.defense.text, cell.clip): cell for cell in blind}
+    for cell in beside:
+        twin, other = alone[cell.defense.text, cell.clip], cell.non_adaptive
+        assert other is not None
+        scores = scores_of(twin)
+        assert (other.psnr_db, other.psnr_gain_db, other.ssim) == (
+            scores.psnr_db, scores.psnr_gain_db, scores.ssim,
+        )  # fmt: skip
+        assert (other.identified, other.label_correct) == (scores.identified, scores.label_correct)
+        assert (other.status, other.iterations) == ("ok", twin.attack.iterations)
+        assert scores_of(cell).psnr_db != other.psnr_db
+
+
+def test_who_does_not_know_the_defense_shares_the_trials_of_no_defense(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried, trials_of = list[str](), Strongest._tried
+
+    def counted(self: Strongest, *arguments: Any) -> Any:
+        tried.append(repr(self))
+        return trials_of(self, *arguments)
+
+    monkeypatch.setattr(Strongest, "_tried", counted)
+    record = evaluate(small(clips=2, attacks=("strongest:iterations=4,budget=21",), non_adaptive=2))
+    assert len(tried) == 2  # behind no defense, and behind DP-SGD
+    (without,) = {cell.attack.method for cell in cells_of(record, "strongest", "none")}
+    others = {cell.non_adaptive.method for cell in cells_of(record, "strongest", "dp") if cell.non_adaptive}
+    assert others == {without}
+
+
+def test_who_does_not_know_the_defense_costs_no_cell_where_he_fails(clips: ClipSet) -> None:
+    class NeedsDefense(Onlooker):
+        name: ClassVar[str] = "needs_defense"
+
+        def look(self, observation: Observation) -> Reconstruction:
+            if observation.channel is None or observation.channel.exact:
+                raise ValueError("nothing to know")
+            return super().look(observation)
+
+    record = evaluate(small(data=clips, clips=None, attacks=(NeedsDefense(),), non_adaptive=3))
+    defended = cells_of(record, "needs_defense", "dp")
+    assert all(cell.ok for cell in defended)
+    reasons = {cell.non_adaptive.status for cell in defended if cell.non_adaptive}
+    assert reasons == {"failed: attack 'needs_defense' raised ValueError: nothing to know"}
+    assert summarise(record)[-1].non_adaptive is None
+
+
+def test_clips_of_both_attackers_are_spread_over_the_data_in_whole_batches() -> None:
+    record = evaluate(
+        small(clips=6, batch=(2,), iterations=1, attacks=(Onlooker(),), non_adaptive=3), workers=1
+    )
+    beside = [cell.batch for cell in cells_of(record, "onlooker", "dp") if cell.non_adaptive is not None]
+    assert beside == [(0, 1), (0, 1), (2, 3), (2, 3)]
 
 
 def test_granted_labels_narrow_certificate_and_linkage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +389,7 @@ def test_a_finished_run_is_not_run_again(finished: tuple[Path, RunRecord]) -> No
     folder, record = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "reconstructions").iterdir()}
     stop = threading.Event()
-    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"))
+    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"), non_adaptive=2)
     assert evaluate(settings, folder, workers=1, stop=stop) == record  # times of the attacks included
     assert {path: path.stat().st_mtime_ns for path in (folder / "reconstructions").iterdir()} == before
     assert not stop.is_set()  # the event is the caller's
@@ -534,8 +600,8 @@ def test_what_has_no_name_is_refused() -> None:
 
 def test_the_truth_is_not_in_the_observation(clips: ClipSet) -> None:
     spy = Spy()
-    evaluate(small(data=clips, clips=None, defenses=DEFENSES, attacks=(spy,)), workers=1)
-    assert len(spy.seen) == 12
+    evaluate(small(data=clips, clips=None, defenses=DEFENSES, attacks=(spy,), non_adaptive=3), workers=1)
+    assert len(spy.seen) == 12 + 9
     for observation in spy.seen:
         reached = list(tensors(observation))
         assert len(reached) > 2 * len(observation.update.tensors)  # weights and update at least

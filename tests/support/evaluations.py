@@ -13,13 +13,20 @@ def cells_of(record: RunRecord, attack: str = "matching", defense: str | None = 
 
 
 def timeless(cells: RunRecord | list[Cell]) -> dict[str, Cell]:
-    """Cells by id without the one number that differs from run to run."""
+    """Cells by id without the times, which differ from run to run."""
     found = list(cells.cells) if isinstance(cells, RunRecord) else cells
     assert len({cell.id for cell in found}) == len(found)
-    return {
-        cell.id: cell.model_copy(update={"attack": cell.attack.model_copy(update={"seconds": 0.0})})
-        for cell in found
+    return {cell.id: without_seconds(cell) for cell in found}
+
+
+def without_seconds(cell: Cell) -> Cell:
+    """Cell without the times of its attackers."""
+    other = cell.non_adaptive
+    changes = {
+        "attack": cell.attack.model_copy(update={"seconds": 0.0}),
+        "non_adaptive": None if other is None else other.model_copy(update={"seconds": 0.0}),
     }
+    return cell.model_copy(update=changes)
 
 
 def scores_of(cell: Cell) -> Scores:

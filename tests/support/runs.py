@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evaluations import timeless
+
 from vleak.evaluation import Settings
 from vleak.results import Cell, RunRecord
 
-TINY: dict[str, Any] = {"clips": 3, "frames": 4, "size": 16, "iterations": 3, "audit_draws": 0}
+TINY: dict[str, Any] = {
+    "clips": 3, "frames": 4, "size": 16, "iterations": 3, "audit_draws": 0, "non_adaptive": 0,
+}  # fmt: skip
 DP = "dp:noise_multiplier=0.1"
 VLEAK = (sys.executable, "-c", "from vleak.cli import main; main()")
 
@@ -27,13 +31,8 @@ def options(**changes: Any) -> list[str]:
 
 
 def without_time(record: RunRecord) -> dict[str, Cell]:
-    """Cells by id without the one number that differs from run to run."""
-    still = {
-        cell.id: cell.model_copy(update={"attack": cell.attack.model_copy(update={"seconds": 0.0})})
-        for cell in record.cells
-    }
-    assert len(still) == len(record.cells)
-    return still
+    """Cells by id without the times, which differ from run to run."""
+    return timeless(record)
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:

@@ -17,6 +17,7 @@ from vleak.errors import CapabilityError, InputError
 from vleak.evaluation import StoppedError, evaluate
 from vleak.federated import Client, Federation, LocalTraining, train_federation
 from vleak.report.frontier import frontier
+from vleak.report.words import unfinished
 from vleak.results import Row, summarise
 from vleak.seeds import generator
 
@@ -126,12 +127,20 @@ def test_a_stopped_training_keeps_the_cells(tmp_path: Path) -> None:
     kept = vleak.load_run(tmp_path / "run").record
     assert kept.cells
     assert not kept.utility
+    (sentence,) = unfinished(kept)
+    assert sentence.startswith("Trained under 0 of 2 defenses")
+    assert (
+        unfinished(kept.model_copy(update={"settings": kept.settings.model_copy(update={"utility": 0})}))
+        == []
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"utility": -1}, "utility=-1: expected 0 to 100,000 rounds"),
+        ({"non_adaptive": -1}, "non_adaptive=-1: expected 0 to 1,000,000 clips"),
+        ({"quick": 1}, "quick=1: expected True or False"),
         ({"utility": 2, "pipeline": "feature"}, "take the raw pipeline"),
     ],
 )

@@ -23,6 +23,7 @@ from vleak.attacks.simulation import known_channel
 from vleak.attacks.stacking import Stack, stacked
 from vleak.attacks.trials import evidence_of, noise_is_scaled, trials
 from vleak.attacks.work import knowledge_of_defense
+from vleak.defaults import BUDGET
 from vleak.errors import InputError
 from vleak.federated import Channel
 from vleak.seeds import tensor_digest
@@ -60,7 +61,7 @@ class Strongest(Attack):
         *,
         iterations: int = 150,
         restarts: int = 1,
-        budget: int = 800,
+        budget: int = BUDGET,
         engine: Literal["native", "reference"] = "native",
     ) -> None:
         """Set the hyper-parameters.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 from vleak.attacks import Observation, Reconstruction, Task, reconstruct_all
 from vleak.errors import VleakError, argument, first_line, interrupts, out_of_memory, utf8_text
 from vleak.evaluation.plan import PlannedCell
+from vleak.evaluation.unaware import non_adaptive_record, unaware
 from vleak.federated import Update
 from vleak.pipelines import Answer, Case, Judgement, Pipeline, Stop
+from vleak.pipelines.rounds import Round
 from vleak.pipelines.scoring import finite
-from vleak.results.records import Cell
+from vleak.results.records import Cell, NonAdaptiveRecord
 
 __all__ = ["Result", "StoppedError", "run_group"]
 
@@ -53,7 +55,10 @@ class Result:
 
 @dataclass
 class _Attempt:
-    """Cells of one client on their way: what they have so far, and why they failed."""
+    """Cells of one client on their way: what they have so far, and why they failed.
+
+    ``unaware`` is the same attack by who does not know the defense, where that was asked for.
+    """
 
     pipeline: Pipeline
     cases: tuple[Case, ...]
@@ -64,6 +69,7 @@ class _Attempt:
     reconstruction: Reconstruction | None = None
     answers: list[Answer] = field(default_factory=list)
     failure: str | None = None
+    unaware: _Attempt | None = None
 
     @property
     def case(self) -> Case:
@@ -112,7 +118,25 @@ class _Attempt:
         """Finished cells, one a clip of the client."""
         if self.failure is not None or self.update is None or self.observation is None:
             return [self._failed(record) for record in self.records]
-        return [self._judged(*cell) for cell in zip(self.cases, self.records, self.answers, strict=True)]
+        results = [self._judged(*cell) for cell in zip(self.cases, self.records, self.answers, strict=True)]
+        if self.unaware is None:
+            return results
+        return [
+            replace(result, cell=result.cell.model_copy(update={"non_adaptive": record}))
+            for result, record in zip(results, self.unaware.non_adaptive(), strict=True)
+        ]
+
+    def non_adaptive(self) -> list[NonAdaptiveRecord]:
+        """Records of the attacker who does not know the defense, one a clip of the client."""
+        if self.failure is not None:
+            return [NonAdaptiveRecord(status=f"failed: {self.failure}")] * len(self.cases)
+        return [self._non_adaptive(*each) for each in zip(self.cases, self.answers, strict=True)]
+
+    def _non_adaptive(self, case: Case, answer: Answer) -> NonAdaptiveRecord:
+        self.failure = None
+        with self.recorded("judging"):
+            return non_adaptive_record(self.pipeline, case, answer)
+        return NonAdaptiveRecord(status=f"failed: {self.failure}")
 
     def _failed(self, record: Cell) -> Result:
         return Result(record.model_copy(update={"status": f"failed: {self.failure}"}))
@@ -154,9 +178,11 @@ def run_group(
     """
     attempts = list(spread(_begin, clients))
     _reconstruct([attempt for attempt in attempts if attempt.failure is None], stop, batched=batched)
+    beside = [a.unaware for a in attempts if a.unaware is not None and a.failure is None]
+    _reconstruct([attempt for attempt in beside if attempt.failure is None], stop, batched=batched)
     if stop():
         raise StoppedError("stopped within a cell")
-    for attempt in attempts:
+    for attempt in (*attempts, *beside):
         _answer(attempt, stop)
     if stop():
         raise StoppedError("stopped within a cell")
@@ -176,7 +202,18 @@ def _begin(cells: Sequence[PlannedCell]) -> _Attempt:
         rounds = pipeline.rounds(case)
         attempt.update = rounds[-1].update
         attempt.observation = pipeline.observe(case, rounds)
+        if case.non_adaptive:
+            attempt.unaware = _unaware(attempt, rounds)
     return attempt
+
+
+def _unaware(attempt: _Attempt, rounds: Sequence[Round]) -> _Attempt:
+    """Return the attack of who takes the messages of a client for undefended ones."""
+    pipeline, cases = attempt.pipeline, tuple(map(unaware, attempt.cases))
+    other = _Attempt(pipeline, cases, [], pipeline.attack_generator(cases[0]))
+    with other.recorded("attacker without knowledge of the defense"):
+        other.observation = pipeline.observe(cases[0], rounds)
+    return other
 
 
 def _reconstruct(attempts: Sequence[_Attempt], stop: Stop, *, batched: bool) -> None:

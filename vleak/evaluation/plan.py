@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vleak.attacks import BASELINES
 from vleak.defenses import Defense, NoDefense, defense_text
@@ -55,12 +56,26 @@ def _cells(settings: Settings, pipeline: Pipeline) -> list[PlannedCell]:
         for attack in settings.attacks_on(pipeline.kind)
         for count in settings.reference_frames
     ]
-    return planned + [
-        PlannedCell(pipeline, _case(pipeline, clip, *row, batch))
-        for row in rows
-        for batch in _batches(len(everyone), row[-1].batch_size)
-        for clip in batch
-    ]
+    for row in rows:
+        batches = _batches(len(everyone), row[-1].batch_size)
+        beside = _also_non_adaptive(settings.non_adaptive, row[0], row[1], batches)
+        for batch in batches:
+            cases = (_case(pipeline, clip, *row, batch) for clip in batch)
+            planned += [PlannedCell(pipeline, replace(case, non_adaptive=batch in beside)) for case in cases]
+    return planned
+
+
+def _also_non_adaptive(
+    clips: int, defense: Defense, attack: ChosenAttack, batches: Sequence[tuple[int, ...]]
+) -> set[tuple[int, ...]]:
+    """Return the batches on which an attack also runs without knowledge of the defense.
+
+    They are spread evenly over the data, in which neighbours may be of one video.
+    """
+    if isinstance(defense, NoDefense) or not attack.attack.adaptive or not batches:
+        return set()
+    count = min(len(batches), math.ceil(clips / len(batches[0])))
+    return {batches[place * len(batches) // count] for place in range(count)}
 
 
 def _batches(clips: int, size: int) -> list[tuple[int, ...]]:

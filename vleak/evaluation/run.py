@@ -75,7 +75,7 @@ def evaluate(
         run = prepare(settings, progress)
         check_audits(settings, run)
         progress("planning the cells", 0, 0)
-        cells = plan(settings, run.pipelines)
+        cells = plan(run.settings, run.pipelines)
         progress("opening the folder of the run", 0, 0)
         with target.open(run.header) as opened:
             clips = private_clips(run.data)
@@ -84,9 +84,9 @@ def evaluate(
             runner = _Runner(cells, opened, progress, stop)
             with _finished(opened, cells):
                 runner.run(lanes)
-                for audit in measure_audits(settings, run, opened.audits.keys(), progress, stop):
+                for audit in measure_audits(run.settings, run, opened.audits.keys(), progress, stop):
                     opened.add_audit(audit)
-                _train(settings, run, opened, progress, stop)
+                _train(run.settings, run, opened, progress, stop)
             return opened.finish([cell.case.id for cell in cells])
 
 

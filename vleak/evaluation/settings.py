@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,7 +11,8 @@ import torch
 
 from vleak.attacks import Attack
 from vleak.data import PUBLIC_FROM, ClipSet
-from vleak.defenses import DEFENSES, Defense, NoDefense, defense_text, parse_defenses
+from vleak.defaults import BUDGET, NON_ADAPTIVE_CLIPS
+from vleak.defenses import Defense, defense_text
 from vleak.descent.loop import ENGINES
 from vleak.enhance import ENHANCERS
 from vleak.errors import InputError, argument, unknown_name, utf8_text
@@ -30,6 +30,7 @@ from vleak.evaluation.objects import (
     metric_of,
     module_name,
 )
+from vleak.evaluation.strengths import strengths_of
 from vleak.federated import LOSSES
 from vleak.metrics import Metric
 from vleak.models import (
@@ -58,18 +59,15 @@ DEFAULT_ATTACKS = {"raw": ("strongest",), "feature": ("matching", "low_rank")}
 Engine = Literal["native", "reference"]
 _MOST = {"restarts": 1_000, "iterations": 1_000_000, "budget": 1_000_000_000, "segments": 10_000}
 _WHOLE = (
-    "frames",
-    "size",
-    "stride",
-    "segments",
-    "restarts",
-    "iterations",
-    "budget",
-    "utility",
-    "seed",
-    "draw",
-)
-_MOST_OR_NONE = {"utility": (100_000, "rounds of training"), "audit_draws": (10_000_000, "messages")}
+    "frames", "size", "stride", "segments", "restarts", "iterations", "budget", "non_adaptive", "utility",
+    "seed", "draw",
+)  # fmt: skip
+_MOST_OR_NONE = {
+    "utility": (100_000, "rounds of training"),
+    "audit_draws": (10_000_000, "messages"),
+    "non_adaptive": (1_000_000, "clips"),
+    "draw": (2**63 - 1, "as a number"),
+}
 _TAKES = {"raw": "frames", "feature": "features"}
 
 
@@ -92,7 +90,7 @@ class Settings(ClientChoice):
         training_state: a key of `vleak.models.TRAINING_STATES`; "untrained" of a module or with a checkpoint
             is "given", which may also be said of a factory that loads its weights.
         defenses: instances, or as on the command line: a name alone is a sweep, "name:setting=value" one
-            strength. "none" always runs beside them.
+            strength; "all" stands for every built-in one. "none" always runs beside them.
         attacks: instances, or as `vleak.attacks.ATTACKS` takes them, "name:setting=value" included; one that
             is named twice runs once, one that is of another pipeline not at all. None for those of
             ``DEFAULT_ATTACKS``.
@@ -111,10 +109,14 @@ class Settings(ClientChoice):
         restarts: of every attack whose text does not set them, iterations: of every restart; an instance has
             its own.
         budget: iterations that the attack "strongest" spends on trials for one model and defense.
+        non_adaptive: clips behind every defense, spread over the data, that every attack which knows the
+            defense also rebuilds without that knowledge; 0 for none.
         labels: "inferred" by the attack, or "granted" to it.
         utility: rounds of federated training under every defense, for the accuracy that is left; 0 for none.
         audit_draws: messages with canaries, and as many without, that bound each claimed epsilon from below;
             0 for none, None for as many as take some seconds.
+        quick: whether the run is cut short: the first 8 clips, of every sweep the weakest and the strongest,
+            and nothing is enhanced.
         seed: of everything random. draw: of clients and attacks alone, which another number draws anew.
         device: "auto", "cpu" or "cuda". engine: a name in `vleak.descent.loop.ENGINES`.
     """
@@ -139,10 +141,12 @@ class Settings(ClientChoice):
     enhance: str = "classical"
     restarts: int = 1
     iterations: int = 150
-    budget: int = 800
+    budget: int = BUDGET
+    non_adaptive: int = NON_ADAPTIVE_CLIPS
     labels: str = "inferred"
     utility: int = 0
     audit_draws: int | None = None
+    quick: bool = False
     seed: int = 0
     draw: int = 0
     device: str = "auto"
@@ -177,13 +181,19 @@ class Settings(ClientChoice):
         for name, (most, unit) in _MOST_OR_NONE.items():
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise InputError(f"{argument(name, getattr(self, name))}: expected 0 to {most:,} {unit}")
-        if not 0 <= self.draw < 2**63:
-            raise InputError(f"{argument('draw', self.draw)}: expected a whole number from 0 to {2**63 - 1}")
         for name in _MOST:
             _check_count(name, getattr(self, name))
         self.check_clients()
+        self._cut_short()
         object.__setattr__(self, "reference_frames", numbers("reference_frames", self.reference_frames, 0))
         self._check_names()
+
+    def _cut_short(self) -> None:
+        """Leave out enhancement in a quick run; attacks stay whole, so that gains are those of any run."""
+        if not isinstance(self.quick, bool):
+            raise InputError(f"{argument('quick', repr(self.quick))}: expected True or False")
+        if self.quick:
+            object.__setattr__(self, "enhance", "none")
 
     def _take_shape(self) -> None:
         """Take frames and size from clips that were handed over, and enhance nothing that has no truth."""
@@ -296,16 +306,7 @@ class Settings(ClientChoice):
         Raises:
             InputError: a defense or a setting of it is unknown, or a value does not fit.
         """
-        strengths: list[Defense] = [NoDefense()]
-        for defense in self.defenses:
-            if not isinstance(defense, str | Defense):
-                raise InputError(
-                    f"defenses: expected names or instances of vleak.Defense, got {type(defense).__name__}"
-                )
-            strengths += parse_defenses(defense)
-        for strength in strengths:
-            _check_own_name(strength)
-        return list({defense_text(defense): defense for defense in strengths}.values())
+        return strengths_of(self.defenses, ends=self.quick)
 
     def metric_objects(self) -> dict[str, Metric]:
         """Further metrics by their names in records.
@@ -391,14 +392,3 @@ def _check_attack(attack: Attack) -> None:
     for name, value in attack.settings().items():
         if name in _MOST and _is_whole(value):
             _check_count(name, cast("int", value))
-
-
-def _check_own_name(defense: Defense) -> None:
-    """Refuse a defense with the name of another one, which no table could tell from it."""
-    kind, name = type(defense), defense.name
-    known = DEFENSES.find(name).factory if name in DEFENSES else kind
-    if inspect.isclass(known) and known is not kind:
-        raise InputError(
-            f'defenses: {kind.__name__} has the name {name!r} of another defense; set name = "..." in the '
-            "class to one of its own"
-        )

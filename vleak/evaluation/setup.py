@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import cast
 
@@ -24,11 +24,13 @@ from vleak.data import (
     recognise,
     redrawn,
 )
+from vleak.defenses import Defense, defense_text
 from vleak.enhance import Enhancer, build_enhancer
-from vleak.errors import InputError, argument
+from vleak.errors import InputError, VleakError, argument, first_line
 from vleak.evaluation.models import classifier_of, extractor_of, head_of
 from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
+from vleak.evaluation.strengths import ALL, strengths_of
 from vleak.evaluation.utility import check_utility
 from vleak.federated import Client
 from vleak.models import Plain, check_classifier
@@ -49,11 +51,14 @@ from vleak.pipelines import (
     network_for,
 )
 from vleak.results.records import EnvironmentRecord, RunHeader
+from vleak.seeds import generator
 
 __all__ = ["PreparedRun", "prepare"]
 
 _INVERSION = 2
 """Iterations of feature inversion for one of the attack: features are fewer than pixels, and cheaper."""
+_QUICK_CLIPS = 8
+"""Of a quick run: of fewer no interval is given."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,13 @@ class PreparedRun:
         data: private and public clips or features.
         pipelines: in the order in which they run.
         header: of the record.
+        settings: of the run, without the defenses that its clients cannot use.
     """
 
     data: Data
     pipelines: tuple[Pipeline, ...]
     header: RunHeader
+    settings: Settings
 
 
 def prepare(settings: Settings, progress: Progress) -> PreparedRun:
@@ -80,21 +87,34 @@ def prepare(settings: Settings, progress: Progress) -> PreparedRun:
     """
     progress("loading clips", 0, 0)
     data = _load(settings, progress)
+    data = first_of(data, min(len(data.names), _QUICK_CLIPS)) if settings.quick else data
     _check_batches(settings, len(data.names))
     check_utility(settings, data)
     data, model = _with_model(data, settings)
     pipelines = _pipelines(data, settings, progress, model)
-    _check_clients(settings, pipelines)
+    served, not_served = _served(settings, pipelines, progress)
+    _check_clients(served, pipelines)
     binary = settings.loss != "cross_entropy" and "feature" in settings.pipelines()
     progress("describing the data", 0, 0)
-    resolved = settings.resolved()
+    resolved, described = settings.resolved(), data_record(data, binary=binary, progress=_counted(progress))
     header = RunHeader(
         environment=_environment(resolved.device),
         settings=resolved,
-        data=data_record(data, binary=binary, progress=_counted(progress)),
+        data=described.model_copy(update={"notes": (*described.notes, *_cut_short(settings))}),
         models=tuple(pipeline.model_record for pipeline in pipelines),
+        not_served=not_served,
     )
-    return PreparedRun(data, tuple(pipelines), header)
+    return PreparedRun(data, tuple(pipelines), header, served)
+
+
+def _cut_short(settings: Settings) -> tuple[str, ...]:
+    """Return what a quick run leaves out, a note."""
+    if not settings.quick:
+        return ()
+    return (
+        f"quick run: at most {_QUICK_CLIPS} clips, the weakest and the strongest of every sweep, "
+        "no enhancement",
+    )
 
 
 def _check_batches(settings: Settings, clips: int) -> None:
@@ -109,6 +129,42 @@ def _check_batches(settings: Settings, clips: int) -> None:
             f"{argument('batch', max(settings.batch))}: the data holds {clips} clips to attack; ask for a "
             "smaller batch, or more clips"
         )
+
+
+def _served(
+    settings: Settings, pipelines: Sequence[Pipeline], progress: Progress
+) -> tuple[Settings, dict[str, str]]:
+    """Return the settings with the defenses of ``all`` that every client can use, and why not the others.
+
+    Each sends one message to find out. What was asked for by its own name is left to fail where it does.
+    """
+    if ALL not in settings.defenses:
+        return settings, {}
+    named = strengths_of([given for given in settings.defenses if given != ALL], ends=settings.quick)
+    asked, reasons = {defense_text(strength) for strength in named}, dict[str, str]()
+    for strength in settings.strengths():
+        text = defense_text(strength)
+        progress(f"trying defense {text}", 0, 0)
+        if text not in asked and (reason := _refusal(strength, settings, pipelines)):
+            reasons[text] = reason
+    kept = tuple(each for each in settings.strengths() if defense_text(each) not in reasons)
+    return replace(settings, defenses=kept), reasons
+
+
+def _refusal(strength: Defense, settings: Settings, pipelines: Sequence[Pipeline]) -> str:
+    """Return why the clients of a run cannot use a defense; empty where they can."""
+    for pipeline in pipelines:
+        for chosen in settings.clients():
+            client = Client(pipeline.model, pipeline.loss, strength, mode=chosen.mode, local=chosen.local)
+            batch = slice(0, chosen.batch_size)
+            samples, labels = pipeline.samples.private[batch], pipeline.samples.labels[batch]
+            try:
+                client.check_model()
+                client.update(samples, labels, generator(settings.seed, "served"), {})
+                client.privacy(len(samples), chosen.rounds)
+            except VleakError as error:
+                return first_line(error)
+    return ""
 
 
 def _check_clients(settings: Settings, pipelines: Sequence[Pipeline]) -> None:

@@ -95,6 +95,7 @@ class Case:
         attack_settings: settings that were chosen for the attack itself.
         counterpart: name of the adaptive attack that this is the non-adaptive form of.
         reference_frames: frames of the scene that the server holds.
+        non_adaptive: whether the attack also runs without knowledge of the defense, beside itself.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Case:
     reference_frames: int = 0
     client: ClientSettings = ClientSettings()
     batch: tuple[int, ...] = ()
+    non_adaptive: bool = False
 
     def __post_init__(self) -> None:
         """Take the clip alone where no batch is given."""

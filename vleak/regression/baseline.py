@@ -35,8 +35,12 @@ __all__ = [
 
 MOST_DRAWS = 35
 """Most draws of a baseline: a rank has one digit in the history."""
-_OWN = {"draw", "data", "checkpoint", "defenses", "attacks", "metrics", "device", "engine"}
-"""Settings that may differ from run to run: paths are told by digests, defenses and attacks row by row."""
+_OWN = {
+    "draw", "data", "checkpoint", "defenses", "attacks", "metrics", "device", "engine", "audit_draws",
+    "non_adaptive",
+}  # fmt: skip
+"""Settings that may differ from run to run: paths are told by digests, defenses and attacks row by row, and the
+others change no score."""
 
 
 class HasRecord(Protocol):

@@ -9,7 +9,7 @@ from vleak.report.night import (
     night_sentences,
 )
 from vleak.report.night_plot import draw_nights
-from vleak.report.numbers import epsilon_text, plural
+from vleak.report.numbers import epsilon_text, gain_text, plural, share_text
 from vleak.report.page import write_report
 from vleak.report.proof import at_least, audit_note, sandwich_text
 from vleak.report.study_page import write_study
@@ -22,6 +22,7 @@ __all__ = [
     "draw_nights",
     "epsilon_text",
     "figure_text",
+    "gain_text",
     "headline",
     "log_e_text",
     "night_annotations",
@@ -31,6 +32,7 @@ __all__ = [
     "plural",
     "sandwich_text",
     "seeds_sentences",
+    "share_text",
     "unfinished",
     "verdict_text",
     "write_report",

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["decibel", "epsilon_text", "finite", "number", "percent", "plural", "ratio"]
+from vleak.results.statistics import Interval
+
+__all__ = [
+    "decibel",
+    "epsilon_text",
+    "finite",
+    "gain_text",
+    "number",
+    "percent",
+    "plural",
+    "ratio",
+    "share_text",
+]
 
 
 def plural(count: object) -> str:
@@ -28,6 +40,22 @@ def percent(share: float) -> str:
 def decibel(gain: float) -> str:
     """Gain in decibels with its sign: ``"−5.0 dB"``."""
     return f"{round(gain, 1) + 0.0:+.1f} dB".replace("-", "−")  # + 0.0 makes 0 of -0
+
+
+def gain_text(gain: Interval) -> str:
+    """Gain in decibels with its interval where there is one: ``"+2.1 [+0.9, +3.3]"``."""
+    if gain.mean is None:
+        return "–"
+    if gain.low is None or gain.high is None:
+        return f"{gain.mean:+.1f}"
+    return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+
+
+def share_text(share: Interval) -> str:
+    """Share with its interval: ``"61% [43%, 79%]"``; empty where there is no interval."""
+    if share.mean is None or share.low is None or share.high is None:
+        return ""
+    return f"{share.mean:.0%} [{max(0.0, share.low):.0%}, {min(1.0, share.high):.0%}]"
 
 
 def ratio(value: float | None) -> str:

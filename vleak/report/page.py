@@ -90,6 +90,7 @@ def render(folder: Path, run: RunRecord) -> str:
         segmented=any(row.segments for row in rows),
         enhanced=any(row.enhanced for row in rows),
         trained=any(row.accuracy.mean is not None for row in rows),
+        compared=any(row.non_adaptive is not None for row in rows),
         metrics=list(dict.fromkeys(name for row in rows for name in row.metrics)),
         chances={row.chance for row in rows if row.chance},
         threat_models={knowledge_text(row.knowledge) for row in rows},

@@ -24,6 +24,7 @@ __all__ = [
     "headline_sentences",
     "interval_note",
     "knowledge_text",
+    "non_adaptive_text",
     "row_cells",
     "seeds_sentences",
     "unfinished",
@@ -49,6 +50,7 @@ _CAVEATS: dict[Caveat, str] = {
     "not_compared": "not run without defense, so its failure may be the attack's",
     "fails_undefended": "this attack fails even undefended",
     "not_adaptive": "the attack does not know the defense",
+    "behind_non_adaptive": "who does not know the defense gets more by the same attack",
 }
 _QUIET: tuple[Verdict, ...] = ("nothing_found", "linkable_no_picture", "linkable_picture_unclear")
 """Verdicts that claim a defense hides something: the headline says what weakens them."""
@@ -76,6 +78,16 @@ def caveat_text(row: Row, caveat: Caveat) -> str:
     if caveat == "flagged":
         return f"{row.flagged} of {row.n} flagged"
     return f"{row.failed} failed" if caveat == "failed" else _CAVEATS[caveat]
+
+
+def non_adaptive_text(row: Row) -> str:
+    """What not knowing the defense changes, and the clips recognised; empty where that was not run."""
+    other = row.non_adaptive
+    if other is None:
+        return ""
+    lead = other.lead_db.mean
+    parts = [] if lead is None else [decibel(-lead)]
+    return ", ".join([*parts, f"{other.identified} of {other.n}"])
 
 
 def interval_note(interval: Interval) -> str:
@@ -137,6 +149,7 @@ def row_cells(row: Row) -> dict[str, str]:
         "ε": "" if row.epsilon is None else epsilon_text(row.epsilon),
         "gain": "–" if gain.mean is None else decibel(gain.mean),
         "recognised": f"{row.identified} of {share.n}" if share.n else "–",
+        "non-adaptive": non_adaptive_text(row),
         "linked": f"{row.linked} of {row.linkage.n}" if row.linkage.n else "–",
         "verdict": ", ".join([verdict_text(row), *(caveat_text(row, caveat) for caveat in row.caveats)]),
     }
@@ -221,11 +234,21 @@ def seeds_sentences(verdicts: Sequence[SeedVerdict]) -> list[str]:
 
 
 def unfinished(record: RunRecord) -> list[str]:
-    """One sentence where a run was stopped before its end, none where it is whole."""
+    """What is missing where a run was stopped before its end, a sentence each; none where it is whole."""
     done, planned = len(record.cells), record.planned_cells
+    missing = _untrained(record)
     if planned is None:
-        return [f"{done} cell{plural(done)} finished, the run did not; rows may be missing."]
-    return [f"{done} of {planned} cells finished; rows may be missing."] if done < planned else []
+        return [f"{done} cell{plural(done)} finished, the run did not; rows may be missing.", *missing]
+    return [f"{done} of {planned} cells finished; rows may be missing."] * (done < planned) + missing
+
+
+def _untrained(record: RunRecord) -> list[str]:
+    """One sentence where accuracies were asked for and some defenses were not trained under."""
+    planned = len(record.settings.defenses) - len(record.not_served) if record.settings.utility else 0
+    done = len(record.utility)
+    if done >= planned:
+        return []
+    return [f"Trained under {done} of {planned} defenses (no defense counts as one); accuracies are missing."]
 
 
 def _undefended_sentence(row: Row, where: str) -> str:

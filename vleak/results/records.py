@@ -12,6 +12,7 @@ from vleak.results.audit import AuditBound, AuditRecord
 from vleak.results.base import Finite, Record, Setting
 from vleak.results.ceilings import CeilingRecord
 from vleak.results.client import ClientRecord, LocalRecord
+from vleak.results.non_adaptive import NonAdaptiveRecord
 from vleak.results.scores import (
     BaselineScore,
     EnhancedScores,
@@ -20,6 +21,7 @@ from vleak.results.scores import (
     Scores,
     SegmentScores,
 )
+from vleak.results.settings import SettingsRecord
 from vleak.results.utility import UtilityRecord
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "KnowledgeRecord",
     "LocalRecord",
     "ModelRecord",
+    "NonAdaptiveRecord",
     "OrderScores",
     "Record",
     "RunHeader",
@@ -198,6 +201,8 @@ class Cell(Record):
         order_identifiable: whether the update depends on the order of frames at all.
         scores: None where the cell failed.
         enhanced: None without enhancement.
+        non_adaptive: the same attack without knowledge of the defense; None where it was not asked for, and
+            where there is no defense or no knowledge of it.
         certificate: None without a guarantee. ceilings: further ones; None in older runs.
         flags: health flags of the attack.
         status: "ok", or "failed: " and the reason; empty before the cell has run.
@@ -219,6 +224,7 @@ class Cell(Record):
     order_identifiable: bool = True
     scores: Scores | None = None
     enhanced: EnhancementRecord | None = None
+    non_adaptive: NonAdaptiveRecord | None = None
     certificate: CertificateRecord | None = None
     ceilings: CeilingRecord | None = None
     update: UpdateRecord | None = None
@@ -294,72 +300,17 @@ class EnvironmentRecord(Record):
     device: str
 
 
-class SettingsRecord(Record):
-    """Settings of a run, resolved: two runs with equal settings give equal scores.
-
-    ``public_from`` is None in runs from before there was a choice: public clips were of other files where
-    there were enough, and otherwise also later parts of the attacked ones. ``audit_draws`` is None where the
-    size of the model decides.
-    """
-
-    data: str
-    pipeline: str
-    model: str
-    extractor: str
-    head: str
-    loss: str
-    training_state: str
-    defenses: tuple[str, ...]
-    attacks: tuple[str, ...]
-    metrics: tuple[str, ...] = ()
-    clips: int | None
-    frames: int
-    size: int
-    stride: int
-    segments: int
-    public_from: Literal["other-files", "same-file"] | None = None
-    reference_frames: tuple[int, ...]
-    batch: tuple[int, ...] = (1,)
-    mode: tuple[Literal["eval", "train"], ...] = ("eval",)
-    trainable: str = "*"
-    local_steps: tuple[int, ...] = (0,)
-    local_epochs: tuple[int, ...] = (0,)
-    local_batch: int = 0
-    local_rate: float | None = None
-    local_momentum: float = 0.0
-    local_decay: float = 0.0
-    local_optimizer: str = "sgd"
-    rounds: tuple[int, ...] = (1,)
-    participation: float = 1.0
-    round_clips: Literal["same", "new"] = "same"
-    enhance: str
-    restarts: int
-    iterations: int
-    budget: int = 800
-    utility: int = 0
-    audit_draws: int | None = 0
-    labels: Literal["inferred", "granted"]
-    seed: int
-    draw: int = 0
-    device: str
-    engine: str
-    input_layout: str = "auto"
-    checkpoint: str | None = None
-
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _modes(cls, mode: object) -> object:
-        """A single mode, as it was written before several could be compared in one run."""
-        return (mode,) if isinstance(mode, str) else mode
-
-
 class RunHeader(Record):
-    """Part of a run that is known before its first cell, and that a resumed run must share."""
+    """Part of a run that is known before its first cell, and that a resumed run must share.
+
+    ``not_served``: by name and settings the defenses of ``all`` that these clients cannot use, and why.
+    """
 
     environment: EnvironmentRecord
     settings: SettingsRecord
     data: DataRecord
     models: tuple[ModelRecord, ...]
+    not_served: dict[str, str] = Field(default_factory=dict)
 
 
 class RunRecord(RunHeader):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vleak.results.audit import AuditRecord
+from vleak.results.leads import NonAdaptive
 from vleak.results.records import Cell, ClientRecord, KnowledgeRecord
 from vleak.results.statistics import Interval, mean_interval
 
@@ -42,9 +43,12 @@ failure says nothing of the defense; ``linkable_below_prior``: the same, where t
 at its clip.
 """
 
-Caveat = Literal["not_compared", "fails_undefended", "not_adaptive", "flagged", "failed"]
+Caveat = Literal[
+    "not_compared", "fails_undefended", "not_adaptive", "behind_non_adaptive", "flagged", "failed"
+]
 """What weakens a verdict: no run without defense to compare with; an attack that fails even without defense;
-an attack that does not use what is known of the defense; cells with health flags; cells that failed."""
+an attack that does not use what is known of the defense; one that gets less than the same attack does
+without that knowledge; cells with health flags; cells that failed."""
 
 FigureName = Literal["recognised", "linked", "told"]
 """Share of clips that the answer picks out, or the update alone; share of messages, over the noise, by which
@@ -250,6 +254,7 @@ class Row:
             accuracy_change: that less the same without defense, over clips.
         ceilings: further ones; None in older runs.
         audit: lower bounds on epsilon from what the defense sends; None where it was not audited.
+        non_adaptive: the same attack without knowledge of the defense; None where it was not run.
         verdict: what the row shows.
         attacks: attacks that the run made in this setting, that is on this defense, client and knowledge. The
             verdicts of all of them together hold at 95 %: each is judged at 1 - 0.05 / ``judged_at_once``.
@@ -324,6 +329,8 @@ class Row:
     def refuted(self) -> bool:
         """Whether what the defense sends refutes the epsilon that it claims."""
         return self.audit is not None and self.audit.refuted
+
+    non_adaptive: NonAdaptive | None = None
 
     @property
     def reference_frames(self) -> int:

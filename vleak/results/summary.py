@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
+from vleak.results.leads import non_adaptive_of
 from vleak.results.records import Cell, EnhancementRecord, RunRecord, Scores, SegmentScores
 from vleak.results.rows import Caveat, Row, RowKey, Segments, Verdict, row_key, setting_key
 from vleak.results.sandwich import ACCUSED, ceilings_of, figures_of, with_audits, with_broken
@@ -169,6 +170,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         figures=() if first.attack.baseline else figures_of(cells, _chance(scores, guess), guess),
         ceilings=ceilings_of(scored),
         batch_identified=_by_batch(scored) if key.client.batch_size > 1 else None,
+        non_adaptive=non_adaptive_of(scored),
     )
     return _enhanced(row, [cell.enhanced for cell in scored if cell.enhanced is not None])
 
@@ -308,10 +310,25 @@ def _with_caveats(rows: list[Row]) -> list[Row]:
                 found.append("fails_undefended")
             if not row.adaptive:
                 found.append("not_adaptive")
+        if _behind_non_adaptive(row):
+            found.append("behind_non_adaptive")
         found += ["flagged"] if row.flagged else []
         return (*found, "failed") if row.failed else tuple(found)
 
     return [row if row.baseline else replace(row, caveats=caveats(row)) for row in rows]
+
+
+def _behind_non_adaptive(row: Row) -> bool:
+    """Whether a row's attack gets less than it does without knowledge of the defense: that is not its best.
+
+    Either its gain is behind beyond doubt, or the other one recognises clips, and it does not.
+    """
+    other = row.non_adaptive
+    if other is None:
+        return False
+    behind = other.lead_db.high is not None and other.lead_db.high < 0
+    chance = row.chance or 1.0
+    return behind or (row.verdict != "leaks" and _above(other.identification, chance))
 
 
 def _with_accuracy(rows: Sequence[Row], utility: Sequence[UtilityRecord]) -> list[Row]:
