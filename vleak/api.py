@@ -148,11 +148,13 @@ def evaluate(
     """
     given = locals()
     settings = Settings(**_as_settings({f.name: given[f.name] for f in fields(Settings)}))
-    store = MemoryStore() if out is None else FolderStore(Path(out))
-    limited = cell_seconds is not None or cell_memory is not None
-    limits = Limits(seconds=cell_seconds, gibibytes=cell_memory) if limited else None
-    record = run_evaluation(settings, store, workers=workers, progress=progress, stop=stop, limits=limits)
+    store, limits = _store(out), Limits.asked(cell_seconds, cell_memory)
+    record = run_evaluation(settings, store, workers=workers, limits=limits, progress=progress, stop=stop)
     return Run(record, store)
+
+
+def _store(out: Path | str | None) -> MemoryStore | FolderStore:
+    return MemoryStore() if out is None else FolderStore(Path(out))
 
 
 def load_run(path: Path | str) -> Run:

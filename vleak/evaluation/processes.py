@@ -49,6 +49,11 @@ class Limits:
     seconds: float | None = None
     gibibytes: float | None = None
 
+    @classmethod
+    def asked(cls, seconds: float | None, gibibytes: float | None) -> Limits | None:
+        """Return the limits that were asked for; None where there is none, and none needs a process."""
+        return None if seconds is gibibytes is None else cls(seconds=seconds, gibibytes=gibibytes)
+
     def __post_init__(self) -> None:
         """Check the ranges.
 

@@ -39,8 +39,8 @@ _OWN = {
     "draw", "data", "checkpoint", "defenses", "attacks", "metrics", "device", "engine", "audit_draws",
     "non_adaptive",
 }  # fmt: skip
-"""Settings that may differ from run to run: paths are told by digests, defenses and attacks row by row, and the
-others change no score."""
+"""Settings that may differ from run to run: paths are told by digests, defenses and attacks row by row, and
+the others change no score."""
 
 
 class HasRecord(Protocol):

@@ -121,7 +121,6 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
     guesses = [score.label_correct for score in scores if score.label_correct is not None]
     updates = [cell.update for cell in scored if cell.update is not None]
     guess = _guess(scores, key.client.batch_size)
-    candidates = max((score.candidates for score in scores if score.candidates), default=None)
     row = Row(
         key=key,
         pipeline=key.pipeline,
@@ -152,7 +151,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         identification=_identification(scores, _ERROR),
         linked=sum(asked),
         linkage=_linkage(scores, _ERROR),
-        candidates=candidates,
+        candidates=max((score.candidates for score in scores if score.candidates), default=None),
         guess=guess,
         chance=_chance(scores, guess),
         link_chance=_mean(score.link_chance for score in scores),
