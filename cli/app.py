@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from vleak.cli import output, stopping
+from vleak.cli.audit import audit
 from vleak.cli.baseline import baseline
 from vleak.cli.bench import bench
 from vleak.cli.conformance import conformance
@@ -24,7 +25,7 @@ from vleak.cli.study import study
 from vleak.cli.train import train
 from vleak.errors import VleakError, first_line, out_of_memory
 
-_COMMANDS = (evaluate, study, report, train, bench, baseline, regress)
+_COMMANDS = (evaluate, audit, study, report, train, bench, baseline, regress)
 _OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for command in _COMMANDS
@@ -41,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(evaluate)
+app.command()(audit)
 app.command()(conformance)
 app.command()(study)
 app.command()(report)

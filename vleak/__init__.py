@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from vleak.enhance import enhance
     from vleak.evaluation import Settings
     from vleak.federated import Client, Defense, LocalTraining, PublicFacts, Update, load_update
+    from vleak.frameworks import Watch, watch
     from vleak.guarding import Decision, guard, inspect_model
     from vleak.models import EXTRACTORS, HEADS, MODELS, build_extractor, build_head, build_model
     from vleak.objects import named
     from vleak.regression import Baseline, Night, make_baseline, read_baseline, regress, write_baseline
-    from vleak.report import write_report, write_study
+    from vleak.report import write_audit, write_report, write_study
     from vleak.study import Study, run_study
+    from vleak.update_audit import Audit, audit
 
     __version__: str
 
@@ -31,6 +33,7 @@ _HOMES = {
     "ATTACKS": "attacks",
     "Attack": "attacks",
     "Baseline": "regression",
+    "Audit": "update_audit",
     "FeatureInversion": "attacks",
     "Knowledge": "attacks",
     "Observation": "attacks",
@@ -69,6 +72,10 @@ _HOMES = {
     "build_head": "models",
     "build_model": "models",
     "write_baseline": "regression",
+    "Watch": "frameworks",
+    "audit": "update_audit",
+    "watch": "frameworks",
+    "write_audit": "report",
     "write_report": "report",
     "write_study": "report",
 }
@@ -80,6 +87,7 @@ __all__ = [
     "HEADS",
     "MODELS",
     "Attack",
+    "Audit",
     "Baseline",
     "Client",
     "ClipSet",
@@ -97,6 +105,8 @@ __all__ = [
     "Settings",
     "Study",
     "Update",
+    "Watch",
+    "audit",
     "build_extractor",
     "build_head",
     "build_model",
@@ -114,6 +124,8 @@ __all__ = [
     "read_baseline",
     "regress",
     "run_study",
+    "watch",
+    "write_audit",
     "write_baseline",
     "write_report",
     "write_study",

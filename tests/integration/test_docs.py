@@ -20,6 +20,9 @@ EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 PRINTED = {
     "attack_one_update": r"none: \+\d.*rank 1 of 8, label right: True\ndp σ=1: ",
     "captured_update": r"by its last layer: gradient\nlabels: \[0\] flags: \[\](.|\n)*gain: \+\d.*: True",
+    "framework_gates": r"normaliser: doubt: (.|\n)*sampling: wrong: batches are shuffled(.|\n)*gates: "
+    "FlowerMod Nvflare",
+    "watched_client": r"risk: high\n(.|\n)*checks: fits facts: fedsgd",
     "evaluate_defenses": r"none, strongest: \+\d.*4 of 4 recognised.*leaks",
     "guarded_client": r"none: defend more by dp:(.|\n)*: send: no check (.|\n)*leave\nrefuse: class_trap",
     "own_attack": r"none, cosine_matching.* \(non-adaptive\): \+\d",

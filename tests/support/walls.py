@@ -23,7 +23,8 @@ FLOORS = (
     {"results", "guarding"},
     {"pipelines"},
     {"evaluation"},
-    {"study", "regression", "report"},
+    {"update_audit"},
+    {"study", "regression", "report", "frameworks"},
     {"api"},
     {"cli"},
 )

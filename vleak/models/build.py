@@ -65,18 +65,21 @@ def _is_builtin(registry: Registry[nn.Module], name: str) -> bool:
     return any(f"{name}:".startswith(f"{known}:") for known in registry.builtin)
 
 
-def make_model(name: str, *, frames: int, size: int, classes: int, seed: int) -> nn.Module:
+def make_model(name: str, *, frames: int, size: int, classes: int | None, seed: int) -> nn.Module:
     """Return a classifier as its class or factory makes it: of any type, mode and device.
 
     A factory from outside is imported and called on trial in a child process first (`try_factory`).
 
     Args:
-        name, frames, size, classes, seed: as for `build_model`.
+        name, frames, size, seed: as for `build_model`.
+        classes: the same; None for a factory from outside that knows its own number.
 
     Raises:
         InputError: as for `build_model`; or the factory hangs or ends its process.
     """
-    arguments = {"frames": frames, "size": size, "num_classes": classes, "classes": classes}
+    arguments = {"frames": frames, "size": size}
+    if classes is not None:
+        arguments |= {"num_classes": classes, "classes": classes}
 
     def make() -> nn.Module:
         with redirect_stdout(sys.stderr):  # stdout is for results; a module may print while it is imported

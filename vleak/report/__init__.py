@@ -1,5 +1,6 @@
 """Pages: the report of a run, which says what still leaks, and the page of a study."""
 
+from vleak.report.audit_page import write_audit
 from vleak.report.night import (
     figure_text,
     log_e_text,
@@ -35,6 +36,7 @@ __all__ = [
     "share_text",
     "unfinished",
     "verdict_text",
+    "write_audit",
     "write_report",
     "write_study",
 ]

@@ -1,0 +1,53 @@
+"""Page of an audit: verdict first, then what fits, what was rebuilt, where it leaks, what would help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from vleak.files import write_atomic
+from vleak.report.film import film_strip
+from vleak.report.html import render_page
+from vleak.report.panels import ClipPanel, Picture
+from vleak.results.pictures import as_bytes
+from vleak.update_audit import Audit
+
+_TONES = {"high": "leaks", "moderate": "unclear", "low": "safe", "undetermined": "unclear"}
+_OUTCOMES = {"fits": "safe", "note": "plain", "doubt": "unclear", "wrong": "leaks"}
+
+
+def write_audit(audit: Audit, path: Path | str) -> Path:
+    """Write the page of an audit, one file without scripts that loads nothing; return its path.
+
+    The rebuilt clips are in it; a private clip that was given as the truth is not.
+
+    Raises:
+        VleakError: the page cannot be written.
+    """
+    record = audit.record
+    page = render_page(
+        "audit.html",
+        record=record,
+        tone=_TONES[record.risk.level],
+        outcomes=_OUTCOMES,
+        panels=_panels(audit),
+        facts={"Update": record.update.model_dump(), "Budget": record.budget.model_dump()},
+    )
+    write_atomic(Path(path), page)
+    return Path(path)
+
+
+def _panels(audit: Audit) -> list[ClipPanel]:
+    """Return what was rebuilt of every clip beside the answer without the update."""
+    if audit.clips is None:
+        return []
+    pairs = zip(audit.clips, audit.prior, strict=True)
+    return [ClipPanel(f"clip {number}", _pictures(*pair)) for number, pair in enumerate(pairs, 1)]
+
+
+def _pictures(clip: Tensor, prior: Tensor) -> tuple[Picture, ...]:
+    return (
+        Picture(title="rebuilt from the update", role="attack", strip=film_strip(as_bytes(clip))),
+        Picture(title="without the update", role="truth", strip=film_strip(as_bytes(prior))),
+    )
