@@ -70,10 +70,10 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         columns |= {"defense": _defense_and_attack}
     for name in columns:
         table.add_column(
-            name,
+            name if width >= _WIDE or "non-adaptive" not in columns else _BROKEN.get(name, name),
             justify="left" if name in _TEXTS else "right",
             no_wrap=name not in ("defense", "verdict"),
-            min_width=len("linkable,") if name == "verdict" else None,
+            min_width={"defense": len("(public_mean)"), "verdict": len("linkable,")}.get(name),
         )
     shown: tuple[str, str] | None = None
     for row in rows:
@@ -194,6 +194,8 @@ def _bytes(count: float) -> str:
 
 
 _WIDE = 120
+_BROKEN = {"recognised": "recog-\nnised", "non-adaptive": "non-\nadaptive"}
+"""Titles in two lines, where one would leave verdicts too little room."""
 _TEXTS = ("defense", "attack", "verdict")
 _DETAILS = ("ε ≥", "PSNR dB", "enhanced", "bound", "label", "bytes")
 _COLUMNS: dict[str, Callable[[Row], str | Text]] = {
@@ -223,8 +225,8 @@ def _of_non_adaptive(rows: list[Row]) -> list[str]:
         return []
     of = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{counts.pop()}"
     return [
-        f"non-adaptive: who does not know the defense gains so many dB more on the same clips, and "
-        f"recognises so many of {of}."
+        "non-adaptive: the attacker who does not know the defense, in dB against the one who does on the "
+        f"same clips; and recognised of {of}."
     ]
 
 

@@ -272,8 +272,9 @@ def stuck(folder: Path, signals: list[signal.Signals]) -> tuple[int, str, float]
     """Send signals to a run whose attack never ends; return exit code, stderr, and seconds until then."""
     (folder / "stuck.py").write_text(STUCK)
     given = {**TINY, "clips": 1, "defense": "none", "attack": "stuck:Stuck", "enhance": "none"}
-    arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    process = start(["evaluate", *arguments, "--workers", "2", "--out", "run"], folder)
+    named = {name.replace("_", "-"): value for name, value in given.items()}
+    arguments = [part for name, value in named.items() for part in (f"--{name}", str(value))]
+    process = start(["evaluate", *arguments, "--out", "run"], folder)
     deadline = time.monotonic() + 60
     while journal_length(folder / "run") < 2 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -146,9 +146,9 @@ def test_an_attack_that_fails_in_the_trials_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"budget": 5}, "at least 6"),
+        ({"budget": 4}, "at least 5"),
         ({"iterations": 0}, "1 iteration"),
-        ({"restarts": 2, "budget": 11}, "at least 12"),
+        ({"restarts": 2, "budget": 9}, "at least 10"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, int], what: str) -> None:

@@ -32,7 +32,7 @@ __all__ = ["Strongest"]
 
 _TRIALS = 2
 """Public clips that are tried at most."""
-_DESCENTS = 6
+_DESCENTS = 5
 """Attacks that descend among those that are tried."""
 
 
@@ -40,8 +40,8 @@ class Strongest(Attack):
     """Weighted mean of the attacks that rebuild most of public clips behind the same client and defense.
 
     What is tried: `matching` with its total variation and with a tenth of it, `matching` with a Gaussian
-    prior in frequency space, weak, and strong and stronger with balanced layers, `refinement`, `inverter`,
-    `retrieval` and, of transformers, `tokens`. The attacker sends himself public clips through the client
+    prior in frequency space, weak, and strong with balanced layers, `refinement`, `inverter`, `retrieval`
+    and, of transformers, `tokens`. The attacker sends himself public clips through the client
     and the defense, and attacks them without the other clips of their videos. The weights of up to three
     answers, and of the answer without the update, are fitted there (`vleak.attacks.stacking`); where none
     of the attacks gains anything, the answer without the update is given, and a flag says so. The truth is
@@ -131,13 +131,13 @@ class Strongest(Attack):
     def _attacks(self, iterations: int) -> dict[str, Attack]:
         """Return the attacks that are tried, by the text that stands for them on the command line."""
         matching = partial(Matching, iterations=iterations, restarts=self.restarts, engine=self.engine)
-        balanced = partial(matching, regulariser="spectrum", layers="balanced")
         return {
             "matching": matching(),
             "matching:spatial=0.003,temporal=0.009": matching(spatial=0.003, temporal=0.009),
             "matching:regulariser=spectrum": matching(regulariser="spectrum"),
-            "matching:regulariser=spectrum,noise=10,layers=balanced": balanced(noise=10.0),
-            "matching:regulariser=spectrum,noise=1000,layers=balanced": balanced(noise=1000.0),
+            "matching:regulariser=spectrum,noise=10,layers=balanced": matching(
+                regulariser="spectrum", noise=10.0, layers="balanced"
+            ),
             "refinement": Refinement(iterations=iterations, restarts=self.restarts, engine=self.engine),
             "inverter": Inverter(),
             "retrieval": Retrieval(),
