@@ -123,6 +123,8 @@ def test_it_works_on_batches_and_rounds_and_repeats() -> None:
     assert torch.equal(first.clips, second.clips)
     rounds = Observation(**{**vars(observation), "earlier": (observation,)})
     assert run(attack, rounds).clips.shape == first.clips.shape
+    kept = [value for module in observation.model.modules() for value in module._parameters.values()]
+    assert all(isinstance(value, nn.Parameter) for value in kept), "the attack took the model's parameters"
 
 
 def test_an_unknown_regulariser_is_refused() -> None:

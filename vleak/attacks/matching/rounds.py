@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +23,11 @@ class RoundsModel(nn.Module):
     def __init__(self, models: Sequence[nn.Module]) -> None:
         """Take the models, each with the weights of its round."""
         super().__init__()
-        self.rounds = nn.ModuleList(models)
+        # A module that stood here twice would be left without its parameters by a functional call.
+        own = {index for index, model in enumerate(models) if any(model is m for m in models[:index])}
+        self.rounds = nn.ModuleList(
+            copy.deepcopy(model) if index in own else model for index, model in enumerate(models)
+        )
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return the outputs of every round, (B, ..., R)."""
