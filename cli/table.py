@@ -68,12 +68,13 @@ def leak_table(record: RunRecord, rows: list[Row], width: int) -> Table:
         columns = {"defense": columns.pop("defense"), "attack": _attack, **columns}
     elif several:
         columns |= {"defense": _defense_and_attack}
+    short = all(len(str(columns["defense"](row))) <= len("(public_mean)") for row in rows)
     for name in columns:
         table.add_column(
             name if width >= _WIDE or "non-adaptive" not in columns else _BROKEN.get(name, name),
             justify="left" if name in _TEXTS else "right",
-            no_wrap=name not in ("defense", "verdict"),
-            min_width={"defense": len("(public_mean)"), "verdict": len("linkable,")}.get(name),
+            no_wrap=name not in ("defense", "verdict") or (name == "defense" and short),
+            min_width=len("linkable,") if name == "verdict" else None,
         )
     shown: tuple[str, str] | None = None
     for row in rows:

@@ -21,7 +21,7 @@ from vleak.federated import Defense
 from vleak.seeds import generator
 
 CLIPS = torch.rand(3, 3, 4, 16, 16, generator=generator("api"))
-SMALL: dict[str, Any] = {"iterations": 2, "workers": 1}
+SMALL: dict[str, Any] = {"iterations": 2, "workers": 1, "audit_draws": 0, "non_adaptive": 0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from vleak.results import read_run
 
 SMALL: dict[str, Any] = {
     "clips": 4, "frames": 4, "size": 8, "iterations": 40, "enhance": "none", "defenses": "none",
+    "audit_draws": 0, "non_adaptive": 0,
     "workers": 1, "model": "c3d_tiny:width=4,depth=1", "attacks": "matching",
 }  # fmt: skip
 

@@ -84,7 +84,13 @@ def test_a_private_defense_takes_twenty_lines() -> None:
     assert 15 <= sum(bool(line.strip()) for line in shown.splitlines()) <= 20
 
 
-SLOW_EXAMPLES = {"own_model", "own_metric", "evaluate_defenses", "guarded_client"}  # others run attacks too
+SLOW_EXAMPLES = {
+    "own_model",
+    "own_metric",
+    "evaluate_defenses",
+    "guarded_client",
+    "saved_run",
+}  # others run attacks too
 RUN = [
     pytest.param(script, id=script.stem, marks=[pytest.mark.slow] if script.stem in SLOW_EXAMPLES else [])
     for script in EXAMPLES

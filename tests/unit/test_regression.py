@@ -531,7 +531,7 @@ print(torn)
 """
 
 
-@pytest.mark.parametrize("lives", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lives", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_history_survives_writers_that_are_killed(tmp_path: Path, lives: int) -> None:
     """What a writer said to have kept is there, after kill -9 at so many moments."""
     command = [sys.executable, "-c", WRITERS, str(tmp_path / "history"), str(lives)]
