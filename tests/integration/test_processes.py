@@ -30,7 +30,13 @@ def statuses(record: RunRecord, attack: str) -> list[str]:
     return [cell.status for cell in record.cells if cell.attack.name == attack]
 
 
-@pytest.mark.parametrize("changes", [{}, {"batch": (2,), "defenses": ("prune",)}], ids=["clips", "batches"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="clips"),
+        pytest.param({"batch": (2,), "defenses": ("prune",)}, id="batches", marks=pytest.mark.slow),
+    ],
+)
 def test_numbers_are_those_of_one_process(changes: dict[str, Any], tmp_path: Path) -> None:
     alone = evaluate(tiny(**changes), workers=1)
     apart = evaluate(tiny(**changes), tmp_path / "run", workers=2)
