@@ -32,7 +32,7 @@ from vleak.evaluation.objects import data_name, data_set, module_name
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.strengths import ALL, strengths_of
 from vleak.evaluation.utility import check_utility
-from vleak.federated import Client
+from vleak.federated import Client, steps
 from vleak.models import Plain, check_classifier
 from vleak.native import loader
 from vleak.pipelines import (
@@ -155,10 +155,11 @@ def _refusal(strength: Defense, settings: Settings, pipelines: Sequence[Pipeline
     """Return why the clients of a run cannot use a defense; empty where they can."""
     for pipeline in pipelines:
         for chosen in settings.clients():
-            client = Client(pipeline.model, pipeline.loss, strength, mode=chosen.mode, local=chosen.local)
-            batch = slice(0, chosen.batch_size)
-            samples, labels = pipeline.samples.private[batch], pipeline.samples.labels[batch]
+            batch, known = slice(0, chosen.batch_size), pipeline.samples
+            samples, labels = known.private[batch], known.labels[batch]
             try:
+                own = steps.with_public(strength, known.public, known.public_labels)
+                client = Client(pipeline.model, pipeline.loss, own, mode=chosen.mode, local=chosen.local)
                 client.check_model()
                 client.update(samples, labels, generator(settings.seed, "served"), {})
                 client.privacy(len(samples), chosen.rounds)
