@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.ranges import check_whole
-from vleak.errors import InputError
+from vleak.errors import CapabilityError, InputError
 from vleak.federated import Channel, Loss, Update
 
 if TYPE_CHECKING:
@@ -96,6 +96,11 @@ class DpVideo(DpSgd):
         return self._mean([of_clips(model, loss, window, labels) for window in self._windows(clips)])
 
     def _windows(self, clips: Tensor) -> Iterator[Tensor]:
+        if clips.dim() < 3:  # canaries of an audit, which are no clips
+            raise CapabilityError(
+                f"dp_video: expected clips (N, C, T, H, W) or features (N, S, F), which have a time, got "
+                f"shape {tuple(clips.shape)}"
+            )
         axis = 1 if clips.dim() == 3 else 2
         frames = clips.shape[axis]
         length = math.ceil(self.part * frames)

@@ -255,3 +255,11 @@ def test_settings_out_of_range_are_refused(make: Callable[[], Defense], words: s
 def test_their_certificate_is_that_of_dp(kind: type[DpSgd]) -> None:
     assert kind(noise_multiplier=1.3).privacy() == DpSgd(noise_multiplier=1.3).privacy()
     assert kind(noise_multiplier=0.0).privacy() is None
+
+
+def test_what_has_no_time_cannot_be_cut_into_windows() -> None:
+    canaries, model = torch.zeros(1, 1), torch.nn.Linear(1, 2)
+    with pytest.raises(CapabilityError, match=r"expected clips .* got shape \(1, 1\)"):
+        DpVideo().per_clip(
+            model, torch.nn.functional.cross_entropy, canaries, torch.zeros(1, dtype=torch.int64)
+        )
