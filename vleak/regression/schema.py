@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from vleak.files import write_atomic
 from vleak.regression.records import (
     BASELINE_VERSION,
     HISTORY_VERSION,
@@ -20,6 +18,7 @@ from vleak.regression.records import (
     NightLine,
 )
 from vleak.results.base import JsonObject, Record
+from vleak.results.schema import record_schema, write_schema_file
 
 __all__ = ["FILES", "regression_schemas", "write_schemas"]
 
@@ -34,23 +33,13 @@ FILES: Mapping[str, tuple[type[Record], int]] = {
 
 def regression_schemas() -> dict[str, JsonObject]:
     """JSON Schemas (draft 2020-12) by file."""
-    schemas = {}
-    for name, (kind, version) in FILES.items():
-        schema = kind.model_json_schema(mode="serialization")
-        if "schema_version" in schema["properties"]:
-            schema["properties"]["schema_version"]["const"] = version
-        schemas[name] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-    return schemas
+    return {name: record_schema(*kind_and_version) for name, kind_and_version in FILES.items()}
 
 
 def write_schemas(folder: Path) -> list[Path]:
     """Write the schemas below the top of a source tree; return their paths."""
-    (folder / "docs" / "schema").mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, schema in regression_schemas().items():
-        paths.append(folder / "docs" / "schema" / name)
-        write_atomic(paths[-1], json.dumps(schema, indent=1, ensure_ascii=False) + "\n")
-    return paths
+    place = folder / "docs" / "schema"
+    return [write_schema_file(place / name, schema) for name, schema in regression_schemas().items()]
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from vleak.files import write_atomic
 from vleak.results.base import JsonObject
+from vleak.results.schema import record_schema, write_schema_file
 from vleak.update_audit.records import SCHEMA_VERSION, AuditRecord
 
 __all__ = ["FILE", "audit_schema", "write_schema"]
@@ -20,17 +19,12 @@ FILE = Path("docs", "schema", f"audit-{SCHEMA_VERSION}.json")
 
 def audit_schema() -> JsonObject:
     """JSON Schema (draft 2020-12) of what `vleak audit --json` writes."""
-    schema = AuditRecord.model_json_schema(mode="serialization")
-    schema["properties"]["schema_version"]["const"] = SCHEMA_VERSION
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return record_schema(AuditRecord, SCHEMA_VERSION)
 
 
 def write_schema(folder: Path) -> Path:
     """Write the schema below the top of a source tree; return its path."""
-    path = folder / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(audit_schema(), indent=1, ensure_ascii=False) + "\n")
-    return path
+    return write_schema_file(folder / FILE, audit_schema())
 
 
 if __name__ == "__main__":
