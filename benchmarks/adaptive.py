@@ -18,11 +18,12 @@ from typing import ClassVar
 
 import torch
 from inner_loop import console
+from marked import between_marks
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 import vleak
-from vleak.errors import InputError, VleakError
+from vleak.errors import VleakError
 from vleak.federated import Message
 from vleak.files import write_atomic
 from vleak.report.numbers import gain_text
@@ -170,13 +171,7 @@ def page(text: str, runs: Sequence[Finished], today: date) -> str:
     Raises:
         InputError: the page has no marks.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(
-            f"page: expected the lines {BEGIN} and {END}, between which the table goes; add them"
-        )
-    return f"{before}{BEGIN}\n\n{table(runs, today)}\n\n{END}{after}"
+    return between_marks(text, BEGIN, END, table(runs, today))
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from decides_plan import CLIPS, LOCAL_RATE, Setting, Work, matrix, peers, works
 from jacobian import LEVELS, Spectrum
+from marked import between_marks
 
 import vleak
 from vleak.errors import InputError
@@ -122,11 +123,7 @@ def page(text: str, results: Results, today: date) -> str:
     Raises:
         InputError: the page has no marks.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"page: expected the lines {BEGIN} and {END}, between which the tables go; add them")
-    return f"{before}{BEGIN}\n\n{tables(results, today)}\n\n{END}{after}"
+    return between_marks(text, BEGIN, END, tables(results, today))
 
 
 def write_page(path: Path, results: Results) -> None:

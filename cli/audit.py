@@ -9,7 +9,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from vleak.cli import output, stopping, streams
+from vleak.cli import output
+from vleak.cli.progress import shown_progress
 from vleak.errors import InputError, argument
 
 if TYPE_CHECKING:
@@ -143,14 +144,7 @@ def _audit(given: dict[str, Any]) -> Audit:
             "starts", "iterations", "seconds", "truth", "candidates", "seed",
         )
     }  # fmt: skip
-    stopping.check()
-    with streams.plugins_on_stderr(), output.progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            stopping.check()
-            bar.update(task, description=what, completed=done, total=total or None)
-
+    with shown_progress() as show:
         return audit(
             given["model"],
             given["update"],

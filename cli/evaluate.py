@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vleak.cli import output, stopping, streams
+from vleak.cli.progress import shown_progress
 from vleak.cli.table import leak_table
 from vleak.defaults import BUDGET, NON_ADAPTIVE_CLIPS
 from vleak.errors import InputError, VleakError, argument
@@ -310,14 +311,7 @@ def _counts(name: str, text: str) -> tuple[int, ...]:
 def _run(folder: Path, **arguments: Any) -> Run:
     from vleak import api
 
-    stopping.check()
-    with streams.plugins_on_stderr(), output.progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            stopping.check()
-            bar.update(task, description=what, completed=done, total=total or None)
-
+    with shown_progress() as show:
         return api.evaluate(out=folder, progress=show, **arguments)
 
 

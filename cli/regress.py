@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vleak.cli import output, stopping
+from vleak.cli import output
+from vleak.cli.progress import shown_progress
 from vleak.errors import InputError, argument
 from vleak.files import check_output, write_atomic
 
@@ -91,13 +92,7 @@ def _judge(runs: list[Path], baseline: Path, mode: str | None, history: Path | N
     from vleak.regression import read_baseline, regress
 
     held = read_baseline(baseline)
-    with output.progress_bar() as bar:
-        task = bar.add_task("reading", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            stopping.check()
-            bar.update(task, description=what, completed=done, total=total)
-
+    with shown_progress() as show:
         loaded = [api.load_run(folder) for folder in runs]
         return regress(loaded, held, mode=cast("Modes | None", mode), history=history, progress=show)
 

@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vleak.cli import output, stopping, streams
+from vleak.cli import output, stopping
+from vleak.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from vleak.study import ComparisonRecord, Study, StudyRecord
@@ -80,14 +81,8 @@ def _how_to_resume(folder: Path) -> str:
 def _run(settings: Study, folder: Path, workers: int | None) -> StudyRecord:
     from vleak.study import run_study
 
-    with streams.plugins_on_stderr(), output.progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def report(what: str, done: int, total: int) -> None:
-            stopping.check()
-            bar.update(task, description=what, completed=done, total=total or None)
-
-        return run_study(settings, folder, workers=workers, progress=report)
+    with shown_progress() as show:
+        return run_study(settings, folder, workers=workers, progress=show)
 
 
 def _table(study: StudyRecord) -> Table:
