@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -46,6 +47,11 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error) if isinstance(error, RuntimeError) else ""
     return "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
+
+
+def process_ending(code: int) -> str:
+    """Return how a process ended, of its exit code as `multiprocessing` has it: negative for a signal."""
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def interrupts(error: BaseException) -> bool:

@@ -22,6 +22,11 @@ class PlannedCell:
     pipeline: Pipeline
     case: Case
 
+    @property
+    def kind(self) -> str:
+        """Its id without its clip, which cells share that differ in their clips only."""
+        return self.case.id.removesuffix(self.pipeline.clip_names[self.case.clip])
+
 
 def plan(settings: Settings, pipelines: Sequence[Pipeline]) -> list[PlannedCell]:
     """Cells of a run: of every pipeline the baselines, then every defense and attack, clip by clip.
@@ -37,8 +42,7 @@ def by_client(cells: Sequence[PlannedCell]) -> list[tuple[PlannedCell, ...]]:
     """Cells by client, in order: those of one batch under one defense and attack are one attack's."""
     clients: dict[object, list[PlannedCell]] = {}
     for cell in cells:
-        shared = cell.case.id.removesuffix(cell.pipeline.clip_names[cell.case.clip])
-        clients.setdefault((shared, cell.case.batch), []).append(cell)
+        clients.setdefault((cell.kind, cell.case.batch), []).append(cell)
     return [tuple(cells) for cells in clients.values()]
 
 

@@ -20,7 +20,7 @@ from typing import NoReturn, TypeAlias
 
 import torch
 
-from vleak.errors import InputError, VleakError, argument
+from vleak.errors import InputError, VleakError, argument, process_ending
 from vleak.evaluation.groups import Result, StoppedError, run_group
 from vleak.evaluation.plan import PlannedCell
 
@@ -138,7 +138,7 @@ class _Queue:
 
     def __post_init__(self) -> None:
         self.waiting, self.tried = deque(range(len(self.clients))), [0] * len(self.clients)
-        self.kinds = [_kind(cells) for cells in self.clients]
+        self.kinds = [cells[0].kind for cells in self.clients]
 
     def next(self, kind: str | None, others: Collection[str]) -> int | None:
         """Take the next client: of this kind, else of one that no process is at, else of the largest."""
@@ -160,12 +160,6 @@ class _Queue:
         status = f"failed: {fate}, {ATTEMPTS} times"
         blanks = (cell.pipeline.blank(cell.case) for cell in self.clients[client])
         return [Result(blank.model_copy(update={"status": status})) for blank in blanks]
-
-
-def _kind(cells: ClientCells) -> str:
-    """What clients share who differ in their clips only."""
-    cell = cells[0]
-    return cell.case.id.removesuffix(cell.pipeline.clip_names[cell.case.clip])
 
 
 class _Worker:
@@ -226,8 +220,7 @@ class _Worker:
         self._process.join()
         code = self._process.exitcode
         assert code is not None
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        return f"ended its process ({how})"
+        return f"ended its process ({process_ending(code)})"
 
     def end(self) -> None:
         """End the process at once."""

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import torch
 
-from vleak.errors import InputError
+from vleak.errors import InputError, process_ending
 
 __all__ = ["SECONDS", "VARIABLE", "try_factory"]
 
@@ -104,8 +104,7 @@ def _status(child: int, flags: int) -> int | None:
 
 
 def _ending(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    how = process_ending(os.waitstatus_to_exitcode(status))
     return f"ended its process ({how}); let it return a torch.nn.Module, or raise an exception"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ class Ceilings:
             no_prior_psnr_db=None if floor is None else psnr_ceiling(floor),
             information=information,
             unbiased_psnr_db=None if information is None else psnr_ceiling(cramer_rao_floor(information)),
-            prior_variance=None if information is None else self._variance(),
+            prior_variance=None if information is None else self._variance,
         )
 
     def _one_gradient(self, case: Case) -> bool:
@@ -98,6 +99,7 @@ class Ceilings:
             return None  # the record has none, and the page a dash
         return energy if math.isfinite(energy) else None
 
+    @cached_property
     def _variance(self) -> float | None:
         public: Tensor = self._samples.public
         if len(public) < 2:
