@@ -244,7 +244,8 @@ void depthwise_weight(const T* x, const T* dy, const ConvolutionShape& shape, T*
   std::vector<int64_t> offsets(layout.taps);
   for_taps(layout,
            [&](int64_t tap, int64_t phase, int64_t shift) { offsets[tap] = phase * layout.phase + shift; });
-  const int64_t count = divide_up(layout.outputs, lanes) * lanes;
+  std::vector<int64_t> steps(divide_up(layout.outputs, lanes));
+  for (size_t i = 0; i < steps.size(); ++i) steps[i] = i * lanes;
   parallel_for(channels, grain(layout, shape.input[0]), [&](int64_t begin, int64_t end) {
     std::vector<T> line(layout.phase * layout.phases + layout.slack), sums(layout.outputs + layout.slack);
     for (int64_t channel = begin; channel < end; ++channel) {
@@ -253,7 +254,8 @@ void depthwise_weight(const T* x, const T* dy, const ConvolutionShape& shape, T*
       for (int64_t image = 0; image < shape.input[0]; ++image) {
         copy_input(layout, inputs, image, channel, line.data());
         copy_output(layout, outputs, image, channel, sums.data());
-        cpu_kernels<T>().shifted_dots(sums.data(), line.data(), offsets.data(), layout.taps, count, to);
+        cpu_kernels<T>().patch_dots(sums.data(), line.data(), offsets.data(), layout.taps,
+                                    {steps.data(), static_cast<int64_t>(steps.size())}, to);
       }
     }
   });

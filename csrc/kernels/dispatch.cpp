@@ -3,18 +3,13 @@
 #include <atomic>
 #include <cstring>
 
-#define VLEAK_CPU_KERNELS(variant, T) \
-  {variant::match_sums<T>,            \
-   variant::match_residuals<T>,       \
-   variant::tv_planes<T>,             \
-   variant::descend_planes<T>,        \
-   variant::tile<T>,                  \
-   variant::shifted_dots<T>,          \
-   variant::split_line<T>,            \
-   variant::winograd_input<T>,        \
-   variant::winograd_output<T>,       \
-   variant::block_product<T>,         \
-   variant::row_product<T>,           \
+#define VLEAK_CPU_KERNELS(variant, T)                       \
+  {variant::match_sums<T>,     variant::match_residuals<T>, \
+   variant::tv_planes<T>,      variant::descend_planes<T>,  \
+   variant::tile<T>,           variant::patch_dots<T>,      \
+   variant::patch_sums<T>,     variant::split_line<T>,      \
+   variant::winograd_input<T>, variant::winograd_output<T>, \
+   variant::block_product<T>,  variant::row_product<T>,     \
    variant::tile_limits<T>}
 
 namespace vleak {

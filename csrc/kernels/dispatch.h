@@ -22,8 +22,11 @@
   template <typename T>                                                                                      \
   Tile<T> tile(int64_t rows, int64_t vectors);                                                               \
   template <typename T>                                                                                      \
-  void shifted_dots(const T* left, const T* right, const int64_t* offsets, int64_t taps, int64_t count,      \
-                    T* sums);                                                                                \
+  void patch_dots(const T* left, const T* right, const int64_t* places, int64_t count, const Steps& steps,   \
+                  T* sums);                                                                                  \
+  template <typename T>                                                                                      \
+  void patch_sums(const T* factors, const int64_t* places, int64_t count, const T* const* patches,           \
+                  int64_t terms, const Steps& steps, T* to);                                                 \
   template <typename T>                                                                                      \
   void split_line(const T* line, int64_t count, T* even, T* odd);                                            \
   template <typename T>                                                                                      \
@@ -51,7 +54,8 @@ struct CpuKernels {
   decltype(&baseline::tv_planes<T>) tv_planes;
   decltype(&baseline::descend_planes<T>) descend_planes;
   decltype(&baseline::tile<T>) tile;
-  decltype(&baseline::shifted_dots<T>) shifted_dots;
+  decltype(&baseline::patch_dots<T>) patch_dots;
+  decltype(&baseline::patch_sums<T>) patch_sums;
   decltype(&baseline::split_line<T>) split_line;
   decltype(&baseline::winograd_input<T>) winograd_input;
   decltype(&baseline::winograd_output<T>) winograd_output;

@@ -91,6 +91,17 @@ struct Row {
 template <typename T>
 using RowProduct = void (*)(const Row<T>& row);
 
+// Where the vectors of a patch lie, from its place: vector v begins `of[v]` entries behind it.
+struct Steps {
+  const int64_t* of;
+  int64_t count;
+};
+
+// patch_dots: sums[i] += sum over v and lanes of left[v][lane] * right[places[i] + steps.of[v] + lane]
+//
+// patch_sums: to[places[i] + steps.of[v] + lane] += sum over terms of factors[i][term] *
+// patches[term][v][lane], one place after another; terms: 1 or 2.
+
 // Columns of a panel; vleak/native/panel_product.py has the same number.
 constexpr int64_t kPanel = 64;
 

@@ -85,20 +85,52 @@ void run_tile(const T* left, const T* right, const int64_t* offsets, int64_t cou
   }
 }
 
-// sums[tap] += sum over i of left[i] * right[offsets[tap] + i], for whole vectors
-template <typename T, int kTaps>
-void add_dots(const T* left, const T* right, const int64_t* offsets, int64_t count, T* sums) {
-  using Vector = typename Wide<T>::Vector;
-  Vector sum[kTaps] = {};
-  for (int64_t i = 0; i < count; i += Wide<T>::kLanes) {
-    const Vector entries = load(left + i);
-#pragma GCC unroll 9
-    for (int tap = 0; tap < kTaps; ++tap) sum[tap] += entries * load(right + offsets[tap] + i);
+// Sum of lanes, halves by halves.
+template <typename T, int kCount>
+VLEAK_INLINE T folded(const T* lanes) {
+  if constexpr (kCount == 1) {
+    return lanes[0];
+  } else {
+    typedef T Half __attribute__((vector_size(kCount / 2 * sizeof(T)), aligned(alignof(T)), may_alias));
+    T half[kCount / 2];
+    *reinterpret_cast<Half*>(half) =
+        *reinterpret_cast<const Half*>(lanes) + *reinterpret_cast<const Half*>(lanes + kCount / 2);
+    return folded<T, kCount / 2>(half);
   }
-  for (int tap = 0; tap < kTaps; ++tap) {
-    T total = T(0);
-    for (int lane = 0; lane < Wide<T>::kLanes; ++lane) total += sum[tap][lane];
-    sums[tap] += total;
+}
+
+template <typename T, int kPlaces>
+void add_dots(const T* left, const T* right, const int64_t* places, const Steps& steps, T* sums) {
+  using Vector = typename Wide<T>::Vector;
+  Vector sum[kPlaces] = {};
+  for (int64_t v = 0; v < steps.count; ++v) {
+    const Vector entries = load(left + v * Wide<T>::kLanes);
+#pragma GCC unroll 9
+    for (int at = 0; at < kPlaces; ++at) sum[at] += entries * load(right + places[at] + steps.of[v]);
+  }
+  for (int at = 0; at < kPlaces; ++at) {
+    T lanes[Wide<T>::kLanes];
+    store<T>(sum[at], lanes);
+    sums[at] += folded<T, Wide<T>::kLanes>(lanes);
+  }
+}
+
+template <typename T, int kTerms>
+void add_patches(const T* factors, const int64_t* places, int64_t count, const T* const* patches,
+                 const Steps& steps, T* to) {
+  using Vector = typename Wide<T>::Vector;
+  for (int64_t i = 0; i < count; ++i, factors += kTerms) {
+    Vector factor[kTerms];
+    for (int term = 0; term < kTerms; ++term) factor[term] = factors[term] - Vector{};
+    for (int64_t v = 0; v < steps.count; ++v) {
+      T* at = to + places[i] + steps.of[v];
+      Vector sum = load(at);
+#pragma GCC unroll 2
+      for (int term = 0; term < kTerms; ++term) {
+        sum += factor[term] * load(patches[term] + v * Wide<T>::kLanes);
+      }
+      store<T>(sum, at);
+    }
   }
 }
 
@@ -268,12 +300,26 @@ Tile<T> tile(int64_t rows, int64_t vectors) {
 }
 
 template <typename T>
-void shifted_dots(const T* left, const T* right, const int64_t* offsets, int64_t taps, int64_t count,
-                  T* sums) {
-  constexpr int kTaps = 9;
-  int64_t tap = 0;
-  for (; tap + kTaps <= taps; tap += kTaps) add_dots<T, kTaps>(left, right, offsets + tap, count, sums + tap);
-  for (; tap < taps; ++tap) add_dots<T, 1>(left, right, offsets + tap, count, sums + tap);
+void patch_dots(const T* left, const T* right, const int64_t* places, int64_t count, const Steps& steps,
+                T* sums) {
+  constexpr int64_t kMost = 9;
+  static constexpr decltype(&add_dots<T, 1>) kDots[kMost] = {
+      &add_dots<T, 1>, &add_dots<T, 2>, &add_dots<T, 3>, &add_dots<T, 4>, &add_dots<T, 5>,
+      &add_dots<T, 6>, &add_dots<T, 7>, &add_dots<T, 8>, &add_dots<T, 9>};
+  if (count == 0) return;
+  // Blocks of like size: one of a single place would wait for every sum.
+  const int64_t block = divide_up(count, divide_up(count, kMost));
+  for (int64_t at = 0; at < count; at += block) {
+    const int64_t some = block < count - at ? block : count - at;
+    kDots[some - 1](left, right, places + at, steps, sums + at);
+  }
+}
+
+template <typename T>
+void patch_sums(const T* factors, const int64_t* places, int64_t count, const T* const* patches,
+                int64_t terms, const Steps& steps, T* to) {
+  const auto add = terms == 2 ? &add_patches<T, 2> : &add_patches<T, 1>;
+  add(factors, places, count, patches, steps, to);
 }
 
 template <typename T>
@@ -294,8 +340,13 @@ TileLimits tile_limits() {
 
 template Tile<float> tile<float>(int64_t, int64_t);
 template Tile<double> tile<double>(int64_t, int64_t);
-template void shifted_dots<float>(const float*, const float*, const int64_t*, int64_t, int64_t, float*);
-template void shifted_dots<double>(const double*, const double*, const int64_t*, int64_t, int64_t, double*);
+template void patch_dots<float>(const float*, const float*, const int64_t*, int64_t, const Steps&, float*);
+template void patch_dots<double>(const double*, const double*, const int64_t*, int64_t, const Steps&,
+                                 double*);
+template void patch_sums<float>(const float*, const int64_t*, int64_t, const float* const*, int64_t,
+                                const Steps&, float*);
+template void patch_sums<double>(const double*, const int64_t*, int64_t, const double* const*, int64_t,
+                                 const Steps&, double*);
 template BlockProduct<float> block_product<float>(int64_t, int64_t);
 template BlockProduct<double> block_product<double>(int64_t, int64_t);
 template RowProduct<float> row_product<float>();

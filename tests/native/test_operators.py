@@ -11,10 +11,22 @@ import pytest
 import torch
 from native_cases import PENALTIES, Run, normal, uniform, using, with_gradient
 from torch import Tensor
+from torch.nn import functional as F
 
 import vleak.native
 from vleak.errors import InputError
-from vleak.native import conv_input, conv_output, conv_weight, operators, panel_product, panels, product
+from vleak.native import (
+    conv_input,
+    conv_output,
+    conv_weight,
+    operators,
+    panel_product,
+    panels,
+    product,
+    sparse_conv_input,
+    sparse_conv_output,
+    sparse_conv_weight,
+)
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -53,11 +65,15 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     """Return arguments of the convolutions and products."""
     x, w, dy = (normal(*shape, dtype=dtype) for shape in ((2, 3, 4, 7, 9), (4, 3, 3, 3, 3), (2, 4, 4, 7, 9)))
     ones = [1, 1, 1]
+    few, places = F.max_pool3d(dy, 2, return_indices=True)
     rows, m = normal(3, 6, dtype=dtype), normal(6, 40, dtype=dtype)
     return {
         "conv_output": ([x, x], [w, w], normal(4, dtype=dtype), ones, ones),
         "conv_input": ([dy, dy], [w, w], list(x.shape), ones, ones),
         "conv_weight": (x, dy, [3, 3, 3], ones, ones),
+        "sparse_conv_output": ([x, x], [w, w], normal(4, dtype=dtype), places, ones, ones),
+        "sparse_conv_input": ([few, few], [w, w], places, list(x.shape), ones, ones),
+        "sparse_conv_weight": (x, few, places, [3, 3, 3], ones, ones),
         "product": ([rows, rows], [m, m.T.contiguous().T]),
         "panel_product": ([rows, rows], [panels(m), panels(2 * m)], 40, False),
     }
@@ -113,10 +129,14 @@ def all_sums(dtype: torch.dtype) -> list[Tensor]:
     y = conv_output([x, x], [w, w], **settings)
     dx = conv_input([y], [w], input_shape=x.shape, **settings)
     dw = conv_weight(x, y, kernel=(3, 3, 3), **settings)
+    few, places = F.max_pool3d(y, 2, return_indices=True)
     rows, m = normal(19, 700, dtype=dtype), normal(700, 1030, dtype=dtype)
     sparse = torch.where(rows > 0, rows, 0)
     return [
         *(y, dx, dw),
+        sparse_conv_output([x, x], [w, w], None, places, **settings),
+        sparse_conv_input([few, few], [w, w], places, input_shape=x.shape, **settings),
+        sparse_conv_weight(x, few, places, kernel=(3, 3, 3), **settings),
         *(product([rows], [matrix]) for matrix in (m, m.T.contiguous().T)),
         *(panel_product([left], [panels(m)], 1030) for left in (rows, sparse)),
         panel_product([rows], [panels(m.T)], 700, transposed=True),
@@ -181,7 +201,7 @@ def test_public_names_exist() -> None:
 A, B, M = torch.zeros(3), torch.zeros(2, 2), normal(8, 5)
 CLIP, SUMS, CUT = torch.zeros(2, 3, 4, 5, 6), torch.zeros(3, dtype=torch.float64), panels(M)
 X, W, DY = normal(3, 5, 8, 11), normal(13, 5, 3, 3), normal(3, 13, 8, 11)
-ONES = [1, 1]
+ONES, PLACES = [1, 1], torch.zeros(3, 13, 4, 5, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +213,9 @@ ONES = [1, 1]
         ("conv_output", ([X], [W[:, :1]], None, ONES, ONES)),
         ("conv_input", ([DY], [W], [3, 5, 9, 11], ONES, ONES)),
         ("conv_weight", (X, DY, [3], ONES, ONES)),
+        ("sparse_conv_output", ([X], [W], None, PLACES + 88, ONES, ONES)),
+        ("sparse_conv_input", ([DY], [W], PLACES, [3, 5, 9, 11], ONES, ONES)),
+        ("sparse_conv_weight", (X, DY, PLACES - 1, [3, 3], ONES, ONES)),
         ("product", ([M], [M])),
         ("panel_product", ([M], [CUT], 5, False)),
     ],

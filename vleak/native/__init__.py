@@ -13,6 +13,7 @@ from vleak.native.gradient_match import gradient_match
 from vleak.native.loader import ExtensionStatus, ExtensionWarning, loop_module, status
 from vleak.native.panel_product import PANEL, panel_product, panels
 from vleak.native.product import product
+from vleak.native.sparse_convolution import sparse_conv_input, sparse_conv_output, sparse_conv_weight
 from vleak.native.total_variation import total_variation
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "panel_product",
     "panels",
     "product",
+    "sparse_conv_input",
+    "sparse_conv_output",
+    "sparse_conv_weight",
     "status",
     "step_settings",
     "total_variation",

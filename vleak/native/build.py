@@ -58,13 +58,13 @@ _FUSED = {"kernels/tile_simd.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
 _CPU_STEMS = (
     *("gradient_match", "total_variation", "descend", "product", "panel_product"),
     *("convolution", "convolution_plan", "convolution_run", "convolution_weight"),
-    "convolution_few",
+    *("convolution_few", "sparse_convolution"),
     *("depthwise", "winograd"),
     *("blocking", "dispatch"),
 )
 _CPU_BINDINGS = (
     *("gradient_match", "total_variation", "descend"),
-    *("convolution", "product", "panel_product"),
+    *("convolution", "sparse_convolution", "product", "panel_product"),
     *("parallel", "info"),
 )
 _CUDA_STEMS = ("gradient_match", "total_variation", "descend")

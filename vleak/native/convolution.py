@@ -21,7 +21,16 @@ from vleak.native.backend import call_without_autograd
 from vleak.native.checks import check_like, check_pair_count, check_same_kind, check_tensor
 from vleak.native.declare import declare
 
-__all__ = ["conv_input", "conv_output", "conv_weight"]
+__all__ = [
+    "check_axes",
+    "check_pairs",
+    "check_settings",
+    "conv_input",
+    "conv_output",
+    "conv_weight",
+    "is_depthwise",
+    "output_shape",
+]
 
 # Larger padded inputs fit into no memory, and products of larger sizes not into 64 bits.
 _LARGEST_SIZE = 2**31 - 1
@@ -124,7 +133,8 @@ def conv_weight(
 # Checks
 
 
-def _check_axes(op: str, name: str, tensor: Tensor) -> None:
+def check_axes(op: str, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor without two or three spatial axes."""
     if tensor.ndim not in (4, 5):
         raise InputError(
             f"{op}: expected {name} of shape (clip, channel, [frame,] height, width), "
@@ -132,7 +142,8 @@ def _check_axes(op: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
+def check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
+    """Refuse kernels, strides and paddings that are not one number a spatial axis, or out of range."""
     for name, values in settings.items():
         least = 0 if name == "padding" else 1
         if len(values) != axes or any(type(value) is not int or value < least for value in values):
@@ -144,21 +155,21 @@ def _check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
             raise InputError(f"{op}: expected {name} of at most {_LARGEST_SIZE} each, got {list(values)}")
 
 
-def _is_depthwise(x: Sequence[int], w: Sequence[int]) -> bool:
+def is_depthwise(x: Sequence[int], w: Sequence[int]) -> bool:
     """Whether every channel has a kernel of its own, by the shapes of x and w."""
     return x[1] > 1 and w[1] == 1 and w[0] == x[1]
 
 
-def _output_shape(
+def output_shape(
     op: str, x: Sequence[int], w: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> list[int]:
     """Shape of y; InputError where x, w, stride and padding do not belong together."""
-    if len(w) != len(x) or (w[1] != x[1] and not _is_depthwise(x, w)) or min(w) < 1:
+    if len(w) != len(x) or (w[1] != x[1] and not is_depthwise(x, w)) or min(w) < 1:
         raise InputError(
             f"{op}: expected a weight of shape (out, {x[1]}, {len(x) - 2} kernel sizes), all at least 1, for "
             f"an input of shape {tuple(x)}, got {tuple(w)}; no groups are supported but of one channel each"
         )
-    _check_settings(op, len(x) - 2, stride=stride, padding=padding)
+    check_settings(op, len(x) - 2, stride=stride, padding=padding)
     padded = [size + 2 * pad for size, pad in zip(x[2:], padding, strict=True)]
     if math.prod(padded) > _LARGEST_INPUT:
         raise InputError(
@@ -173,10 +184,11 @@ def _output_shape(
     return [x[0], w[0], *(space // step + 1 for space, step in zip(room, stride, strict=True))]
 
 
-def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
+def check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
+    """Refuse inputs and weights that are not as many, of one kind, and each of one shape."""
     check_pair_count(op, (name, "ws"), inputs, ws)
     check_tensor(op, f"{name}[0]", inputs[0])
-    _check_axes(op, f"{name}[0]", inputs[0])
+    check_axes(op, f"{name}[0]", inputs[0])
     for label, tensors in ((name, inputs), ("ws", ws)):
         for index, tensor in enumerate(tensors):
             check_same_kind(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0])
@@ -189,8 +201,8 @@ def _checked_output_shape(
 ) -> list[int]:
     """Shape of the result of conv_output."""
     op = "conv_output"
-    _check_pairs(op, "xs", xs, ws)
-    shape = _output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
+    check_pairs(op, "xs", xs, ws)
+    shape = output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
     if bias is not None:
         advice = "it holds one number an output channel"
         check_like(op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], advice)
@@ -205,12 +217,12 @@ def _check_input(
     padding: Sequence[int],
 ) -> None:
     op = "conv_input"
-    _check_pairs(op, "dys", dys, ws)
+    check_pairs(op, "dys", dys, ws)
     if len(input_shape) != dys[0].ndim:
         raise InputError(
             f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
         )
-    expected = _output_shape(op, input_shape, ws[0].shape, stride, padding)
+    expected = output_shape(op, input_shape, ws[0].shape, stride, padding)
     check_like(op, "dys[0]", dys[0], "dys[0]", dys[0], expected, "that is the output for input_shape")
 
 
@@ -224,12 +236,12 @@ def _check_weight(
 ) -> None:
     op = "conv_weight"
     check_tensor(op, "x", x)
-    _check_axes(op, "x", x)
+    check_axes(op, "x", x)
     check_same_kind(op, "dy", dy, "x", x)
-    _check_axes(op, "dy", dy)
-    _check_settings(op, x.ndim - 2, kernel=kernel)
+    check_axes(op, "dy", dy)
+    check_settings(op, x.ndim - 2, kernel=kernel)
     channels = 1 if depthwise else x.shape[1]
-    expected = _output_shape(op, x.shape, (dy.shape[1], channels, *kernel), stride, padding)
+    expected = output_shape(op, x.shape, (dy.shape[1], channels, *kernel), stride, padding)
     check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
 
 
@@ -243,7 +255,7 @@ def _plain_output(
     # A call without any tensor arrives here unchecked.
     check_pair_count("conv_output", ("xs", "ws"), xs, ws)
     conv = torch.nn.functional.conv2d if xs[0].ndim == 4 else torch.nn.functional.conv3d
-    groups = xs[0].shape[1] if _is_depthwise(xs[0].shape, ws[0].shape) else 1
+    groups = xs[0].shape[1] if is_depthwise(xs[0].shape, ws[0].shape) else 1
     total = conv(xs[0], ws[0], bias, stride, padding, groups=groups)
     for x, w in zip(xs[1:], ws[1:], strict=True):
         total = total + conv(x, w, None, stride, padding, groups=groups)
@@ -259,7 +271,7 @@ def _fake_output(
 def _backward(
     dy: Tensor, x: Tensor, w: Tensor, stride: list[int], padding: list[int], mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    axes, groups = len(stride), x.shape[1] if _is_depthwise(x.shape, w.shape) else 1
+    axes, groups = len(stride), x.shape[1] if is_depthwise(x.shape, w.shape) else 1
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         dy, x, w, None, stride, padding, [1] * axes, False, [0] * axes, groups, mask
     )

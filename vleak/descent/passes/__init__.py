@@ -11,6 +11,7 @@ from vleak.descent.capture import Capture
 from vleak.descent.passes.convolution import convolution
 from vleak.descent.passes.editing import Pass, edited
 from vleak.descent.passes.low_rank import low_rank
+from vleak.descent.passes.pooling import pooling
 from vleak.descent.passes.products import products
 from vleak.descent.passes.simplify import simplify
 from vleak.descent.passes.stack import stack
@@ -21,6 +22,7 @@ __all__ = ["PASSES", "optimize"]
 PASSES: dict[str, Pass] = {
     "simplify": simplify,
     "convolution": convolution,
+    "pooling": pooling,
     "stack": stack,
     "low_rank": low_rank,
     "products": products,

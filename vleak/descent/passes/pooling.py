@@ -1,0 +1,168 @@
+"""Pass that computes convolutions before a max pooling at the outputs that the pooling has chosen only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+import vleak.native.bilinear  # noqa: F401 (declares the operators)
+from vleak.descent.capture import Capture
+from vleak.descent.passes.editing import (
+    argument,
+    aten,
+    calls,
+    drop_dead,
+    emit,
+    parts,
+    substitute,
+    unchanged,
+    value,
+)
+
+__all__ = ["pooling"]
+
+_POOLS = (aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default)
+_POOL_DERIVATIVES = (
+    aten.max_pool2d_with_indices_backward.default,
+    aten.max_pool3d_with_indices_backward.default,
+)
+
+# Fewer outputs per chosen one, or smaller kernels, do not pay: see docs/inner_loop.md.
+_OUTPUTS_PER_PLACE = 8
+_WEIGHTS_PER_OUTPUT = 200
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Max pooling of a convolution, with or without a ReLU between.
+
+    Attributes:
+        pooled: its input.
+        values, places: its results.
+        rectified: whether its input is a ReLU's result.
+    """
+
+    pooled: Node
+    values: Node
+    places: Node
+    rectified: bool
+
+
+def pooling(capture: Capture) -> None:
+    """Call vleak.sparse_conv_output, sparse_conv_input and sparse_conv_weight where they pay.
+
+    Behind a max pooling, and a ReLU before it, the derivative by a convolution's output is 0 but at the
+    outputs that were chosen, and the second derivative is read there only. The forward pass stays as it is.
+    """
+    graph = capture.graph.graph
+    if capture.device.type != "cpu":
+        return
+    steady = unchanged(graph)  # what is read later than it was must not be written to
+    for pool in [pool for node in list(graph.nodes) if (pool := _pool(node)) is not None]:
+        if steady.issuperset((pool.values, pool.places)):
+            _read_at_places(pool, steady)
+            _derive_at_places(pool, steady)
+    drop_dead(graph)
+
+
+def _pool(node: Node) -> _Pool | None:
+    if not calls(node, *_POOLS):
+        return None
+    results, pooled = parts(node), node.args[0]
+    rectified = calls(pooled, aten.relu.default)
+    convolved = pooled.args[0] if rectified else pooled  # type: ignore[union-attr]
+    if set(results) != {0, 1} or not calls(convolved, torch.ops.vleak.conv_output.default):
+        return None
+    pool = _Pool(pooled, results[0], results[1], rectified)  # type: ignore[arg-type]
+    per_place = value(pooled).numel() / max(1, value(pool.places).numel())
+    weights = value(convolved.args[1][0])  # type: ignore[union-attr, index]
+    pays = per_place >= _OUTPUTS_PER_PLACE and math.prod(weights.shape[1:]) >= _WEIGHTS_PER_OUTPUT
+    return pool if pays and weights.shape[1] == value(convolved.args[0][0]).shape[1] else None  # type: ignore[union-attr, index]
+
+
+def _rectified(graph: Any, node: Node, pool: _Pool) -> Node:
+    """Add the derivative of the ReLU at the chosen outputs."""
+    if not pool.rectified:
+        return node
+    rectified: Node = emit(graph, aten.threshold_backward.default, node, pool.values, 0)
+    return rectified
+
+
+def _before_relu(node: Any, pool: _Pool) -> Any:
+    """Return what the derivative of the pool's ReLU was taken of; the node itself if there is no ReLU."""
+    if not pool.rectified:
+        return node
+    fits = calls(node, aten.threshold_backward.default) and node.args[1:] == (pool.pooled, 0)
+    return node.args[0] if fits else None
+
+
+def _read_at_places(pool: _Pool, steady: set[Node]) -> None:
+    """Compute convolutions of which only the chosen outputs are gathered."""
+    for viewed in [user for user in pool.places.users if calls(user, aten.view.default)]:
+        for gathered in [user for user in viewed.users if calls(user, aten.gather.default)]:
+            source = gathered.args[0]
+            dense = source.args[0] if calls(source, aten.view.default) else None  # type: ignore[union-attr]
+            convolved = _before_relu(dense, pool)
+            flat = gathered.args[1] in (2, -1) and value(gathered).ndim == 3
+            if not flat or not _is_like(convolved, pool) or not steady.issuperset(convolved.all_input_nodes):
+                continue
+            xs, ws, bias, stride, padding = convolved.args
+            graph = gathered.graph
+            with graph.inserting_before(gathered):
+                made = emit(
+                    graph,
+                    torch.ops.vleak.sparse_conv_output.default,
+                    *(xs, ws, bias, pool.places, stride, padding),
+                )
+                made = _rectified(graph, made, pool)
+                made = emit(graph, aten.view.default, made, list(value(gathered).shape))
+            substitute(gathered, made)
+
+
+def _is_like(node: Any, pool: _Pool) -> bool:
+    """Return whether a node is a convolution whose output is pooled alike."""
+    convolves = calls(node, torch.ops.vleak.conv_output.default)
+    return convolves and value(node).shape == value(pool.pooled).shape
+
+
+def _derive_at_places(pool: _Pool, steady: set[Node]) -> None:
+    """Compute derivatives of a convolution from those by the chosen outputs."""
+    sparse: dict[Node, Node] = {}
+    for spread in [user for user in pool.places.users if calls(user, *_POOL_DERIVATIVES)]:
+        derivative = spread.args[0]
+        known = spread.args[1] is pool.pooled and argument(spread, "indices") is pool.places
+        if not known or derivative not in steady:
+            continue
+        dense = [user for user in spread.users if _before_relu(user, pool) is spread]
+        if not pool.rectified:
+            dense = [spread]
+        if dense:
+            with spread.graph.inserting_before(dense[0]):
+                chosen = _rectified(spread.graph, derivative, pool)  # type: ignore[arg-type]
+            sparse |= dict.fromkeys(dense, chosen)
+    for whole, few in sparse.items():
+        for user in list(whole.users):
+            _replace(user, whole, few, sparse, pool.places)
+
+
+def _replace(user: Node, whole: Node, few: Node, sparse: dict[Node, Node], places: Node) -> None:
+    """Replace a sum over a dense derivative by one over the chosen outputs."""
+    operators, graph = torch.ops.vleak, user.graph
+    every = [0, *range(2, value(whole).ndim)]
+    with graph.inserting_before(user):
+        if calls(user, operators.conv_weight.default) and user.args[1] is whole and user.args[0] is not whole:
+            x, _, *geometry = user.args
+            made = emit(graph, operators.sparse_conv_weight.default, x, few, places, *geometry[:3])
+        elif calls(user, operators.conv_input.default) and set(user.args[0]) <= set(sparse):  # type: ignore[arg-type]
+            dys, ws, *geometry = user.args
+            all_few = [sparse[dy] for dy in dys]  # type: ignore[union-attr, index]
+            made = emit(graph, operators.sparse_conv_input.default, all_few, ws, places, *geometry)
+        elif calls(user, aten.sum.dim_IntList) and sorted(user.args[1]) == every:  # type: ignore[arg-type]
+            made = emit(graph, aten.sum.dim_IntList, few, *user.args[1:], **user.kwargs)
+        else:
+            return
+    substitute(user, made)
