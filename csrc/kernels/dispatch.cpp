@@ -9,8 +9,8 @@
    variant::tile<T>,           variant::patch_dots<T>,      \
    variant::patch_sums<T>,     variant::split_line<T>,      \
    variant::winograd_input<T>, variant::winograd_output<T>, \
-   variant::block_product<T>,  variant::row_product<T>,     \
-   variant::tile_limits<T>}
+   variant::pool_row<T>,       variant::block_product<T>,   \
+   variant::row_product<T>,    variant::tile_limits<T>}
 
 namespace vleak {
 namespace {

@@ -4,6 +4,7 @@
 
 #include "kernels/descend.h"
 #include "kernels/gradient_match.h"
+#include "kernels/max_pool.h"
 #include "kernels/tile.h"
 
 #define VLEAK_DECLARE_CPU_KERNELS(variant)                                                                   \
@@ -34,6 +35,8 @@
   template <typename T>                                                                                      \
   void winograd_output(const T* from, int64_t step, int64_t tiles, T bias, T* upper, T* lower);              \
   template <typename T>                                                                                      \
+  void pool_row(const PoolRow<T>& row);                                                                      \
+  template <typename T>                                                                                      \
   BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
   template <typename T>                                                                                      \
   RowProduct<T> row_product();                                                                               \
@@ -59,6 +62,7 @@ struct CpuKernels {
   decltype(&baseline::split_line<T>) split_line;
   decltype(&baseline::winograd_input<T>) winograd_input;
   decltype(&baseline::winograd_output<T>) winograd_output;
+  decltype(&baseline::pool_row<T>) pool_row;
   decltype(&baseline::block_product<T>) block_product;
   decltype(&baseline::row_product<T>) row_product;
   decltype(&baseline::tile_limits<T>) tile_limits;

@@ -1,34 +1,16 @@
 #include "kernels/dispatch.h"
+#include "kernels/vector.h"
 
 namespace vleak::VLEAK_VARIANT {
 namespace {
 
-// Width of a vector in bytes, and how many vectors of sums fit into the registers beside the operands.
+// How many vectors of sums fit into the registers beside the operands.
 #if defined(__AVX512F__)
-constexpr int kBytes = 64, kSums = 24, kMostRows = 12;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32, kSums = 12, kMostRows = 6;
+constexpr int kSums = 24, kMostRows = 12;
 #else
-constexpr int kBytes = 16, kSums = 12, kMostRows = 6;
+constexpr int kSums = 12, kMostRows = 6;
 #endif
 static_assert(kSums * kBytes <= kMaxTileBytes && kMostRows <= kMaxTileRows);
-
-template <typename T>
-struct Wide {
-  typedef T Vector __attribute__((vector_size(kBytes)));
-  typedef T Loose __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
-  static constexpr int kLanes = kBytes / sizeof(T);
-};
-
-template <typename T>
-VLEAK_INLINE typename Wide<T>::Vector load(const T* from /* [lanes] */) {
-  return *reinterpret_cast<const typename Wide<T>::Loose*>(from);
-}
-
-template <typename T>
-VLEAK_INLINE void store(typename Wide<T>::Vector vector, T* to /* [lanes] */) {
-  *reinterpret_cast<typename Wide<T>::Loose*>(to) = vector;
-}
 
 // The operand with fewer entries stays in registers: otherwise one of the sums would not fit.
 template <typename T, int kRows, int kVectors>

@@ -40,7 +40,9 @@ FITTING: dict[str, Callable[[], nn.Module]] = {
     ),
 }  # fmt: skip
 AWAY: dict[str, Callable[[], nn.Module]] = {
-    "few weights": lambda: clips(nn.Conv3d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), width=128),
+    "few weights": lambda: clips(
+        nn.Conv3d(3, 4, (1, 3, 3), padding=(0, 1, 1)), nn.ReLU(), nn.MaxPool3d(2), width=128
+    ),
     "few outputs a place": lambda: clips(
         nn.Conv3d(3, 4, 5, padding=2), nn.ReLU(), nn.MaxPool3d((1, 2, 2)), width=256
     ),
@@ -79,6 +81,25 @@ def test_what_does_not_fit_or_pay_stays(name: str) -> None:
     model = build_small(AWAY[name]).double()
     made = optimize(captured(model, make_values(model)), [*BEFORE, "pooling"])
     assert calls(made)[3:6] == (0, 0, 0)
+
+
+POOLS = {
+    "ours": nn.MaxPool2d(3, 2),
+    "padded": nn.MaxPool2d(3, 2, 1),
+    "cut windows": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "dilated": nn.MaxPool2d(2, dilation=2),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_max_pooling_is_ours_where_no_window_is_cut(name: str) -> None:
+    model = build_small(lambda: Frames(nn.Conv2d(3, 4, 3), nn.Tanh(), POOLS[name])).double()
+    values = make_values(model)
+    made = optimize(captured(model, values), ["simplify", "pooling"])
+    targets = Counter(node.target for node in made.graph.graph.nodes)
+    own = targets[OURS.max_pool.default], targets[torch.ops.aten.max_pool2d_with_indices.default]
+    assert own == ((1, 0) if name == "ours" else (0, 1))
+    torch.testing.assert_close(run_capture(made, values), make_step(model)(values), rtol=1e-9, atol=1e-12)
 
 
 def test_a_derivative_that_something_else_reads_too_stays() -> None:

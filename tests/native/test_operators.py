@@ -19,6 +19,7 @@ from vleak.native import (
     conv_input,
     conv_output,
     conv_weight,
+    max_pool,
     operators,
     panel_product,
     panels,
@@ -74,6 +75,7 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "sparse_conv_output": ([x, x], [w, w], normal(4, dtype=dtype), places, ones, ones),
         "sparse_conv_input": ([few, few], [w, w], places, list(x.shape), ones, ones),
         "sparse_conv_weight": (x, few, places, [3, 3, 3], ones, ones),
+        "max_pool": (x, [2, 2, 2], [2, 1, 2]),
         "product": ([rows, rows], [m, m.T.contiguous().T]),
         "panel_product": ([rows, rows], [panels(m), panels(2 * m)], 40, False),
     }
@@ -129,11 +131,11 @@ def all_sums(dtype: torch.dtype) -> list[Tensor]:
     y = conv_output([x, x], [w, w], **settings)
     dx = conv_input([y], [w], input_shape=x.shape, **settings)
     dw = conv_weight(x, y, kernel=(3, 3, 3), **settings)
-    few, places = F.max_pool3d(y, 2, return_indices=True)
+    few, places = max_pool(y, kernel=(2, 2, 2), stride=(2, 2, 2))
     rows, m = normal(19, 700, dtype=dtype), normal(700, 1030, dtype=dtype)
     sparse = torch.where(rows > 0, rows, 0)
     return [
-        *(y, dx, dw),
+        *(y, dx, dw, few, places),
         sparse_conv_output([x, x], [w, w], None, places, **settings),
         sparse_conv_input([few, few], [w, w], places, input_shape=x.shape, **settings),
         sparse_conv_weight(x, few, places, kernel=(3, 3, 3), **settings),
@@ -216,6 +218,7 @@ ONES, PLACES = [1, 1], torch.zeros(3, 13, 4, 5, dtype=torch.int64)
         ("sparse_conv_output", ([X], [W], None, PLACES + 88, ONES, ONES)),
         ("sparse_conv_input", ([DY], [W], PLACES, [3, 5, 9, 11], ONES, ONES)),
         ("sparse_conv_weight", (X, DY, PLACES - 1, [3, 3], ONES, ONES)),
+        ("max_pool", (X, [2, 12], ONES)),
         ("product", ([M], [M])),
         ("panel_product", ([M], [CUT], 5, False)),
     ],

@@ -11,6 +11,7 @@ from vleak.native.convolution import conv_input, conv_output, conv_weight
 from vleak.native.descend import StepSettings, descend, descend_with, step_settings
 from vleak.native.gradient_match import gradient_match
 from vleak.native.loader import ExtensionStatus, ExtensionWarning, loop_module, status
+from vleak.native.max_pool import max_pool
 from vleak.native.panel_product import PANEL, panel_product, panels
 from vleak.native.product import product
 from vleak.native.sparse_convolution import sparse_conv_input, sparse_conv_output, sparse_conv_weight
@@ -32,6 +33,7 @@ __all__ = [
     "gradient_match",
     "loader",
     "loop_module",
+    "max_pool",
     "operators",
     "panel_product",
     "panels",

@@ -46,7 +46,7 @@ _STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_O
 # Compiled once per instruction set; the best one is chosen when the library is loaded.
 _SIMD_SOURCES = tuple(
     f"kernels/{stem}_simd.cpp"
-    for stem in ("gradient_match", "total_variation", "descend", "tile", "winograd")
+    for stem in ("gradient_match", "total_variation", "descend", "tile", "winograd", "max_pool")
 )
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": (),
@@ -59,12 +59,12 @@ _CPU_STEMS = (
     *("gradient_match", "total_variation", "descend", "product", "panel_product"),
     *("convolution", "convolution_plan", "convolution_run", "convolution_weight"),
     *("convolution_few", "sparse_convolution"),
-    *("depthwise", "winograd"),
+    *("depthwise", "winograd", "max_pool"),
     *("blocking", "dispatch"),
 )
 _CPU_BINDINGS = (
     *("gradient_match", "total_variation", "descend"),
-    *("convolution", "sparse_convolution", "product", "panel_product"),
+    *("convolution", "sparse_convolution", "max_pool", "product", "panel_product"),
     *("parallel", "info"),
 )
 _CUDA_STEMS = ("gradient_match", "total_variation", "descend")

@@ -1,4 +1,4 @@
-"""Pass that computes convolutions before a max pooling at the outputs that the pooling has chosen only."""
+"""Pass over max pooling: our own kernel, and convolutions before it at the chosen outputs only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-import vleak.native.bilinear  # noqa: F401 (declares the operators)
+import vleak.native.bilinear
+import vleak.native.max_pool  # noqa: F401 (both declare operators)
 from vleak.descent.capture import Capture
 from vleak.descent.passes.editing import (
     argument,
@@ -33,7 +34,7 @@ _POOL_DERIVATIVES = (
 
 # Fewer outputs per chosen one, or smaller kernels, do not pay: see docs/inner_loop.md.
 _OUTPUTS_PER_PLACE = 8
-_WEIGHTS_PER_OUTPUT = 200
+_WEIGHTS_PER_OUTPUT = 64
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class _Pool:
 
 
 def pooling(capture: Capture) -> None:
-    """Call vleak.sparse_conv_output, sparse_conv_input and sparse_conv_weight where they pay.
+    """Call vleak.max_pool, and vleak.sparse_conv_output, _input and _weight where they pay.
 
     Behind a max pooling, and a ReLU before it, the derivative by a convolution's output is 0 but at the
-    outputs that were chosen, and the second derivative is read there only. The forward pass stays as it is.
+    outputs that were chosen, and the second derivative is read there only. The convolution itself stays.
     """
     graph = capture.graph.graph
     if capture.device.type != "cpu":
@@ -66,7 +67,27 @@ def pooling(capture: Capture) -> None:
         if steady.issuperset((pool.values, pool.places)):
             _read_at_places(pool, steady)
             _derive_at_places(pool, steady)
+    for node in list(graph.nodes):
+        if calls(node, *_POOLS) and _has_kernel(node):
+            _own_pooling(node)
     drop_dead(graph)
+
+
+def _has_kernel(node: Node) -> bool:
+    x = value(node.args[0])
+    axes = len(argument(node, "kernel_size"))
+    plain = not any(argument(node, "padding")) and set(argument(node, "dilation")) == {1}
+    batched = x.ndim == axes + 2 and axes in (2, 3) and x.numel() > 0
+    return plain and batched and not argument(node, "ceil_mode") and x.dtype in (torch.float32, torch.float64)
+
+
+def _own_pooling(node: Node) -> None:
+    kernel = list(argument(node, "kernel_size"))
+    stride = list(argument(node, "stride")) or kernel
+    with node.graph.inserting_before(node):
+        made = emit(node.graph, torch.ops.vleak.max_pool.default, node.args[0], kernel, stride)
+    for index, result in parts(node).items():
+        substitute(result, made[index])
 
 
 def _pool(node: Node) -> _Pool | None:
