@@ -45,7 +45,7 @@ def _output_shape(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> li
     size = list(x.shape[2:])
     if x.ndim not in (4, 5) or len(kernel) != len(size) or len(stride) != len(size):
         raise InputError(
-            "max_pool: expected (clip, channel, [frame,] height, width), a kernel and a stride of one number a "
+            "max_pool: expected (clip, channel, [frame,] height, width), kernel and stride of one number a "
             f"spatial axis, got x of {tuple(x.shape)}, kernel {list(kernel)}, stride {list(stride)}"
         )
     fits = all(1 <= k <= length for k, length in zip(kernel, size, strict=True))
