@@ -42,8 +42,8 @@ def entry_name(defense: str, attack: str | None = None) -> str:
     Args:
         defense: text of the defense. attack: text of an attack from outside; None for that of the protocol.
     """
-    text = defense if attack is None else f"{defense}--by-{attack}"
-    return re.sub(r"[^A-Za-z0-9._]+(?<!--by-)", "-", text.replace("=", "-")).strip("-.")[:_LONGEST] + ".json"
+    parts = [re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") for text in (defense, attack) if text]
+    return "--by-".join(parts)[:_LONGEST] + ".json"
 
 
 def write_entry(entry: Entry, path: Path | str) -> Path:

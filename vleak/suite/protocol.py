@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vleak.data import ClipSet, load_data
+from vleak.data import synthetic_clip
 from vleak.errors import InputError
 from vleak.evaluation import Settings
 from vleak.evaluation.objects import AttackLike, DefenseLike
@@ -138,11 +138,11 @@ class Protocol(Record):
         return tuple(tuple(round(float(part), 6) for part in _eighths(clip)) for clip in self._clips())
 
     def _clips(self) -> Tensor:
-        data = load_data(
-            "synthetic", clips=self.clips, frames=self.frames, size=self.size, seed=self.seed, fine=False
-        )
-        assert isinstance(data, ClipSet)
-        return data.clips
+        drawn = [
+            synthetic_clip(index, frames=self.frames, size=self.size, seed=self.seed)[0]
+            for index in range(self.clips)
+        ]
+        return torch.stack(drawn)
 
 
 def _eighths(clip: Tensor) -> Tensor:
