@@ -288,6 +288,8 @@ def test_the_strongest_admitted_attack_of_a_defense_counts() -> None:
     assert last.entry.attack.text == "mine:Attack"  # recognises more than what gains more
     assert [other.attack.text for other in last.others] == ["gains:Attack", "strongest"]
     assert (tuple(first.rank), tuple(last.rank)) == ((1, 1, 1), (2, 2, 2))
+    assert (last.linked.mean, last.linked.high) == (1.0, 1.0)
+    assert 0.7 < last.linked.low < 0.75  # twelve of twelve by Clopper and Pearson
     assert [each.attack.text for each in board.refused] == ["refused:Attack"]
 
 

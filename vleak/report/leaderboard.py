@@ -70,7 +70,7 @@ def _interval_text(interval: Interval) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1f}"
+    return "–" if value is None else f"{round(value, 1) + 0.0:+.1f}"  # + 0.0 makes 0 of -0
 
 
 def _percent(value: float | None) -> str:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from vleak.errors import InputError
-from vleak.results import Interval, mean_interval
+from vleak.results import Interval, binomial_interval, mean_interval
 from vleak.suite.protocol import Protocol
 from vleak.suite.ranks import Rank, ranks_of
 from vleak.suite.records import ClipFigures, Entry, SituationFigures
 
 __all__ = ["Board", "Standing", "leaderboard", "leakage_of"]
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,25 @@ def _standing(rank: Rank, entries: Sequence[Entry], leakage: Interval) -> Standi
         entry=entry,
         others=tuple(entries[1:]),
         leakage=leakage,
-        recognised=mean_interval(_over_situations(entry, lambda clip: float(clip.recognised))),
-        linked=mean_interval(_over_situations(linked, lambda c: float(bool(c.linked)))) if asked else None,
+        recognised=_share(_over_situations(entry, lambda clip: float(clip.recognised))),
+        linked=_share(_over_situations(linked, lambda clip: float(bool(clip.linked)))) if asked else None,
         gain_db=mean_interval(_over_situations(entry, lambda clip: clip.gain_db)),
         aware_gain_db=_mean_or_none([clip.gain_db for clip in aware]),
         unaware_gain_db=_mean_or_none([clip.gain_db for clip in unaware]),
         aware_recognised=_mean_or_none([float(clip.recognised) for clip in aware]),
         unaware_recognised=_mean_or_none([float(clip.recognised) for clip in unaware]),
     )
+
+
+def _share(values: Sequence[float]) -> Interval:
+    """Return the mean of numbers in [0, 1], with an interval no narrower than that of as many yes or no.
+
+    Student's has no width where all clips are alike, which says nothing of the next one.
+    """
+    total = math.fsum(values)
+    low = binomial_interval(math.floor(total + _ROUNDING), len(values)).low
+    high = binomial_interval(math.ceil(total - _ROUNDING), len(values)).high
+    return Interval(total / len(values), low, high, len(values))
 
 
 def _both(situations: Sequence[SituationFigures]) -> tuple[list[ClipFigures], list[ClipFigures]]:
