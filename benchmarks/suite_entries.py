@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +22,7 @@ from marked import between_marks
 
 from vleak.errors import VleakError
 from vleak.files import write_atomic
-from vleak.report import board_markdown
+from vleak.report import board_markdown, plural
 from vleak.suite import (
     NEWEST,
     entry_name,
@@ -111,8 +111,9 @@ def page(text: str, folder: Path) -> str:
             for e in (standing.entry for standing in board.standings)
         }
     )
+    count = len(board.standings)
     head = (
-        f"{len(board.standings)} defenses ranked, by `python benchmarks/suite_entries.py` with "
+        f"{count} defense{plural(count)} ranked, by `python benchmarks/suite_entries.py` with "
         f"{' and '.join(made)}; protocol {protocol.name}, digest {protocol.sha256[:16]}."
     )
     return between_marks(text, BEGIN, END, f"{head}\n\n{board_markdown(board)}")
@@ -156,7 +157,7 @@ def _told(finished: Future[list[str]], defenses: tuple[str, ...]) -> bool:
     """Print what came of a group; return whether its entries were made. The others go on without it."""
     try:
         print(*finished.result(), sep="\n", flush=True)
-    except VleakError as error:
+    except (VleakError, BrokenExecutor) as error:
         print(f"suite_entries: {', '.join(defenses)}: {error}", file=sys.stderr, flush=True)
         return False
     return True

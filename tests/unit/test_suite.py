@@ -12,7 +12,7 @@ import torch
 from entries import CLIPS, PROTOCOL, TINY, content, entry, figures, unaware
 from records import make_cell, make_run
 
-from vleak.defenses import Prune
+from vleak.defenses import Prune, parse_defenses
 from vleak.errors import InputError
 from vleak.report import board_markdown, board_page
 from vleak.results.records import AuditRecord
@@ -338,6 +338,34 @@ def test_the_page_escapes_names_and_lists_refusals_apart() -> None:
 def test_a_page_without_admitted_entries_says_so() -> None:
     page = board_page(leaderboard([entry("a", audit=REFUTED)], PROTOCOL))
     assert "No entry is admitted" in page
+
+
+# --- the script of our own entries --------------------------------------------------------------------------
+
+
+def test_the_script_makes_what_is_missing_and_writes_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import suite_entries as script
+
+    assert len(script.DEFENSES) >= 16
+    assert len({entry_name(text) for text in script.DEFENSES}) == len(script.DEFENSES)
+    assert all(len(parse_defenses(text)) == 1 for text in script.DEFENSES)
+    monkeypatch.setattr(script, "read_entry", lambda path: read_entry(path, KNOWN))
+    monkeypatch.setattr(script, "find_protocol", lambda name: PROTOCOL)
+    asked = ["a", "b", "c", "d", "e", "f"]
+    for text in ("b", "d"):
+        write_entry(entry(text), tmp_path / entry_name(text))
+    (tmp_path / "d.json").write_text("{")
+    left = script.missing(tmp_path, asked)
+    assert left == ["a", "c", "d", "e", "f"]
+    assert script.groups(left) == [("a", "c", "d", "e"), ("f",)]
+    (tmp_path / "d.json").unlink()
+    page = script.page(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n", tmp_path)
+    assert "1 defense ranked" in page
+    assert "old" not in page
+    assert "| 1 \\[1–1\\] | b | strongest |" in page
 
 
 # --- making -------------------------------------------------------------------------------------------------
