@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,6 +121,8 @@ def _measure(
     from vleak.suite import entry_name, make_entries, write_entry
 
     path = check_output("out", out or Path(entry_name(defense, attack)))
+    if not os.access(path.parent, os.W_OK):  # before some minutes of work, not behind them
+        raise InputError(f"{argument('out', path)}: its folder cannot be written; give another")
     with shown_progress() as show:
         (entry,) = make_entries(protocol, [defense], attack, runs=runs, workers=workers, progress=show)
     write_entry(entry, path)

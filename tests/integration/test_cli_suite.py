@@ -10,6 +10,7 @@ from entries import CLIPS, PROTOCOL, TINY, entry, figures
 
 from vleak import suite
 from vleak.cli import run
+from vleak.cli import suite as cli_suite
 from vleak.suite import NEWEST, PROTOCOLS, finished_entry, write_entry
 
 NAME, FROZEN = NEWEST, PROTOCOLS[NEWEST]
@@ -102,6 +103,13 @@ def test_a_refused_entry_is_written_and_told_by_the_exit_code(
     assert "refused, claims hold (steps): a measured share is above" in shown.err
     assert json.loads(shown.out) == json.loads((tmp_path / "x.json").read_text())
     assert finished_entry(made["bad"]) == made["bad"]
+    assert run(["suite", "--defense", "good", "-o", "/proc/x.json"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "/proc/x.json" in shown.err.splitlines()[-1]
+    monkeypatch.setattr(cli_suite.os, "access", lambda path, mode: False)
+    assert run(["suite", "--defense", "good"]) == 2
+    assert capsys.readouterr().err == "vleak: --out good.json: its folder cannot be written; give another\n"
 
 
 @pytest.mark.slow
