@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from records import make_cell, make_run
 
 from vleak.defenses import Prune, parse_defenses
 from vleak.errors import InputError
+from vleak.federated import Channel, Defense, Update
 from vleak.report import board_markdown, board_page
 from vleak.results.records import AuditRecord
 from vleak.seeds import generator
@@ -21,6 +23,8 @@ from vleak.suite import (
     NEWEST,
     PROTOCOLS,
     ClipFigures,
+    Protocol,
+    Situation,
     entry_name,
     finished_entry,
     leaderboard,
@@ -406,3 +410,24 @@ def test_an_entry_is_the_same_beside_others_and_alone() -> None:
         assert one.unaware.clips == other.unaware.clips
     assert finished_entry(together) == together
     assert refusals_of(content()) == ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking(Defense):
+    """Sends the gradient as it is, and states that nothing in it is a measurement."""
+
+    name: ClassVar[str] = "masking"
+
+    def channel(self, update: Update) -> Channel:
+        return Channel(masks={n: torch.zeros_like(t, dtype=torch.bool) for n, t in update.tensors.items()})
+
+
+@pytest.mark.slow
+def test_a_defense_that_misleads_the_attack_is_refused() -> None:
+    protocol = Protocol(
+        name="small-1", about="a test", situations=(Situation(name="gradient"),), clips=10, frames=4, size=16,
+        seed=1000, attack="matching", iterations=60, non_adaptive=10,
+    )  # fmt: skip
+    none, masking = make_entries(protocol, ["none", Masking()])
+    assert none.admitted
+    assert {refusal.rule for refusal in masking.refusals} == {"attack is at its best"}
