@@ -22,10 +22,11 @@ from vleak.cli.listing import list_names
 from vleak.cli.regress import regress
 from vleak.cli.report import report
 from vleak.cli.study import study
+from vleak.cli.suite import suite
 from vleak.cli.train import train
 from vleak.errors import VleakError, first_line, out_of_memory
 
-_COMMANDS = (evaluate, audit, study, report, train, bench, baseline, regress)
+_COMMANDS = (evaluate, audit, study, report, train, bench, baseline, regress, suite)
 _OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for command in _COMMANDS
@@ -45,6 +46,7 @@ app.command()(evaluate)
 app.command()(audit)
 app.command()(conformance)
 app.command()(study)
+app.command()(suite)
 app.command()(report)
 app.command()(baseline)
 app.command()(regress)

@@ -33,6 +33,7 @@ PRINTED = {
         r"matching, defense known by channel: .*\nmatching_blind, defense known by none: "
     ),
     "own_model": r"raw \S+ none strongest \+\d(.|\n)*feature \S+ none",
+    "suite_entry": r"1 \[1 to 2\]: prune 90 %, (.|\n)*refused: mixup\S*, all cells",
     "saved_run": r"schema \d(.|\n)*mean error 0\.\d",
 }
 
@@ -90,6 +91,7 @@ SLOW_EXAMPLES = {
     "evaluate_defenses",
     "guarded_client",
     "saved_run",
+    "suite_entry",
 }  # others run attacks too
 RUN = [
     pytest.param(script, id=script.stem, marks=[pytest.mark.slow] if script.stem in SLOW_EXAMPLES else [])

@@ -24,7 +24,7 @@ FLOORS = (
     {"pipelines"},
     {"evaluation"},
     {"update_audit"},
-    {"study", "regression", "report", "frameworks"},
+    {"study", "regression", "suite", "report", "frameworks"},
     {"api"},
     {"cli"},
 )

@@ -1,6 +1,7 @@
 """Pages: the report of a run, which says what still leaks, and the page of a study."""
 
 from vleak.report.audit_page import write_audit
+from vleak.report.leaderboard import board_markdown, board_page, rank_text, standing_cells
 from vleak.report.night import (
     figure_text,
     log_e_text,
@@ -19,6 +20,8 @@ from vleak.report.words import client_text, headline, seeds_sentences, unfinishe
 __all__ = [
     "at_least",
     "audit_note",
+    "board_markdown",
+    "board_page",
     "client_text",
     "draw_nights",
     "epsilon_text",
@@ -31,9 +34,11 @@ __all__ = [
     "night_markdown",
     "night_sentences",
     "plural",
+    "rank_text",
     "sandwich_text",
     "seeds_sentences",
     "share_text",
+    "standing_cells",
     "unfinished",
     "verdict_text",
     "write_audit",
