@@ -36,6 +36,11 @@ class Gallery:
     note: str = ""
 
     @property
+    def shown(self) -> int:
+        """Reconstructions on the page, baselines among them."""
+        return sum(p.strip is not None and p.role != "truth" for panel in self.panels for p in panel.pictures)
+
+    @property
     def example(self) -> ClipPanel | None:
         """First clip with its best baseline and its undefended reconstruction; None where one is missing."""
         first = self.panels[0]
@@ -100,6 +105,7 @@ class _RunPictures:
             missing=missing,
             psnr_db=cell.scores.psnr_db,
             flags=cell.flags,
+            cell=cell.id,
         )
 
     def _attack(self, cell: Cell | None, row: Row) -> Picture:
@@ -116,6 +122,7 @@ class _RunPictures:
             psnr_db=cell.scores.psnr_db,
             recognised=_recognised(cell.scores),
             flags=cell.flags,
+            cell=cell.id,
         )
 
 
