@@ -1,6 +1,7 @@
-"""Pages: the report of a run, which says what still leaks, and the page of a study."""
+"""Pages of runs, comparisons, audits, nights and studies: a verdict first, then what it rests on."""
 
 from vleak.report.audit_page import write_audit
+from vleak.report.compare_page import comparison_sentences, write_comparison
 from vleak.report.night import (
     figure_text,
     log_e_text,
@@ -9,6 +10,7 @@ from vleak.report.night import (
     night_markdown,
     night_sentences,
 )
+from vleak.report.night_page import write_night
 from vleak.report.night_plot import draw_nights
 from vleak.report.numbers import epsilon_text, gain_text, plural, share_text
 from vleak.report.page import write_report
@@ -20,6 +22,7 @@ __all__ = [
     "at_least",
     "audit_note",
     "client_text",
+    "comparison_sentences",
     "draw_nights",
     "epsilon_text",
     "figure_text",
@@ -37,6 +40,8 @@ __all__ = [
     "unfinished",
     "verdict_text",
     "write_audit",
+    "write_comparison",
+    "write_night",
     "write_report",
     "write_study",
 ]
