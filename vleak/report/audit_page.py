@@ -54,5 +54,5 @@ def _panels(audit: Audit) -> list[ClipPanel]:
 def _pictures(clip: Tensor, prior: Tensor) -> tuple[Picture, ...]:
     return (
         Picture(title="rebuilt from the update", role="attack", strip=film_strip(as_bytes(clip))),
-        Picture(title="without the update", role="truth", strip=film_strip(as_bytes(prior))),
+        Picture(title="best public answer", role="baseline", strip=film_strip(as_bytes(prior))),
     )

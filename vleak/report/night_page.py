@@ -34,7 +34,7 @@ def write_night(
     Raises:
         VleakError: the page cannot be written.
     """
-    counts = Counter(test.outcome for test in night.tests)
+    counts: Counter[str] = Counter(test.outcome for test in night.tests)
     page = render_page(
         "night.html",
         night=night,

@@ -40,15 +40,15 @@ def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str])
 
 
 def night_plots(night: Night, nights: Sequence[NightLine], names: Sequence[str]) -> list[Plot]:
-    """Plot of `draw_nights` for a page, in the page's colours; none where there is nothing to draw."""
+    """Plot of `draw_nights` for a page, in the page's colours; none before the second night."""
     ranked = _ranked(night, nights, names)
-    if not ranked:
+    if not ranked or len(nights) < 2:
         return []
     caption = (
-        "Difference of each night to the baseline, in standard deviations of its series. Drawn are the "
-        "figures that alarm or moved, then those with most evidence; a dotted line marks a new level."
+        "Each night less the baseline, in standard deviations of its series. Drawn are the figures that "
+        "alarm or moved, then those with most evidence; a dotted line marks a new level."
     )
-    return [Plot("Course of the nights", caption, _draw(night, nights, names, ranked))]
+    return [Plot("Differences to the baseline", caption, _draw(night, nights, names, ranked))]
 
 
 def _ranked(night: Night, nights: Sequence[NightLine], names: Sequence[str]) -> list[TestRecord]:

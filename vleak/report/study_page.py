@@ -75,13 +75,14 @@ def write_study(out: Path, *, pictures: bool | None = None) -> Path:
         _view(claim, _panels(out, runs, clips, claim.pictures) if wanted else []) for claim in study.claims
     ]
     settings, environment = vars(study.settings), study.environment.model_dump()
+    keys = [claim.key for claim in study.claims]
     page = render_page(
         "study.html",
         study=study,
         claims=claims,
         answer=_answer(study.claims),
         counts=_counts(study.claims),
-        sections=[(claim.key, claim.name, True) for claim in study.claims] + [("setup", "Setup", True)],
+        sections=[(key, key.replace("_", " ").capitalize(), True) for key in (*keys, "setup")],
         moving=any(view.panels for view in claims),
         withheld=not wanted and any(claim.pictures for claim in study.claims),
         facts={"Settings": settings, "Environment": environment},

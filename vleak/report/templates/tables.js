@@ -20,10 +20,10 @@ function markSorted(headings, chosen, descending) {
   }
 }
 
-/** Order of two values; what is missing comes last whichever way is sorted. */
+/** Order of two values; a blank comes last whichever way is sorted. */
 function orderOf(one, other, descending) {
-  const missing = (value) => value === null || value === "";
-  if (missing(one) || missing(other)) return missing(one) - missing(other);
+  const blank = (value) => value === null || value === "";
+  if (blank(one) || blank(other)) return blank(one) - blank(other);
   const order = typeof one === "number" && typeof other === "number"
     ? one - other
     : String(one).localeCompare(String(other), "en", { numeric: true });
