@@ -87,30 +87,30 @@ def _side_by_side(folders: Sequence[Path], runs: Sequence[Run], compare: bool | 
 
 
 def _report(run: Run, out: Path | None, pictures: bool | None) -> None:
-    from vleak.report import headline
+    from vleak.report import headline, withheld_text
 
     page = run.report(out, pictures=pictures)
     for line in headline(run.rows, run.record):
         output.say(line)
-    output.say(f"report: {page}")
+    output.say(f"report: {page}{withheld_text(run.record, pictures)}")
 
 
 def _pool(runs: Sequence[Run], out: Path | None, pictures: bool | None) -> None:
-    from vleak.report import seeds_sentences
+    from vleak.report import seeds_sentences, withheld_text
     from vleak.results import over_seeds
 
     if out is not None:
         raise InputError(f"{argument('out', out)}: runs that are pooled have a page each; leave it out")
     together = seeds_sentences(over_seeds([each.record for each in runs]))
     for each in runs:
-        output.say(f"report: {each.report(pictures=pictures)}")
+        output.say(f"report: {each.report(pictures=pictures)}{withheld_text(each.record, pictures)}")
     output.say(f"pooled over {len(runs)} seeds, as the runs differ in the seed alone:")
     for line in together:
         output.say(line)
 
 
 def _compare(folders: Sequence[Path], runs: Sequence[Run], out: Path | None, pictures: bool | None) -> None:
-    from vleak.report import comparison_sentences, write_comparison
+    from vleak.report import comparison_sentences, withheld_text, write_comparison
     from vleak.results import compare_runs
 
     first, second = (path if path.is_dir() else path.parent for path in folders)
@@ -121,4 +121,4 @@ def _compare(folders: Sequence[Path], runs: Sequence[Run], out: Path | None, pic
     output.say(f"side by side: A is {first}, B is {second}; they differ in {names}")
     for line in comparison_sentences(found):
         output.say(line)
-    output.say(f"report: {page}")
+    output.say(f"report: {page}{withheld_text(one, pictures) or withheld_text(other, pictures)}")

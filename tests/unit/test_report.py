@@ -14,8 +14,8 @@ from planted_run import DEFENSES, header, plant_run, store
 
 from vleak.attacks import flags as attack_flags
 from vleak.errors import InputError
+from vleak.report import gallery, write_report
 from vleak.report import page as pages
-from vleak.report import write_report
 from vleak.report.answer import answer, tally
 from vleak.results import flags, read_run, summarise
 from vleak.results.rows import Figure
@@ -420,6 +420,18 @@ def test_only_the_first_clips_are_shown_and_the_page_says_so(tmp_path):
     page = rendered(tmp_path / "run", results)
     assert "the first 12 of 14 clips" in page.text
     assert page.text.count("every frame") == 12
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_pictures_keep_to_their_bytes(tmp_path, monkeypatch):
+    results = plant_run(tmp_path / "run", clips=4, frames=2, size=8, defenses=DEFENSES[:2])
+    whole = rendered(tmp_path / "run", results)
+    size = sum(map(len, re.findall(r"data:image/png[^)]*", whole.source))) // 4  # of a clip, roughly
+    monkeypatch.setattr(gallery, "MAX_BYTES", int(2.5 * size))
+    page = rendered(tmp_path / "run", results)
+    assert page.text.count("every frame") == 2
+    assert "the first 2 of 4 clips" in page.text
+    assert "On this page: 6 of 16 stored reconstructions" in page.text
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -15,6 +15,7 @@ from vleak.report.night_plot import draw_nights
 from vleak.report.numbers import epsilon_text, gain_text, plural, share_text
 from vleak.report.page import write_report
 from vleak.report.proof import at_least, audit_note, sandwich_text
+from vleak.report.sharing import withheld_text
 from vleak.report.study_page import write_study
 from vleak.report.words import client_text, headline, seeds_sentences, unfinished, verdict_text
 
@@ -39,6 +40,7 @@ __all__ = [
     "share_text",
     "unfinished",
     "verdict_text",
+    "withheld_text",
     "write_audit",
     "write_comparison",
     "write_night",

@@ -110,7 +110,8 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
     """
     rows = [row for row in rows if row.n and not row.baseline]
     series = _series(rows)
-    rows = [row for row in rows if any(row in line.rows for line in series)]
+    drawn = {row.key for line in series for row in line.rows}
+    rows = [row for row in rows if row.key in drawn]
     private = [row for row in rows if _epsilon(row)]
     other = [row for row in rows if row.epsilon is None]
     plots = []

@@ -150,10 +150,13 @@ def _gallery(pictures: _RunPictures, attacked: list[Row], rows: Sequence[Row], l
         f"{attacked[0].model}, {attacked[0].training_state}",
         ", ".join(dict.fromkeys(row.attack for row in columns)),
     )
+    largest = 0
     for clip, index in pictures.clips[:limit]:
-        if pictures.files.bytes > MAX_BYTES:
+        before = pictures.files.bytes
+        if before + largest > MAX_BYTES:
             break
         gallery.panels.append(pictures.panel(columns, clip, index))
+        largest = max(largest, pictures.files.bytes - before)
     gallery.note = _note(len(gallery.panels), len(pictures.clips), len(columns), len(order))
     return gallery
 

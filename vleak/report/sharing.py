@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["pictures_wanted"]
+from vleak.results.records import RunRecord
+
+__all__ = ["pictures_wanted", "withheld_text"]
 
 _DRAWN = "synthetic"
 
@@ -17,3 +19,17 @@ def pictures_wanted(data: str, pictures: bool | None) -> bool:
         pictures: what the user said; None for pictures of synthetic clips alone, which show nobody.
     """
     return data.partition(":")[0] == _DRAWN if pictures is None else pictures
+
+
+def withheld_text(run: RunRecord, pictures: bool | None) -> str:
+    """What to say of a page beside its path: that pictures are left out of it; empty where none are.
+
+    Args:
+        run: record behind the page.
+        pictures: as for `pictures_wanted`.
+    """
+    if pictures is not None or pictures_wanted(run.settings.data, None):
+        return ""
+    if all(cell.media is None for cell in run.cells):
+        return ""
+    return " (without pictures, as the clips are not synthetic; `vleak report RUN --pictures` shows them)"
