@@ -65,7 +65,12 @@ def hostile_run(folder: Path) -> Path:
     for part in ("environment", "settings", "data"):
         results[part] |= {name: BAD for name, value in results[part].items() if isinstance(value, str)}
     results["settings"] |= {"labels": "inferred", "data": "synthetic"}
-    results["data"] |= {"notes": [BREAKOUT], "classes": [BAD], "names": [f"walk@{n}{BAD}" for n in range(9)]}
+    results["data"] |= {
+        "public_source": "other seeds",
+        "notes": [BREAKOUT],
+        "classes": [BAD],
+        "names": [f"walk@{n}{BAD}" for n in range(9)],
+    }
     results["models"][0] |= {"name": BAD, "training_state": BAD, "notes": [BREAKOUT]}
     results["not_served"] = {BAD: BREAKOUT}
     store(folder, results)

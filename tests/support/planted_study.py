@@ -82,7 +82,7 @@ class Planted:
                 iterations=1, labels="inferred", seed=0, device="cpu", engine="native",
             ),
             data=DataRecord(
-                name="planted", clips=len(CLIPS), public_clips=1, public_source="", classes=("a",),
+                name="planted", clips=len(CLIPS), public_clips=1, public_source="other seeds", classes=("a",),
                 labels=(0,) * len(CLIPS), names=CLIPS, notes=(), sha256="0",
             ),
             models=(

@@ -188,10 +188,14 @@ def test_pictures_stand_side_by_side_and_move(page: Page):
 
 def test_plots_take_the_colours_of_the_page(page: Page):
     plots = re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL)
-    # Between guess and proof; against epsilon and by defense: identification and gain. None was linked.
-    assert len(plots) == 5
+    # Frontier; between guess and proof; against epsilon and by defense: identification and gain, no linkage.
+    assert len(plots) == 6
     assert all("var(--s0)" in plot and "#0b0b0" not in plot and "#0a0a0" not in plot for plot in plots)
-    assert "certificate allows" in plots[1]
+    assert "certificate allows" in plots[2]
+    assert (
+        "No other defense leaks less and sends as little as those on the line: dp σ=1, prune 99 %."
+        in page.text
+    )
     assert all(plot.startswith('<svg role="img" aria-label="') for plot in plots)
     ids = re.findall(r' id="([^"]+)"', page.source)
     assert len(ids) == len(set(ids))
@@ -212,11 +216,15 @@ def test_a_run_without_epsilon_is_plotted_by_defense(tmp_path):
 @pytest.mark.usefixtures("no_plots")
 def test_pictures_of_clips_that_are_not_synthetic_stand_on_the_page_when_asked_for(small):
     folder, results = small
-    for data, asked, shown in (
-        ("synthetic", None, True), ("synthetic:size=8", None, True), ("synthetic", False, False),
-        ("videos/synthetic", None, False), ("videos", None, False), ("videos", True, True),
+    drawn, files = "other seeds", "other files"
+    for data, public, asked, shown in (
+        ("synthetic", drawn, None, True), ("synthetic:size=8", drawn, None, True),
+        ("synthetic", drawn, False, False), ("videos/synthetic", files, None, False),
+        ("videos", files, None, False), ("videos", files, True, True),
+        ("synthetic", files, None, False), ("synthetic", "tensors", None, False),  # handed over by that name
     ):  # fmt: skip
         results["settings"]["data"] = data
+        results["data"]["public_source"] = public
         store(folder, results)
         page = Page(write_report(folder, pictures=asked))
         assert ("data:image" in page.source) == shown
@@ -262,6 +270,7 @@ def test_hostile_names_stay_text(small):
     for part in ("environment", "settings", "data"):
         results[part] |= {name: bad for name, value in results[part].items() if isinstance(value, str)}
     results["settings"] |= {"labels": "inferred", "data": "synthetic"}
+    results["data"]["public_source"] = "other seeds"
     results["data"] |= {"notes": [bad], "classes": [bad]}
     results["models"][0] |= {"name": bad, "training_state": bad}
     page = rendered(folder, results)

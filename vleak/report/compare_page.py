@@ -150,7 +150,7 @@ def _panels(
     folders: Sequence[Path], runs: Sequence[RunRecord], found: Comparison, pictures: bool | None
 ) -> tuple[list[ClipPanel], bool]:
     """Return the first clips with the pictures of both runs, and whether pictures are wanted at all."""
-    wanted = all(pictures_wanted(run.settings.data, pictures) for run in runs)
+    wanted = all(pictures_wanted(run.settings.data, run.data, pictures) for run in runs)
     both = [pair for pair in found.pairs if pair.first and pair.second][:_MAX_ROWS]
     if not (wanted and found.same_clips and both):
         return [], wanted

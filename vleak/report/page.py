@@ -82,7 +82,7 @@ def render(folder: Path, run: RunRecord, *, pictures: bool | None = None) -> str
         pictures: as for `write_report`.
     """
     rows = summarise(run)
-    wanted = pictures_wanted(run.settings.data, pictures)
+    wanted = pictures_wanted(run.settings.data, run.data, pictures)
     galleries = build_galleries(folder, run, rows) if wanted else []
     stored = sum(cell.media is not None for cell in run.cells)
     return render_page(

@@ -65,7 +65,8 @@ def _draw(title: str, bars: Sequence[tuple[str, Figure]]) -> Plot:
         svg = to_svg(figure)
     caption = (
         "Left tick: what guessing gives. Dot: what was measured, with its 95 % interval. Right tick: what "
-        "the certificate allows any attacker. A dot beyond the right tick would say that the proof is wrong."
+        "the certificate allows any attacker. A dot just beyond it may be chance; one too far for that is "
+        "said to break the bound, above all else on this page."
     )
     return Plot(f"{title}: guess, measured, proven", caption, svg)
 

@@ -64,7 +64,7 @@ def write_study(out: Path, *, pictures: bool | None = None) -> Path:
         VleakError: the page cannot be written.
     """
     study, path = read_study(out), out / "study.html"
-    wanted = pictures_wanted(study.settings.data, pictures)
+    wanted = pictures_wanted(study.settings.data, study.data, pictures)
     runs = {
         name: read_run(out / name)
         for name in dict.fromkeys(picture.run for claim in study.claims for picture in claim.pictures)
