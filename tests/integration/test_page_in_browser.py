@@ -316,6 +316,28 @@ def test_headings_fields_and_rows_are_used_by_hand(pages, tmp_path: Path) -> Non
     assert (rows["said"], rows["model"]) == ("descending", "model")
 
 
+def test_what_takes_the_focus_is_in_sight(pages, tmp_path: Path) -> None:
+    script = """
+      const kinds = "a[href], button, input, select, summary, [tabindex='0']";
+      const taking = [...document.querySelectorAll(kinds)];
+      const unseen = taking.filter((one) => {
+        const around = one.tagName === "SUMMARY" ? one.parentElement.parentElement : one;
+        if (around.closest("details:not([open])")) return false;
+        if (one.closest("[hidden]") || one.disabled) return false;
+        one.focus();
+        const box = one.getBoundingClientRect();
+        const clipped = one.closest("thead") && getComputedStyle(one.closest("thead")).clipPath !== "none";
+        const style = getComputedStyle(one);
+        return document.activeElement !== one || box.width < 8 || box.height < 8 || clipped
+          || style.outlineStyle === "none";
+      });
+      return [taking.length > 8, unseen.map((one) => one.outerHTML.slice(0, 120))];
+    """
+    views = [View(f"{name} {width}", pages[name], script, width) for name in ("run", "comparison", "night")
+             for width in (1280, 360)]  # fmt: skip
+    assert {tuple(map(str, found)) for found in look(views, tmp_path).values()} == {("True", "[]")}
+
+
 def test_clips_stand_still_for_who_asks_for_less_motion(pages, tmp_path: Path) -> None:
     script = "return getComputedStyle(document.querySelector('.clip .film')).animationName;"
     assert look([View("moving", pages["run"], script)], tmp_path) == {"moving": "film"}

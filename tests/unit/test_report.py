@@ -235,16 +235,21 @@ def test_pictures_of_clips_that_are_not_synthetic_stand_on_the_page_when_asked_f
 
 
 @pytest.mark.parametrize(
-    ("broken", "undefended", "leaking", "text"),
-    [(False, True, 1, "1 of 1 defense still leaks"), (False, True, 0, "No leak was found behind 1 defense"),
-     (False, False, 1, "The attack fails even without defense"), (True, True, 0, "A proof does not hold")],
+    ("broken", "undefended", "defended", "text"),
+    [(False, "leaks", "leaks", "1 of 1 defense still leaks"),
+     (False, "leaks", "nothing_found", "No leak was found behind 1 defense"),
+     (False, "nothing_found", "nothing_found", "No picture is rebuilt even without defense"),
+     (False, "nothing_found", "leaks", "1 of 1 defense still leaks"),
+     (False, "too_few_clips", "too_few_clips", "Too few clips to say"),
+     (False, "no_result", "no_result", "No attack gave a result"),
+     (True, "leaks", "nothing_found", "A proof does not hold")],
 )  # fmt: skip
-def test_the_first_line_says_what_leaks(run, broken, undefended, leaking, text):
+def test_the_first_line_says_what_leaks(run, broken, undefended, defended, text):
     rows = [row for row in summarise(read_run(run[0])) if row.defense in ("none", "prune 90 %")]
     rows = [
         replace(
             row,
-            verdict="leaks" if (undefended if row.undefended else leaking) else "nothing_found",
+            verdict=undefended if row.undefended else defended,
             figures=(Figure("recognised", 1, 1, 0.0, 0.0, broken=broken),),
         )
         for row in rows

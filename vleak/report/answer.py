@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from vleak.report.filters import VERDICT_TONES
 from vleak.report.numbers import plural
 from vleak.report.words import VERDICTS
-from vleak.results.rows import Row
+from vleak.results.rows import Row, Verdict
 from vleak.results.summary import strongest
 
 __all__ = ["Count", "answer", "tally"]
 
+_FAILED: dict[Verdict, str] = {
+    "no_result": "No attack gave a result",
+    "too_few_clips": "Too few clips to say",
+    "unclear": "Unclear even without defense",
+}
+"""What is said where not even undefended updates leak."""
 Count = tuple[str, str, int]
 """Verdict in words, its class in the style sheet, and how many defenses have it."""
 
@@ -29,14 +35,14 @@ def answer(rows: Sequence[Row]) -> str:
     undefended = next((row for row in worst if row.undefended), None)
     defended = [row for row in worst if not row.undefended]
     leaking = sum(row.verdict == "leaks" for row in defended)
+    if leaking:
+        verb = "leaks" if leaking == 1 else "leak"
+        return f"{leaking} of {len(defended)} defense{plural(len(defended))} still {verb}"
     if undefended is not None and undefended.verdict != "leaks":
-        return "The attack fails even without defense" if undefended.n else "No attack gave a result"
+        return _FAILED.get(undefended.verdict, "No picture is rebuilt even without defense")
     if not defended:
         return "Updates leak without defense" if undefended else "Nothing was attacked"
-    if not leaking:
-        return f"No leak was found behind {len(defended)} defense{plural(len(defended))}"
-    verb = "leaks" if leaking == 1 else "leak"
-    return f"{leaking} of {len(defended)} defense{plural(len(defended))} still {verb}"
+    return f"No leak was found behind {len(defended)} defense{plural(len(defended))}"
 
 
 def tally(rows: Sequence[Row]) -> list[Count]:

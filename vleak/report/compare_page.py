@@ -68,7 +68,9 @@ def write_comparison(
         plots=draw_pairs(found.pairs),
         panels=panels,
         withheld=not wanted,
-        differing={name: tuple(map(plain, pair)) for name, pair in found.differing.items()},
+        differing={
+            name: [plain(value) or "none" for value in pair] for name, pair in found.differing.items()
+        },
     )
     write_atomic(path, page)
     return path
