@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help evaluate test test-core test-all check docs layout format clean
+.PHONY: help evaluate test test-core test-page test-all check docs layout format clean
 
 # The tests that hold the parts by themselves and the walls between them, in about a minute: no run from end to
 # end, no attack and no training.
@@ -39,6 +39,9 @@ test: $(VENV)/installed  ## set up, then run the tests, about five minutes on tw
 
 test-core: $(VENV)/installed  ## set up, then run the tests that need no whole run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(CORE)
+
+test-page: $(VENV)/installed  ## look at every kind of page in headless Chromium; needs chromium and npm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_page_in_browser.py
 
 test-all: $(VENV)/installed  ## the same with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -82,6 +82,9 @@ Candidates = Annotated[
 ]
 Seed = Annotated[int, _option("Of everything that is drawn.", _RUN)]
 Out = Annotated[Path | None, _option("Page to write, one .html file.", _RUN)]
+Pictures = Annotated[
+    bool, _option("Put what was rebuilt on the page; it is as private as your clips.", _RUN, "--pictures")
+]
 Json = Annotated[bool, _option("Print the record, and nothing else, to stdout.", _RUN, "--json")]
 
 
@@ -114,6 +117,7 @@ def audit(
     candidates: Candidates = None,
     seed: Seed = 0,
     out: Out = None,
+    pictures: Pictures = False,
     json: Json = False,
 ) -> None:
     """Audit a captured update: does it fit, what does it leak, and what would have helped."""
@@ -121,7 +125,7 @@ def audit(
     if out is not None:
         _check_page(out)
     made = _audit(given)
-    _show(made, out)
+    _show(made, out, pictures=pictures)
     if json:
         output.write_json(made.record.content())
 
@@ -193,7 +197,7 @@ def _local(given: dict[str, Any]) -> LocalTraining | None:
     )  # fmt: skip
 
 
-def _show(made: Audit, out: Path | None) -> None:
+def _show(made: Audit, out: Path | None, *, pictures: bool) -> None:
     from vleak.report import write_audit
 
     record = made.record
@@ -206,7 +210,7 @@ def _show(made: Audit, out: Path | None) -> None:
     if record.budget.skipped:
         output.say(f"no time for: {', '.join(record.budget.skipped)}")
     if out is not None:
-        output.say(f"page: {write_audit(made, out)}")
+        output.say(f"page: {write_audit(made, out, pictures=pictures)}")
 
 
 def _checks(record: AuditRecord) -> Table:

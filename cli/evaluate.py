@@ -316,7 +316,7 @@ def _run(folder: Path, **arguments: Any) -> Run:
 
 
 def _show(run: Run) -> None:
-    from vleak.report import headline
+    from vleak.report import headline, withheld_text
 
     with streams.plugins_on_stderr():
         page = run.report()
@@ -330,7 +330,7 @@ def _show(run: Run) -> None:
     output.console.print(leak_table(run.record, run.rows, output.console.width))
     for line in headline(run.rows, run.record):
         output.say(line)
-    output.say(f"report: {page}")
+    output.say(f"report: {page}{withheld_text(run.record, None)}")
 
 
 def _refuse_empty(rows: list[Row], *, named: bool) -> None:

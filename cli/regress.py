@@ -38,6 +38,7 @@ History = Annotated[
 Junit = Annotated[Path | None, typer.Option(help="File for JUnit XML.")]
 Markdown = Annotated[Path | None, typer.Option(help="File for a summary in Markdown.")]
 Plot = Annotated[Path | None, typer.Option(help="File for a plot of the history, SVG.")]
+Page = Annotated[Path | None, typer.Option(help="File for a page, HTML.")]
 Github = Annotated[bool, typer.Option("--github", help="Print annotations of GitHub Actions.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the judgement, and nothing else, to stdout.")]
 
@@ -50,6 +51,7 @@ def regress(
     junit: Junit = None,
     markdown: Markdown = None,
     plot: Plot = None,
+    page: Page = None,
     github: Github = False,
     json: Json = False,
 ) -> None:
@@ -57,7 +59,7 @@ def regress(
     from vleak.regression import read_history
     from vleak.report import night_sentences
 
-    outputs = {"junit": junit, "markdown": markdown, "plot": plot}
+    outputs = {"junit": junit, "markdown": markdown, "plot": plot, "page": page}
     _check(outputs, {"baseline": baseline, "history": history})
     night = _judge(run, baseline, mode, history)
     header, nights = read_history(history) if history else (None, [])
@@ -100,7 +102,7 @@ def _judge(runs: list[Path], baseline: Path, mode: str | None, history: Path | N
 def _write(
     night: Night, outputs: dict[str, Path | None], names: Sequence[str], nights: Sequence[NightLine]
 ) -> None:
-    from vleak.report import draw_nights, night_junit, night_markdown
+    from vleak.report import draw_nights, night_junit, night_markdown, write_night
 
     plot, markdown = outputs["plot"] if night.tests else None, outputs["markdown"]
     if plot is not None:
@@ -110,6 +112,8 @@ def _write(
         write_atomic(markdown, night_markdown(night, nights, names, link))
     if (junit := outputs["junit"]) is not None:
         write_atomic(junit, night_junit(night))
+    if (page := outputs["page"]) is not None:
+        write_night(night, page, nights, names)
 
 
 def _annotate(night: Night, *, as_json: bool) -> None:

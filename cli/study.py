@@ -31,6 +31,14 @@ Quick = Annotated[bool, typer.Option("--quick", help="Shorter clips, and fewer r
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Engine = Annotated[str, typer.Option(help="native or reference.")]
 Workers = Annotated[int | None, typer.Option(help="Cells that run side by side; one a core.")]
+Pictures = Annotated[
+    bool | None,
+    typer.Option(
+        "--pictures/--no-pictures",
+        help="Whether private clips and what was rebuilt of them stand on the page; without it those of "
+        "synthetic clips alone.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; that of a stopped one resumes it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the claims, and nothing else, to stdout.")]
 
@@ -48,6 +56,7 @@ def study(
     device: Device = "auto",
     engine: Engine = "native",
     workers: Workers = None,
+    pictures: Pictures = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -67,7 +76,7 @@ def study(
         raise stopping.StoppedError(_how_to_resume(folder)) from error
     from vleak.report import write_study
 
-    page = write_study(folder)
+    page = write_study(folder, pictures=pictures)
     output.console.print(_table(record))
     output.say(f"page: {page}")
     if json:

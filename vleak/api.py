@@ -256,11 +256,13 @@ class Run:
             target.write(self.record.model_copy(update={"cells": kept}))
         return target.folder
 
-    def report(self, path: Path | str | None = None) -> Path:
+    def report(self, path: Path | str | None = None, *, pictures: bool | None = None) -> Path:
         """Write the report, one HTML file, and return its path.
 
         Args:
             path: the file; None for report.html in the folder of the run.
+            pictures: whether private clips and what was rebuilt of them stand in it; None for those of
+                synthetic clips alone.
 
         Raises:
             InputError: no path for a run that is in memory alone.
@@ -270,12 +272,12 @@ class Run:
 
         if isinstance(self._store, FolderStore):
             path = Path(path) if path is not None else self._store.folder / "report.html"
-            write_atomic(path, render(self._store.folder, self.record))
+            write_atomic(path, render(self._store.folder, self.record, pictures=pictures))
             return path
         if path is None:
             raise InputError("path=None: this run is in memory alone; give the file of the report")
         with tempfile.TemporaryDirectory() as folder:
-            write_atomic(Path(path), render(self.save(folder), self.record))
+            write_atomic(Path(path), render(self.save(folder), self.record, pictures=pictures))
         return Path(path)
 
     def __repr__(self) -> str:

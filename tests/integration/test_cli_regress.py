@@ -68,7 +68,7 @@ def test_exit_codes_are_held_failed_and_not_judged(files: None, capfd: pytest.Ca
 def test_all_outputs_at_once(files: None, capfd: pytest.CaptureFixture[str]) -> None:
     line = (
         "regress weak.json --baseline baseline.json --history history.jsonl --junit junit.xml "
-        "--markdown night.md --plot plot.svg --json --github"
+        "--markdown night.md --plot plot.svg --page night.html --json --github"
     )
     code, out, err = call(line, capfd)
     assert code == 1
@@ -78,6 +78,9 @@ def test_all_outputs_at_once(files: None, capfd: pytest.CaptureFixture[str]) -> 
     assert ElementTree.parse("junit.xml").getroot().get("failures") == "1"
     assert Path("night.md").read_text().startswith("# ❌ failed")
     assert "(plot.svg)" in Path("night.md").read_text()
+    page = Path("night.html").read_text(encoding="utf-8")
+    assert "<h1>Something got weaker</h1>" in page
+    assert page.count('class="verdict leaks">worse<') == 2  # the count, and the row
     assert ElementTree.parse("plot.svg").getroot().tag.endswith("svg")
     assert len(read_history("history.jsonl")[1]) == 1
     code, out, _ = call("regress same.json --baseline baseline.json --github", capfd)
@@ -114,6 +117,7 @@ MISTAKES: dict[str, str] = {
     "regress same.json --baseline baseline.json --history b0.json": "b0.json holds no history; give another",
     "regress same.json --baseline baseline.json --junit pipe": "--junit pipe: it is a named pipe",
     "regress same.json --baseline baseline.json --markdown .": "--markdown .: it is a folder",
+    "regress same.json --baseline baseline.json --page .": "--page .: it is a folder",
     "regress same.json --baseline baseline.json --plot p.svg": "--plot p.svg: draws a history; give --h",
     "regress same.json --baseline baseline.json --junit baseline.json": "--junit baseline.json: is the file",
 }

@@ -108,7 +108,7 @@ def header(clips: int, frames: int, size: int) -> dict[str, Any]:
         },
         "data": {
             "name": "hallway", "clips": clips, "public_clips": 12,
-            "public_source": "the same files, outside the attacked frames", "classes": ["walk", "fall"],
+            "public_source": "other seeds", "classes": ["walk", "fall"],
             "labels": [n % 2 for n in range(clips)], "names": [f"walk@{n}" for n in range(clips)],
             "notes": ["Frames were cropped to a square."], "sha256": "0",
         },

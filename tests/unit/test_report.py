@@ -1,6 +1,10 @@
 """Report of a run: what stands on its page, and what a damaged run does to it."""
 
+import base64
+import hashlib
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,11 @@ from planted_run import DEFENSES, header, plant_run, store
 
 from vleak.attacks import flags as attack_flags
 from vleak.errors import InputError
+from vleak.report import gallery, write_report
 from vleak.report import page as pages
-from vleak.report import write_report
+from vleak.report.answer import answer, tally
 from vleak.results import flags, read_run, summarise
+from vleak.results.rows import Figure
 
 
 class Page(HTMLParser):
@@ -25,6 +31,7 @@ class Page(HTMLParser):
         self.source = path.read_text(encoding="utf-8")
         self.attributes: list[tuple[str, str, str]] = []
         self.words: list[str] = []
+        self.scripts: list[str] = []
         self.open: list[str] = []
         self.feed(self.source)
         self.text = " ".join(" ".join(self.words).split())
@@ -42,7 +49,9 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
             self.words.append(data)
 
     def styles(self) -> str:
@@ -73,7 +82,8 @@ def rendered(folder: Path, results: dict[str, Any]) -> Page:
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the plots out of pages on which they say nothing; drawing them takes most of the time."""
-    monkeypatch.setattr(pages, "draw_plots", lambda rows: [])
+    for name in ("draw_plots", "draw_sandwich", "draw_frontier"):
+        monkeypatch.setattr(pages, name, lambda rows: [])
 
 
 # --- the page ---------------------------------------------------------------------------------------------
@@ -84,10 +94,15 @@ def test_every_tag_is_closed(page: Page):
     assert page.source.startswith("<!doctype html>")
 
 
-def test_the_page_loads_nothing_and_runs_nothing(page: Page):
-    assert not [
-        a for a in page.attributes if a[0] in ("script", "iframe", "link", "img", "object", "embed", "base")
+def test_the_page_loads_nothing_and_runs_its_own_script_alone(page: Page):
+    assert not [a for a in page.attributes if a[0] in ("iframe", "link", "img", "object", "embed", "base")]
+    assert [a for a in page.attributes if a[0] == "script"] == [
+        ("script", "type", "application/json"),
+        ("script", "id", "cells-data"),
     ]
+    data, code = page.scripts
+    json.loads(data)
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     assert not [a for a in page.attributes if a[1].startswith("on")]
     for tag, key, value in page.attributes:
         if key in ("src", "href", "xlink:href", "srcset", "action"):
@@ -97,7 +112,10 @@ def test_the_page_loads_nothing_and_runs_nothing(page: Page):
     assert all(url.startswith(("data:image/png;base64,", "#")) for url in urls)
     assert "@import" not in page.source
     policies = [value for tag, key, value in page.attributes if tag == "meta" and key == "content"]
-    assert any("default-src 'none'" in policy for policy in policies)
+    assert any(
+        "default-src 'none'" in policy and f"script-src 'sha256-{digest}';" in policy for policy in policies
+    )
+    assert not re.search(r"\b(fetch|XMLHttpRequest|import|eval|innerHTML)\b", code)
 
 
 def test_the_numbers_of_the_run_are_on_the_page(page: Page, run):
@@ -163,16 +181,22 @@ def test_pictures_stand_side_by_side_and_move(page: Page):
     assert "not recognised" in page.text
     assert "recognisable" not in page.text
     assert "identified" not in page.text
-    baselines = re.findall(r'<figure class="baseline[^"]*">.*?</figure>', page.source, flags=re.DOTALL)
+    baselines = re.findall(r'<figure class="baseline[^"]*"[^>]*>.*?</figure>', page.source, flags=re.DOTALL)
     assert len(baselines) == 12
     assert not any("recognised" in figure for figure in baselines)
 
 
 def test_plots_take_the_colours_of_the_page(page: Page):
     plots = re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL)
-    assert len(plots) == 6  # against epsilon and by defense: identification, linkage and gain
+    # Frontier; between guess and proof; against epsilon and by defense: identification and gain, no linkage.
+    assert len(plots) == 6
     assert all("var(--s0)" in plot and "#0b0b0" not in plot and "#0a0a0" not in plot for plot in plots)
-    assert "certificate allows" in plots[0]
+    assert "certificate allows" in plots[2]
+    assert (
+        "No other defense leaks less and sends as little as those on the line: dp σ=1, prune 99 %."
+        in page.text
+    )
+    assert all(plot.startswith('<svg role="img" aria-label="') for plot in plots)
     ids = re.findall(r' id="([^"]+)"', page.source)
     assert len(ids) == len(set(ids))
 
@@ -187,6 +211,52 @@ def test_a_run_without_epsilon_is_plotted_by_defense(tmp_path):
     page = rendered(tmp_path / "run", results)
     assert "Recognised clips by defense" in page.text
     assert "against ε" not in page.text
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_pictures_of_clips_that_are_not_synthetic_stand_on_the_page_when_asked_for(small):
+    folder, results = small
+    drawn, files = "other seeds", "other files"
+    for data, public, asked, shown in (
+        ("synthetic", drawn, None, True), ("synthetic:size=8", drawn, None, True),
+        ("synthetic", drawn, False, False), ("videos/synthetic", files, None, False),
+        ("videos", files, None, False), ("videos", files, True, True),
+        ("synthetic", files, None, False), ("synthetic", "tensors", None, False),  # handed over by that name
+    ):  # fmt: skip
+        results["settings"]["data"] = data
+        results["data"]["public_source"] = public
+        store(folder, results)
+        page = Page(write_report(folder, pictures=asked))
+        assert ("data:image" in page.source) == shown
+        assert ('class="film' in page.source) == shown
+        assert ("Pictures are left out" in page.text) == (not shown)
+        if shown:
+            assert "On this page: 6 of 8 stored reconstructions" in page.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "undefended", "defended", "text"),
+    [(False, "leaks", "leaks", "1 of 1 defense still leaks"),
+     (False, "leaks", "nothing_found", "No leak was found behind 1 defense"),
+     (False, "nothing_found", "nothing_found", "No picture is rebuilt even without defense"),
+     (False, "nothing_found", "leaks", "1 of 1 defense still leaks"),
+     (False, "too_few_clips", "too_few_clips", "Too few clips to say"),
+     (False, "no_result", "no_result", "No attack gave a result"),
+     (True, "leaks", "nothing_found", "A proof does not hold")],
+)  # fmt: skip
+def test_the_first_line_says_what_leaks(run, broken, undefended, defended, text):
+    rows = [row for row in summarise(read_run(run[0])) if row.defense in ("none", "prune 90 %")]
+    rows = [
+        replace(
+            row,
+            verdict=undefended if row.undefended else defended,
+            figures=(Figure("recognised", 1, 1, 0.0, 0.0, broken=broken),),
+        )
+        for row in rows
+        if not row.baseline
+    ]
+    assert answer(rows) == text
+    assert sum(count for *_, count in tally(rows)) == 1
 
 
 # --- what can be wrong with a run -------------------------------------------------------------------------
@@ -204,12 +274,13 @@ def test_hostile_names_stay_text(small):
     results["cells"][-1] |= {"status": f"failed: {bad}", "scores": None}
     for part in ("environment", "settings", "data"):
         results[part] |= {name: bad for name, value in results[part].items() if isinstance(value, str)}
-    results["settings"]["labels"] = "inferred"
+    results["settings"] |= {"labels": "inferred", "data": "synthetic"}
+    results["data"]["public_source"] = "other seeds"
     results["data"] |= {"notes": [bad], "classes": [bad]}
     results["models"][0] |= {"name": bad, "training_state": bad}
     page = rendered(folder, results)
-    assert not [a for a in page.attributes if a[0] == "script"]
-    assert "<script" not in page.source
+    assert page.source.count("<script") == page.source.count("</script") == 2  # the data and the code
+    assert bad in json.loads(page.scripts[0])["texts"]
     assert bad in page.text
     assert page.open == []
 
@@ -219,7 +290,7 @@ def test_one_clip_is_shown_without_an_interval(tmp_path):
     page = rendered(tmp_path / "run", plant_run(tmp_path / "run", clips=1, frames=1, size=8))
     assert ("small", "title", "1 clip; an interval needs at least 8") in page.attributes
     assert "fewer than 8 clips give none" in page.text
-    pictures = page.text.split("See for yourself")[1].split("Flags of the attacks")[0]
+    pictures = page.text.split("See for yourself")[1].split("Every attack, every defense")[0]
     assert "recognised" not in pictures.replace("is recognised in it", "")
 
 
@@ -238,7 +309,8 @@ def test_a_failed_cell_says_so_where_its_picture_would_be(small):
     folder, results = small
     results["cells"][2].update(status="failed: NaN in the step", scores=None, media=None)
     page = rendered(folder, results)
-    assert page.text.count("failed: NaN in the step") == 2  # the tile and the table of cells
+    assert page.text.count("failed: NaN in the step") == 1  # the tile
+    assert "NaN in the step" in json.loads(page.scripts[0])["texts"]
     assert "1 failed" in page.text
 
 
@@ -269,7 +341,7 @@ def test_defenses_that_share_a_label_have_a_picture_each(small):
         gains = re.findall(rf"<b>dp σ=0.1, {label}</b>\s*<span>(\S+) dB", page.source)
         assert len(gains) == 2
         assert all((shown == gain) == (label == "bucket=4096") for shown in gains)
-        assert f"<td>dp σ=0.1, {label}</td>" in page.source  # the table of cells
+        assert f"dp σ=0.1, {label}" in json.loads(page.scripts[0])["texts"]  # the table of cells
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -365,6 +437,18 @@ def test_only_the_first_clips_are_shown_and_the_page_says_so(tmp_path):
 
 
 @pytest.mark.usefixtures("no_plots")
+def test_pictures_keep_to_their_bytes(tmp_path, monkeypatch):
+    results = plant_run(tmp_path / "run", clips=4, frames=2, size=8, defenses=DEFENSES[:2])
+    whole = rendered(tmp_path / "run", results)
+    size = sum(map(len, re.findall(r"data:image/png[^)]*", whole.source))) // 4  # of a clip, roughly
+    monkeypatch.setattr(gallery, "MAX_BYTES", int(2.5 * size))
+    page = rendered(tmp_path / "run", results)
+    assert page.text.count("every frame") == 2
+    assert "the first 2 of 4 clips" in page.text
+    assert "On this page: 6 of 16 stored reconstructions" in page.text
+
+
+@pytest.mark.usefixtures("no_plots")
 def test_hundreds_of_cells_of_several_models_fit(tmp_path):
     folder = tmp_path / "run"
     results = plant_run(folder, clips=3, frames=2, size=8)
@@ -373,7 +457,8 @@ def test_hundreds_of_cells_of_several_models_fit(tmp_path):
         {**record, "model": f"model{n}", "id": f"{n}{record['id']}"} for n in range(60) for record in cells
     ]
     page = rendered(folder, results)
-    assert "The first 1500 are listed" in page.text
+    assert "1,620 cells, of which the first 50 are listed" in page.text
+    assert len(json.loads(page.scripts[0])["cells"]) == len(results["cells"])
     assert page.text.count("every frame") <= 12
     assert len(page.source) < 20_000_000
 

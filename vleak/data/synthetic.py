@@ -40,6 +40,8 @@ PHOTOS = {
     "rocket": (0.4, 0.9),
     "stereo_motorcycle": (0.4, 0.9),
 }
+OTHER_SEEDS = "other seeds"
+"""Origin of the public clips; no files are named so, and pages tell drawn clips by it."""
 OVERSAMPLING = 2  # frames are drawn at twice the size and averaged, which keeps edges smooth at 32x32
 COAST = 1.5  # largest distance the object moves outside the clip, in halves of its path within the clip
 
@@ -109,7 +111,7 @@ def load_synthetic(request: ClipRequest) -> ClipSet:
         public_clips=torch.stack(clips[len(attacked) :]) if public else empty[..., :size, :size],
         public_labels=torch.tensor([drawn.label for drawn in public], dtype=torch.int64),
         classes=MOTIONS,
-        public_source="other seeds",
+        public_source=OTHER_SEEDS,
         notes=("synthetic clips: objects moving over photographs, labelled by the kind of motion",),
         references=torch.stack([drawn.references(references) for drawn in attacked]) if references else None,
         fine=fine if request.fine else None,

@@ -17,10 +17,14 @@ _TONES = {"high": "leaks", "moderate": "unclear", "low": "safe", "undetermined":
 _OUTCOMES = {"fits": "safe", "note": "plain", "doubt": "unclear", "wrong": "leaks"}
 
 
-def write_audit(audit: Audit, path: Path | str) -> Path:
-    """Write the page of an audit, one file without scripts that loads nothing; return its path.
+def write_audit(audit: Audit, path: Path | str, *, pictures: bool = False) -> Path:
+    """Write the page of an audit, one file that loads nothing; return its path.
 
-    The rebuilt clips are in it; a private clip that was given as the truth is not.
+    Args:
+        audit: that was made.
+        path: of the page.
+        pictures: whether the rebuilt clips are on it, which are as private as the clips; a private clip that
+            was given as the truth never is.
 
     Raises:
         VleakError: the page cannot be written.
@@ -31,7 +35,8 @@ def write_audit(audit: Audit, path: Path | str) -> Path:
         record=record,
         tone=_TONES[record.risk.level],
         outcomes=_OUTCOMES,
-        panels=_panels(audit),
+        panels=_panels(audit) if pictures else [],
+        withheld=audit.clips is not None and not pictures,
         facts={"Update": record.update.model_dump(), "Budget": record.budget.model_dump()},
     )
     write_atomic(Path(path), page)
@@ -49,5 +54,5 @@ def _panels(audit: Audit) -> list[ClipPanel]:
 def _pictures(clip: Tensor, prior: Tensor) -> tuple[Picture, ...]:
     return (
         Picture(title="rebuilt from the update", role="attack", strip=film_strip(as_bytes(clip))),
-        Picture(title="without the update", role="truth", strip=film_strip(as_bytes(prior))),
+        Picture(title="best public answer", role="baseline", strip=film_strip(as_bytes(prior))),
     )

@@ -105,19 +105,26 @@ def draw_plots(rows: Sequence[Row]) -> list[Plot]:
         rows: rows of the run.
 
     Returns:
-        No, three or six plots; at most ``MAX_SERIES`` series, those of the rows that come first.
+        At most six plots, one for each quantity that was measured; at most ``MAX_SERIES`` series, those of
+        the rows that come first.
     """
     rows = [row for row in rows if row.n and not row.baseline]
     series = _series(rows)
-    rows = [row for row in rows if any(row in line.rows for line in series)]
+    drawn = {row.key for line in series for row in line.rows}
+    rows = [row for row in rows if row.key in drawn]
     private = [row for row in rows if _epsilon(row)]
     other = [row for row in rows if row.epsilon is None]
     plots = []
     if private:
-        plots += [_against_epsilon(series, private, measure) for measure in _MEASURES]
+        plots += [_against_epsilon(series, private, each) for each in _MEASURES if _known(private, each)]
     if other and (not private or any(not row.undefended for row in other)):
-        plots += [_by_defense(series, other, measure) for measure in _MEASURES]
+        plots += [_by_defense(series, other, each) for each in _MEASURES if _known(other, each)]
     return plots
+
+
+def _known(rows: Sequence[Row], measure: _Measure) -> bool:
+    """Return whether a quantity was measured in any of the rows."""
+    return any(measure.pick(row).mean is not None for row in rows)
 
 
 def _series(rows: Sequence[Row]) -> list[_Series]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import get_args
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vleak.report.numbers import epsilon_text, number, percent, plural, ratio
 from vleak.report.proof import sandwich_text
@@ -24,6 +25,7 @@ VERDICT_TONES: dict[Verdict, str] = {
     "nothing_found": "safe",
 }
 """Classes in the style sheet by verdict; "plain" for all others."""
+_SEVERITY = get_args(Verdict)
 _DASH = "–"
 
 
@@ -76,6 +78,17 @@ def position(value: float, span: tuple[float, float]) -> str:
     return f"{100 * min(1.0, max(0.0, share)):.1f}%"
 
 
+def raw(value: float | Interval | None) -> str:
+    """Return a number that a script sorts by; empty for None."""
+    number_ = _mean(value)
+    return "" if number_ is None else f"{number_:.6g}"
+
+
+def labelled(svg: str, text: str) -> str:
+    """Return an <svg> element as one picture with a text for who cannot see it."""
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(text)}" ', 1)
+
+
 def _mean(value: float | Interval | None) -> float | None:
     return value.mean if isinstance(value, Interval) else value
 
@@ -87,6 +100,7 @@ FILTERS: dict[str, Callable[..., object]] = {
     "epsilon": epsilon_text,
     "fixed": fixed,
     "grant": knowledge_text,
+    "labelled": labelled,
     "markup": Markup,
     "note": interval_note,
     "number": number,
@@ -95,7 +109,9 @@ FILTERS: dict[str, Callable[..., object]] = {
     "plural": plural,
     "position": position,
     "ratio": ratio,
+    "raw": raw,
     "sandwich": lambda figure: sandwich_text(figure).replace(" %", f"{NO_BREAK}%"),
+    "severity": _SEVERITY.index,
     "signed": signed,
     "tone": lambda verdict: VERDICT_TONES.get(verdict, "plain"),
     "verdict": verdict_text,

@@ -36,6 +36,11 @@ class Gallery:
     note: str = ""
 
     @property
+    def shown(self) -> int:
+        """Reconstructions on the page, baselines among them."""
+        return sum(p.strip is not None and p.role != "truth" for panel in self.panels for p in panel.pictures)
+
+    @property
     def example(self) -> ClipPanel | None:
         """First clip with its best baseline and its undefended reconstruction; None where one is missing."""
         first = self.panels[0]
@@ -100,6 +105,7 @@ class _RunPictures:
             missing=missing,
             psnr_db=cell.scores.psnr_db,
             flags=cell.flags,
+            cell=cell.id,
         )
 
     def _attack(self, cell: Cell | None, row: Row) -> Picture:
@@ -116,6 +122,7 @@ class _RunPictures:
             psnr_db=cell.scores.psnr_db,
             recognised=_recognised(cell.scores),
             flags=cell.flags,
+            cell=cell.id,
         )
 
 
@@ -143,10 +150,13 @@ def _gallery(pictures: _RunPictures, attacked: list[Row], rows: Sequence[Row], l
         f"{attacked[0].model}, {attacked[0].training_state}",
         ", ".join(dict.fromkeys(row.attack for row in columns)),
     )
+    largest = 0
     for clip, index in pictures.clips[:limit]:
-        if pictures.files.bytes > MAX_BYTES:
+        before = pictures.files.bytes
+        if before + largest > MAX_BYTES:
             break
         gallery.panels.append(pictures.panel(columns, clip, index))
+        largest = max(largest, pictures.files.bytes - before)
     gallery.note = _note(len(gallery.panels), len(pictures.clips), len(columns), len(order))
     return gallery
 

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from vleak.errors import InputError
-from vleak.regression import Night, NightLine
-from vleak.report.svg import MAX_SERIES, SERIES, canvas, clear_frame, or_nan, style, to_svg
+from vleak.regression import Night, NightLine, TestRecord
+from vleak.report.svg import MAX_SERIES, SERIES, Plot, canvas, clear_frame, or_nan, style, to_svg
 
-__all__ = ["draw_nights"]
+__all__ = ["draw_nights", "night_plots"]
 
 # A file of its own has no page to take colours from.
 _PAPER = {"--ink": "#1a1a1a", "--muted": "#555555", "--line": "#dddddd", "--bound": "#999999"} | {
@@ -22,7 +22,7 @@ _PAPER = {"--ink": "#1a1a1a", "--muted": "#555555", "--line": "#dddddd", "--boun
 
 
 def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str]) -> str:
-    """SVG of the nights' differences to the baseline, in the standard deviations of each series.
+    """SVG of the nights' differences to the baseline, in the standard deviations of each series; for a file.
 
     Args:
         night: the last one, whose tests are drawn: those that alarm or moved, then those with most evidence.
@@ -32,10 +32,33 @@ def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str])
     Raises:
         InputError: there is nothing to draw.
     """
+    ranked = _ranked(night, nights, names)
+    if not ranked:
+        raise InputError("plot: the history has no night to draw; judge a run of a fresh draw with it first")
+    svg = _draw(night, nights, names, ranked)
+    return re.sub(r"var\((--\w+)\)", lambda match: _PAPER[match[1]], svg) + "\n"
+
+
+def night_plots(night: Night, nights: Sequence[NightLine], names: Sequence[str]) -> list[Plot]:
+    """Plot of `draw_nights` for a page, in the page's colours; none before the second night."""
+    ranked = _ranked(night, nights, names)
+    if not ranked or len(nights) < 2:
+        return []
+    caption = (
+        "Each night less the baseline, in standard deviations of its series. Drawn are the figures that "
+        "alarm or moved, then those with most evidence; a dotted line marks a new level."
+    )
+    return [Plot("Differences to the baseline", caption, _draw(night, nights, names, ranked))]
+
+
+def _ranked(night: Night, nights: Sequence[NightLine], names: Sequence[str]) -> list[TestRecord]:
+    """Return the tests that can be drawn, those that alarm first; none without a history."""
     moved = {move.name for move in night.moves}
     series = {name: [line.means[place] for line in nights] for place, name in enumerate(names)}
     constant = {name for name, values in series.items() if len(set(values)) < 2}
-    ranked = sorted(
+    if not nights:
+        return []
+    return sorted(
         (
             test
             for test in night.tests
@@ -50,8 +73,12 @@ def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str])
             -test.log_e,
         ),
     )
-    if not ranked or not nights:
-        raise InputError("plot: the history has no night to draw; judge a run of a fresh draw with it first")
+
+
+def _draw(
+    night: Night, nights: Sequence[NightLine], names: Sequence[str], ranked: Sequence[TestRecord]
+) -> str:
+    series = {name: [line.means[place] for line in nights] for place, name in enumerate(names)}
     with style("nights"):
         figure, axes = canvas(3.4)
         for color, test in zip(SERIES, ranked[:MAX_SERIES], strict=False):
@@ -69,4 +96,4 @@ def draw_nights(night: Night, nights: Sequence[NightLine], names: Sequence[str])
         figure.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
         clear_frame(axes, grid="y")
         svg = to_svg(figure)
-    return re.sub(r"var\((--\w+)\)", lambda match: _PAPER[match[1]], svg) + "\n"
+    return svg

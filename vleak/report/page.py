@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vleak.files import write_atomic
+from vleak.report.answer import answer, tally
+from vleak.report.cells import FIRST, cell_table
 from vleak.report.figures import draw_plots
 from vleak.report.filters import NO_BREAK
 from vleak.report.flag_texts import count_flags
@@ -15,13 +17,14 @@ from vleak.report.frontier import draw_frontier
 from vleak.report.gallery import build_galleries
 from vleak.report.html import render_page
 from vleak.report.proof import audits_of
+from vleak.report.sandwich_plot import draw_sandwich
+from vleak.report.sharing import pictures_wanted
 from vleak.report.words import Topic, headline_sentences, knowledge_text
-from vleak.results import Row, read_run, row_key, summarise
-from vleak.results.records import Cell, KnowledgeRecord, RunRecord, Scores, Setting
+from vleak.results import Row, read_run, summarise
+from vleak.results.records import Cell, KnowledgeRecord, RunRecord, Setting
 from vleak.results.sandwich import ACCUSED
 from vleak.results.statistics import MIN_CLIPS
 
-MAX_CELLS = 1500
 _TONES: dict[Topic, str] = {
     "bound_broken": "alert",
     "leaks": "leaks",
@@ -48,12 +51,14 @@ class Grant:
     attacks: list[str]
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` into the folder of a run: one file without scripts that loads nothing.
+def write_report(run_dir: Path, *, pictures: bool | None = None) -> Path:
+    """Write ``report.html`` into the folder of a run: one file that loads nothing.
 
     Args:
         run_dir: folder of a run, finished or not, with the pictures that its cells name. Pictures that are
             missing or broken are shown as such.
+        pictures: whether private clips and what was rebuilt of them stand on the page; None for those of
+            synthetic clips alone.
 
     Returns:
         The path of the report.
@@ -64,23 +69,27 @@ def write_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     path = run_dir / "report.html"
-    write_atomic(path, render(run_dir, run))
+    write_atomic(path, render(run_dir, run, pictures=pictures))
     return path
 
 
-def render(folder: Path, run: RunRecord) -> str:
+def render(folder: Path, run: RunRecord, *, pictures: bool | None = None) -> str:
     """Return the report as HTML.
 
     Args:
         folder: folder of the pictures.
         run: record of the run.
+        pictures: as for `write_report`.
     """
     rows = summarise(run)
-    galleries = build_galleries(folder, run, rows)
-    labels = {row.key: row.defense for row in rows}
+    wanted = pictures_wanted(run.settings.data, run.data, pictures)
+    galleries = build_galleries(folder, run, rows) if wanted else []
+    stored = sum(cell.media is not None for cell in run.cells)
     return render_page(
         "report.html",
         run=run,
+        answer=answer(rows),
+        counts=tally(rows),
         headline=[
             (_keep_units(sentence.text), _TONES.get(sentence.topic, "unclear"))
             for sentence in headline_sentences(rows, run)
@@ -98,14 +107,16 @@ def render(folder: Path, run: RunRecord) -> str:
         limits=[row for row in rows if row.ceilings and not row.baseline and not row.undefended],
         audits=audits_of(rows),
         broken_rate=ACCUSED / 2,
-        plots=[*draw_frontier(rows), *draw_plots(rows)],
+        plots=[*draw_frontier(rows), *draw_sandwich(rows), *draw_plots(rows)],
         galleries=galleries,
+        withheld=stored if not wanted else 0,
+        embedded=(sum(gallery.shown for gallery in galleries), stored),
         example=galleries[0].example if galleries else None,
         flags=count_flags(run.cells),
         failures=Counter(cell.failure for cell in run.cells if not cell.ok),
         grants=_grants(run.cells),
-        cells=[(labels[row_key(cell)], cell) for cell in run.cells[:MAX_CELLS]],
-        no_scores=Scores(),
+        table=cell_table(run.cells, {row.key: row.defense for row in rows}),
+        first=FIRST,
         least_clips=MIN_CLIPS,
         facts={"Settings": run.settings.model_dump(), "Environment": run.environment.model_dump()},
     )

@@ -26,6 +26,7 @@ class Picture:
         psnr_db: PSNR of this very reconstruction.
         recognised: whether the right clip was picked out; None where it means nothing.
         flags: health flags of the attack on this clip.
+        cell: id of the cell that it is from; empty where it is from none.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Picture:
     psnr_db: float | None = None
     recognised: bool | None = None
     flags: tuple[str, ...] = ()
+    cell: str = ""
 
 
 @dataclass(frozen=True)

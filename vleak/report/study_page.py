@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 from vleak.files import write_atomic
 from vleak.report.curve import draw_curve
 from vleak.report.html import render_page
+from vleak.report.numbers import plural
 from vleak.report.panels import ClipPanel, Picture, PictureFiles
+from vleak.report.sharing import pictures_wanted
 from vleak.report.svg import Plot
 from vleak.results import read_run
 from vleak.results.records import RunRecord
@@ -48,26 +51,54 @@ class ClaimView:
     panels: tuple[ClipPanel, ...]
 
 
-def write_study(out: Path) -> Path:
-    """Write ``study.html`` into the folder of a finished study: one file without scripts that loads nothing.
+def write_study(out: Path, *, pictures: bool | None = None) -> Path:
+    """Write ``study.html`` into the folder of a finished study: one file that loads nothing.
+
+    Args:
+        out: folder of the study.
+        pictures: whether private clips and what was rebuilt of them stand on the page; None for those of
+            synthetic clips alone.
 
     Raises:
         InputError: no study, no JSON in its file, another schema version, or a field that is wrong.
         VleakError: the page cannot be written.
     """
     study, path = read_study(out), out / "study.html"
+    wanted = pictures_wanted(study.settings.data, study.data, pictures)
     runs = {
         name: read_run(out / name)
         for name in dict.fromkeys(picture.run for claim in study.claims for picture in claim.pictures)
+        if wanted
     }
     clips = study.data.names[:MAX_PANELS]
-    claims = [_view(claim, _panels(out, runs, clips, claim.pictures)) for claim in study.claims]
+    claims = [
+        _view(claim, _panels(out, runs, clips, claim.pictures) if wanted else []) for claim in study.claims
+    ]
     settings, environment = vars(study.settings), study.environment.model_dump()
+    keys = [claim.key for claim in study.claims]
     page = render_page(
-        "study.html", study=study, claims=claims, facts={"Settings": settings, "Environment": environment}
+        "study.html",
+        study=study,
+        claims=claims,
+        answer=_answer(study.claims),
+        counts=_counts(study.claims),
+        sections=[(key, key.replace("_", " ").capitalize(), True) for key in (*keys, "setup")],
+        moving=any(view.panels for view in claims),
+        withheld=not wanted and any(claim.pictures for claim in study.claims),
+        facts={"Settings": settings, "Environment": environment},
     )
     write_atomic(path, page)
     return path
+
+
+def _answer(claims: Sequence[ClaimRecord]) -> str:
+    holding = sum(claim.verdict == "holds" for claim in claims)
+    return f"{holding} of {len(claims)} claim{plural(len(claims))} hold{'s' if holding == 1 else ''}"
+
+
+def _counts(claims: Sequence[ClaimRecord]) -> list[tuple[str, str, int]]:
+    counts = Counter(claim.verdict for claim in claims)
+    return [(verdict, tone, counts[verdict]) for verdict, tone in _TONES.items() if counts[verdict]]
 
 
 def _view(claim: ClaimRecord, panels: Sequence[ClipPanel]) -> ClaimView:

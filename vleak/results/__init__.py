@@ -1,5 +1,6 @@
 """Results of a run: typed records, their stores, statistics over clips, and the rows of the table."""
 
+from vleak.results.comparison import Comparison, RowPair, compare_runs, differ_in_seed_alone
 from vleak.results.folder import read_run
 from vleak.results.records import Cell, ModelRecord, RunHeader, RunRecord
 from vleak.results.rows import Row, RowKey, row_key
@@ -10,17 +11,21 @@ from vleak.results.summary import summarise
 
 __all__ = [
     "Cell",
+    "Comparison",
     "FolderStore",
     "Interval",
     "MemoryStore",
     "ModelRecord",
     "Row",
     "RowKey",
+    "RowPair",
     "RunHeader",
     "RunRecord",
     "RunStore",
     "SeedVerdict",
     "binomial_interval",
+    "compare_runs",
+    "differ_in_seed_alone",
     "mean_interval",
     "over_seeds",
     "read_run",

@@ -11,7 +11,15 @@ from scipy.special import betainc, betaincinv, stdtrit
 
 from vleak.errors import InputError
 
-__all__ = ["MIN_CLIPS", "Interval", "Refusal", "binomial_excess", "binomial_interval", "mean_interval"]
+__all__ = [
+    "MIN_CLIPS",
+    "Interval",
+    "Refusal",
+    "binomial_excess",
+    "binomial_interval",
+    "difference_interval",
+    "mean_interval",
+]
 
 Refusal = Literal["no_clips", "few_clips"]
 """Reason why there is no interval: no value at all, or fewer than ``MIN_CLIPS``."""
@@ -64,6 +72,45 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * spread / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
+
+
+def difference_interval(
+    values: Sequence[float], others: Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """Difference of the means of two samples of other clips, with Welch's interval (1947, Biometrika 34).
+
+    Args:
+        values, others: one number a clip. The difference is the mean of the first less that of the second.
+        confidence: nominal coverage in (0, 1).
+
+    Returns:
+        The interval, ``n`` that of the smaller sample; below ``MIN_CLIPS`` values the difference alone.
+
+    Raises:
+        InputError: as `mean_interval`.
+    """
+    one, other = mean_interval(values, confidence), mean_interval(others, confidence)
+    n = min(one.n, other.n)
+    if one.mean is None or other.mean is None:
+        return Interval(None, None, None, 0, "no_clips")
+    change = one.mean - other.mean
+    if n < MIN_CLIPS:
+        return Interval(change, None, None, n, "few_clips")
+    parts = [_squared_error(sample) for sample in (values, others)]
+    total = math.fsum(parts)
+    if total == 0:
+        return Interval(change, change, change, n)
+    lengths = (len(values), len(others))
+    freedom = total**2 / math.fsum(p**2 / (m - 1) for p, m in zip(parts, lengths, strict=True))
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(total)
+    return Interval(change, change - half, change + half, n)
+
+
+def _squared_error(values: Sequence[float]) -> float:
+    """Squared standard error of a mean."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    return math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
