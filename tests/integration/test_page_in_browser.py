@@ -12,16 +12,18 @@ import pytest
 from audits import clips as audit_clips
 from audits import quick, sent, with_norm
 from chromium import View, chromium, dom, look
+from entries import PROTOCOL, entry, figures
 from nights import run_of, shifted
 from planted_run import DEFENSES, plant_run, store
 from planted_study import QUICK, PlantedRuns
 from torch import nn
 
 from vleak.regression import make_baseline, read_history, regress
-from vleak.report import write_audit, write_comparison, write_night, write_report, write_study
+from vleak.report import board_page, write_audit, write_comparison, write_night, write_report, write_study
 from vleak.results import RunRecord, read_run
 from vleak.study import run as study_run
 from vleak.study import run_study
+from vleak.suite import leaderboard
 
 pytestmark = pytest.mark.slow
 
@@ -137,6 +139,14 @@ def own_page(folder: Path) -> str:
     return write_report(folder).read_text(encoding="utf-8")
 
 
+def leaderboard_page(folder: Path) -> str:
+    entries = [
+        entry(BAD, figures([8.0] * 12, 12, 12)), entry("prune", audit=None), entry(BREAKOUT),
+        entry("refused", change={"adaptive": False}), entry("prune", attack=BAD),
+    ]  # fmt: skip
+    return board_page(leaderboard(entries, PROTOCOL))
+
+
 PAGES: Mapping[str, Callable[[Path], str]] = {
     "run": lambda folder: write_report(plain_run(folder)).read_text(encoding="utf-8"),
     "hostile": lambda folder: write_report(hostile_run(folder)).read_text(encoding="utf-8"),
@@ -145,6 +155,7 @@ PAGES: Mapping[str, Callable[[Path], str]] = {
     "audit": audit_page,
     "night": night_page,
     "study": study_page,
+    "leaderboard": leaderboard_page,
 }
 
 

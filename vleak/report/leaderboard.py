@@ -143,7 +143,7 @@ def _escaped(text: str) -> str:
 
 
 def board_page(board: Board) -> str:
-    """Page of a leaderboard, one file without scripts that loads nothing; every text in it is escaped."""
+    """Page of a leaderboard, one file that loads nothing; every text in it is escaped."""
     views = [_view(standing) for standing in board.standings]
     machines = {
         f"vleak {e.vleak}, torch {e.torch}, {e.platform}, native code {e.extension}"
@@ -152,6 +152,7 @@ def board_page(board: Board) -> str:
     }
     return render_page(
         "leaderboard.html",
+        answer=_answer(board),
         board=board,
         views=views,
         refused=_refused(board),
@@ -162,6 +163,17 @@ def board_page(board: Board) -> str:
         machines=sorted(machines),
         digest=board.protocol.sha256,
     )
+
+
+def _answer(board: Board) -> str:
+    """What the board says in a sentence."""
+    if not board.standings:
+        return "No entry is admitted."
+    first = [standing for standing in board.standings if standing.rank.low == 1]
+    if len(first) == 1:
+        return f"{first[0].entry.defense.label} leaks least."
+    count = f"{len(first)} of {len(board.standings)}"
+    return f"{count} defenses may leak least; the clips do not tell them apart."
 
 
 def _view(standing: Standing) -> StandingView:
