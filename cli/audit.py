@@ -15,8 +15,7 @@ from vleak.errors import InputError, argument
 
 if TYPE_CHECKING:
     from vleak.federated import LocalTraining
-    from vleak.update_audit import Audit, AuditRecord
-    from vleak.update_audit.records import DetectionScore
+    from vleak.update_audit import Audit, AuditRecord, DetectionScore
 
 _GIVEN, _CLIENT, _ATTACK, _RUN = "What was captured", "The client", "The attack", "The run"
 

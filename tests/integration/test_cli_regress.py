@@ -50,7 +50,7 @@ def test_a_baseline_is_made_of_runs(files: None, capfd: pytest.CaptureFixture[st
     code, out, err = call("baseline b0.json b1.json b2.json b3.json -o made.json", capfd)
     assert (code, out) == (0, "")
     first, claims, last = err.splitlines()
-    assert (first, last) == ("2 rows, 4 draws, 12 kB", "baseline: made.json")
+    assert (first, last) == ("2 rows, 4 draws, 13 kB", "baseline: made.json")
     assert re.fullmatch(r"\d+ of \d+ claims and parts of the contract hold; 0 epsilons audited", claims)
     made = read_baseline("made.json")
     assert {claim.defense for claim in made.claims or ()} == set(made.settings.defenses)
