@@ -198,7 +198,8 @@ def _epsilon(value: float | None) -> str:
 
 
 def _gain(leak: Leak) -> str:
-    return gain_text(Interval(*leak.gain, n=leak.scored))
+    rounded = (None if value is None else round(value, 1) + 0.0 for value in leak.gain)  # + 0.0: no -0
+    return gain_text(Interval(*rounded, n=leak.scored))
 
 
 def _both(defended: str, undefended: str, alike: bool) -> str:
