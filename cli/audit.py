@@ -15,7 +15,7 @@ from vleak.errors import InputError, argument
 
 if TYPE_CHECKING:
     from vleak.federated import LocalTraining
-    from vleak.update_audit import Audit, AuditRecord
+    from vleak.update_audit import Audit, AuditRecord, DetectionScore
 
 _GIVEN, _CLIENT, _ATTACK, _RUN = "What was captured", "The client", "The attack", "The run"
 
@@ -204,6 +204,10 @@ def _show(made: Audit, out: Path | None, *, pictures: bool) -> None:
     output.console.print(_checks(record))
     if record.defenses:
         output.console.print(_leaks(record))
+    for score in record.detection:
+        if score.alarm:
+            where = f" in {score.layer}" if score.layer else ""
+            output.say(f"  {score.name}{where}, of the {score.of}: {score.why} ({_limited(score)})")
     for reason in record.risk.reasons:
         output.say(f"  {reason}")
     output.say(f"risk {record.risk.level}: {record.risk.meaning}")
@@ -221,16 +225,21 @@ def _checks(record: AuditRecord) -> Table:
 
 
 def _leaks(record: AuditRecord) -> Table:
-    table = Table("defense, on a dummy", "correlation", "left", "gain dB", "recognised", box=box.SIMPLE_HEAD)
+    table = Table("defense, on a dummy", "correlation", "left", "gain dB", "rebuilt", box=box.SIMPLE_HEAD)
     for trial in record.defenses:
         table.add_row(
             trial.defense,
             _number(trial.correlation, trial.failed),
             _number(trial.left),
             _number(trial.gain_db),
-            {True: "yes", False: "no", None: ""}[trial.recognised],
+            {True: "yes", False: "no", None: ""}[trial.rebuilt],
         )
     return table
+
+
+def _limited(score: DetectionScore) -> str:
+    figure = "without bound" if score.figure is None else f"{score.figure:.3g}"
+    return f"{figure}, at most {score.threshold:.3g}"
 
 
 def _number(value: float | None, otherwise: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vleak.cli import output
+from vleak.cli.progress import shown_progress
 
 Runs = Annotated[
     list[Path],
@@ -21,7 +22,8 @@ def baseline(run: Runs, out: Out) -> None:
     from vleak import api
     from vleak.regression import make_baseline, write_baseline
 
-    made = make_baseline([api.load_run(folder) for folder in run])
+    with shown_progress() as show:
+        made = make_baseline([api.load_run(folder) for folder in run], claims=True, progress=show)
     path = write_baseline(made, out)
     count = len(made.draws)
     output.say(
@@ -32,4 +34,12 @@ def baseline(run: Runs, out: Out) -> None:
             f"of {count} draw{'' if count == 1 else 's'} a night can tell little apart; evaluate with "
             "--draw 1 to 5 too, and give all runs"
         )
+    claims = made.claims or ()
+    broken = [claim for claim in claims if claim.outcome == "broken"]
+    held = sum(claim.outcome == "holds" for claim in claims)
+    output.say(
+        f"{held} of {len(claims)} claims and parts of the contract hold; {len(made.audits)} epsilons audited"
+    )
+    for claim in broken:
+        output.say(f"broken already: {claim.defense}, {claim.name}: {claim.detail}")
     output.say(f"baseline: {path}")

@@ -155,7 +155,13 @@ class Composite(Defense):
         else:
             head = before[0] if before else after.pop(0)
         through = (PassesThrough(stages=(head, *after)),) if after else ()
-        return (*through, *(claim for claim in self.stages[-1].claims() if _holds_alone(claim)))
+        return (*through, *(claim for claim in self.stages[-1].claims() if self._holds(claim)))
+
+    def _holds(self, claim: Claim) -> bool:
+        """Return whether a claim of the last stage holds of the message: noise adds to that of the others."""
+        others = [other for stage in self.stages[:-1] for other in stage.claims()]
+        noisy = any(isinstance(other, GaussianNoise) for other in others)
+        return _holds_alone(claim) and not (noisy and isinstance(claim, GaussianNoise))
 
     def _each(self) -> Defense:
         """Return what every client does whose message is summed."""

@@ -23,7 +23,8 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 def simulate(folder: Path, *arguments: str) -> list[str]:
     """Run one round in a process of its own; what the server got, an entry a client."""
-    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     program = [sys.executable, str(SUPPORT / "flower_round.py"), str(folder), *arguments]
     done = subprocess.run(program, capture_output=True, text=True, timeout=550, env=environment)
     assert (folder / "seen.json").is_file(), done.stderr[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from attacking import (
+    CLASSES,
     SHAPE,
     STRONGEST,
     WEAKEST,
@@ -27,12 +29,12 @@ from attacking import (
 )
 from torch import Tensor
 
-from vleak.attacks import Knowledge, Matching, NonAdaptiveMatching
+from vleak.attacks import Knowledge, Matching, NonAdaptiveMatching, Observation
 from vleak.attacks.matching import AdaptiveWeights, adaptive_weights, matching
 from vleak.attacks.simulation import known_channel
 from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
 from vleak.descent.loop import Descent
-from vleak.federated import Channel, Message, Update
+from vleak.federated import Channel, Client, Message, Update
 from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
@@ -305,6 +307,20 @@ def test_noise_of_a_defense_from_outside_is_measured_on_public_clips() -> None:
     assert again is not None
     assert other is not None
     assert again.key == channel.key != other.key
+
+
+def test_of_a_model_that_is_trained_in_part_that_part_is_simulated() -> None:
+    model, data = copy.deepcopy(built_in("c3d_tiny")), scene()
+    next(model.parameters()).requires_grad_(False)
+    client = Client(model, defense=Laplace(scale=0.02))
+    update = client.update(data.clips[:1], data.labels[:1], generator("part"))
+    knowledge = Knowledge(
+        clip_shape=SHAPE, batch_size=1, classes=CLASSES, labels=data.labels[:1],
+        public_clips=data.public_clips, simulate=client.update,
+    )  # fmt: skip
+    channel = known_channel(Observation(model, update, knowledge))
+    assert channel is not None
+    assert channel.noise_energy == pytest.approx(2 * 0.02**2 * flat(update).numel(), rel=0.1)
 
 
 def test_without_public_clips_a_defense_is_simulated_on_random_ones() -> None:

@@ -116,6 +116,8 @@ def test_one_window_of_the_whole_video_is_plain_dp() -> None:
     model = build(Conv)
     whole = aggregate(DpVideo(noise_multiplier=0.5, windows=1, part=1.0), model)
     assert torch.equal(flat(whole), flat(aggregate(DpSgd(noise_multiplier=0.5), model)))
+    canaries = torch.eye(3)  # of an audit: they have no time
+    assert [window is canaries for window in DpVideo(windows=2, part=1.0)._windows(canaries)] == [True, True]
 
 
 def test_windows_leave_more_below_the_clip() -> None:

@@ -506,6 +506,13 @@ def test_a_composite_proves_what_its_stage_proves() -> None:
     assert parse_defenses("prune:fraction=0.5+compress:codec=fp16")[0].privacy() is None
 
 
+def test_a_composite_claims_no_noise_of_one_stage_where_another_adds_some() -> None:
+    (noisy,) = parse_defenses("dp:noise_multiplier=1.0+masks:deviation=0.001")
+    (plain,) = parse_defenses("prune:fraction=0.5+masks:deviation=0.001")
+    assert "Gaussian noise" not in [claim.name for claim in noisy.claims()]
+    assert "Gaussian noise" in [claim.name for claim in plain.claims()]
+
+
 class Mixing(Defense):
     """Every clip is the mean of the batch."""
 

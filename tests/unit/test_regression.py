@@ -99,7 +99,7 @@ def test_clips_of_one_client_are_one_sample() -> None:
     [
         ([], "expected at least one run"),
         ([run_of(0, clips=1), run_of(0, clips=1)], "two are of draw 0"),
-        ([run_of(0, clips=1), run_of(1, clips=1, iterations=9)], r"differ in iterations \(3, then 9\)"),
+        ([run_of(0, clips=1), run_of(1, clips=1, iterations=9)], r"differ in iterations \(3 before, 9 now\)"),
         ([run_of(0, clips=1).model_copy(update={"planned_cells": 9})], "that of draw 0 is not finished"),
     ],
 )
@@ -299,7 +299,7 @@ def test_runs_of_other_settings_clips_or_weights_are_not_judged(tmp_path: Path, 
         other.model_copy(update={"data": data, "models": (model,)}), baseline, history=tmp_path / "h"
     )
     assert (night.verdict, night.exit_code, night.tests) == ("not judged", 2, ())
-    for part in ("iterations (3, then 7)", "clips (the data has another digest)", "weights of c3d"):
+    for part in ("iterations (3 before, 7 now)", "clips (the data has another digest)", "weights of c3d"):
         assert part in night.not_judged[0]
     assert read_history(tmp_path / "h") == (None, [])  # such a night is none
     unfinished = regress(run_of(100).model_copy(update={"planned_cells": 99}), baseline)

@@ -51,8 +51,9 @@ def simulated_channel(observation: Observation, simulate: Simulate) -> Channel:
     for index, clips in enumerate(_rehearsed_batches(observation.knowledge)):
         sent = simulate(clips, labels, generator("simulate", index)).tensors
         honest = mean_gradient(observation.model, loss, clips.to(weight), labels.to(weight.device))
-        flat = torch.cat([sent[name].flatten().double() for name in honest])
-        plain = torch.cat([tensor.flatten().double().cpu() for tensor in honest.values()])
+        # Of a model that is trained in part, the message has that part.
+        flat = torch.cat([tensor.flatten().double() for tensor in sent.values()])
+        plain = torch.cat([honest[name].flatten().double().cpu() for name in sent])
         kept = flat != 0
         zeroes = zeroes or bool((~kept & (plain != 0)).any())
         energies.append(_noise(flat[kept], plain[kept]))

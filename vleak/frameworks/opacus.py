@@ -53,7 +53,13 @@ class OpacusCheck:
     """
 
     def __init__(
-        self, engine: Any, optimizer: Any, loader: Any, *, adjacency: Adjacency = "add or remove"
+        self,
+        engine: Any,
+        optimizer: Any,
+        loader: Any,
+        *,
+        adjacency: Adjacency = "add or remove",
+        given: Any = None,
     ) -> None:
         """Attach to the optimizer.
 
@@ -62,6 +68,8 @@ class OpacusCheck:
             optimizer: `opacus.optimizers.DPOptimizer`.
             loader: that the training goes through, as make_private returned it.
             adjacency: what the epsilon is stated for.
+            given: loader that make_private was given, whose batches and sampler it replaces; None leaves out
+                whether it kept what was asked for.
 
         Raises:
             InputError: the optimizer is none of Opacus, the loader has no length, or an unknown adjacency.
@@ -76,6 +84,7 @@ class OpacusCheck:
             )
         self.samples, self.batches = _sizes(loader)
         self.engine, self.optimizer, self.loader, self.adjacency = engine, optimizer, loader, adjacency
+        self.given = given
         self._rows: list[int] = []
         self._excess, self._deviations = 0.0, list[float]()
         self._own: Callable[[Any], None] | None = optimizer.step_hook
@@ -132,15 +141,11 @@ class OpacusCheck:
         name = type(sampler).__name__
         inner = type(getattr(sampler, "sampler", None)).__name__
         if name in ("UniformWithReplacementSampler", "DistributedUniformWithReplacementSampler"):
-            return Finding(
-                "sampling", "fits", "every sample is drawn by itself (Poisson), as the accountant takes it"
-            )
+            return self._poisson()
         if inner == "WeightedRandomSampler":
             return Finding(
                 "sampling", "wrong",
-                "samples are drawn with weights, and the epsilon is for equal chances (Opacus issue "
-                "813); sample "
-                "uniformly",
+                "samples are drawn with weights, and the epsilon is for equal chances; sample uniformly",
             )  # fmt: skip
         order = {"RandomSampler": "shuffled", "SequentialSampler": "in a fixed order"}.get(inner)
         if order is None:
@@ -153,6 +158,27 @@ class OpacusCheck:
             "(arXiv "
             "2411.10614); use poisson_sampling=True",
         )  # fmt: skip
+
+    def _poisson(self) -> Finding:
+        """Return whether the chance of a sample is that of the loader that was given."""
+        told = "every sample is drawn by itself (Poisson), as the accountant takes it"
+        sampler, size = getattr(self.given, "sampler", None), getattr(self.given, "batch_size", None)
+        drawn = self.samples / self.batches
+        if sampler is None or not size:
+            return Finding("sampling", "fits", told)
+        if drawn >= size + 1 and len(sampler) < self.samples:
+            return Finding(
+                "sampling", "wrong",
+                f"batches of {size} were asked for, and a step has {drawn:g} samples on average: the "
+                f"{len(sampler)} that {type(sampler).__name__} draws in a pass were taken for all "
+                f"{self.samples}, and epsilon grows that much faster (Opacus issue 813); give a sampler of "
+                "all of them",
+            )  # fmt: skip
+        if type(sampler).__name__ == "WeightedRandomSampler":
+            return Finding(
+                "sampling", "doubt", f"{told}; the weights that were asked for are dropped (Opacus issue 600)"
+            )
+        return Finding("sampling", "fits", told)
 
     def _adjacency(self) -> Finding:
         name = type(self.engine.accountant).__name__

@@ -4,9 +4,11 @@ from vleak.regression.baseline import baseline_digest, make_baseline, read_basel
 from vleak.regression.history import History, read_history
 from vleak.regression.night import MODES, Mode, regress
 from vleak.regression.records import (
+    AuditState,
     Baseline,
     BaselineRow,
     BaselineUtility,
+    ClaimState,
     Finding,
     HistoryHeader,
     LevelMove,
@@ -19,9 +21,11 @@ from vleak.regression.records import (
 
 __all__ = [
     "MODES",
+    "AuditState",
     "Baseline",
     "BaselineRow",
     "BaselineUtility",
+    "ClaimState",
     "Finding",
     "History",
     "HistoryHeader",

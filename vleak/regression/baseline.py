@@ -18,6 +18,7 @@ from vleak.regression.records import (
     BaselineRow,
     BaselineUtility,
 )
+from vleak.regression.statements import Progress, audit_states, claim_states
 from vleak.results import RowKey, RunRecord
 from vleak.results.reading import read_json, validate
 from vleak.results.records import SettingsRecord
@@ -52,12 +53,17 @@ class HasRecord(Protocol):
 RunLike = RunRecord | HasRecord
 
 
-def make_baseline(runs: RunLike | Sequence[RunLike]) -> Baseline:
+def make_baseline(
+    runs: RunLike | Sequence[RunLike], *, claims: bool = False, progress: Progress | None = None
+) -> Baseline:
     """Make a baseline of finished runs.
 
     Args:
         runs: one or more, of equal settings but for the draw. Every further draw makes later nights more
             certain: of one alone little can be said, six are enough for most.
+        claims: whether what the defenses claim is checked and kept, a second or two each, so that nights
+            check it too.
+        progress: called as (what, defenses checked, defenses in all).
 
     Raises:
         InputError: no run, two of one draw, an unfinished one, other settings, clips or weights; names them.
@@ -75,7 +81,13 @@ def make_baseline(runs: RunLike | Sequence[RunLike]) -> Baseline:
         draws=tuple(record.settings.draw for record in records),
         rows=tuple(_row(key, [table[key] for table in tables if key in table], tables) for key in keys),
         utility=_utility(records),
+        audits=audit_states(records),
+        claims=claim_states(first.settings.defenses, progress or _unseen) if claims else None,
     )
+
+
+def _unseen(what: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 def records_of(runs: RunLike | Sequence[RunLike]) -> list[RunRecord]:
@@ -107,11 +119,11 @@ def _check(records: Sequence[RunRecord]) -> None:
 
 
 def differing_settings(one: RunRecord | Baseline, other: RunRecord) -> list[str]:
-    """Differences that leave nothing to compare, as "name is ..., was ...": settings, clips and weights."""
+    """Differences that leave nothing to compare, as "name (3 before, 9 now)": settings, clips and weights."""
     before, after = one.settings, other.settings
     names = [name for name in SettingsRecord.model_fields if name not in _OWN]
     found = [
-        f"{name} ({getattr(before, name)}, then {getattr(after, name)})"
+        f"{name} ({_shown(getattr(before, name))} before, {_shown(getattr(after, name))} now)"
         for name in names
         if getattr(before, name) != getattr(after, name)
     ]
@@ -125,6 +137,13 @@ def differing_settings(one: RunRecord | Baseline, other: RunRecord) -> list[str]
         for model in _models(other)
         if weights.get((model.pipeline, model.name)) != model.weights_sha256
     ]
+
+
+def _shown(value: object) -> str:
+    """Return a setting for a message."""
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    return "not given" if value is None else str(value)
 
 
 def _models(record: RunRecord) -> tuple[BaselineModel, ...]:

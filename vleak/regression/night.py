@@ -30,9 +30,11 @@ from vleak.regression.records import (
     LevelMove,
     Night,
     NightLine,
+    Promise,
     Verdict,
 )
 from vleak.regression.replay import Replayed, replay
+from vleak.regression.statements import Statements, judge_statements, statement_count
 from vleak.regression.testing import Tested, Tonight
 from vleak.results import RunRecord
 
@@ -119,14 +121,19 @@ def _judge(
     for run in fit:
         if run is not fresh:
             _add(replayed, replay(run, baseline))
-    stated = [finding for run in fit[:1] for finding in findings(run, baseline)]
+    stated, said = [finding for run in fit[:1] for finding in findings(run, baseline)], Statements()
     tonight = None
     if fresh is not None and fresh in fit:
         tests = _tests(baseline, history, digest)
-        tonight = Tonight(fresh, tests, promise(max(1, len(tests))), history.lines if history else [])
+        level = _promise(len(tests), baseline)
+        tonight = Tonight(fresh, tests, level, history.lines if history else [])
         _refuse_again(fresh.settings.draw, history)
         tonight.judge(report)
-    missing = [*unfit, *replayed.not_judged, *(tonight.not_judged if tonight else [])]
+    if fit:
+        level = tonight.promise if tonight else _promise(len(plan_tests(baseline)), baseline)
+        said = judge_statements(fit[-1], baseline, level.log_threshold, report)
+        stated += said.findings
+    missing = [*unfit, *replayed.not_judged, *(tonight.not_judged if tonight else []), *said.not_judged]
     worse = (
         stated or replayed.moved or (tonight and any(one.record.outcome == "worse" for one in tonight.tested))
     )
@@ -145,8 +152,14 @@ def _judge(
         compared=replayed.compared,
         moved=tuple(replayed.moved),
         not_judged=tuple(missing),
+        notes=tuple(said.notes),
         moves=_moves(history),
     )
+
+
+def _promise(tests: int, baseline: Baseline) -> Promise:
+    """Return the promise over the tests of figures, and over the claims and audits that are asked for."""
+    return promise(max(1, tests + statement_count(baseline)))
 
 
 def _note_unfit(run: RunRecord, baseline: Baseline, reasons: list[str]) -> bool:
@@ -156,7 +169,10 @@ def _note_unfit(run: RunRecord, baseline: Baseline, reasons: list[str]) -> bool:
     if run.planned_cells != len(run.cells):
         found.append(f"{name} is not finished; resume it with the same `out`")
     if differences := differing_settings(baseline, run):
-        found.append(f"{name} has no clips in common with the baseline: other {'; '.join(differences)}")
+        found.append(
+            f"{name} cannot be compared with the baseline: other {'; '.join(differences)}; evaluate with the "
+            "settings and data of the baseline"
+        )
     reasons += found
     return bool(found)
 

@@ -14,10 +14,12 @@ __all__ = [
     "BASELINE_VERSION",
     "HISTORY_VERSION",
     "NIGHT_VERSION",
+    "AuditState",
     "Baseline",
     "BaselineModel",
     "BaselineRow",
     "BaselineUtility",
+    "ClaimState",
     "Finding",
     "HistoryHeader",
     "LevelMove",
@@ -101,6 +103,40 @@ class BaselineUtility(Record):
     accuracy: tuple[Finite | None, ...]
 
 
+class ClaimState(Record):
+    """One check of what a defense claims of its messages, or of its contract (`vleak.conformance`).
+
+    Attributes:
+        defense: text, as on the command line.
+        name: of the claim, or of the part of the contract. settings: of the claim; empty of the contract.
+        outcome: "holds", "broken", or "not checked". detail: what was seen, or why it was not checked.
+    """
+
+    defense: str
+    name: str
+    settings: str = ""
+    outcome: Literal["holds", "broken", "not checked"]
+    detail: str = ""
+
+
+class AuditState(Record):
+    """Audited epsilon of one defense on one model, over the draws of a baseline.
+
+    Attributes:
+        pipeline, model: as in `BaselineRow`. defense: text, as there. label: of the defense.
+        claimed: epsilon of one release.
+        epsilon: largest lower bound of all draws; None where it is infinite. refuted: whether any refuted it.
+    """
+
+    pipeline: str
+    model: str
+    defense: str
+    label: str
+    claimed: Finite | None
+    epsilon: Finite | None
+    refuted: bool
+
+
 class Baseline(Record):
     """Whole content of a baseline: the figures that nights are compared with.
 
@@ -110,6 +146,9 @@ class Baseline(Record):
         data, data_sha256: name and digest of the clips. models: attacked models.
         draws: draws of the randomness of clients and attacks, a run each.
         rows: by defense and attack. utility: by defense, where it was measured.
+        audits: audited epsilons, where runs were audited.
+        claims: checks of what the defenses claim, as they came out when the baseline was made; None where
+            they were not checked.
     """
 
     kind: Literal["vleak baseline"] = "vleak baseline"
@@ -122,6 +161,8 @@ class Baseline(Record):
     draws: tuple[int, ...] = Field(min_length=1)
     rows: tuple[BaselineRow, ...]
     utility: tuple[BaselineUtility, ...] = ()
+    audits: tuple[AuditState, ...] = ()
+    claims: tuple[ClaimState, ...] | None = None
 
 
 class Promise(Record):
@@ -194,10 +235,10 @@ class MovedFigure(Record):
 
 
 class Finding(Record):
-    """Statement of a defense or attack that changed, which needs no statistics.
+    """Statement of a defense or attack that changed, or that what is sent refutes.
 
     Attributes:
-        row: defense and attack. what: what changed. baseline, tonight: what was stated.
+        row: defense and attack, or defense. what: what changed. baseline, tonight: what was stated.
     """
 
     row: str
@@ -225,13 +266,14 @@ class Night(Record):
     Attributes:
         kind: what the record is. schema_version: version of these records.
         verdict: "failed" (more leaks, more is sent, less is learned, a certificate or the attack is weaker,
-            or a replay differs); otherwise "not judged" where anything could not be, or "held".
+            a claim or an epsilon broke, or a replay differs); otherwise "not judged" where anything could not
+            be, or "held".
         night: its number in the history; 1 without one. draw: of the run that was tested; None without one.
         baseline_sha256: digest of the baseline.
         promise: on false alarms; None where nothing was tested.
         tests: tested figures. findings: changed statements.
         replayed: draws that were replayed. compared: figures that were. moved: those that differ.
-        not_judged: what could not be judged, and why.
+        not_judged: what could not be judged, and why. notes: what the baseline lacks, so that nobody asked.
         moves: changes of level that the history shows.
     """
 
@@ -248,6 +290,7 @@ class Night(Record):
     compared: int = 0
     moved: tuple[MovedFigure, ...] = ()
     not_judged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     moves: tuple[LevelMove, ...] = ()
 
     @property

@@ -52,7 +52,8 @@ def log_e_text(value: float) -> str:
 def night_sentences(night: Night) -> list[str]:
     """What a person reads first: the verdict, then each reason for it."""
     return [_first(night), *map(_worse, _alarms(night)), *map(_found, night.findings), *_moved(night),
-            *(f"not judged: {reason}" for reason in night.not_judged)]  # fmt: skip
+            *(f"not judged: {reason}" for reason in night.not_judged),
+            *(f"note: {note}" for note in night.notes)]  # fmt: skip
 
 
 def night_markdown(

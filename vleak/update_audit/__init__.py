@@ -1,7 +1,7 @@
 """Audit of an update that was captured: a user's own model and client, and no private clip needed."""
 
 from vleak.update_audit.given import KINDS, Given, Source, read_given
-from vleak.update_audit.records import SCHEMA_VERSION, AuditRecord
+from vleak.update_audit.records import SCHEMA_VERSION, AuditRecord, DetectionScore
 from vleak.update_audit.run import DEFENSES_TRIED, Audit, audit
 from vleak.update_audit.verdict import RISK_SCALE
 
@@ -12,6 +12,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Audit",
     "AuditRecord",
+    "DetectionScore",
     "Given",
     "Source",
     "audit",

@@ -21,6 +21,7 @@ from vleak.seeds import generator
 from vleak.update_audit.consistency import Dummies, cosine
 from vleak.update_audit.records import AttackRun, DefenseTrial, Rehearsal
 from vleak.update_audit.setup import Setup
+from vleak.update_audit.verdict import REBUILT
 
 __all__ = [
     "CANDIDATES",
@@ -39,8 +40,6 @@ Progress = Callable[[str, int, int], None]
 """Called as (what is being done, parts done, parts in all)."""
 
 _LEAST_ITERATIONS, _LEAST_SECONDS = 10, 1.0
-_REBUILT = 0.3
-"""Correlation from which a recognised dummy is said to be rebuilt: one in twelve is recognised by luck."""
 CANDIDATES = 12
 """Candidates among which a dummy, or a truth without candidates of its own, is to be recognised."""
 
@@ -227,15 +226,15 @@ def rehearse(
     best = max(
         answers, key=lambda made: cosine(setup.sent(made.clips, made.labels, "explained"), trial.update)
     )
-    correlation, gain, recognised, count = trial.judged(best.clips)
+    judged = trial.judged(best.clips)
     return Rehearsal(
         agreement=agreement,
         explained=cosine(setup.sent(best.clips, best.labels, "explained"), trial.update),
-        correlation=correlation,
-        gain_db=gain,
-        recognised=recognised,
-        candidates=count,
-        rebuilt=recognised and correlation >= _REBUILT,
+        correlation=judged.correlation,
+        gain_db=judged.gain_db,
+        recognised=judged.recognised,
+        candidates=judged.candidates,
+        rebuilt=judged.rebuilt,
     )
 
 
@@ -264,12 +263,13 @@ def try_defense(
         return DefenseTrial(defense=name, failed=first_line(error))
     if made is None:
         return DefenseTrial(defense=name, failed="the attack failed on it")
-    correlation, gain, recognised, _ = trial.judged(made.clips)
+    judged = trial.judged(made.clips)
     honest = dummies.honest[0]
     epsilon = None if privacy is None or not math.isfinite(privacy.epsilon) else privacy.epsilon
     return DefenseTrial(
-        defense=name, correlation=correlation, gain_db=gain, recognised=recognised,
-        left=_left(correlation, undefended), cosine=cosine(trial.update, honest), epsilon=epsilon,
+        defense=name, correlation=judged.correlation, gain_db=judged.gain_db, recognised=judged.recognised,
+        rebuilt=judged.rebuilt, left=_left(judged.correlation, undefended),
+        cosine=cosine(trial.update, honest), epsilon=epsilon,
     )  # fmt: skip
 
 
@@ -277,6 +277,21 @@ def _left(correlation: float, undefended: DefenseTrial | None) -> float | None:
     """Return a correlation as a share of that without a defense."""
     before = None if undefended is None else undefended.correlation
     return None if before is None or before <= 0 else correlation / before
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Answer to a dummy, beside its truth; see `Rehearsal`."""
+
+    correlation: float
+    gain_db: float
+    recognised: bool
+    candidates: int
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether it was recognised, and that not by luck."""
+        return self.recognised and self.correlation >= REBUILT
 
 
 @dataclass(frozen=True)
@@ -311,16 +326,22 @@ class _Trial:
         except VleakError:
             return None
 
-    def judged(self, clips: Tensor) -> tuple[float, float, bool, int]:
-        """Return correlation, gain in dB, and whether every clip is recognised among so many candidates."""
+    def judged(self, clips: Tensor) -> _Judged:
+        """Judge an answer (B, C, T, H, W)."""
         clips = aligned(clips, self.truth)
         gain = mean_psnr(clips, self.truth) - mean_psnr(self.prior, self.truth)
+        correlation = residual_correlation(clips, self.truth, self.prior)
+        # Where the answer without the update is nearest to the truth already, nothing was recognised by it.
+        recognised = self._recognises(clips) and not self._recognises(self.prior)
+        return _Judged(correlation, gain, recognised, 1 + len(self.others))
+
+    def _recognises(self, clips: Tensor) -> bool:
+        """Return whether every clip is nearer to its truth than to all other candidates."""
         ranks = [
             identification_rank(clip, torch.cat([truth[None], self.others]), 0)
             for clip, truth in zip(clips, self.truth, strict=True)
         ]
-        correlation = residual_correlation(clips, self.truth, self.prior)
-        return correlation, gain, all(rank == 1 for rank in ranks), 1 + len(self.others)
+        return all(rank == 1 for rank in ranks)
 
 
 def mean_psnr(clips: Tensor, truths: Tensor) -> float:

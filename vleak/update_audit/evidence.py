@@ -10,9 +10,11 @@ from torch import Tensor
 from vleak.attacks import link_rank, link_scores
 from vleak.attacks.trials import aligned
 from vleak.federated import Update
+from vleak.guarding import JacobianFacts
 from vleak.metrics import identification_rank, psnr, residual_correlation, ssim
 from vleak.update_audit.attacking import CANDIDATES, Answer, agreement_of
 from vleak.update_audit.consistency import Dummies, cosine
+from vleak.update_audit.detection import trained_model
 from vleak.update_audit.records import Confidence, FrameLeak, LayerLeak, Measured, Rehearsal
 from vleak.update_audit.sensitivity import sensitivity
 from vleak.update_audit.setup import Setup
@@ -80,19 +82,24 @@ def frames_of(
     return tuple(found)
 
 
-def layers_of(setup: Setup, best: Answer) -> tuple[tuple[LayerLeak, ...], list[float]]:
-    """Return the layers, those that tell most first, and the share of every frame."""
-    by_layer, by_frame = sensitivity(setup, best.clips, best.labels)
+def layers_of(setup: Setup, best: Answer, facts: JacobianFacts) -> tuple[tuple[LayerLeak, ...], list[float]]:
+    """Return the layers, those that tell most first, and the share of every frame.
+
+    Args:
+        setup: of the audit.
+        best: the answer that is shown.
+        facts: of the gradient by its clips.
+    """
+    by_layer, by_frame = sensitivity(facts, dict(trained_model(setup).named_parameters()))
     caused = setup.sent(best.clips, best.labels, "explained").tensors
     total = sum(float(t.double().square().sum()) for t in setup.update.tensors.values()) or 1.0
     layers = []
-    for name, share in by_layer.items():
-        own = setup.update.tensors[name]
+    for name, own in setup.update.tensors.items():
         layers.append(
             LayerLeak(
                 name=name,
                 entries=own.numel(),
-                sensitivity=share,
+                sensitivity=by_layer[name],
                 energy=float(own.double().square().sum()) / total,
                 explained=_cosine(own, caused[name]),
             )

@@ -14,6 +14,7 @@ __all__ = [
     "Check",
     "Confidence",
     "DefenseTrial",
+    "DetectionScore",
     "FrameLeak",
     "LayerLeak",
     "Measured",
@@ -103,7 +104,8 @@ class Rehearsal(Record):
         agreement, explained: as of `Confidence`.
         correlation: of rebuilt and true clip beyond the answer without the update, in [-1, 1].
         gain_db: PSNR over that of the answer without the update.
-        recognised: whether the true clip is the most similar one among the candidates.
+        recognised: whether the true clip is the most similar one among the candidates, and is not so of the
+            answer without the update too.
         candidates: how many there were.
         rebuilt: whether it was recognised, and that not by luck: with a correlation of at least 0.3.
     """
@@ -173,12 +175,36 @@ class LayerLeak(Record):
     explained: Finite
 
 
+class DetectionScore(Record):
+    """Warning score of an update, or check of its model, as a client's guard has them (`vleak.guarding`).
+
+    Attributes:
+        name: of the score, a field of `vleak.guarding.WarningScores`, or of the check, a key of
+            `vleak.guarding.CHECKS`.
+        of: what it was computed of: the "model" alone, the "update" alone, or the "rebuilt clips" in the
+            place of the private ones, which is worth as much as they are.
+        layer: with the largest figure; empty where there is none.
+        figure: higher is more suspicious; None where it is infinite.
+        threshold: of the guard, above which it refuses; None where it has none.
+        alarm: whether the figure is above it.
+        why: what the figure means.
+    """
+
+    name: str
+    of: Literal["model", "update", "rebuilt clips"]
+    layer: str = ""
+    figure: Finite | None
+    threshold: Finite | None = None
+    alarm: bool = False
+    why: str
+
+
 class DefenseTrial(Record):
     """One defense on a dummy, through the first attack, which knows the defense.
 
     Attributes:
         defense: as on the command line; "none" for the dummy without one.
-        correlation, gain_db, recognised: as of `Rehearsal`.
+        correlation, gain_db, recognised, rebuilt: as of `Rehearsal`.
         left: correlation as a share of that without a defense, the first row; None where that is 0 or below.
         cosine: of the defended update with the undefended one, a rough price.
         epsilon: that the defense proves for one update; None where it proves none.
@@ -189,6 +215,7 @@ class DefenseTrial(Record):
     correlation: Finite | None = None
     gain_db: Finite | None = None
     recognised: bool | None = None
+    rebuilt: bool | None = None
     left: Finite | None = None
     cosine: Finite | None = None
     epsilon: Finite | None = None
@@ -267,6 +294,7 @@ class AuditRecord(Record):
         seed: of everything that is drawn.
         update: that was audited. consistency: every check. attacks: every start on it.
         rehearsals: on dummies. confidence: of the attacker. frames, layers: where it leaks.
+        detection: warning scores of the update, and checks of the model.
         defenses: that were tried on a dummy; the first row is without one.
         measured: by clip, against the truth; empty where none was given.
         risk: the verdict. pointers: into public documents. budget: that was allowed and taken.
@@ -291,6 +319,7 @@ class AuditRecord(Record):
     confidence: Confidence
     frames: tuple[FrameLeak, ...]
     layers: tuple[LayerLeak, ...]
+    detection: tuple[DetectionScore, ...] = ()
     defenses: tuple[DefenseTrial, ...]
     measured: tuple[Measured, ...]
     risk: Risk

@@ -29,6 +29,7 @@ from vleak.update_audit.attacking import (
     try_defense,
 )
 from vleak.update_audit.consistency import Dummies, check_all, dummies_of, inferred
+from vleak.update_audit.detection import detection_of, facts_of
 from vleak.update_audit.evidence import best_of, confidence_of, frames_of, layers_of, measured_of
 from vleak.update_audit.given import Given, Kind, Source, read_given
 from vleak.update_audit.records import (
@@ -209,9 +210,11 @@ class _Auditing:
         trials = self._trials(dummies) if answers else []
         confidence, agreements = confidence_of(setup, answers, rehearsals, dummies, prior)
         measured = () if truths is None or best is None else measured_of(setup, best, truths, others, prior)
-        risk = risk_of(checks, confidence, rehearsals, measured)
-        layers, shares = ((), []) if best is None else layers_of(setup, best)
+        facts = None if best is None else facts_of(setup, best.clips, best.labels)
+        layers, shares = ((), []) if best is None or facts is None else layers_of(setup, best, facts.jacobian)
         frames = frames_of(confidence, agreements, shares)
+        detection = detection_of(setup, None if best is None else best.clips, facts)
+        risk = risk_of(checks, confidence, rehearsals, measured, detection)
         record = AuditRecord(
             vleak=_version(),
             model=setup.name,
@@ -229,6 +232,7 @@ class _Auditing:
             confidence=confidence,
             frames=frames,
             layers=layers,
+            detection=detection,
             defenses=tuple(trials),
             measured=measured,
             risk=risk,

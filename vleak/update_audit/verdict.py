@@ -8,6 +8,7 @@ from vleak.update_audit.records import (
     Check,
     Confidence,
     DefenseTrial,
+    DetectionScore,
     Measured,
     Pointer,
     Rehearsal,
@@ -15,10 +16,13 @@ from vleak.update_audit.records import (
     RiskLevel,
 )
 
-__all__ = ["AGREES", "RISK_SCALE", "pointers", "risk_of"]
+__all__ = ["AGREES", "REBUILT", "RISK_SCALE", "pointers", "risk_of"]
 
 AGREES = 0.5
 """Correlation of two starts beyond the answer without the update, from which they are said to agree."""
+
+REBUILT = 0.3
+"""Correlation from which a recognised clip is said to be rebuilt: one in twelve is recognised by luck."""
 
 _HELPS = 0.5
 """Share of the correlation without a defense below which a defense is said to help."""
@@ -40,14 +44,15 @@ def risk_of(
     confidence: Confidence,
     rehearsals: Sequence[Rehearsal],
     measured: Sequence[Measured],
+    detection: Sequence[DetectionScore] = (),
 ) -> Risk:
-    """Return the level of risk with its reasons.
+    """Return the level of risk with its reasons, a planted model among them.
 
     "undetermined" where a check is wrong or there is no answer. Else "high" where the truth was given and is
-    recognised; or where starts agree, the answer explains the update as well as needed, and most dummies were
-    rebuilt: without that, agreement says nothing, as two starts agree on the same noise. Else "moderate"
-    where starts agree, the answer explains the update better than every public clip, and a dummy was
-    rebuilt or none was tried; or where the truth is linked. Else "low".
+    recognised, not by luck; or where starts agree, the answer explains the update as well as needed, and most
+    dummies were rebuilt: without that, agreement says nothing, as two starts agree on the same noise. Else
+    "moderate" where starts agree, the answer explains the update better than every public clip, and a dummy
+    was rebuilt or none was tried; or where the truth is linked. Else "low".
     """
     wrong = [check for check in checks if check.outcome == "wrong"]
     if wrong:
@@ -60,7 +65,7 @@ def risk_of(
     rebuilt = sum(rehearsal.rebuilt for rehearsal in rehearsals)
     practised = bool(rehearsals) and 2 * rebuilt >= len(rehearsals)
     hinted = beyond and agrees and (rebuilt > 0 or not rehearsals)
-    found = sum(score.recognised for score in measured)
+    found = sum(score.recognised and score.correlation >= REBUILT for score in measured)
     linked = sum(score.linked for score in measured)
     reasons = [
         _words(measured, found, linked),
@@ -72,6 +77,12 @@ def risk_of(
         f"public clip reaches {confidence.explained_by_public:.2f}, needed is "
         f"{_number(confidence.explained_needed)}",
         f"{rebuilt} of {len(rehearsals)} dummies were rebuilt and recognised by the same attack",
+        *(
+            f"the model has what servers plant, {score.name} in {score.layer!r}: attacks that read it get "
+            "more than these"
+            for score in detection
+            if score.alarm and score.of == "model"
+        ),
     ]
     if found or (agrees and enough and practised):
         level: RiskLevel = "high"
