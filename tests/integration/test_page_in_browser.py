@@ -327,6 +327,38 @@ def test_headings_fields_and_rows_are_used_by_hand(pages, tmp_path: Path) -> Non
     assert (rows["said"], rows["model"]) == ("descending", "model")
 
 
+def test_ten_thousand_cells_are_small_enough_and_found(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    results = plant_run(folder, clips=12, frames=8, size=32, defenses=DEFENSES[:3])
+    first = results["cells"]
+    noisy = [cell for cell in first if cell["defense"]["name"] == "dp"]
+    for number in range(1, 500):
+        for cell in noisy:
+            defense = cell["defense"] | {
+                "label": f"{cell['defense']['label']} v{number}", "settings": {"v": number}
+            }  # fmt: skip
+            first.append(cell | {"id": f"{cell['id']}/{number}", "defense": defense})
+    results["cells"] = first[:10_000]
+    store(folder, results)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert len(page.encode()) < 20_000_000
+    assert re.search(r"the first 11 of 8\d\d defenses", page)
+    assert re.search(r"On this page: \d+ of 10000 stored reconstructions", page)
+    script = (
+        ACTIONS
+        + """
+      heading("gain").click();
+      part("find").value = "walk@3 v17";
+      part("find").dispatchEvent(new Event("input"));
+      await wait(300);
+      return [part("count").textContent, document.querySelectorAll("#cells-table tbody tr").length];
+    """
+    )
+    ((count, rows),) = look([View("many", page, script)], tmp_path).values()
+    assert re.fullmatch(r"\d+ of 10,000 cells match; shown: 1 to \d+.", count)
+    assert 0 < rows <= 50
+
+
 def test_what_takes_the_focus_is_in_sight(pages, tmp_path: Path) -> None:
     script = """
       const kinds = "a[href], button, input, select, summary, [tabindex='0']";
