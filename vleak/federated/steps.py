@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vleak.errors import CapabilityError, VleakError, argument, first_line
-from vleak.federated.channel import Channel
+from vleak.federated.channel import Channel, nonzero_entries
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss
 from vleak.federated.update import Update
@@ -111,7 +111,7 @@ def parts_of(defense: Defense, clips: int) -> list[slice]:
 def summed(messages: Sequence[Message]) -> Message:
     """Return the mean of what some clients send, with the bytes of one of them; of one its message itself.
 
-    Of the numbers that travel along the server has the mean too.
+    Of the numbers that travel along the server has the mean too. Positions that travel are not summed.
     """
     if len(messages) == 1:
         return messages[0]
@@ -122,7 +122,8 @@ def summed(messages: Sequence[Message]) -> Message:
     size = round(sum(message.wire_bytes for message in messages) / len(messages))
     names = set.intersection(*(set(message.metrics) for message in messages))
     metrics = {name: sum(m.metrics[name] for m in messages) / len(messages) for name in sorted(names)}
-    return Message(tensors, size, metrics)
+    senders = [nonzero_entries(message.tensors) for message in messages if message.positions]
+    return Message(tensors, size, metrics, senders=tuple(senders) if len(senders) == len(messages) else ())
 
 
 def aggregate(
@@ -203,7 +204,7 @@ def transmit(
     if kept is not None:
         kept.update({name: g.detach().cpu() - tensors[name] for name, g in gradient.items()})
     arrived = {name: tensors[name].detach() for name in gradient}
-    return Message(arrived, size, dict(message.metrics))
+    return Message(arrived, size, dict(message.metrics), positions=bool(message.positions))
 
 
 def stated_channel(defense: Defense, update: Update) -> Channel | None:
