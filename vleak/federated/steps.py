@@ -195,8 +195,8 @@ def transmit(
                 defense, "transmit", f"returned {name!r} as {tensor.dtype} on {tensor.device}, expected "
                 "float32 on the CPU"
             )  # fmt: skip
-        if not _all_finite(tensor):
-            raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
+    if (name := _not_finite(tensors)) is not None:
+        raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
     _check_metrics(defense, message.metrics)
@@ -317,9 +317,14 @@ def _kind(thing: object) -> str:
     return type(thing).__name__
 
 
-def _all_finite(tensor: Tensor) -> bool:
-    """Return whether all entries are finite; the sum alone says so where it is, at a fraction of the cost."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor that is not finite, None where all are.
+
+    Where the sum of all entries is finite all of them are, which is said at a fraction of the cost.
+    """
+    if bool(torch.stack([tensor.sum() for tensor in tensors.values()]).sum().isfinite()):
+        return None
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def _form(tensor: Tensor) -> str:
