@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from detection import Cell, Journal, run_part
 from inner_loop import console
+from journal import Cell, Journal, run_part
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vleak.auditing import empirical_epsilon

@@ -72,9 +72,14 @@ class Channel:
             raise InputError(f"channel: clip_norm is {self.clip_norm}, expected a number above 0, or inf")
         if not 0 < self.kept_fraction <= 1:
             raise InputError(f"channel: kept_fraction is {self.kept_fraction}, expected a number in (0, 1]")
-        for name, mask in (self.masks or {}).items():
-            if mask.dtype != torch.bool:
-                raise InputError(f"channel: mask {name!r} is {mask.dtype}, expected torch.bool")
+        if not isinstance(self.senders, tuple) or not all(isinstance(sent, dict) for sent in self.senders):
+            raise InputError(
+                f"channel: senders is {self.senders!r}, expected a tuple of masks by parameter name"
+            )
+        for masks in (self.masks or {}, *self.senders):
+            for name, mask in masks.items():
+                if mask.dtype != torch.bool:
+                    raise InputError(f"channel: mask {name!r} is {mask.dtype}, expected torch.bool")
 
     @property
     def exact(self) -> bool:

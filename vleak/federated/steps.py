@@ -199,12 +199,16 @@ def transmit(
         raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
+    if not isinstance(message.positions, bool):
+        raise _broken(
+            defense, "transmit", f"returned positions={message.positions!r}, expected True or False"
+        )
     _check_metrics(defense, message.metrics)
     _check_memory(defense, "transmit", tensors, gradient.values())
     if kept is not None:
         kept.update({name: g.detach().cpu() - tensors[name] for name, g in gradient.items()})
     arrived = {name: tensors[name].detach() for name in gradient}
-    return Message(arrived, size, dict(message.metrics), positions=bool(message.positions))
+    return Message(arrived, size, dict(message.metrics), positions=message.positions)
 
 
 def stated_channel(defense: Defense, update: Update) -> Channel | None:
