@@ -38,6 +38,7 @@ _DEFENSES = (
     "compress:codec=int8",
     "compress:codec=qsgd,bits=2",
     "soteria",
+    "precode",
     "powersgd:rank=2",
     "masks:deviation=0.001",
     "nvflare_percentile:percentile=90",

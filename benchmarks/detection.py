@@ -11,45 +11,22 @@ is finished. The thresholds were chosen with ``--seed 1000``, which no table use
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from detection_models import model_cells
 from detection_page import write_table
 from detection_scores import score_cells
 from inner_loop import console
+from journal import Cell, Journal, run_part
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vleak.errors import InputError, VleakError
+from vleak.errors import VleakError
 
 _PAGE = Path(__file__).resolve().parent / "results" / "detection.md"
 PARTS = ("models", "scores")
-
-Cell = dict[str, Any]
-
-
-class Journal:
-    """Cells of one part in a file of lines of JSON; a torn last line is dropped."""
-
-    def __init__(self, path: Path, seed: int) -> None:
-        self.path, self.seed = path, seed
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        self.cells: dict[str, Cell] = {cell["key"]: cell for cell in map(json.loads, whole)}
-        if any(cell["seed"] != seed for cell in self.cells.values()):
-            raise InputError(f"{path} holds cells of another seed; give another folder")
-        if len(whole) < len(lines):
-            path.write_text("".join(whole), "utf-8")
-
-    def add(self, key: str, cell: Cell) -> None:
-        """Store a cell."""
-        self.cells[key] = {"key": key, "seed": self.seed, **cell}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.cells[key]) + "\n")
 
 
 def planned(part: str, arguments: argparse.Namespace) -> dict[str, Callable[[], Cell]]:
@@ -58,16 +35,6 @@ def planned(part: str, arguments: argparse.Namespace) -> dict[str, Callable[[], 
         return dict(model_cells(arguments.seed))
     sources = ["synthetic", *([arguments.data] if arguments.data else [])]
     return dict(work for source in sources for work in score_cells(source, arguments.seed))
-
-
-def run_part(part: str, works: Mapping[str, Callable[[], Cell]], journal: Journal, bar: Progress) -> None:
-    """Compute the cells of a part that its journal does not hold."""
-    task = bar.add_task(part, total=len(works))
-    for key, compute in works.items():
-        if key not in journal.cells:
-            bar.update(task, description=f"{part}: {key}")
-            journal.add(key, compute())
-        bar.advance(task)
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ from vleak.federated import (
     Privacy,
     SumsClients,
     Update,
+    surviving_entries,
 )
 from vleak.federated.channel import Transform
 from vleak.registry import Setting
@@ -220,7 +221,8 @@ class Composite(Defense):
         self, gradient: dict[str, Tensor], generator: torch.Generator, memory: dict[str, Tensor]
     ) -> Message:
         """Send what the stages make of each other's messages."""
-        first, *others = self.stages
+        # A sum over clients, say, does nothing to what each of them sends.
+        first, *others = [stage for stage in self.stages if 2 in _levels(stage)] or [Defense()]
         message = first.transmit_in_round(gradient, generator, memory)
         for stage in others:
             sent = stage.transmit_in_round(message.tensors, generator, memory)
@@ -265,10 +267,15 @@ def _levels(stage: Defense) -> list[int]:
 
 
 def _summed(each: Defense, update: Update, clients: int) -> Channel | None:
-    """Return the channel of the mean over clients; None where that measures no gradient."""
+    """Return the channel of the mean over clients; None where that measures no gradient.
+
+    Of updates whose positions travel it says which client sent what.
+    """
     local, facts = update.facts.local, update.facts
     if local is not None and local.steps > 1:
         return None
+    if update.senders:
+        return _by_senders(each, update, clients)
     own = each.channel(replace(update, facts=replace(facts, batch_size=facts.batch_size // clients)))
     if own is None or own.masks or own.transform or own.bases or own.kept_fraction < 1:
         return None
@@ -278,6 +285,33 @@ def _summed(each: Defense, update: Update, clients: int) -> Channel | None:
         noise_energy=own.noise_energy / clients,
         noise_deviation=deviation,
         key=("sum", clients, each.name, own.key),
+    )
+
+
+def _by_senders(each: Defense, update: Update, clients: int) -> Channel | None:
+    """Return the channel of a mean over clients of whom the server sees who sent which entry.
+
+    The noise of what a client sent is as dense as in the entries that it alone sent.
+    """
+    noise, own = 0.0, Channel()
+    for alone, sent in zip(update.sent_alone(), update.senders, strict=True):
+        stated = each.channel(alone)
+        if stated is None or stated.bases or stated.random_behind:
+            return None
+        own, counts = (
+            stated,
+            [sum(int(t.count_nonzero()) for t in group.values()) for group in (sent, alone.tensors)],
+        )
+        noise += stated.noise_energy * counts[0] / max(counts[1], 1) / clients**2
+    return replace(
+        own,
+        masks=surviving_entries(update),
+        noise_energy=noise,
+        noise_deviation=None,
+        kept_fraction=1.0,
+        transform=None,
+        senders=update.senders,
+        key=("senders", clients, each.name, own.key),
     )
 
 

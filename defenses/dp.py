@@ -205,8 +205,9 @@ class DpSgd(Defense):
         for name, parameter in stand_ins.items():
             parameter.grad_sample = samples[name].cpu().view(-1, *parameter.shape)  # type: ignore[attr-defined]
         clips = len(next(iter(samples.values())))
-        optimizer = self.optimizer(list(stand_ins.values()), clips, generator)
-        optimizer.pre_step()
+        with torch.no_grad():  # nothing here is differentiated, and an audit does it thousands of times
+            optimizer = self.optimizer(list(stand_ins.values()), clips, generator)
+            optimizer.pre_step()
         gradient = {
             name: p.grad.detach().view(samples[name].shape[1:])
             for name, p in stand_ins.items()

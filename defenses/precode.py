@@ -152,7 +152,8 @@ class Precode(Defense):
         Raises:
             CapabilityError: the model has no bottleneck.
         """
-        model = copy.deepcopy(model)
+        # The layers are copied, for the draws are kept in one, and their parameters are not.
+        model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         found = [module for module in model.modules() if isinstance(module, Bottleneck)]
         if not found:
             raise CapabilityError(

@@ -28,7 +28,8 @@ class SecureSum(Defense):
 
     Behind other defenses it is the sum of what they send, ``prune+secure_sum``. Sparse updates are summed
     with their positions, which the server sees: what one client alone sends arrives as it is (arXiv
-    2508.04285; `sent_by_one`).
+    2508.04285; `sent_by_one`), and the rest is a mean over clients whose entries are known
+    (`vleak.federated.Channel.senders`).
 
     Attributes:
         clients: that take part, at least 2.

@@ -118,7 +118,7 @@ class Prune(Defense):
         else:
             content = encode_above(gradient, self.threshold)
         shapes = {name: tuple(tensor.shape) for name, tensor in gradient.items()}
-        return Message(decode(content, shapes), len(content))
+        return Message(decode(content, shapes), len(content), positions=True)
 
     def _above(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: torch.where(t.abs() >= self.threshold, t, 0.0) for name, t in gradient.items()}
@@ -199,7 +199,7 @@ class PruneDual(Defense):
         kept = torch.cat([self._kept(tensor) for tensor in gradient.values()])
         content = encode_entries(gradient, kept.nonzero().flatten().numpy())
         shapes = {name: tuple(tensor.shape) for name, tensor in gradient.items()}
-        return Message(decode(content, shapes), len(content))
+        return Message(decode(content, shapes), len(content), positions=True)
 
     def _between(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: torch.where(self._kept(t).view_as(t), t, 0.0) for name, t in gradient.items()}

@@ -98,9 +98,9 @@ def test_noise_of_all_clients_is_in_the_sum(stage: Defense) -> None:
     assert defense.privacy() == stage.privacy()
 
 
-def test_sparse_sums_and_several_steps_are_left_to_simulation() -> None:
-    (sparse,) = parse_defenses("prune:fraction=0.9+secure_sum:clients=2")
-    assert Client(build(Conv), defense=sparse).channel(send(sparse)) is None
+def test_altered_sums_and_several_steps_are_left_to_simulation() -> None:
+    (altered,) = parse_defenses("prune:fraction=0.9+compress:codec=int8+secure_sum:clients=2")
+    assert Client(build(Conv), defense=altered).channel(send(altered)) is None
     local = LocalTraining(steps=2)
     assert SecureSum(clients=2).channel(send(SecureSum(clients=2), local=local)) is None
     assert isinstance(SecureSum(clients=2).channel(send(SecureSum(clients=2))), Channel)

@@ -20,6 +20,8 @@ from vleak.defenses.precode import Bottleneck
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Client, LocalTraining, Update, mean_gradient, train_federation
 from vleak.federated.federation import Federation
+from vleak.pipelines.conditions import Samples
+from vleak.pipelines.learned import LearnedDefenses
 from vleak.seeds import generator
 
 
@@ -186,3 +188,25 @@ def test_models_without_a_last_linear_layer_are_refused() -> None:
     model = nn.Sequential(nn.Conv3d(3, 5, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
     with pytest.raises(CapabilityError, match=r"precode: .* does not end in a trained linear layer"):
         Client(model, defense=Precode())
+
+
+def test_a_pipeline_extends_its_model_once_for_a_defense() -> None:
+    model, (clips, labels) = build(Conv), batch(2)
+    kept = LearnedDefenses(model, Samples(clips, labels, clips, labels, classes=3))
+    defense = Precode(width=8)
+    first = kept.of(defense).model
+    assert first is kept.of(defense).model
+    assert any(isinstance(module, Bottleneck) for module in first.modules())
+    assert kept.of(NoDefense()).model is model
+    assert Client(first, defense=kept.of(defense).defense).model is first
+
+
+def test_a_step_leaves_the_model_as_it_was() -> None:
+    sender = client()
+    (bottleneck,) = [module for module in sender.model.modules() if isinstance(module, Bottleneck)]
+    before = {name: parameter.clone() for name, parameter in sender.model.named_parameters()}
+    sent(sender)
+    assert bottleneck.draws is None
+    assert float(bottleneck.divergence) == 0.0
+    assert all(torch.equal(p, before[name]) for name, p in sender.model.named_parameters())
+    assert all(p.grad is None for p in sender.model.parameters())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vleak.attacks.apart import taken_apart
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.last_layer import last_layer
 from vleak.attacks.observation import Observation
@@ -37,10 +38,16 @@ def infer_labels(observation: Observation) -> Tensor:
     the last tensor of the update with a row a class. Falls back to the row sums of its weight where it has
     no bias, and to class 0 where no tensor of the update has a row for every class.
 
+    Of a sum over clients of whom the server sees who sent what, each client's labels are inferred from the
+    entries that it alone sent.
+
     With "bce" that gradient is the mean score minus the share of anomalous bags: of one bag its sign tells
     the label, exactly; without a bias that of the row sum does, where the layer reads rectified features.
     With "ranking" there is nothing to infer, the place in the pair is the label: zeros.
     """
+    clients = taken_apart(observation)
+    if len(clients) > 1:
+        return torch.cat([infer_labels(own) for own in clients])
     knowledge = observation.knowledge
     loss = observation.update.facts.loss
     if loss == "ranking":

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vleak.attacks.apart import taken_apart
 from vleak.attacks.observation import Observation
 from vleak.errors import InputError
 from vleak.federated import Channel, Update
@@ -28,7 +29,8 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
     """Score every candidate by how well the update that it would have caused agrees with the one that came.
 
     Of a batch the companions are unknown, and what they add to the update is alike for all candidates, so
-    that the largest cosine decides there too.
+    that the largest cosine decides there too. Of a sum that can be taken apart it is the largest over the
+    clients, each by what it alone sent.
 
     The label of a clip is not seen in it, so a candidate is a list of hypotheses, one undefended update for
     every label that it may carry. Behind Gaussian noise of a known channel the score is the logarithm of the
@@ -54,6 +56,9 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
             raise InputError(
                 f"linkage: candidate {index} has other tensors than the update; compute both on one model"
             )
+    clients = taken_apart(observation)
+    if len(clients) > 1:  # the clip is in the update of one of them
+        return torch.stack([link_scores(own, candidates) for own in clients]).amax(0)
     sent, channel = _flat(update.tensors, names), observation.channel or Channel()
     if observation.knowledge.batch_size > 1:
         channel = replace(channel, noise_deviation=None, transform=None)

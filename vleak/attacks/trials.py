@@ -230,7 +230,7 @@ def channel_of_trial(channel: Channel, sent: Observation, of: Update) -> Channel
     masks = None if channel.masks is None else _masks_of_trial(channel.masks, sent.update, of)
     rank = max((basis.shape[1] for basis in (channel.bases or {}).values()), default=0)
     bases = column_bases(sent.update, rank) if rank else None
-    return replace(channel, masks=masks, bases=bases, noise_energy=noise)
+    return replace(channel, masks=masks, bases=bases, noise_energy=noise, senders=sent.update.senders)
 
 
 def _masks_of_trial(masks: Mapping[str, Tensor], sent: Update, of: Update) -> dict[str, Tensor]:

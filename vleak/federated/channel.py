@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,6 +37,9 @@ class Channel:
         random_behind: name of a linear layer with a bias, behind which the client computes with numbers that
             it draws; `masks` leave out what it does not determine. None where nothing is drawn so.
         key: hashable; equal channels of one defense have equal keys, by which attacks cache what they learn.
+        senders: of a mean over clients, by client the entries (bool, by parameter name) that it sent: the
+            update is the mean of their gradients, each zero elsewhere, and an entry that one alone sent is
+            its own. Empty where the server does not see who sent what.
         source: "stated" by the defense, or "simulated" by an attacker who ran the defense on public clips.
     """
 
@@ -50,6 +53,7 @@ class Channel:
     bases: dict[str, Tensor] | None = None
     random_behind: str | None = None
     key: Hashable = ()
+    senders: tuple[dict[str, Tensor], ...] = ()
     source: Literal["stated", "simulated"] = "stated"
 
     def __post_init__(self) -> None:
@@ -68,9 +72,14 @@ class Channel:
             raise InputError(f"channel: clip_norm is {self.clip_norm}, expected a number above 0, or inf")
         if not 0 < self.kept_fraction <= 1:
             raise InputError(f"channel: kept_fraction is {self.kept_fraction}, expected a number in (0, 1]")
-        for name, mask in (self.masks or {}).items():
-            if mask.dtype != torch.bool:
-                raise InputError(f"channel: mask {name!r} is {mask.dtype}, expected torch.bool")
+        if not isinstance(self.senders, tuple) or not all(isinstance(sent, dict) for sent in self.senders):
+            raise InputError(
+                f"channel: senders is {self.senders!r}, expected a tuple of masks by parameter name"
+            )
+        for masks in (self.masks or {}, *self.senders):
+            for name, mask in masks.items():
+                if mask.dtype != torch.bool:
+                    raise InputError(f"channel: mask {name!r} is {mask.dtype}, expected torch.bool")
 
     @property
     def exact(self) -> bool:
@@ -91,16 +100,13 @@ class Channel:
                     f"channel: basis {name!r} has shape {tuple(basis.shape)}, expected (rows of the update's "
                     "tensor, rank)"
                 )
-        if self.masks is None:
-            return
-        for name in {**update.tensors, **self.masks}:
-            shapes = [tuple(group[name].shape) if name in group else None
-                      for group in (self.masks, update.tensors)]  # fmt: skip
-            if shapes[0] != shapes[1]:
-                raise InputError(
-                    f"channel: mask {name!r} has shape {shapes[0]}, the update's tensor has {shapes[1]}; "
-                    "expected one mask a tensor, of its shape"
-                )
+        if self.senders and update.facts.batch_size % len(self.senders):
+            raise InputError(
+                f"channel: senders are {len(self.senders)}, the batch has {update.facts.batch_size} clips; "
+                "expected as many for each"
+            )
+        for masks in (*([] if self.masks is None else [self.masks]), *self.senders):
+            _check_masks(masks, update)
 
     def scaled(self, factor: float) -> Channel:
         """Return the channel of the update times a factor, as for the gradient that a delta stands for."""
@@ -158,6 +164,17 @@ class Channel:
         return {name: torch.stack([row[name] for row in sent]) for name in kept}
 
 
+def _check_masks(masks: dict[str, Tensor], update: Update) -> None:
+    """Refuse masks that are not one a tensor, of its shape."""
+    for name in {**update.tensors, **masks}:
+        shapes = [tuple(group[name].shape) if name in group else None for group in (masks, update.tensors)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"channel: mask {name!r} has shape {shapes[0]}, the update's tensor has {shapes[1]}; "
+                "expected one mask a tensor, of its shape"
+            )
+
+
 def onto_span(tensor: Tensor, basis: Tensor) -> Tensor:
     """Return the projection of a tensor (n, ...), taken as a matrix, onto the span of columns (n, r)."""
     return (basis @ (basis.T @ tensor.flatten(1))).view_as(tensor)
@@ -181,7 +198,12 @@ def column_bases(update: Update, rank: int) -> dict[str, Tensor]:
 
 def surviving_entries(update: Update) -> dict[str, Tensor]:
     """Return masks of the entries that are not zero: the measurements of a defense that zeroes the others."""
-    return {name: tensor != 0 for name, tensor in update.tensors.items()}
+    return nonzero_entries(update.tensors)
+
+
+def nonzero_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return by name which entries of some tensors are not zero."""
+    return {name: tensor != 0 for name, tensor in tensors.items()}
 
 
 def _largest(gradients: dict[str, Tensor], fraction: float) -> dict[str, Tensor]:

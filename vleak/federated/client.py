@@ -122,7 +122,9 @@ class Client:
         facts = PublicFacts(
             kind=kind, batch_size=sum(sizes), loss=self.loss, mode=self.mode, local=self.local
         )
-        return Update(message.tensors, message.wire_bytes, facts, metrics=message.metrics)
+        return Update(
+            message.tensors, message.wire_bytes, facts, metrics=message.metrics, senders=message.senders
+        )
 
     def _message(
         self,

@@ -26,11 +26,16 @@ class Message:
         tensors: one float32 CPU tensor a parameter, what arrives.
         wire_bytes: length of the encoded message; names and shapes are known to both sides and not sent.
         metrics: finite numbers that travel along by name, such as a loss; the server reads them too.
+        positions: whether the positions of the entries that are not zero travel beside the values, so that
+            the server sees them of every client of a sum.
+        senders: of a sum over clients whose positions travel, by client the entries (bool) that it sent.
     """
 
     tensors: dict[str, Tensor]
     wire_bytes: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    positions: bool = False
+    senders: tuple[dict[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)

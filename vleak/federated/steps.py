@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vleak.errors import CapabilityError, VleakError, argument, first_line
-from vleak.federated.channel import Channel
+from vleak.federated.channel import Channel, nonzero_entries
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss
 from vleak.federated.update import Update
@@ -111,7 +111,7 @@ def parts_of(defense: Defense, clips: int) -> list[slice]:
 def summed(messages: Sequence[Message]) -> Message:
     """Return the mean of what some clients send, with the bytes of one of them; of one its message itself.
 
-    Of the numbers that travel along the server has the mean too.
+    Of the numbers that travel along the server has the mean too. Positions that travel are not summed.
     """
     if len(messages) == 1:
         return messages[0]
@@ -122,7 +122,8 @@ def summed(messages: Sequence[Message]) -> Message:
     size = round(sum(message.wire_bytes for message in messages) / len(messages))
     names = set.intersection(*(set(message.metrics) for message in messages))
     metrics = {name: sum(m.metrics[name] for m in messages) / len(messages) for name in sorted(names)}
-    return Message(tensors, size, metrics)
+    senders = [nonzero_entries(message.tensors) for message in messages if message.positions]
+    return Message(tensors, size, metrics, senders=tuple(senders) if len(senders) == len(messages) else ())
 
 
 def aggregate(
@@ -194,16 +195,20 @@ def transmit(
                 defense, "transmit", f"returned {name!r} as {tensor.dtype} on {tensor.device}, expected "
                 "float32 on the CPU"
             )  # fmt: skip
-        if not _all_finite(tensor):
-            raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
+    if (name := _not_finite(tensors)) is not None:
+        raise _broken(defense, "transmit", f"returned NaN or infinity in {name!r}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
+    if not isinstance(message.positions, bool):
+        raise _broken(
+            defense, "transmit", f"returned positions={message.positions!r}, expected True or False"
+        )
     _check_metrics(defense, message.metrics)
     _check_memory(defense, "transmit", tensors, gradient.values())
     if kept is not None:
         kept.update({name: g.detach().cpu() - tensors[name] for name, g in gradient.items()})
     arrived = {name: tensors[name].detach() for name in gradient}
-    return Message(arrived, size, dict(message.metrics))
+    return Message(arrived, size, dict(message.metrics), positions=message.positions)
 
 
 def stated_channel(defense: Defense, update: Update) -> Channel | None:
@@ -316,9 +321,14 @@ def _kind(thing: object) -> str:
     return type(thing).__name__
 
 
-def _all_finite(tensor: Tensor) -> bool:
-    """Return whether all entries are finite; the sum alone says so where it is, at a fraction of the cost."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor that is not finite, None where all are.
+
+    Where the sum of all entries is finite all of them are, which is said at a fraction of the cost.
+    """
+    if bool(torch.stack([tensor.sum() for tensor in tensors.values()]).sum().isfinite()):
+        return None
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
 def _form(tensor: Tensor) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -118,6 +119,7 @@ class Update:
         partial: whether some of the model's parameters may be missing; attacks use those that are there.
         notes: what was done to a captured update on its way here, a line each; not saved.
         metrics: numbers that travelled along by name (`vleak.federated.Message`); not saved.
+        senders: of a sum over clients, which entries each of them sent, as of a `Message`; not saved.
     """
 
     tensors: dict[str, Tensor]
@@ -126,6 +128,28 @@ class Update:
     partial: bool = False
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    senders: tuple[dict[str, Tensor], ...] = ()
+
+    def sent_alone(self) -> tuple[Update, ...]:
+        """Return what a sum over clients shows of each: the entries that it alone sent, and zero elsewhere.
+
+        The mean of an entry over the clients, of which one alone sent it, is that client's own over their
+        number. Empty where the server does not see who sent what.
+        """
+        if not self.senders:
+            return ()
+        count = len(self.senders)
+        single = {
+            name: torch.stack([sent[name] for sent in self.senders]).sum(0) == 1 for name in self.tensors
+        }
+        facts = replace(self.facts, batch_size=max(1, self.facts.batch_size // count))
+        return tuple(
+            replace(self, senders=(), facts=facts, tensors={
+                name: torch.where(sent[name] & single[name], tensor * count, 0.0)
+                for name, tensor in self.tensors.items()
+            })
+            for sent in self.senders
+        )  # fmt: skip
 
     @classmethod
     def from_gradients(

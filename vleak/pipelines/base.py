@@ -20,12 +20,13 @@ from vleak.attacks import (
 )
 from vleak.certificates import identification_bound
 from vleak.defenses import Defense, NoDefense, defense_text
-from vleak.federated import Client, Privacy, Update, drops, steps, without_dropout
+from vleak.federated import Client, Privacy, Update, drops, without_dropout
 from vleak.metrics import assign
 from vleak.pipelines.case import Answer, Case, ClientSettings, Judgement
 from vleak.pipelines.ceilings import Ceilings
 from vleak.pipelines.conditions import Conditions, Progress, Samples, Stop, defense_record
 from vleak.pipelines.honest import HonestKey, HonestUpdates, KeptUpdates, compare
+from vleak.pipelines.learned import LearnedDefenses
 from vleak.pipelines.linking import Linkage, link, simulated
 from vleak.pipelines.pictures import Pictures
 from vleak.pipelines.rivals import rivals
@@ -83,7 +84,7 @@ class Pipeline(ABC):
         self.loss, self.samples, self.pictures = loss, samples, pictures
         self.clip_names, self.conditions = clip_names, conditions
         self._rivals = rivals(self._contents(), samples.labels if loss == "ranking" else None)
-        self._honest, self._learned = KeptUpdates(self._computed), dict[int, tuple[Defense, Defense]]()
+        self._honest, self._learned = KeptUpdates(self._computed), LearnedDefenses(model, samples)
         self._ceilings = Ceilings(model, loss, samples, conditions.seed)
         self._honest_updates(ClientSettings(), progress=progress)
         shape = tuple(samples.private.shape[1:])
@@ -133,11 +134,13 @@ class Pipeline(ABC):
         return (*names, case.client.text) if case.client.text else names
 
     def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
-        own, of = self._learned.get(id(defense), (defense, None))
-        if of is not defense:  # the id of one that is gone, or of another process, says nothing
-            own = steps.with_public(defense, self.samples.public, self.samples.public_labels)
-            self._learned[id(defense)] = (own, defense)
-        return Client(model, self.loss, own, mode=settings.mode, local=settings.local)
+        kept = self._learned.of(defense)
+        model = kept.model if model is self.model else model
+        return Client(model, self.loss, kept.defense, mode=settings.mode, local=settings.local)
+
+    def _own_model(self, settings: ClientSettings, defense: Defense) -> nn.Module:
+        """Copy of the model that the clients of a defense train."""
+        return copy.deepcopy(self._client(settings, self.model, defense).model)
 
     def rounds(self, case: Case, defense: Defense | None = None) -> tuple[Round, ...]:
         """Rounds in which the client of a case trained on its clips, the last one always among them.
@@ -152,7 +155,7 @@ class Pipeline(ABC):
         defense = case.defense if defense is None else defense
         settings, numbers, memory = case.client, generator(self.seed(case), "client"), dict[str, Tensor]()
         server, seen = generator(self.seed(case), "server"), list[Round]()
-        model = self._client(settings, copy.deepcopy(self.model), case.defense).model
+        model = self._own_model(settings, case.defense)
         for left in reversed(range(settings.rounds)):
             update: Update | None = None
             if not left or float(torch.rand((), generator=server)) < settings.participation:
@@ -290,7 +293,7 @@ class Pipeline(ABC):
             update = observation.update
         channel = self._client(case.client, self.model, case.defense).channel(update)
         if channel is None:
-            own = copy.deepcopy(self.model)
+            own = self._own_model(case.client, case.defense)
             channel = simulated(self._client(case.client, own, case.defense), observation)
         told = self.labels_granted and self.loss != "ranking"
         return link(
@@ -319,9 +322,7 @@ class Pipeline(ABC):
     def _computed(self, key: HonestKey, progress: Progress) -> HonestUpdates:
         client, extended = key
         kinds = 1 if self.loss == "ranking" else self.samples.classes
-        model = copy.deepcopy(self.model)
-        if extended is not None:
-            model = self._client(client, model, extended).model
+        model = self._own_model(client, NO_DEFENSE if extended is None else extended)
         # Whoever compares with them does not know the masks of dropout.
         return HonestUpdates(
             self._client(client, without_dropout(model)), self.samples.private,

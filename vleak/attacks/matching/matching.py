@@ -24,6 +24,7 @@ from vleak.attacks.matching.problems import problem_of
 from vleak.attacks.matching.rounds import joined
 from vleak.attacks.matching.setup import MaskRound, Setup, as_measured, unrolled, with_unknown_masks
 from vleak.attacks.matching.spectrum import SPECTRUM_RATE, SpectrumModel, noise_pull
+from vleak.attacks.matching.summed import in_sum
 from vleak.attacks.simulation import known_channel
 from vleak.descent.loop import ENGINES, Descent, DescentSettings, Problem, State
 from vleak.descent.optimizers import RULES as SECOND_ORDER
@@ -216,14 +217,11 @@ class Matching(Attack):
 
     def _rounds(self, observation: Observation) -> Setup:
         """Return the setup of all rounds together, each delta as a gradient."""
-        rounds = [
-            replace(each.as_gradient(), channel=known_channel(each.as_gradient()))
-            for each in (*observation.earlier, observation)
-        ]
-        together = joined(rounds)
+        together = joined([_of_round(each.as_gradient()) for each in (*observation.earlier, observation)])
         known = together.channel is not None or observation.knowledge.simulate is not None
         knowledge = replace(together.knowledge, simulate=None) if known else together.knowledge
-        return replace(self._setup(replace(together, knowledge=knowledge), None), rounds=len(rounds))
+        setup = self._setup(replace(together, knowledge=knowledge), None)
+        return replace(setup, rounds=1 + len(observation.earlier))
 
     def _setup(self, observation: Observation, local: LocalTraining | None) -> Setup:
         channel = known_channel(observation)
@@ -382,6 +380,14 @@ class Matching(Attack):
 
     def _problem(self, setup: Setup) -> Problem:
         return problem_of(setup, self.distance, balanced=self.layers == "balanced")
+
+
+def _of_round(observation: Observation) -> Observation:
+    """Return one of several rounds with what is known of its channel, each with senders of its own."""
+    channel = known_channel(observation)
+    if channel is not None and channel.senders:
+        observation, channel = in_sum(observation, channel)
+    return replace(observation, channel=channel)
 
 
 class NonAdaptiveMatching(Matching):

@@ -13,6 +13,7 @@ from vleak.attacks.matching.adaptive import AdaptiveWeights
 from vleak.attacks.matching.cut import CutModel, cut_off, total
 from vleak.attacks.matching.projection import in_bases
 from vleak.attacks.matching.rounds import loss_of
+from vleak.attacks.matching.summed import in_sum
 from vleak.federated import Channel, LocalTraining, Loss, fill_masks, with_masks
 
 __all__ = ["MaskRound", "Setup", "as_measured", "unrolled", "with_unknown_masks"]
@@ -77,6 +78,8 @@ class MaskRound:
 
 def as_measured(observation: Observation, channel: Channel) -> tuple[Observation, Channel]:
     """Return an observation of a gradient by the model whose gradient its channel makes it."""
+    if channel.senders:
+        return in_sum(observation, channel)
     if channel.bases:
         return in_bases(observation, channel)
     return cut_off(observation, channel) if channel.random_behind else (observation, channel)
