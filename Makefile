@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help evaluate test test-core test-page test-all check docs layout format clean
+.PHONY: help evaluate test test-core test-page test-ray test-all check docs layout format clean
 
 # The tests that hold the parts by themselves and the walls between them, in about a minute: no run from end to
 # end, no attack and no training.
@@ -45,6 +45,14 @@ test-page: $(VENV)/installed  ## look at every kind of page in headless Chromium
 
 test-all: $(VENV)/installed  ## the same with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Ray is in an environment of nobody else's tests: its wheel is large and brings packages of its own.
+RAY_TOOLS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"])
+build/ray: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --target $@ $$($(BIN)/python -c '$(RAY_TOOLS)')
+
+test-ray: build/ray  ## install Ray beside the environment, and run a whole evaluation on it
+	OMP_NUM_THREADS=1 PYTHONPATH=build/ray $(BIN)/python -m pytest tests/integration/test_ray.py -k numbers
 
 # The package as it is installed, with defenses/ and cli/ inside: what reads sources does not follow package-dir.
 layout:

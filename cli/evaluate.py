@@ -205,6 +205,14 @@ CellSeconds = Annotated[
 CellMemory = Annotated[
     float | None, _option("Memory of a cell in GiB, beyond that of the run; likewise.", _RUN)
 ]
+Ray = Annotated[
+    str | None,
+    _option(
+        "Ray cluster whose CPUs work at the cells, in place of --workers: HOST:PORT, auto, or local for one "
+        "of this run.",
+        _RUN,
+    ),
+]
 Out = Annotated[Path | None, _option("Folder of the run; give that of a stopped run to resume it.", _RUN)]
 Json = Annotated[bool, _option("Print the results, and nothing else, to stdout.", _RUN, "--json")]
 
@@ -259,6 +267,7 @@ def evaluate(
     workers: Workers = None,
     cell_seconds: CellSeconds = None,
     cell_memory: CellMemory = None,
+    ray: Ray = None,
     out: Out = None,
     json: Json = False,
 ) -> None:

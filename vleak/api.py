@@ -84,6 +84,7 @@ def evaluate(
     workers: int | None = None,
     cell_seconds: float | None = None,
     cell_memory: float | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Run:
@@ -134,6 +135,8 @@ def evaluate(
         cell_seconds, cell_memory: time, and memory in GiB beyond that of the run, of the cells of one client,
             which then have a process of their own: one that takes more is tried again, and recorded as failed
             at the third time.
+        ray: address ``HOST:PORT`` of a Ray cluster whose CPUs work at the cells, "auto" for the one of this
+            machine, or "local" for a Ray that is started for this run; in place of ``workers``.
         progress: called as (what, cells finished, cells in all).
         stop: when set, the run ends after storing the finished cells.
 
@@ -142,14 +145,16 @@ def evaluate(
 
     Raises:
         InputError: an argument cannot be used, or the folder holds another run.
-        CapabilityError: the model has no second derivative.
+        CapabilityError: the model has no second derivative, or Ray is not installed.
         StoppedError: ``stop`` was set before the end.
-        VleakError: the folder cannot be written.
+        VleakError: the folder cannot be written, or Ray does not answer.
     """
     given = locals()
     settings = Settings(**_as_settings({f.name: given[f.name] for f in fields(Settings)}))
     store, limits = _store(out), Limits.asked(cell_seconds, cell_memory)
-    record = run_evaluation(settings, store, workers=workers, limits=limits, progress=progress, stop=stop)
+    record = run_evaluation(
+        settings, store, workers=workers, limits=limits, ray=ray, progress=progress, stop=stop
+    )
     return Run(record, store)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["differentiable_rnn", "exact_arithmetic", "math_attention", "recurrent"]
+__all__ = ["differentiable_rnn", "exact_arithmetic", "math_attention", "one_thread", "recurrent"]
 
 _Attribute = tuple[Any, str, object]  # object, name of the attribute, value
 
@@ -91,6 +91,17 @@ def math_attention() -> AbstractContextManager[None]:
 def exact_arithmetic() -> AbstractContextManager[None]:
     """Context with deterministic cuDNN algorithms and float32 in place of TF32; no effect on the CPU."""
     return _exact_arithmetic()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context with one thread inside every operation, so that no sum depends on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def differentiable_rnn(model: nn.Module) -> AbstractContextManager[None]:

@@ -112,6 +112,7 @@ OPTIONS: dict[str, str] = {
         f"--workers {value}": f"--workers {value}: expected a whole number from 1 to 1024"
         for value in (0, -1)
     },
+    "--ray local --workers 2": "--ray local: Ray has a worker for every CPU of its own",
     **{
         f"--{name} {value}": f"--{name} {value}: expected a number above 0"
         for name in ("cell-seconds", "cell-memory")

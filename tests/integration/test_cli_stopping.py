@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -87,35 +86,6 @@ def test_full_disk_keeps_what_is_finished(tmp_path: Path) -> None:
     assert not [name for name in files(tmp_path / "run") if name.rpartition("/")[2].startswith(".r")]
     resumed = evaluate(tiny(), tmp_path / "run")
     assert without_time(resumed) == without_time(evaluate(tiny()))
-
-
-def own_mounts() -> bool:
-    """Tell whether this user may mount a file system that only its own processes see."""
-    command = ["unshare", "--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return (
-        shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not own_mounts(), reason="this user may not mount a small disk of its own")
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    command = shlex.join([*VLEAK, "evaluate", *options(), "--out", "disk/run"])
-    script = (
-        f"mount -t tmpfs -o size=48k none disk || exit 9; {command} 2>first; echo $? >>first; "
-        f"mount -o remount,size=8m disk; {command} 2>second; echo $? >>second; cp -r disk/run copy"
-    )
-    subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script], check=True, timeout=120
-    )
-    first, second = ((tmp_path / name).read_text().splitlines() for name in ("first", "second"))
-    assert len(first) == 2
-    assert re.match(
-        r"vleak: cannot write to disk/run: No space left on device; \d+ finished cells are", first[0]
-    )
-    assert (first[-1], second[-1]) == ("2", "0")
-    assert without_time(read_run(tmp_path / "copy")) == without_time(evaluate(tiny()))
 
 
 # --- out at any moment ------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from costly_parts import Costly
 from evaluations import timeless
 
-from runs import journal_length, options, start, tiny
+from runs import journal_length, tiny
 from vleak.errors import InputError
 from vleak.evaluation import Limits, StoppedError, evaluate
 from vleak.results import RunRecord, read_run
@@ -59,6 +57,7 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
         ("die", None, r"failed: ended its process (SIGKILL), 3 times"),
         ("leave", None, r"failed: ended its process (exit code 3), 3 times"),
         ("hang", Limits(seconds=1), "failed: took longer than cell_seconds=1, 3 times"),
+        pytest.param("interrupt", None, "failed: raised KeyboardInterrupt, 3 times", marks=pytest.mark.slow),
     ],
 )
 def test_a_cell_that_fails_three_times_is_recorded_and_the_others_go_on(
@@ -68,6 +67,25 @@ def test_a_cell_that_fails_three_times_is_recorded_and_the_others_go_on(
     assert statuses(record, "costly") == [status] * 3
     assert statuses(record, "matching") == ["ok"] * 3
     assert len(list(tmp_path.iterdir())) == 3 * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["fork", "print"])
+def test_plug_ins_that_fork_or_print_change_nothing(
+    way: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert {cell.status for cell in costly(tmp_path, way, tries=10**6).cells} == {"ok"}
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_what_a_plug_in_left_running_ends_with_its_cell(tmp_path: Path) -> None:
+    (tmp_path / "marks").mkdir()
+    record = costly(tmp_path / "marks", "leave behind", tries=10**6)
+    assert statuses(record, "costly") == ["failed: ended its process (SIGKILL), 3 times"] * 3
+    left = [Path("/proc", path.name.removeprefix("left-"), "stat") for path in tmp_path.glob("left-*")]
+    assert len(left) == 9
+    assert all(not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z" for stat in left)
 
 
 def test_memory_beyond_the_limit_fails_the_cell_only(tmp_path: Path) -> None:
@@ -100,32 +118,3 @@ def test_limits_are_numbers_above_zero() -> None:
             Limits(seconds=wrong)
         with pytest.raises(InputError, match=r"cell_memory=.*: expected a number above 0"):
             Limits(gibibytes=wrong)
-
-
-def _killed(folder: Path, name: str, after: float, arguments: list[str]) -> int:
-    """Start a run of two processes, kill it after some seconds, and return its finished cells."""
-    process = start(["evaluate", *arguments, "--workers", "2", "--out", name], folder)
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdout, process.stderr):
-        assert pipe is not None
-        pipe.close()
-    return journal_length(folder / name)
-
-
-@pytest.mark.slow
-def test_kill_at_any_moment_loses_at_most_the_cells_in_flight(tmp_path: Path) -> None:
-    arguments = options(clips=6, iterations=20)
-    expected = timeless(evaluate(tiny(clips=6, iterations=20), tmp_path / "whole", workers=1))
-    began = time.monotonic()
-    assert start(["evaluate", *arguments, "--workers", "2", "--out", "first"], tmp_path).wait() == 0
-    whole = time.monotonic() - began
-    kept = 0
-    for number in range(200):
-        before = kept if number % 10 else 0
-        kept = _killed(tmp_path, f"run{number // 10}", whole * (0.3 + 0.7 * (number % 10) / 10), arguments)
-        assert kept >= before, "a finished cell was lost"
-    for number in range(20):
-        record = evaluate(tiny(clips=6, iterations=20), tmp_path / f"run{number}", workers=1)
-        assert timeless(record) == expected

@@ -30,7 +30,26 @@ def _fill() -> None:
     torch.ones(2**40)
 
 
-_WAYS = {"die": _die, "hang": _hang, "leave": _leave, "fill": _fill}
+def _fork() -> None:
+    os.fork()  # and both go on
+
+
+def _leave_behind(folder: Path) -> None:
+    pid = os.fork()
+    if not pid:
+        time.sleep(600)
+    (folder.parent / f"left-{pid}").touch()
+    _die()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+_WAYS = {
+    "die": _die, "hang": _hang, "leave": _leave, "fill": _fill, "fork": _fork, "interrupt": _interrupt,
+    "print": lambda: print("hello from a plug-in"),
+}  # fmt: skip
 
 
 class Costly(Attack):
@@ -48,6 +67,6 @@ class Costly(Attack):
         folder, known = Path(self.marks), observation.knowledge
         (folder / uuid4().hex).touch()
         if len(list(folder.iterdir())) <= self.tries:
-            _WAYS[self.way]()
+            _leave_behind(folder) if self.way == "leave behind" else _WAYS[self.way]()
         clips = torch.full((known.batch_size, *known.clip_shape), 0.5)
         return Reconstruction(clips=clips, labels=torch.zeros(known.batch_size, dtype=torch.int64))

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from vleak.errors import InputError, VleakError, argument
 from vleak.evaluation.audits import check_audits, measure_audits
-from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
+from vleak.evaluation.cluster import Cluster
+from vleak.evaluation.groups import Result, StoppedError
 from vleak.evaluation.plan import PlannedCell, by_client, plan
-from vleak.evaluation.processes import Limits, run_in_processes
+from vleak.evaluation.processes import Processes
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.setup import PreparedRun, prepare
+from vleak.evaluation.threads import run_in_threads
 from vleak.evaluation.utility import measure_utility
-from vleak.pipelines import Progress, Stop, private_clips
+from vleak.evaluation.workers import ClientCells, Crew, Limits, run_clients
+from vleak.pipelines import Progress, private_clips
 from vleak.results.records import RunRecord
 from vleak.results.store import FolderStore, MemoryStore, RunStore
-from vleak.switches import exact_arithmetic, math_attention
+from vleak.switches import exact_arithmetic, math_attention, one_thread
 
 __all__ = ["Progress", "StoppedError", "count_workers", "evaluate"]
 
@@ -42,6 +42,7 @@ def evaluate(
     stop: threading.Event | None = None,
     batched: bool | None = None,
     limits: Limits | None = None,
+    ray: str | None = None,
 ) -> RunRecord:
     """Attack every clip behind every defense strength and store what comes out.
 
@@ -56,6 +57,8 @@ def evaluate(
         batched: whether descents of several cells share a batch, which changes the order of sums; None on a
             CUDA device only.
         limits: of the cells of a client in a process of its own; with limits, one worker is a process too.
+        ray: address of a Ray cluster whose CPUs work at the cells, or "local" for a Ray of this run; in place
+            of ``workers``.
 
     Returns:
         the record of the run.
@@ -63,15 +66,16 @@ def evaluate(
     Raises:
         InputError: settings, data or model cannot be used, or the folder holds another run.
         StoppedError: ``stop`` was set before the end.
-        VleakError: the folder cannot be written.
+        CapabilityError: Ray was asked for and is not installed.
+        VleakError: the folder cannot be written, or Ray does not answer.
     """
     target = _store(store)
     if batched is None:
         batched = settings.torch_device().type == "cuda"
-    lanes = _lanes(workers, limits, batched=batched)
+    lanes = _lanes(workers, ray, limits, batched=batched)
     stop, progress = stop or threading.Event(), progress or _silent
     target.check(settings.resolved())
-    with _one_thread(), exact_arithmetic(), math_attention():
+    with one_thread(), exact_arithmetic(), math_attention():
         run = prepare(settings, progress)
         check_audits(settings, run)
         progress("planning the cells", 0, 0)
@@ -131,37 +135,42 @@ def count_workers(workers: int | None, least: int = 1) -> int:
 
 @dataclass(frozen=True)
 class _Lanes:
-    """How cells run side by side: ``count`` of them, in processes with limits, or in this one."""
+    """How cells run side by side: by a crew of workers with limits, or ``count`` of them in this process."""
 
     count: int
     batched: bool
-    limits: Limits | None
+    crew: Crew | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def run(self, clients: Sequence[ClientCells], stop: Callable[[], bool]) -> Generator[list[Result]]:
+        """Run the cells of clients; raises StoppedError if ``stop`` says so."""
+        if self.crew is None:
+            return run_in_threads(clients, self.count, stop, batched=self.batched)
+        return run_clients(clients, self.crew, self.limits, stop)
 
 
-def _lanes(workers: int | None, limits: Limits | None, *, batched: bool) -> _Lanes:
+def _lanes(workers: int | None, ray: str | None, limits: Limits | None, *, batched: bool) -> _Lanes:
     """Return how cells run side by side.
 
     Raises:
-        InputError: the number is none, or limits were set where cells share a process.
+        InputError: the number is none, or limits or Ray were asked for where cells share a process.
+        VleakError: Ray is not there.
     """
     count = count_workers(workers, _BATCH if batched else 1)
-    apart = not batched and (limits is not None or (workers or 1) > 1) and hasattr(os, "fork")
-    if limits is not None and not apart:
-        raise InputError(
-            "cells on a CUDA device share a process, which has no limits; leave them out, or take the CPU"
-        )
-    return _Lanes(count, batched, (limits or Limits()) if apart else None)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread inside every operation, so that no sum depends on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    if batched and (limits is not None or ray is not None):
+        what = "has no limits; leave them out" if ray is None else "is none of Ray's; leave out `ray`"
+        raise InputError(f"cells on a CUDA device share a process, which {what}, or take the CPU")
+    crew: Crew | None = None
+    if ray is not None:
+        if workers is not None:
+            raise InputError(
+                f"{argument('ray', ray)}: Ray has a worker for every CPU of its own, beside which "
+                f"{argument('workers', workers)} has no meaning; leave out one of them"
+            )
+        crew = Cluster(ray)
+    elif not batched and (limits is not None or (workers or 1) > 1):
+        crew = Processes(count)
+    return _Lanes(count, batched, crew, limits or Limits())
 
 
 @contextmanager
@@ -188,54 +197,21 @@ class _Runner:
         done = {name for name, cell in store.cells.items() if cell.ok}
         self._waiting = [c for c in by_client(cells) if not done.issuperset(cell.case.id for cell in c)]
         self._done = self._total - sum(len(client) for client in self._waiting)
-        self._ended = threading.Event()  # not the caller's event, which may be used again
-        # A function of the events alone: attacks are handed it, and a bound method would lead to the truth.
-        self._stopped = _any_set(stop, self._ended)
 
     def run(self, lanes: _Lanes) -> None:
-        """Run the waiting cells, each client alone or, batched, groups of clients one after the other.
+        """Run the waiting cells; this process alone writes to the store.
 
         Raises:
             StoppedError: the caller's event was set.
         """
-        self._tell("attacking")
-        if lanes.limits is None:
-            self._run_here(lanes.count, batched=lanes.batched)
-        else:
-            self._run_apart(lanes.count, lanes.limits)
-
-    def _run_apart(self, count: int, limits: Limits) -> None:
-        """Run the clients in processes; this one alone writes to the store."""
-        with closing(run_in_processes(self._waiting, count, limits, self._stop.is_set)) as running:
+        self._tell(lanes.crew.starting if lanes.crew else "attacking")
+        with closing(lanes.run(self._waiting, self._stop.is_set)) as running:
             try:
                 for results in running:
                     self._keep(results)
-                    self._tell("attacking")
+                    self._tell_others()
             except StoppedError:
                 raise self._early() from None
-
-    def _run_here(self, workers: int, *, batched: bool) -> None:
-        """Run the waiting cells: a client a thread, or, batched, groups of clients one after the other."""
-        with ExitStack() as stack:
-            spread: Spread = map
-            lanes, size = workers, 1
-            if batched:
-                lanes, size = 1, workers
-                spread = stack.enter_context(_pool(workers)).map
-            pool = stack.enter_context(_pool(lanes))
-            stack.callback(self._ended.set)  # before the pools are waited for
-            running: set[Future[list[Result]]] = set()
-            while self._waiting or running:
-                while self._waiting and len(running) < lanes:
-                    group, self._waiting = self._waiting[:size], self._waiting[size:]
-                    running.add(pool.submit(run_group, group, self._stopped, batched=batched, spread=spread))
-                # The short wait lets Ctrl-C through.
-                finished, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    self._keep(future.result())
-                self._tell_others()
-                if self._stop.is_set():
-                    raise self._early()
 
     def _early(self) -> StoppedError:
         return StoppedError(f"stopped with {self._done} of {self._total} cells finished")
@@ -255,17 +231,3 @@ class _Runner:
     def _tell(self, doing: str) -> None:
         self._doing = doing
         self._progress(doing, self._done, self._total)
-
-
-def _any_set(*events: threading.Event) -> Stop:
-    return lambda: any(event.is_set() for event in events)
-
-
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads with one thread inside each."""
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

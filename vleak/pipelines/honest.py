@@ -91,6 +91,15 @@ class KeptUpdates:
         self._compute, self._kept = compute, dict[HonestKey, HonestUpdates]()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Everything but the lock, which belongs to the threads of one process."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Take over what another process kept."""
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
     def of(self, client: HonestKey, progress: Progress | None = None) -> HonestUpdates:
         """Return the updates of a client, computed where they are not kept.
 
