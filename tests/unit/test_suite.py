@@ -364,7 +364,9 @@ def test_the_script_makes_what_is_missing_and_writes_the_table(
     (tmp_path / "d.json").write_text("{")
     left = script.missing(tmp_path, asked)
     assert left == ["a", "c", "d", "e", "f"]
-    assert script.groups(left) == [("a", "c", "d", "e"), ("f",)]
+    assert script.groups(left, 2) == [("a", "d", "f"), ("c", "e")]
+    assert [len(group) for group in script.groups(script.DEFENSES, 2)] == [3] * 6
+    assert script.groups([], 2) == []
     (tmp_path / "d.json").unlink()
     page = script.page(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n", tmp_path)
     assert "1 defense ranked" in page
