@@ -374,6 +374,14 @@ def test_the_script_makes_what_is_missing_and_writes_the_table(
     assert "| 1 \\[1–1\\] | b | strongest |" in page
 
 
+def test_the_committed_table_is_that_of_the_committed_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import suite_entries as script
+
+    page = (ROOT / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    assert script.page(page, ROOT / "docs" / "suite") == page, "run python benchmarks/suite_entries.py"
+
+
 # --- making -------------------------------------------------------------------------------------------------
 
 
