@@ -36,7 +36,7 @@ from vleak.suite import (
 
 BEGIN, END = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
 TOGETHER = 4
-"""Defenses that share a run."""
+"""Defenses that share a run, at most."""
 DEFENSES = (
     "none",
     "dp:noise_multiplier=0.1",
@@ -72,9 +72,11 @@ def missing(folder: Path, defenses: Sequence[str]) -> list[str]:
     return left
 
 
-def groups(defenses: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return which defenses are measured together."""
-    return [tuple(defenses[at : at + TOGETHER]) for at in range(0, len(defenses), TOGETHER)]
+def groups(defenses: Sequence[str], lanes: int) -> list[tuple[str, ...]]:
+    """Return which defenses are measured together: as many groups for every lane, of nearly equal sizes."""
+    count = lanes * -(-len(defenses) // (lanes * TOGETHER))
+    dealt = [tuple(defenses[place::count]) for place in range(count)]
+    return [group for group in dealt if group]
 
 
 def make(defenses: tuple[str, ...], folder: Path, runs: Path) -> list[str]:
@@ -132,7 +134,7 @@ def main() -> int:
     begun, failed = time.monotonic(), 0
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        left = groups(missing(arguments.folder, arguments.only or DEFENSES))
+        left = groups(missing(arguments.folder, arguments.only or DEFENSES), arguments.lanes)
         with ProcessPoolExecutor(arguments.lanes, get_context("spawn")) as pool:
             waiting = {pool.submit(make, each, arguments.folder, arguments.runs): each for each in left}
             for number, finished in enumerate(as_completed(waiting), 1):

@@ -174,20 +174,33 @@ def _rank(folder: Path, protocol: Protocol, out: Path | None) -> None:
 def _board_table(board: Board) -> Table:
     from vleak.report import rank_text, standing_cells
 
-    table = Table(
-        "rank", "defense", "attack", "leakage", "recognised", "gain dB", "non-adaptive", box=box.SIMPLE_HEAD
-    )
+    table = Table(box=box.SIMPLE_HEAD)
     table.title, table.title_style = f"Which defense leaks least? {board.protocol.name}", "bold"
+    for name in ("rank", "defense", "leakage"):
+        table.add_column(name, no_wrap=name in ("rank", "leakage"))
+    for name in ("recog-\nnised", "linked", "gain\ndB", "non-\nadaptive"):
+        table.add_column(name, justify="right", no_wrap=True)
     for standing in board.standings:
         cells = standing_cells(standing)
-        names = ("attack", "leakage", "recognised", "gain dB", "non-adaptive gain")
+        linked = None if standing.linked is None else standing.linked.mean
         table.add_row(
-            rank_text(standing.rank),
-            Text(standing.entry.defense.label),
-            *(Text(cells[name]) for name in names),
-        )
-    refused = [entry.defense.label for entry in (*board.refused, *board.disqualified)]
-    if refused:
-        table.caption = f"refused, with reasons on the page: {', '.join(refused)}"
-        table.caption_justify = "left"
+            rank_text(standing.rank), Text(_named(standing.entry)), cells["leakage"],
+            _percent(standing.recognised.mean), _percent(linked), f"{standing.gain_db.mean or 0.0:+.1f}",
+            cells["non-adaptive gain"],
+        )  # fmt: skip
+    caption = "leakage from 0 to 1, and ranks, with 95 % intervals over clips; more on the page."
+    if refused := [_named(entry) for entry in (*board.refused, *board.disqualified)]:
+        caption += f"\nrefused, with reasons on the page: {', '.join(refused)}"
+    table.caption = Text(caption)
+    table.caption_style, table.caption_justify = "dim", "left"
     return table
+
+
+def _named(entry: Entry) -> str:
+    """Label of the defense, and the attack where it is not that of the protocol."""
+    by = "" if entry.attack.of_protocol else f", by {entry.attack.text}"
+    return f"{entry.defense.label}{by}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"

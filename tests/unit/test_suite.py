@@ -13,7 +13,7 @@ import torch
 from entries import CLIPS, PROTOCOL, TINY, content, entry, figures, unaware
 from records import make_cell, make_run
 
-from vleak.defenses import Prune, parse_defenses
+from vleak.defenses import Prune, defense_text, parse_defenses
 from vleak.errors import InputError
 from vleak.federated import Channel, Defense, Update
 from vleak.report import board_markdown, board_page
@@ -355,7 +355,9 @@ def test_the_script_makes_what_is_missing_and_writes_the_table(
 
     assert len(script.DEFENSES) >= 16
     assert len({entry_name(text) for text in script.DEFENSES}) == len(script.DEFENSES)
-    assert all(len(parse_defenses(text)) == 1 for text in script.DEFENSES)
+    for text in script.DEFENSES:  # spelled as entries are, by whose names the script finds them again
+        (strength,) = parse_defenses(text)
+        assert defense_text(strength) == text
     monkeypatch.setattr(script, "read_entry", lambda path: read_entry(path, KNOWN))
     monkeypatch.setattr(script, "find_protocol", lambda name: PROTOCOL)
     asked = ["a", "b", "c", "d", "e", "f"]
@@ -364,12 +366,22 @@ def test_the_script_makes_what_is_missing_and_writes_the_table(
     (tmp_path / "d.json").write_text("{")
     left = script.missing(tmp_path, asked)
     assert left == ["a", "c", "d", "e", "f"]
-    assert script.groups(left) == [("a", "c", "d", "e"), ("f",)]
+    assert script.groups(left, 2) == [("a", "d", "f"), ("c", "e")]
+    assert [len(group) for group in script.groups(script.DEFENSES, 2)] == [3] * 6
+    assert script.groups([], 2) == []
     (tmp_path / "d.json").unlink()
     page = script.page(f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n", tmp_path)
     assert "1 defense ranked" in page
     assert "old" not in page
     assert "| 1 \\[1–1\\] | b | strongest |" in page
+
+
+def test_the_committed_table_is_that_of_the_committed_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import suite_entries as script
+
+    page = (ROOT / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    assert script.page(page, ROOT / "docs" / "suite") == page, "run python benchmarks/suite_entries.py"
 
 
 # --- making -------------------------------------------------------------------------------------------------

@@ -208,6 +208,7 @@ def _ranks_plot(standings: Sequence[Standing]) -> Plot:
         )  # fmt: skip
         axes.set_yticks(places, [_short(standing.entry.defense.label) for standing in standings])
         axes.set_xlim(0.0, 1.02)
+        axes.set_ylim(-0.6, len(standings) - 0.4)
         axes.set_xlabel("leakage, 0 to 1  (left: more private)")
         clear_frame(axes, grid="x")
         svg = to_svg(figure)
