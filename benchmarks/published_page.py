@@ -22,7 +22,7 @@ from vleak.results.statistics import Interval
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 HEAD = (
     "as published", "ε of the run: claimed", "by what is done", "ε of the update", "ε of one step: claimed",
-    "at least", "recognised", "linked", "gain in dB", "failed checks",
+    "at least", "recognised", "linked", "chance", "gain in dB", "failed checks",
 )  # fmt: skip
 
 
@@ -184,6 +184,7 @@ def _cells(name: str, each: Outcome) -> list[str]:
         "–" if each.audit is None else _least(each.audit),
         _both(f"{leak.identified}/{leak.scored}", f"{bare.identified}/{bare.scored}", leak == bare),
         _both(f"{leak.linked}/{leak.asked}", f"{bare.linked}/{bare.asked}", leak == bare),
+        "–" if each.chance is None else percent(each.chance),
         _both(_gain(leak), _gain(bare), leak == bare),
         ", ".join(each.broken) or "none",
     ]
@@ -212,11 +213,10 @@ def _provenance(results: Results) -> str:
     days, digests = sorted({each.measured for each in kept}), sorted({each.data for each in kept})
     measured = days[0] if len(days) == 1 else f"from {days[0]} to {days[-1]}"
     draws = sorted({each.audit.draws for each in kept if each.audit is not None})
-    chances = sorted({percent(each.chance) for each in kept if each.chance is not None})
     clips = max(each.clips for each in kept)
     return (
         "Written by `python benchmarks/published.py --data DIR --out FOLDER`; "
-        f"measured {measured}: {software}, on a CPU; {clips} clips (SHA-256 {', '.join(digests)}), chance "
-        f"{', '.join(chances)}; audits of {', '.join(map(str, draws))} messages with and without canaries, "
+        f"measured {measured}: {software}, on a CPU; {clips} clips (SHA-256 {', '.join(digests)}); "
+        f"audits of {', '.join(map(str, draws))} messages with and without canaries, "
         "at 95 %, delta 1e-5."
     )

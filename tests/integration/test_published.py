@@ -134,7 +134,7 @@ def test_the_table_says_what_was_measured(published: Any) -> None:
     first, second = [line for line in text.splitlines() if line.startswith(("| one", "| two"))]
     assert [cell.strip() for cell in first.strip("|").split("|")] == [
         "one", "20", "196", "5.07", "5.07", "4.32", "1/12 (undefended 9/12)", "2/12 (undefended 12/12)",
-        "+0.1 [-0.2, +0.4]", "side metrics",
+        "8 %", "+0.1 [-0.2, +0.4]", "side metrics",
     ]  # fmt: skip
     assert "50 (refuted)" in second
     assert second.endswith("| none |")
