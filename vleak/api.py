@@ -146,13 +146,15 @@ def evaluate(
         StoppedError: ``stop`` was set before the end.
         VleakError: the folder cannot be written, or Ray does not answer.
     """
-    given = locals()
+    return _evaluated(locals())
+
+
+def _evaluated(given: dict[str, Any]) -> Run:
+    """Run an evaluation with the arguments of `evaluate`, by name."""
     settings = Settings(**_as_settings({f.name: given[f.name] for f in fields(Settings)}))
-    store, limits = _store(out), Limits.asked(cell_seconds, cell_memory)
-    record = run_evaluation(
-        settings, store, workers=workers, limits=limits, ray=ray, progress=progress, stop=stop
-    )
-    return Run(record, store)
+    store, limits = _store(given["out"]), Limits.asked(given["cell_seconds"], given["cell_memory"])
+    how = {name: given[name] for name in ("workers", "ray", "progress", "stop")}
+    return Run(run_evaluation(settings, store, limits=limits, **how), store)
 
 
 def _store(out: Path | str | None) -> MemoryStore | FolderStore:
