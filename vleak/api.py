@@ -81,10 +81,13 @@ def evaluate(
     checkpoint: Path | str | None = None,
     strict: bool = False,
     out: Path | str | None = None,
-    workers: int | None = None, cell_seconds: float | None = None, cell_memory: float | None = None,
+    workers: int | None = None,
+    cell_seconds: float | None = None,
+    cell_memory: float | None = None,
     ray: str | None = None,
-    progress: Progress | None = None, stop: threading.Event | None = None,
-) -> Run:  # fmt: skip
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Run:
     """Attack every clip behind every defense strength, and score what comes out.
 
     Args:
