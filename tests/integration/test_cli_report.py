@@ -97,6 +97,7 @@ def test_what_cannot_be_reported_is_one_line(results, capsys) -> None:
         "a --pool": "--pool takes two runs or more, got one",
         "a b --pool": "expected another seed for each run",
         "a b --out file.html": "--out file.html: it is a folder",
+        "a --out a/results.json": "--out a/results.json: expected a page, a file that ends in .html",
         "a --out nowhere/x.html": "there is no folder nowhere",
         "a newer": "schema_version is 99, this vleak reads up to 2",
         "a empty": "empty does not exist",
