@@ -33,7 +33,7 @@ PRINTED = {
         r"matching, defense known by channel: .*\nmatching_blind, defense known by none: "
     ),
     "own_model": r"raw \S+ none strongest \+\d(.|\n)*feature \S+ none",
-    "suite_entry": r"1 \[1 to 2\]: prune 90 %, (.|\n)*refused: mixup\S*, all cells",
+    "suite_entry": r"1 \[1 to \d\]: prune 90 %, (.|\n)*refused: mixup .*, all cells",
     "saved_run": r"schema \d(.|\n)*mean error 0\.\d",
 }
 
