@@ -122,8 +122,8 @@ def planted(published: Any, **changes: Any) -> Any:
     outcome = page.Outcome(
         measured="2026-01-02", software="vleak 1", data="abc", clips=12, claimed=20.0, recomputed=196.1,
         step=5.07, sent=5.07, audit=page.Audit(4.32, "gaussian", 1000, refuted=False),
-        broken=("side metrics",), defended=leak, undefended=replace(leak, identified=9, linked=12),
-        chance=1 / 12,
+        broken=("side metrics",), defended=leak,
+        undefended=replace(leak, gain=(2.0, None, None), identified=9, linked=12), chance=1 / 12,
     )  # fmt: skip
     return replace(outcome, **changes)
 
@@ -134,7 +134,7 @@ def test_the_table_says_what_was_measured(published: Any) -> None:
     first, second = [line for line in text.splitlines() if line.startswith(("| one", "| two"))]
     assert [cell.strip() for cell in first.strip("|").split("|")] == [
         "one", "20", "196", "5.07", "5.07", "4.32", "1/12 (undefended 9/12)", "2/12 (undefended 12/12)",
-        "8 %", "+0.1 [-0.2, +0.4]", "side metrics",
+        "8 %", "+0.1 [-0.2, +0.4] (undefended +2.0)", "side metrics",
     ]  # fmt: skip
     assert "50 (refuted)" in second
     assert second.endswith("| none |")
