@@ -95,7 +95,7 @@ def test_several_local_steps_are_left_to_simulation() -> None:
     assert client.channel(client.update(*batch(4), generator("local"))) is None
 
 
-def test_labels_are_inferred_client_by_client() -> None:
+def test_labels_are_dealt_out_to_the_clients() -> None:
     observation = seen(labels=None)
     assert torch.equal(infer_labels(observation), scene().labels[:4])
     whole = replace(observation, channel=replace(channel_of(observation), senders=()))

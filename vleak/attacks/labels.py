@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from vleak.attacks.apart import taken_apart
@@ -38,20 +40,20 @@ def infer_labels(observation: Observation) -> Tensor:
     the last tensor of the update with a row a class. Falls back to the row sums of its weight where it has
     no bias, and to class 0 where no tensor of the update has a row for every class.
 
-    Of a sum over clients of whom the server sees who sent what, each client's labels are inferred from the
-    entries that it alone sent.
+    Of a sum over clients of whom the server sees who sent what, the labels are those of the batch, dealt out
+    by what each client alone sent.
 
     With "bce" that gradient is the mean score minus the share of anomalous bags: of one bag its sign tells
     the label, exactly; without a bias that of the row sum does, where the layer reads rectified features.
     With "ranking" there is nothing to infer, the place in the pair is the label: zeros.
     """
-    clients = taken_apart(observation)
-    if len(clients) > 1:
-        return torch.cat([infer_labels(own) for own in clients])
     knowledge = observation.knowledge
     loss = observation.update.facts.loss
     if loss == "ranking":
         return torch.zeros(knowledge.batch_size, dtype=torch.long)
+    clients = taken_apart(observation)
+    if len(clients) > 1:
+        return _of_clients(observation, clients)
     if loss == "bce":
         return _anomalous(observation)
     scores = _class_gradient(observation)
@@ -84,17 +86,33 @@ def _likeliest(observation: Observation, scores: Tensor) -> Tensor:
     over the entries that carry a measurement.
     """
     tried = scores.argsort(stable=True)[:_LABELS].sort().values
+    return tried[_agreement(observation, tried).argmax()].reshape(1)
+
+
+def _of_clients(observation: Observation, clients: Sequence[Observation]) -> Tensor:
+    """Return the labels of a batch in the order of the clients, by which they agree best with all of them."""
+    assert observation.channel is not None
+    labels = infer_labels(replace(observation, channel=replace(observation.channel, senders=())))
+    kinds = torch.tensor(sorted(set(labels.tolist())))
+    places = torch.searchsorted(kinds, labels)
+    agreement = torch.stack([_agreement(own, kinds) for own in clients])
+    slots = agreement.repeat_interleave(len(labels) // len(clients), 0)[:, places]
+    return labels[torch.from_numpy(linear_sum_assignment(slots.numpy(), maximize=True)[1])]
+
+
+def _agreement(observation: Observation, tried: Tensor) -> Tensor:
+    """Return the cosines (labels,) of the update with the expected clip's gradient under some labels."""
     tensors, channel = observation.update.tensors, observation.channel or Channel()
     weight, loss = next(observation.model.parameters()), LOSSES[observation.update.facts.loss]
-    clip = prior_answer(observation.knowledge).to(weight)
+    clip = prior_answer(observation.knowledge)[:1].to(weight)
     sent, cosines = torch.cat([tensor.flatten() for tensor in tensors.values()]).to(weight), []
     for label in tried.to(weight.device):
         gradient = mean_gradient(observation.model, loss, clip, label[None])
         if channel.masks is not None:
             gradient = {name: gradient[name] * channel.masks[name].to(weight.device) for name in tensors}
         guess = torch.cat([gradient[name].flatten() for name in tensors])
-        cosines.append(float(sent @ guess / guess.norm().clamp(min=1e-30)))
-    return tried[torch.tensor(cosines).argmax()].reshape(1)
+        cosines.append(float(sent @ guess / (sent.norm() * guess.norm()).clamp(min=1e-30)))
+    return torch.tensor(cosines)
 
 
 def _anomalous(observation: Observation) -> Tensor:

@@ -195,8 +195,8 @@ def transmit(
                 defense, "transmit", f"returned {name!r} as {tensor.dtype} on {tensor.device}, expected "
                 "float32 on the CPU"
             )  # fmt: skip
-    if (bad := _not_finite(tensors)) is not None:
-        raise _broken(defense, "transmit", f"returned NaN or infinity in {bad!r}")
+    if (wrong := _not_finite(tensors)) is not None:
+        raise _broken(defense, "transmit", f"returned NaN or infinity in {wrong!r}")
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise _broken(defense, "transmit", f"returned wire_bytes={size!r}, expected a whole number")
     if not isinstance(message.positions, bool):
