@@ -144,7 +144,7 @@ def test_command_prints_what_is_broken_and_exits_with_1(
     assert defense["checks"][-1]["settings"] == {"fraction": pytest.approx(0.1), "which": "largest"}
     assert invoke(["conformance", "mutants:ForgetsError"]) == 1
     shown = capsys.readouterr()
-    assert "broken: error feedback: after 40 rounds" in shown.out
+    assert "broken: error feedback: after 160 rounds" in shown.out
     assert shown.err == ""
 
 

@@ -104,7 +104,8 @@ def _carries_its_bytes(defense: Defense, seed: int) -> str:
     rank = min(ranks, default=None)
     # Each tensor by itself: which one an entry is of is known.
     least = sum(_information_of(tensor, rank) for tensor in message.tensors.values())
-    stated = message.wire_bytes
+    # Of a sum the bytes are those of one client, and sparse ones send entries of their own each.
+    stated = message.wire_bytes * max(1, len(message.senders))
     return f"states {stated} bytes, but what arrived needs {least:.0f}" if stated < 0.98 * least else ""
 
 
@@ -206,7 +207,8 @@ def _channel_agrees(defense: Defense, seed: int) -> str:
     message = probe.send(defense, 0)
     facts = PublicFacts(batch_size=probe.clips, loss="cross_entropy")
     channel = steps.stated_channel(
-        defense, Update(message.tensors, message.wire_bytes, facts, metrics=message.metrics)
+        defense,
+        Update(message.tensors, message.wire_bytes, facts, metrics=message.metrics, senders=message.senders),
     )
     if channel is None:
         return ""
