@@ -105,7 +105,7 @@ def test_an_address_that_accepts_and_says_nothing() -> None:
             VleakError, match=rf"^ray={place} cannot be used: no Ray answers within 10 seconds"
         ):
             evaluate(tiny(), ray=place)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60, "Ray itself takes two minutes, and then ends the process"
 
 
 def test_of_python(connection: None, tmp_path: Path) -> None:
