@@ -303,9 +303,11 @@ def _upright(frame: av.VideoFrame, stored: bytes | None, shown: str) -> NDArray[
     width, height, method = frame.width, frame.height, None
     if width * height > _LARGE_FRAME:  # the largest clip, at twice its size, has fewer pixels than half of it
         width, height, method = width // 2, height // 2, "AREA"
-    # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says.
-    planes = frame.to_ndarray(format="gbrp", width=width, height=height, interpolation=method)
-    image = np.asarray(planes, dtype=np.uint8)
+    # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says. Its "gbrp"
+    # leaves the last columns as they were in memory where the width is no multiple of 16; with alpha it does not.
+    layout = "gbrap" if width % 16 else "gbrp"
+    planes = frame.to_ndarray(format=layout, width=width, height=height, interpolation=method)
+    image = np.asarray(planes, dtype=np.uint8)[..., :3]
     if stored is None:
         return image
     # Nine fixed-point numbers [a b u; c d v; x y w]: x' = a x + c y, y' = b x + d y. They may also scale,
