@@ -304,7 +304,7 @@ def _upright(frame: av.VideoFrame, stored: bytes | None, shown: str) -> NDArray[
     if width * height > _LARGE_FRAME:  # the largest clip, at twice its size, has fewer pixels than half of it
         width, height, method = width // 2, height // 2, "AREA"
     # Planar RGB: swscale's packed "rgb24" is up to two grey levels darker than the standard says. Its "gbrp"
-    # leaves the last columns as they were in memory where the width is no multiple of 16; with alpha it does not.
+    # leaves the last columns as they were in memory where the width is no multiple of 16; "gbrap" does not.
     layout = "gbrap" if width % 16 else "gbrp"
     planes = frame.to_ndarray(format=layout, width=width, height=height, interpolation=method)
     image = np.asarray(planes, dtype=np.uint8)[..., :3]
