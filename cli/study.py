@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vleak.cli import output, stopping
 from vleak.cli.progress import shown_progress
+from vleak.cli.report import Pictures
 
 if TYPE_CHECKING:
     from vleak.study import ComparisonRecord, Study, StudyRecord
@@ -31,14 +32,6 @@ Quick = Annotated[bool, typer.Option("--quick", help="Shorter clips, and fewer r
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Engine = Annotated[str, typer.Option(help="native or reference.")]
 Workers = Annotated[int | None, typer.Option(help="Cells that run side by side; one a core.")]
-Pictures = Annotated[
-    bool | None,
-    typer.Option(
-        "--pictures/--no-pictures",
-        help="Whether private clips and what was rebuilt of them stand on the page; without it those of "
-        "synthetic clips alone.",
-    ),
-]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; that of a stopped one resumes it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the claims, and nothing else, to stdout.")]
 
