@@ -11,7 +11,7 @@ from typing import Any
 
 from decides_plan import CLIPS, LOCAL_RATE, Setting, Work, matrix, peers, works
 from jacobian import LEVELS, Spectrum
-from marked import between_marks
+from marked import between_marks, kept_outcomes
 
 import vleak
 from vleak.errors import InputError
@@ -93,15 +93,9 @@ def read_outcomes(path: Path) -> dict[Work, Outcome]:
     Raises:
         InputError: the file was not written by `write_outcomes`.
     """
-    if not path.exists():
-        return {}
-    try:
-        kept = dict(json.loads(path.read_text(encoding="utf-8")).items())
-        return {work: _outcome(kept[work.folder]) for work in works() if work.folder in kept}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{path}: expected what this command writes ({error}); delete it to begin anew"
-        ) from error
+    return kept_outcomes(
+        path, lambda kept: {work: _outcome(kept[work.folder]) for work in works() if work.folder in kept}
+    )
 
 
 def _outcome(kept: dict[str, Any]) -> Outcome:

@@ -1,8 +1,15 @@
-"""Generated part of a page: what stands between two marks."""
+"""Generated part of a page, which stands between two marks, and the outcomes that it is made of."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
 from vleak.errors import InputError
+
+_Read = TypeVar("_Read")
 
 
 def between_marks(text: str, begin: str, end: str, content: str) -> str:
@@ -18,3 +25,19 @@ def between_marks(text: str, begin: str, end: str, content: str) -> str:
             f"page: expected the lines {begin} and {end}, between which what is generated goes; add them"
         )
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def kept_outcomes(path: Path, read: Callable[[dict[str, Any]], dict[_Read, Any]]) -> dict[_Read, Any]:
+    """Return what ``read`` makes of the outcomes in a file; none where there is no file yet.
+
+    Raises:
+        InputError: the file is not what the command that keeps it writes.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return read(dict(json.loads(path.read_text(encoding="utf-8")).items()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path}: expected what this command writes ({error}); delete it to begin anew"
+        ) from error

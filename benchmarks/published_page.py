@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from marked import between_marks
+from marked import between_marks, kept_outcomes
 
 import vleak
 from vleak.errors import InputError
@@ -135,14 +135,7 @@ def read_outcomes(path: Path) -> dict[str, Outcome]:
     Raises:
         InputError: the file was not written by `write_outcomes`.
     """
-    if not path.exists():
-        return {}
-    try:
-        return {name: _outcome(kept) for name, kept in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{path}: expected what this command writes ({error}); delete it to begin anew"
-        ) from error
+    return kept_outcomes(path, lambda kept: {name: _outcome(each) for name, each in kept.items()})
 
 
 def _outcome(kept: dict[str, Any]) -> Outcome:
