@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 from audits import clips as audit_clips
 from audits import quick, sent, with_norm
-from chromium import View, chromium, dom, look
+from chromium import View, chromium, dom, look, printed
 from entries import PROTOCOL, entry, figures
 from nights import run_of, shifted
 from planted_run import DEFENSES, plant_run, store
@@ -379,6 +379,20 @@ def test_what_takes_the_focus_is_in_sight(pages, tmp_path: Path) -> None:
     views = [View(f"{name} {width}", pages[name], script, width) for name in ("run", "comparison", "night")
              for width in (1280, 360)]  # fmt: skip
     assert {tuple(map(str, found)) for found in look(views, tmp_path).values()} == {("True", "[]")}
+
+
+@pytest.mark.parametrize("name", ["run", "comparison", "audit", "night", "study", "leaderboard"])
+def test_pages_are_printed_on_upright_sheets_and_wide_tables_on_wide_ones(
+    pages, tmp_path: Path, name: str
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(pages[name], encoding="utf-8")
+    sheets = printed(page, tmp_path)
+    upright = [width < height for width, height in sheets]
+    assert upright[0], "the verdict is on the first sheet"
+    assert len(sheets) <= 40
+    if name == "run":
+        assert not all(upright), "every cell is on wide sheets"
 
 
 def test_clips_stand_still_for_who_asks_for_less_motion(pages, tmp_path: Path) -> None:

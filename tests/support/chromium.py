@@ -119,6 +119,19 @@ def look(
     return results
 
 
+def printed(page: Path, folder: Path) -> list[tuple[int, int]]:
+    """Print a page into a PDF, and return width and height of its sheets in points."""
+    file = folder / "printed.pdf"
+    done = subprocess.run(
+        [chromium(), *_FLAGS, f"--user-data-dir={folder / 'profile'}", f"--print-to-pdf={file}",
+         page.resolve().as_uri()],
+        capture_output=True, text=True, timeout=_WAIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    boxes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", file.read_bytes())
+    return [(round(float(width)), round(float(height))) for width, height in boxes]
+
+
 def dom(page: Path, folder: Path, flags: Sequence[str] = (), fragment: str = "") -> str:
     """Return the document of a page after its scripts ran, as HTML."""
     done = subprocess.run(
