@@ -27,7 +27,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the results, and nothi
 
 
 def conformance(names: Names = None, seed: Seed = 0, json: Json = False) -> None:
-    """Check what defenses say about their messages on what they send; exit 1 if a claim is broken."""
+    """Check what defenses say about their messages on what they send.
+
+    Exit 1 if a claim is broken, 2 if a defense refused to send anything.
+    """
     from vleak.conformance import conform
 
     with streams.plugins_on_stderr(), output.progress_bar() as bar:
@@ -43,6 +46,9 @@ def conformance(names: Names = None, seed: Seed = 0, json: Json = False) -> None
         output.print_table(_table(results))
     if not all(result.holds for result in results):
         raise typer.Exit(1)
+    refused = [f"{result.label}: {result.refusal}" for result in results if result.refusal]
+    if refused:
+        raise InputError(f"conformance: no message could be checked of {'; '.join(refused)}")
 
 
 def _defenses(names: list[str]) -> list[Defense]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["CapabilityError", "InputError", "VleakError", "argument", "unknown_name"]
+__all__ = ["CapabilityError", "ContractError", "InputError", "VleakError", "argument", "unknown_name"]
 
 
 class VleakError(Exception):
@@ -20,6 +20,10 @@ class InputError(VleakError, ValueError):
 
 class CapabilityError(VleakError, RuntimeError):
     """A model, machine or installation cannot do what was asked."""
+
+
+class ContractError(CapabilityError):
+    """A part, such as a plug-in, raised or returned what its kind must not."""
 
 
 def argument(name: str, value: object) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from evaluations import cells_of, scores_of, timeless
+from mutants import OtherChannel
 from observers import Onlooker, Shared, Spy, holds, tensors
 from torch import Tensor
 
@@ -533,6 +534,13 @@ def test_a_plug_in_that_breaks_its_contract_costs_its_own_cells(clips: ClipSet) 
             assert cell.ok
         else:
             assert "returned shape (1, 3, 4, 16, 8), expected (1, 3, 4, 16, 16)" in (cell.failure or "")
+    split = evaluate(small(defenses=(OtherChannel(),), attacks=("matching",), **common))
+    assert {cell.defense.name for cell in split.cells if cell.ok} == {"none"}
+    assert all(
+        "channel states noise of 0.5 on the sum, the claims 1; correct one of them" in (cell.failure or "")
+        for cell in split.cells
+        if not cell.ok
+    )
     unscored = evaluate(small(defenses=("none",), metrics=(NotANumber(),), **common))
     assert all("metric 'NotANumber'" in (cell.failure or "") for cell in unscored.cells)
 

@@ -24,10 +24,11 @@ from vleak.defenses import (
     Prune,
     PruneDual,
 )
-from vleak.errors import VleakError
+from vleak.errors import CapabilityError, VleakError
 from vleak.federated import (
     CarriesError,
     Changes,
+    Channel,
     Claim,
     Defense,
     GaussianNoise,
@@ -38,6 +39,7 @@ from vleak.federated import (
     Privacy,
     SumsClients,
     Unbiased,
+    Update,
     mean_gradient,
 )
 
@@ -503,6 +505,35 @@ class ProcessRandom(Defense):
         return Message(sent, sum(tensor.nbytes for tensor in sent.values()))
 
 
+class OtherChannel(DpSgd):
+    """States less noise to attackers than it claims."""
+
+    name = "other_channel"
+
+    def channel(self, update: Update) -> Channel | None:
+        channel = super().channel(update)
+        assert channel is not None
+        return replace(channel, noise_deviation=(channel.noise_deviation or 0.0) / 2)
+
+
+class NoChannel(Prune):
+    """Returns something else than a channel."""
+
+    name = "no_channel"
+
+    def channel(self, update: Update) -> Channel | None:
+        return "pruned"  # type: ignore[return-value]
+
+
+class Choosy(Defense):
+    """Refuses every model but its own."""
+
+    name = "choosy"
+
+    def check_model(self, model: nn.Module) -> None:
+        raise CapabilityError("choosy: needs a layer named 'mine'")
+
+
 MUTANTS: dict[str, tuple[Defense, str]] = {
     "no-op": (Idle(), "changed"),
     "noise without the clip": (NoiseAlone(), "clip norm"),
@@ -534,6 +565,8 @@ MUTANTS: dict[str, tuple[Defense, str]] = {
     "look-alikes of the clips": (PeeksAtClips(), "ignores the clips"),
     "one client in place of the sum": (LastOfSum(), "sum of clients"),
     "one draw a tensor": (SharedDraw(), "Gaussian noise"),
+    "channel of another defense": (OtherChannel(), "channel agrees with claims"),
+    "channel of another kind": (NoChannel(), "channel agrees with claims"),
     "generator of the process": (ProcessRandom(), "one seed, one message"),
 }
 """By what is wrong: the defense, and the check that has to find it."""

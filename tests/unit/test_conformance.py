@@ -148,6 +148,13 @@ def test_command_prints_what_is_broken_and_exits_with_1(
     assert shown.err == ""
 
 
+def test_a_command_that_could_check_nothing_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["conformance", "prune:fraction=0.9", "mutants:Choosy"]) == 2
+    shown = capsys.readouterr()
+    assert "no message could be checked of choosy: choosy: needs a layer named 'mine'" in shown.err
+    assert shown.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -292,7 +292,7 @@ def _sums_clients(claim: SumsClients, defense: Defense, seed: int, false_alarm: 
 
 def _inner_claims(defense: Defense, seed: int, false_alarm: float) -> str:
     """Return why a claim of a defense within another one does not hold."""
-    for inner in defense.claims():
+    for inner in steps.stated_claims(defense):
         why = check_claim(inner, defense, seed, false_alarm)
         if why:
             return f"{defense.label}: {inner.name}: {why}"

@@ -8,8 +8,9 @@ from typing import Literal
 
 from vleak.conformance.checks import CHECKS, check_claim
 from vleak.conformance.contract import CONTRACT
-from vleak.errors import InputError, VleakError, first_line
-from vleak.federated import Defense
+from vleak.conformance.probe import Probe
+from vleak.errors import ContractError, InputError, VleakError, first_line
+from vleak.federated import Defense, steps
 from vleak.federated.claims import Claim
 
 __all__ = ["FALSE_ALARM", "Check", "Conformance", "conform"]
@@ -25,7 +26,8 @@ class Check:
     Attributes:
         name: of the claim, or of the part of the contract.
         claim: what is claimed, with its settings; None for the contract.
-        outcome: "holds", "broken", or "not checked" where the defense refused the probe.
+        outcome: "holds"; "broken", also where the defense broke its contract so that nothing could be asked;
+            or "not checked" where it refused the probe.
         detail: what was seen of a claim that is broken, or why it was not checked; else empty.
     """
 
@@ -52,6 +54,12 @@ class Conformance:
         """Whether nothing is broken."""
         return all(check.outcome != "broken" for check in self.checks)
 
+    @property
+    def refusal(self) -> str:
+        """Why the defense sends nothing of the probe, so that its messages were not checked; else empty."""
+        first = self.checks[0]
+        return first.detail if first.outcome == "not checked" else ""
+
 
 def conform(defense: Defense, *, seed: int = 0, false_alarm: float = FALSE_ALARM) -> Conformance:
     """Check a defense on a small model and random clips: its contract, and each of its claims.
@@ -71,6 +79,11 @@ def conform(defense: Defense, *, seed: int = 0, false_alarm: float = FALSE_ALARM
     if not 0 < false_alarm <= 0.1:
         raise InputError(f"conformance: false_alarm is {false_alarm}, expected a number in (0, 0.1]")
     claims = _claims(defense)
+    refused = _checked("model", None, lambda: steps.check_model(defense, Probe(seed=seed).model) or "")
+    if refused.outcome != "holds":
+        named = [*((name, None) for name in CONTRACT), *((claim.name, claim) for claim in claims)]
+        checks = [Check(name, claim, refused.outcome, refused.detail) for name, claim in named]
+        return Conformance(defense.label, tuple(checks))
     checks = [_checked(name, None, lambda part=part: part(defense, seed)) for name, part in CONTRACT.items()]  # type: ignore[misc]
     checks += [
         _checked(claim.name, claim, lambda claim=claim: check_claim(claim, defense, seed, false_alarm))  # type: ignore[misc]
@@ -80,7 +93,7 @@ def conform(defense: Defense, *, seed: int = 0, false_alarm: float = FALSE_ALARM
 
 
 def _claims(defense: Defense) -> list[Claim]:
-    claims = list(defense.claims())
+    claims = list(steps.stated_claims(defense))
     for claim in claims:
         if type(claim) not in CHECKS:
             known = ", ".join(sorted(kind.__name__ for kind in CHECKS))
@@ -94,6 +107,8 @@ def _claims(defense: Defense) -> list[Claim]:
 def _checked(name: str, claim: Claim | None, check: Callable[[], str]) -> Check:
     try:
         broken = check()
+    except ContractError as error:
+        return Check(name, claim, "broken", first_line(error))
     except VleakError as error:
         return Check(name, claim, "not checked", first_line(error))
     return Check(name, claim, "broken" if broken else "holds", broken)

@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, VleakError, argument, first_line
+from vleak.errors import CapabilityError, ContractError, VleakError, argument, first_line
 from vleak.federated.channel import Channel, nonzero_entries
+from vleak.federated.claims import Claim, ClipsNorm, GaussianNoise
 from vleak.federated.defense import Defense, Message, Privacy
 from vleak.federated.gradients import Loss
 from vleak.federated.update import Update
@@ -215,7 +216,8 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
     """Return the channel that a defense states for one of its updates; None where it states none.
 
     Raises:
-        CapabilityError: the defense raised, or returned no channel or one that does not fit the update.
+        CapabilityError: the defense raised, or returned no channel, or one that does not fit the update or
+            its claims: attacks would know another defense than the one that is claimed.
     """
     channel = _call(defense, "channel", defense.channel, update)
     if channel is None:
@@ -229,10 +231,47 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
         raise _broken(
             defense, "channel", f"returned a channel that does not fit: {first_line(error)}"
         ) from error
+    _check_claims(defense, channel, update)
     if channel.key:  # keys of two defenses never meet
         kind = type(defense)
         return replace(channel, key=(kind.__module__, kind.__qualname__, channel.key))
     return channel
+
+
+def stated_claims(defense: Defense) -> tuple[Claim, ...]:
+    """Return what a defense claims of its messages.
+
+    Raises:
+        CapabilityError: the defense raised, or returned something else than claims.
+    """
+    claims = _call(defense, "claims", lambda: tuple(defense.claims()))
+    for claim in claims:
+        if not isinstance(claim, Claim):
+            raise _broken(defense, "claims", f"returned {_kind(claim)}, expected vleak.federated.claims")
+    return claims
+
+
+def _check_claims(defense: Defense, channel: Channel, update: Update) -> None:
+    """Refuse a channel of a gradient whose noise or clipping is not what the defense claims."""
+    if update.facts.kind != "fedsgd":  # of a delta the channel has what local steps make of both
+        return
+    for claim in stated_claims(defense):
+        if isinstance(claim, GaussianNoise):
+            expected = claim.deviation * (1 if claim.unit == "clip" else update.facts.batch_size)
+            if not math.isclose(channel.noise_deviation or 0.0, expected, rel_tol=1e-6):
+                raise _broken(
+                    defense, "channel", f"states noise of {channel.noise_deviation or 0.0:.3g} on the sum, "
+                    f"the claims {expected:.3g}; correct one of them"
+                )  # fmt: skip
+        if (
+            isinstance(claim, ClipsNorm)
+            and claim.unit == "clip"
+            and channel.clip_norm > claim.limit * (1 + 1e-6)
+        ):
+            raise _broken(
+                defense, "channel", f"states a clipping norm of {channel.clip_norm:.3g}, the claims "
+                f"{claim.limit:.3g}; correct one of them"
+            )  # fmt: skip
 
 
 def stated_privacy(defense: Defense, uses: int = 1, updates: int = 1) -> Privacy | None:
@@ -313,8 +352,8 @@ def _check_memory(
             raise _broken(defense, step, f"returned {name!r} in memory that it was given; return a clone()")
 
 
-def _broken(defense: Defense, step: str, what: str) -> CapabilityError:
-    return CapabilityError(f"{describe(defense)}: {step} {what}; nothing was sent")
+def _broken(defense: Defense, step: str, what: str) -> ContractError:
+    return ContractError(f"{describe(defense)}: {step} {what}; nothing was sent")
 
 
 def _kind(thing: object) -> str:
