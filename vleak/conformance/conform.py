@@ -79,7 +79,7 @@ def conform(defense: Defense, *, seed: int = 0, false_alarm: float = FALSE_ALARM
     if not 0 < false_alarm <= 0.1:
         raise InputError(f"conformance: false_alarm is {false_alarm}, expected a number in (0, 0.1]")
     claims = _claims(defense)
-    refused = _checked("model", None, lambda: steps.check_model(defense, Probe(seed=seed).model) or "")
+    refused = _checked("model", None, lambda: _takes_model(defense, seed))
     if refused.outcome != "holds":
         named = [*((name, None) for name in CONTRACT), *((claim.name, claim) for claim in claims)]
         checks = [Check(name, claim, refused.outcome, refused.detail) for name, claim in named]
@@ -90,6 +90,12 @@ def conform(defense: Defense, *, seed: int = 0, false_alarm: float = FALSE_ALARM
         for claim in claims
     ]
     return Conformance(defense.label, tuple(checks))
+
+
+def _takes_model(defense: Defense, seed: int) -> str:
+    """Return nothing, or raise where the defense refuses the model of the probe."""
+    steps.check_model(defense, Probe(seed=seed).model)
+    return ""
 
 
 def _claims(defense: Defense) -> list[Claim]:
