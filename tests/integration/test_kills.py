@@ -50,8 +50,8 @@ def test_kills_of_the_run(workers: int, kills: int, quiet: dict[str, Cell], tmp_
         run = Run(server(), folder, workers)
         moment = moments.uniform(0, before)
         if moments.random() < 0.8:  # most within the cells, the others anywhere before them
-            run.wait_for_cells()
-            moment = moments.uniform(0, cells * max(1 - len(kept) / CELLS, 0.3))
+            run.wait_for_cells(moments.randint(min(len(kept), CELLS), CELLS))
+            moment = moments.uniform(0, 0.3 * cells)
         was_killed = run.kill(moment)
         run.wait_until_gone()
         now = read_journal(folder)

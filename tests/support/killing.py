@@ -60,9 +60,9 @@ class Run:
         self.process: BaseProcess = context.Process(target=_evaluate, args=(str(folder), workers, self.told))
         self.process.start()
 
-    def wait_for_cells(self) -> None:
-        """Wait until it has come to its cells, or ended."""
-        while self.told.value < 0 and self.process.is_alive():
+    def wait_for_cells(self, stored: int = 0) -> None:
+        """Wait until it has come to its cells and said that so many are stored, or ended."""
+        while self.told.value < stored and self.process.is_alive():
             time.sleep(0.002)
 
     def family(self) -> list[int]:
