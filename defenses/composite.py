@@ -284,6 +284,7 @@ def _summed(each: Defense, update: Update, clients: int) -> Channel | None:
         own,
         noise_energy=own.noise_energy / clients,
         noise_deviation=deviation,
+        scales=None,
         key=("sum", clients, each.name, own.key),
     )
 
@@ -310,6 +311,7 @@ def _by_senders(each: Defense, update: Update, clients: int) -> Channel | None:
         noise_deviation=None,
         kept_fraction=1.0,
         transform=None,
+        scales=None,
         senders=update.senders,
         key=("senders", clients, each.name, own.key),
     )
