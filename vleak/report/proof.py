@@ -16,6 +16,7 @@ __all__ = [
     "broken_sentence",
     "refuted_sentence",
     "sandwich_text",
+    "seed_note",
 ]
 
 
@@ -49,6 +50,16 @@ def audit_note(rows: Sequence[Row]) -> list[str]:
     return [
         f"ε ≥: what {min(a.draws for a in audits)} messages with canaries and as many without show of one "
         f"release, the clip replaced by zero; an honest run is refuted at most once in {rate:,.0f}."
+    ]
+
+
+def seed_note(rows: Sequence[Row]) -> list[str]:
+    """One sentence on noise that can be searched through, none where no audit found such."""
+    if not any(audit.searchable for audit in audits_of(rows)):
+        return []
+    return [
+        "ε supposes that nobody searches the seeds: 32 bits of them decide about the noise here, as of "
+        "PyTorch's CPU generator."
     ]
 
 

@@ -278,6 +278,8 @@ def _describe(row: Row, where: str) -> str:
     parts = [f"ε {epsilon_text(row.epsilon)}"] if row.epsilon is not None else []
     if parts and (shown := at_least(row)):
         parts = [f"{parts[0]}, {shown} by what is sent"]
+    if parts and row.replaced_epsilon is not None:
+        parts = [f"{parts[0]}, or {epsilon_text(row.replaced_epsilon)} if replaced by another"]
     if row.n:
         parts.append(_counts(row, where))
         if row.psnr_gain_db.mean is not None:

@@ -218,6 +218,7 @@ class Row:
         flagged: scored clips whose attack raised a health flag.
         flags: the distinct flags.
         epsilon: the privacy loss that the defense proves, None without one; delta belongs to it.
+        replaced_epsilon: the same where a clip is replaced by another, and not by zero; None without one.
         psnr_db: mean PSNR.
         psnr_gain_db: gain over the best baseline of each clip.
         ssim: mean structural similarity.
@@ -319,6 +320,7 @@ class Row:
     figures: tuple[Figure, ...] = ()
     ceilings: Ceilings | None = None
     audit: AuditRecord | None = None
+    replaced_epsilon: float | None = None
 
     @property
     def bound_broken(self) -> bool:

@@ -142,6 +142,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         flags=_distinct(flag for cell in flagged for flag in cell.flags),
         epsilon=first.defense.epsilon,
         delta=first.defense.delta,
+        replaced_epsilon=first.defense.replaced_epsilon,
         psnr_db=_mean(score.psnr_db for score in scores),
         psnr_gain_db=_gain(scores, _ERROR),
         ssim=_mean(score.ssim for score in scores),
