@@ -117,7 +117,6 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
     failed = [cell for cell in cells if not cell.ok]
     scores = [cell.scores for cell in scored if cell.scores is not None]
     first, flagged = cells[0], [cell for cell in scored if cell.flags]
-    asked = [score.linked for score in scores if score.linked is not None]
     guesses = [score.label_correct for score in scores if score.label_correct is not None]
     updates = [cell.update for cell in scored if cell.update is not None]
     guess = _guess(scores, key.client.batch_size)
@@ -150,7 +149,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         motion_psnr_db=_mean(score.motion_psnr_db for score in scores),
         identified=sum(score.identified for score in scores),
         identification=_identification(scores, _ERROR),
-        linked=sum(asked),
+        linked=sum(bool(score.linked) for score in scores),
         linkage=_linkage(scores, _ERROR),
         candidates=max((score.candidates for score in scores if score.candidates), default=None),
         guess=guess,
