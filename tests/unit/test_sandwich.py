@@ -161,8 +161,11 @@ def test_rows_have_the_audit_of_their_defense() -> None:
 
 
 def test_noise_that_can_be_searched_through_is_said_beside_what_is_proven() -> None:
-    assert "32 bits" in seed_note(audited(searchable=True))[0]
-    assert seed_note(audited(searchable=False)) == seed_note(audited()) == []
+    assert "32 bits of them decide about the noise here" in seed_note(audited(searchable=True))[0]
+    assert seed_note(audited(searchable=False)) == []
+    for unknown in (audited(), audited(text="dp:noise=2.0"), audited(status="not audited: no room")):
+        assert "was not audited" in seed_note(unknown)[0]
+    assert seed_note(summarise([make_cell(0)])) == []
 
 
 def test_the_epsilon_of_a_replaced_clip_stands_beside_the_other() -> None:

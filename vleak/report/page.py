@@ -16,7 +16,7 @@ from vleak.report.flag_texts import count_flags
 from vleak.report.frontier import draw_frontier
 from vleak.report.gallery import build_galleries
 from vleak.report.html import render_page
-from vleak.report.proof import audits_of
+from vleak.report.proof import audits_of, seed_note
 from vleak.report.sandwich_plot import draw_sandwich
 from vleak.report.sharing import pictures_wanted
 from vleak.report.words import Topic, headline_sentences, knowledge_text
@@ -106,6 +106,7 @@ def render(folder: Path, run: RunRecord, *, pictures: bool | None = None) -> str
         sandwiches=[row for row in rows if any(each.ceiling is not None for each in row.figures)],
         limits=[row for row in rows if row.ceilings and not row.baseline and not row.undefended],
         audits=audits_of(rows),
+        seeds=seed_note(rows),
         broken_rate=ACCUSED / 2,
         plots=[*draw_frontier(rows), *draw_sandwich(rows), *draw_plots(rows)],
         galleries=galleries,

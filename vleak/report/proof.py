@@ -54,13 +54,19 @@ def audit_note(rows: Sequence[Row]) -> list[str]:
 
 
 def seed_note(rows: Sequence[Row]) -> list[str]:
-    """One sentence on noise that can be searched through, none where no audit found such."""
-    if not any(audit.searchable for audit in audits_of(rows)):
-        return []
-    return [
-        "ε supposes that nobody searches the seeds: 32 bits of them decide about the noise here, as of "
-        "PyTorch's CPU generator."
-    ]
+    """One sentence on noise that can be searched through, none where nothing is proven or it cannot be."""
+    proving = [row for row in rows if row.epsilon is not None]
+    if any(row.audit is not None and row.audit.searchable for row in proving):
+        return [
+            "ε supposes that nobody searches the seeds: 32 bits of them decide about the noise here, as of "
+            "PyTorch's CPU generator."
+        ]
+    if any(row.audit is None or row.audit.searchable is None for row in proving):
+        return [
+            "ε supposes that nobody searches the seeds of the noise, of which PyTorch's CPU generator keeps "
+            "32 bits; whether it is drawn from that was not audited."
+        ]
+    return []
 
 
 def audits_of(rows: Iterable[Row]) -> list[AuditRecord]:
