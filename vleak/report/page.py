@@ -10,6 +10,7 @@ from pathlib import Path
 from vleak.files import write_atomic
 from vleak.report.answer import answer, tally
 from vleak.report.cells import FIRST, cell_table
+from vleak.report.costs import cost_table
 from vleak.report.figures import draw_plots
 from vleak.report.filters import NO_BREAK
 from vleak.report.flag_texts import count_flags
@@ -107,6 +108,7 @@ def render(folder: Path, run: RunRecord, *, pictures: bool | None = None) -> str
         limits=[row for row in rows if row.ceilings and not row.baseline and not row.undefended],
         audits=audits_of(rows),
         seeds=seed_note(rows),
+        costs=cost_table(rows),
         broken_rate=ACCUSED / 2,
         plots=[*draw_frontier(rows), *draw_sandwich(rows), *draw_plots(rows)],
         galleries=galleries,

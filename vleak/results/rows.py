@@ -254,6 +254,7 @@ class Row:
         accuracy: share of held-out clips that the model has right after federated training under the defense;
             accuracy_change: that less the same without defense, over clips.
         ceilings: further ones; None in older runs.
+        step_seconds: mean time of a client for one update in that training.
         audit: lower bounds on epsilon from what the defense sends; None where it was not audited.
         non_adaptive: the same attack without knowledge of the defense; None where it was not run.
         verdict: what the row shows.
@@ -321,6 +322,7 @@ class Row:
     ceilings: Ceilings | None = None
     audit: AuditRecord | None = None
     replaced_epsilon: float | None = None
+    step_seconds: float | None = None
 
     @property
     def bound_broken(self) -> bool:

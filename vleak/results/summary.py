@@ -341,11 +341,12 @@ def _with_accuracy(rows: Sequence[Row], utility: Sequence[UtilityRecord]) -> lis
             return row
         accuracy = mean_interval([float(right) for right in found.right])
         without = plain.get((row.pipeline, row.model), ())
+        row = replace(row, accuracy=accuracy, step_seconds=found.seconds)
         if row.undefended or len(without) != len(found.right):
-            return replace(row, accuracy=accuracy)
+            return row
         pairs = zip(found.right, without, strict=True)
         change = mean_interval([float(here) - float(there) for here, there in pairs])
-        return replace(row, accuracy=accuracy, accuracy_change=change)
+        return replace(row, accuracy_change=change)
 
     return [completed(row) for row in rows]
 
