@@ -255,7 +255,12 @@ def test_settings_out_of_range_are_refused(make: Callable[[], Defense], words: s
 
 @pytest.mark.parametrize("kind", [DpLayers, DpVideo, DpHooks])
 def test_their_certificate_is_that_of_dp(kind: type[DpSgd]) -> None:
-    assert kind(noise_multiplier=1.3).privacy() == DpSgd(noise_multiplier=1.3).privacy()
+    plain, own = DpSgd(noise_multiplier=1.3).privacy(), kind(noise_multiplier=1.3)
+    unit = "one video" if kind is DpVideo else "one clip"
+    assert plain is not None
+    assert own.privacy() == replace(plain, unit=unit)
+    client, pairs = Client(build(Conv), defense=own), Client(build(Conv), "ranking", defense=own)
+    assert [each.privacy(4).unit for each in (client, pairs)] == [unit, "one bag pair"]  # type: ignore[union-attr]
     assert kind(noise_multiplier=0.0).privacy() is None
 
 

@@ -182,9 +182,10 @@ class Client:
         """
         uses = 1 if self.local is None else self.local.uses(clips)
         proven = steps.stated_privacy(self.defense, uses, updates)
-        if proven is None or proven.unit != "one clip":
+        row = UNITS[self.loss]
+        if proven is None or proven.unit == "one client" or (proven.unit != "one clip" and row == "one clip"):
             return proven
-        return replace(proven, unit=UNITS[self.loss])  # a clip is what a row of the batch is
+        return replace(proven, unit=row)  # a clip, or video, is what a row of the batch is
 
     def _masked(
         self, model: nn.Module, generator: torch.Generator

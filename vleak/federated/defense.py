@@ -55,8 +55,8 @@ class Privacy:
             the clip was in the batch.
         delta: failure probability of both epsilons.
         noise_multiplier: noise standard deviation over clipping norm.
-        unit: what is protected: "one clip", that is one row of the batch, unless a `Client` whose rows are
-            other things says more.
+        unit: what is protected: "one client"; or "one clip", that is one row of the batch, unless a `Client`
+            whose rows are other things says more.
         adjacency: how neighbouring batches differ, such as "zero out": one clip's contribution to the sum is
             replaced by zero, and the size of the batch is public.
         rounds: releases of the training run that ``training_epsilon`` is about.
