@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line, unknown_name
+from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line, require, unknown_name
 from vleak.federated import steps
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Message, Privacy
@@ -66,6 +66,7 @@ class Client:
             raise unknown_name("loss", loss, LOSSES)
         if mode not in MODES:
             raise unknown_name("mode", mode, MODES)
+        require("client: model", model, nn.Module, "a torch.nn.Module")
         if not isinstance(defense, Defense):
             raise InputError(f"defense is {defense!r}, expected an object of vleak.Defense, such as DpSgd()")
         self.model, self.loss, self.defense, self.mode, self.local = model, loss, defense, mode, local
@@ -258,6 +259,8 @@ _NOUNS = {3: "features", 4: "pairs of features", 5: "clips"}
 
 def _check_batch(clips: Tensor, labels: Tensor, loss: str) -> None:
     """Refuse a batch that is not of the kind that the loss takes, and labels that are not (N,) int64."""
+    for name, value in (("clips", clips), ("labels", labels)):
+        require(f"client: {name}", value, Tensor, "a torch.Tensor")
     if loss == "ranking":
         _check_pairs(clips)
     elif clips.dim() != 3:
