@@ -50,8 +50,8 @@ def test_copies_are_no_candidates_of_each_other_and_others_are_linked() -> None:
 def test_what_is_linked_is_the_message_that_was_sent(rounds: dict[str, Any]) -> None:
     defenses = ("dp:noise_multiplier=300,max_grad_norm=0.5", "prune:fraction=0.9")
     cheap = {"defenses": defenses, "iterations": 1, "audit_draws": 0, "non_adaptive": 0}
-    data = clip_set(some_clips(8), torch.arange(8))
-    run = vleak.evaluate(data=data, model=Logits(), **{**RUN, **cheap, **rounds})
+    data = clip_set(some_clips(8), torch.zeros(8, dtype=torch.int64))
+    run = vleak.evaluate(labels="granted", data=data, model=Logits(), **{**RUN, **cheap, **rounds})
     undefended, noisy, pruned = [row for row in run.rows if not row.baseline]
     assert (undefended.linked, pruned.linked) == (8, 8)
     # One in eight by chance; the undefended update would be linked whatever the noise.
