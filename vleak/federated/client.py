@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line, require, unknown_name
 from vleak.federated import steps
@@ -204,6 +205,8 @@ class Client:
             raise InputError(f"model {type(self.model).__name__} has no parameters, so it has no gradient")
         refuse_all_frozen(self.model)
         for name, tensor in parameters.items():
+            if is_lazy(tensor):
+                raise InputError(f"parameter {name!r} has no shape yet; run the model on a clip once before")
             if tensor.dtype != torch.float32:
                 raise CapabilityError(f"parameter {name!r} is {tensor.dtype}, not float32; use model.float()")
             if not torch.isfinite(tensor).all():
