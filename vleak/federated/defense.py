@@ -114,7 +114,8 @@ class Defense:
         for name, value in settings.items():
             expected, kind = _KINDS.get(kinds.get(name, ""), ("", object))
             if not isinstance(value, kind):
-                raise InputError(f"{cls.name}: {name} is {value!r:.80}, expected {expected}")
+                shown = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+                raise InputError(f"{cls.name}: {name} is {shown}, expected {expected}")
         return super().__new__(cls)
 
     @property
