@@ -232,7 +232,7 @@ def _of_non_adaptive(rows: list[Row]) -> list[str]:
 
 
 def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> list[str]:
-    from vleak.report import audit_note
+    from vleak.report import audit_note, seed_note
 
     chances = {row.chance for row in rows if row.chance}
     of = f" (chance {next(iter(chances)):.0%})" if len(chances) == 1 else ""
@@ -248,6 +248,7 @@ def _caption(rows: list[Row], models: Sequence[ModelRecord], *, wide: bool) -> l
         lines.append("bound: guessing ≤ who holds the labels too, over the noise ≤ what is proven.")
     if wide:
         lines += audit_note(rows)
+    lines += seed_note(rows)
     if (most := max((row.attacks for row in rows), default=1)) > 1:
         lines.append(
             f"verdicts: of the {most} attacks the strongest counts, so each is judged at "

@@ -10,6 +10,7 @@ from operator import is_not
 import torch
 from torch import Tensor, nn
 
+from vleak.defenses.protocol import WeakMasks
 from vleak.errors import InputError
 from vleak.federated import (
     Channel,
@@ -64,6 +65,7 @@ class Composite(Defense):
         self._check_order()
         self._check_proofs()
         self._check_feedback()
+        self._check_masks()
 
     def _check_order(self) -> None:
         for first, second in zip(self.stages, self.stages[1:], strict=False):
@@ -97,6 +99,17 @@ class Composite(Defense):
                 f"defense {self.name!r}: {with_it[0]} has error feedback and {without[0]} has none, so that "
                 f"later rounds would make good what {without[0]} does; set error_feedback of both alike"
             )
+
+    def _check_masks(self) -> None:
+        """Refuse to do anything to masked messages: masks cancel in the sum of these as they are alone."""
+        for masks, after in zip(self.stages, self.stages[1:], strict=False):
+            if isinstance(masks, WeakMasks):
+                summed = f"take {after.name} alone for what the server learns of the sum"
+                instead = summed if after.summed_clients() > 1 else f"write {after.name}+{masks.name}"
+                raise InputError(
+                    f"defense {self.name!r}: masks cancel in the sum over clients, of messages that nothing "
+                    f"else was done to; {instead}"
+                )
 
     @property
     def label(self) -> str:
@@ -284,6 +297,7 @@ def _summed(each: Defense, update: Update, clients: int) -> Channel | None:
         own,
         noise_energy=own.noise_energy / clients,
         noise_deviation=deviation,
+        scales=None,
         key=("sum", clients, each.name, own.key),
     )
 
@@ -310,6 +324,7 @@ def _by_senders(each: Defense, update: Update, clients: int) -> Channel | None:
         noise_deviation=None,
         kept_fraction=1.0,
         transform=None,
+        scales=None,
         senders=update.senders,
         key=("senders", clients, each.name, own.key),
     )

@@ -20,6 +20,7 @@ from vleak.federated import (
     LimitsLevels,
     Message,
     RelativeError,
+    Scales,
     Unbiased,
     Update,
 )
@@ -71,9 +72,10 @@ class Compress(Defense):
         """Refuse error feedback where rounding may add more energy than the update has: its error grows."""
         levels = 2 ** (self.bits - 1) - 1
         if self.error_feedback and self.codec == "qsgd" and self.bucket**0.5 >= levels:
+            smaller = f"buckets below {levels**2}, " if levels > 1 else ""
             raise InputError(
                 f"compress: error feedback with qsgd of {self.bits} bits and buckets of {self.bucket} grows "
-                f"without bound; use buckets below {levels**2}, more bits, int8, or error_feedback=false"
+                f"without bound; use {smaller}more bits, int8, or error_feedback=false"
             )
         if self.error_feedback and self.codec == "terngrad":
             raise InputError(
@@ -107,7 +109,10 @@ class Compress(Defense):
         return cls(codec=codec)
 
     def channel(self, update: Update) -> Channel:
-        """Return the energy of the rounding, from what was transmitted; of signs, that they are signs."""
+        """Return the energy of the rounding, from what was transmitted; of signs, that they are signs.
+
+        Rounding at random has scales that are not rounded, by which a gradient can be told.
+        """
         noises: dict[str, Callable[[], float]] = {
             "int8": lambda: rounding.int8_noise(update),
             "qsgd": lambda: rounding.qsgd_noise(update, self.bits, self.bucket),
@@ -115,9 +120,14 @@ class Compress(Defense):
             "sign": lambda: rounding.sign_noise(update),
         }
         noise = noises[self.codec]() if self.codec in noises else rounding.float_noise(update, self.codec)
+        scales: dict[str, Callable[[], Scales]] = {
+            "qsgd": lambda: rounding.qsgd_scales(update, self.bits, self.bucket),
+            "terngrad": lambda: rounding.ternary_scales(update),
+        }
         return Channel(
             noise_energy=noise,
             transform=rounding.signs if self.codec == "sign" else None,
+            scales=scales[self.codec]() if self.codec in scales else None,
             key=(self.name, self.codec, self.bits, self.bucket),
         )
 

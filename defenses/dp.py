@@ -139,7 +139,7 @@ class DpSgd(Defense):
         Raises:
             CapabilityError: as `aggregate`.
         """
-        refuse_batch_norm(model)
+        refuse_batch_norm(model, self.name)
         samples = self.per_clip(model, loss, clips, labels)
         check_one_per_clip(samples, len(clips))
         check_mean(samples, self.plain(model, loss, clips, labels))
@@ -148,7 +148,7 @@ class DpSgd(Defense):
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse batch norm, through which every clip acts on the gradients of the others."""
-        refuse_batch_norm(model)
+        refuse_batch_norm(model, self.name)
 
     def per_clip(self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return one gradient a clip, (N, *parameter shape) by name. Another way to get them goes here."""

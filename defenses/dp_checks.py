@@ -19,8 +19,11 @@ Gradients = dict[str, Tensor]
 _TOLERANCE = 1e-3
 
 
-def refuse_batch_norm(model: nn.Module) -> None:
+def refuse_batch_norm(model: nn.Module, defense: str = "dp") -> None:
     """Refuse batch norm: in training it mixes the clips, so no clip has a gradient of its own.
+
+    Args:
+        model: that is trained. defense: name of the one that refuses.
 
     Raises:
         CapabilityError: names the first such layer and the remedy.
@@ -28,8 +31,9 @@ def refuse_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             raise CapabilityError(
-                f"dp: layer {name or 'model'!r} is {type(module).__name__}, which mixes clips; use GroupNorm "
-                "(opacus.validators.ModuleValidator.fix replaces it), and the same model for none and dp"
+                f"{defense}: layer {name or 'model'!r} is {type(module).__name__}, which mixes clips; use "
+                "GroupNorm (opacus.validators.ModuleValidator.fix replaces it), and the same model for none "
+                f"and {defense}"
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vleak.defenses.dp import DpSgd
 from vleak.defenses.ranges import check_whole
 from vleak.errors import CapabilityError, InputError
-from vleak.federated import Channel, Loss, Update
+from vleak.federated import Channel, Loss, Privacy, Update
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
@@ -84,6 +84,11 @@ class DpVideo(DpSgd):
         """Return the channel of `DpSgd`, of the mean gradient over the windows."""
         channel = super().channel(update)
         return None if channel is None else replace(channel, key=(channel.key, self.windows, self.part))
+
+    def privacy(self) -> Privacy | None:
+        """Return the certificate of `DpSgd`, whose unit is the video with all its windows."""
+        proven = super().privacy()
+        return None if proven is None else replace(proven, unit="one video")
 
     def per_clip(self, model: nn.Module, loss: Loss, clips: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the mean gradient over its windows of every video, (N, *parameter shape) by name."""

@@ -14,11 +14,15 @@ from vleak.certificates.gaussian import gaussian_epsilon
 from vleak.defenses.accounting import check_accounting, gaussian_privacy
 from vleak.defenses.dp_client import DpClient
 from vleak.defenses.ranges import check_number
+from vleak.errors import InputError
 from vleak.federated import Channel, Claim, ClipsNorm, Defense, GaussianNoise, Message, Privacy, Update
 from vleak.registry import Setting
 
 _MEMORY = "flower/clipping_norm"
 """Name in a client's memory of the norm at which it clips in this round."""
+
+_MOST_NOISE = 1e6
+"""Largest noise over the clipping norm, beside which float32 keeps next to nothing of an update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,13 @@ class FlowerLocalDp(Defense):
         check_number(self.name, "clipping_norm", self.clipping_norm, 1e-12, 1e12)
         check_number(self.name, "sensitivity", self.sensitivity, 0.0, 1e6)
         check_accounting(self.name, delta=self.delta, rounds=1, sample_rate=1.0)
+        if self.noise_multiplier > _MOST_NOISE:
+            raise InputError(
+                f"{self.name}: epsilon is {self.epsilon}, out of reach: it takes noise of "
+                f"{self.noise_multiplier:.3g} clipping norms, expected at most {_MOST_NOISE:g}; at this "
+                f"sensitivity and clipping_norm give an epsilon from "
+                f"{self.epsilon * self.noise_multiplier / _MOST_NOISE:.3g}"
+            )
         DpClient(noise_multiplier=self.noise_multiplier, max_norm=self.clipping_norm)
 
     @property

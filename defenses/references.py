@@ -29,7 +29,7 @@ from vleak.defenses.precode import Precode
 from vleak.defenses.protocol import SecureSum, WeakMasks
 from vleak.defenses.prune import Prune, PruneDual
 from vleak.defenses.representation import Soteria
-from vleak.errors import InputError, VleakError, first_line, interrupts
+from vleak.errors import InputError, VleakError, first_line, interrupts, require
 from vleak.federated import Defense
 from vleak.registry import Entry, Registry, Setting, split_reference, write_reference
 
@@ -91,6 +91,7 @@ def parse_defenses(defense: str | Defense) -> list[Defense]:
     """
     if isinstance(defense, Defense):
         return [defense]
+    require("defense", defense, str, "a text such as 'dp:noise_multiplier=1', or an object of vleak.Defense")
     parts = _JOINT.split(defense)
     if len(parts) > 1:
         return _composites(parts)

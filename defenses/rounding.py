@@ -10,9 +10,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vleak.defenses.codecs.floats import FORMATS
-from vleak.federated import Update
+from vleak.federated import Scales, Update
 
-__all__ = ["float_noise", "int8_noise", "qsgd_noise", "sign_noise", "signs", "ternary_noise"]
+__all__ = [
+    "float_noise",
+    "int8_noise",
+    "qsgd_noise",
+    "qsgd_scales",
+    "sign_noise",
+    "signs",
+    "ternary_noise",
+    "ternary_scales",
+]
 
 _PEAKED = 3.0
 """Mean square of a gradient's entries over their squared mean magnitude: 3 on untrained `c3d_tiny` and `lrcn`
@@ -32,15 +41,46 @@ def qsgd_noise(update: Update, bits: int, bucket: int) -> float:
     Rounding is unbiased, so energies add; a bucket's norm is its step times the number of levels. The
     smallest value in it that is not zero is one step, or several where no entry was rounded so low.
     """
+    buckets = _buckets(update.tensors, bucket)
+    signal = _sent_norms(buckets, bits).square().sum()
+    # Rounding is never exact: a channel without any noise is that of an update that nothing altered.
+    return max(float(buckets.square().sum() - signal), sys.float_info.min)
+
+
+def qsgd_scales(update: Update, bits: int, bucket: int) -> Scales:
+    """Return the norms of the buckets, which QSGD sends unrounded, as far as what arrived tells them."""
+    norms = _sent_norms(_buckets(update.tensors, bucket), bits)
+    return Scales(
+        torch.where(norms > 0, norms, torch.nan), lambda gradient: _buckets(gradient, bucket).norm(dim=1)
+    )
+
+
+def ternary_scales(update: Update) -> Scales:
+    """Return the largest magnitude of every tensor, which TernGrad sends unrounded."""
+    sent = _largest(update.tensors)
+    return Scales(torch.where(sent > 0, sent, torch.nan), _largest)
+
+
+def _largest(tensors: dict[str, Tensor]) -> Tensor:
+    filled = [t for t in tensors.values() if t.numel()]
+    return torch.stack([t.detach().cpu().abs().max().double() for t in filled])
+
+
+def _buckets(tensors: dict[str, Tensor], bucket: int) -> Tensor:
+    """Return the magnitudes of all entries by bucket, (buckets, bucket) float64, the last one padded."""
+    flat = torch.cat([t.detach().cpu().flatten().double().abs() for t in tensors.values()])
+    padded: Tensor = F.pad(flat, (0, -len(flat) % bucket)).view(-1, bucket)
+    return padded
+
+
+def _sent_norms(buckets: Tensor, bits: int) -> Tensor:
+    """Return the norm of every bucket before rounding, (buckets,); 0 where all arrived as 0."""
     levels = 2 ** (bits - 1) - 1
-    flat = torch.cat([tensor.flatten().double().abs() for tensor in update.tensors.values()])
-    buckets = F.pad(flat, (0, -len(flat) % bucket)).view(-1, bucket)
     steps = torch.where(buckets > 0, buckets, torch.inf).amin(1)
     norms = levels * torch.where(steps.isfinite(), steps, 0.0)
     several = (norms / buckets.norm(dim=1).clamp(min=1e-30)).round().clamp(min=1)
-    signal = (norms / several).square().sum()
-    # Rounding is never exact: a channel without any noise is that of an update that nothing altered.
-    return max(float(flat.square().sum() - signal), sys.float_info.min)
+    true: Tensor = norms / several
+    return true
 
 
 def ternary_noise(update: Update) -> float:

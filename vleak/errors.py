@@ -31,6 +31,22 @@ def argument(name: str, value: object) -> str:
     return f"{name}={value}"
 
 
+def require(what: str, value: object, kind: type, expected: str) -> None:
+    """Refuse a value of another type than is expected.
+
+    Args:
+        what: name of the argument.
+        value: as it was given.
+        kind: class that it has to be of.
+        expected: that class in words, such as ``"a torch.Tensor"``.
+
+    Raises:
+        InputError: it is of another class.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{what} is {type(value).__name__}, expected {expected}")
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's text, as UTF-8 can hold it; empty where it says nothing."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,21 @@ def test_copies_are_no_candidates_of_each_other_and_others_are_linked() -> None:
     assert {index: score.candidates for index, score in scores.items()} == {0: 5, 1: 4, 2: 5, 3: 4, 4: 5}
     assert all(score.linked for score in scores.values())
     assert any(note.startswith("2 of 5 attacked clips are equal to others") for note in run.record.data.notes)
+
+
+@pytest.mark.parametrize("rounds", [{}, {"rounds": 3, "local_rate": 0.01}], ids=["one round", "three"])
+def test_what_is_linked_is_the_message_that_was_sent(rounds: dict[str, Any]) -> None:
+    defenses = ("dp:noise_multiplier=300,max_grad_norm=0.5", "prune:fraction=0.9")
+    cheap = {"defenses": defenses, "iterations": 1, "audit_draws": 0, "non_adaptive": 0}
+    data = clip_set(some_clips(8), torch.zeros(8, dtype=torch.int64))
+    run = vleak.evaluate(labels="granted", data=data, model=Logits(), **{**RUN, **cheap, **rounds})
+    undefended, noisy, pruned = [row for row in run.rows if not row.baseline]
+    assert (undefended.linked, pruned.linked) == (8, 8)
+    # One in eight by chance; the undefended update would be linked whatever the noise.
+    assert noisy.linkage.n == 8
+    assert noisy.linked <= 4
+    assert noisy.link_chance == (None if rounds else pytest.approx(1 / 8, abs=0.02))
+    assert noisy.bound == pytest.approx(1 / 8, abs=0.01)
 
 
 def test_nobody_is_asked_to_tell_copies_apart() -> None:

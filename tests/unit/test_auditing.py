@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,6 +375,16 @@ def test_refusals() -> None:
         audit_claim(client, *batch(2), numbers, most_draws=1)
     with pytest.raises(InputError, match="level is 0"):
         audit_claim(client, *batch(2), numbers, level=0.0)
+    (clips, labels), wrong = batch(2), torch.full((2,), 99)
+    given: list[tuple[tuple[Any, ...], str]] = [
+        ((client.model, clips, labels, numbers), "client is Recurrent, expected a vleak.Client"),
+        ((client, clips.tolist(), labels, numbers), "client: clips is list, expected a torch.Tensor"),
+        ((client, clips, wrong, numbers), "labels run from 99 to 99"),
+        ((client, clips, labels, 3), "numbers is int, expected a torch.Generator"),
+    ]
+    for arguments, words in given:
+        with pytest.raises(InputError, match=words):
+            empirical_epsilon(*arguments)
     for defense in (NoDefense(), DpSgd(noise_multiplier=0.0)):
         with pytest.raises(InputError, match="proves nothing, so there is no claim to audit"):
             empirical_epsilon(Client(build(Recurrent), defense=defense), *batch(2), numbers)

@@ -206,6 +206,15 @@ def test_layers_that_hooks_do_not_serve_are_refused(model: Callable[[], nn.Modul
         aggregate(DpHooks(), build(model))
 
 
+@pytest.mark.parametrize("kind", [DpLayers, DpVideo, DpHooks])
+def test_a_layer_that_mixes_clips_is_named_by_the_defense_that_refuses_it(kind: type[DpSgd]) -> None:
+    model = nn.Sequential(nn.BatchNorm3d(3), nn.Flatten(), nn.Linear(768, 6))
+    with pytest.raises(
+        CapabilityError, match=f"^{kind.name}: layer '0' is BatchNorm3d.* none and {kind.name}$"
+    ):
+        Client(model, defense=kind()).check_model()
+
+
 def test_hooks_that_fail_say_where() -> None:
     with pytest.raises(CapabilityError, match=r"dp_hooks: the hooks of Opacus failed on Residual: .*inplace"):
         aggregate(DpHooks(), build(Residual))
@@ -255,7 +264,12 @@ def test_settings_out_of_range_are_refused(make: Callable[[], Defense], words: s
 
 @pytest.mark.parametrize("kind", [DpLayers, DpVideo, DpHooks])
 def test_their_certificate_is_that_of_dp(kind: type[DpSgd]) -> None:
-    assert kind(noise_multiplier=1.3).privacy() == DpSgd(noise_multiplier=1.3).privacy()
+    plain, own = DpSgd(noise_multiplier=1.3).privacy(), kind(noise_multiplier=1.3)
+    unit = "one video" if kind is DpVideo else "one clip"
+    assert plain is not None
+    assert own.privacy() == replace(plain, unit=unit)
+    client, pairs = Client(build(Conv), defense=own), Client(build(Conv), "ranking", defense=own)
+    assert [each.privacy(4).unit for each in (client, pairs)] == [unit, "one bag pair"]  # type: ignore[union-attr]
     assert kind(noise_multiplier=0.0).privacy() is None
 
 

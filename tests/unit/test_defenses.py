@@ -246,6 +246,19 @@ def test_only_noise_claims_privacy(defense: Defense) -> None:
     assert (defense.privacy() is not None) == (isinstance(defense, PROVING) and noisy(defense))
 
 
+@pytest.mark.parametrize("name", DEFENSES)
+def test_settings_are_numbers_where_numbers_belong_and_in_range(name: str) -> None:
+    kind: Any = DEFENSES.find(name).factory
+    for field in dataclasses.fields(kind):
+        wrong = {"float": ("x", None, math.nan, math.inf), "int": ("x", None, math.nan, math.inf, 1.5),
+                 "str": (None, 3, "no such word")}  # fmt: skip
+        for value in wrong.get(str(field.type), ()):
+            with pytest.raises(InputError) as caught:
+                kind(**{field.name: value})
+            assert "\n" not in str(caught.value)
+            assert repr(value) in str(caught.value)
+
+
 def test_sweeps() -> None:
     labels = {name: [defense.label for defense in DEFENSES[name].sweep()] for name in DEFENSES}
     assert labels == {

@@ -370,6 +370,9 @@ REFUSALS = {
     "infinite weight": (lambda: _with_value(float("inf")), {}, X, Y, InputError, "'head.weight'"),
     "NaN buffer": (lambda: _masked(float("nan")), {}, X, Y, InputError, "buffer 'mask' .* NaN"),
     "float64 model": (lambda: build(Conv).double(), {}, X, Y, CapabilityError, "is torch.float64, not"),
+    "a lazy layer": (
+        lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), {}, X, Y, InputError, "'1.weight' has no shape"
+    ),
     "no parameters": (nn.Identity, {}, X, Y, InputError, "Identity has no parameters"),
     "overflow": (_overflowing, {}, X, Y, CapabilityError, "gradient of parameter .* is not finite"),
     "functional dropout": (

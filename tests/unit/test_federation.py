@@ -16,7 +16,8 @@ from vleak.defenses import DpSgd, Prune
 from vleak.errors import CapabilityError, InputError
 from vleak.evaluation import StoppedError, evaluate
 from vleak.federated import Client, Federation, LocalTraining, train_federation
-from vleak.report.frontier import frontier
+from vleak.report import headline, write_report
+from vleak.report.costs import cost_table, frontier, undominated
 from vleak.report.words import unfinished
 from vleak.results import Row, summarise
 from vleak.seeds import generator
@@ -112,6 +113,12 @@ def test_a_run_trains_under_every_defense_and_a_resumed_one_does_not_again(tmp_p
     rows = [row for row in summarise(record) if not row.baseline]
     assert all(row.accuracy.n == 12 for row in rows)
     assert rows[0].accuracy_change.mean is None
+    assert [row.step_seconds for row in rows] == [each.seconds for each in record.utility]
+    page = write_report(tmp_path / "run").read_text()
+    assert "What each defense costs" in page
+    assert page.count("<b>not beaten</b>") == len(undominated(rows)) > 0
+    assert f"{1000 * record.utility[1].seconds:.1f} ms" in page
+    assert any(line.startswith("No other defense leaks less and trains") for line in headline(rows))
     assert rows[1].accuracy_change.mean == pytest.approx(rows[1].accuracy.mean - rows[0].accuracy.mean)
 
 
@@ -167,3 +174,11 @@ def test_the_frontier_is_what_no_other_defense_beats() -> None:
 
     rows = [row("a", 9, 0.8), row("b", 9, 0.7), row("c", 2, 0.5), row("d", 3, 0.5), row("e", 0, 0.1)]
     assert [each.defense for each in frontier(rows)] == ["a", "c", "e"]
+    table = cost_table(rows)
+    assert table is not None
+    assert [(each.defense, best) for each, best in table.rows] == [
+        ("e", True), ("c", True), ("d", False), ("a", True), ("b", False)
+    ]  # fmt: skip
+    assert (table.praise, table.trained) == ("trains as well", True)
+    assert undominated(rows) == ["e", "c", "a"]
+    assert undominated([replace(each, accuracy=base.accuracy) for each in rows]) == []

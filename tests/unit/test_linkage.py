@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from vleak.attacks import Knowledge, Observation, link_chance, link_rank, link_s
 from vleak.certificates import identification_bound
 from vleak.defenses import Compress, Defense, DpSgd, NoDefense, Prune
 from vleak.errors import InputError
-from vleak.federated import Channel, Update
+from vleak.federated import Channel, Scales, Update
 from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
@@ -104,6 +105,54 @@ def test_pruned_entries_do_not_count() -> None:
     assert scores[0].item() == pytest.approx(1.0)
     assert [link_rank(scores, index) for index in (0, 1)] == [1, 2]
     assert link_rank(link_scores(seen(sent, NoDefense()), [[same], [other]]), 0) == 2
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        Compress(codec="qsgd", bits=2, bucket=64),
+        Compress(codec="qsgd", bits=4),
+        Compress(codec="terngrad"),
+    ],
+    ids=repr,
+)
+def test_rounding_at_random_is_linked_by_its_scales(defense: Defense) -> None:
+    # Gradients so alike that the rounding drowns what tells them apart, but not the scales.
+    draws = generator("alike")
+    common = {name: torch.randn(2000, generator=draws) for name in "ab"}
+    known = [
+        [Update({n: t * (1 + 0.02 * torch.randn(2000, generator=draws)) for n, t in common.items()}, 0)]
+        for _ in range(12)
+    ]
+    ranks, by_cosine = [], []
+    for index, (honest,) in enumerate(known):
+        sent = Update(defense.transmit(dict(honest.tensors), draws).tensors, 0)
+        observation = seen(sent, defense)
+        assert observation.channel is not None
+        ranks.append(link_rank(link_scores(observation, known), index))
+        blind = replace(observation, channel=replace(observation.channel, scales=None))
+        by_cosine.append(link_rank(link_scores(blind, known), index))
+    assert ranks == [1] * 12
+    assert by_cosine.count(1) < 9
+    # Of a batch the scales are those of the mean, which no candidate has.
+    several = replace(observation, knowledge=replace(observation.knowledge, batch_size=2))
+    assert torch.equal(link_scores(several, known), link_scores(blind, known))
+
+
+def test_scales_of_a_message_are_those_of_the_gradient_times_any_factor() -> None:
+    draws = generator("factor")
+    gradient = {"a": torch.randn(300, generator=draws), "b": torch.randn(7, 11, generator=draws)}
+    for defense in (Compress(codec="qsgd", bits=4, bucket=50), Compress(codec="terngrad")):
+        update = Update(defense.transmit(dict(gradient), generator("sent")).tensors, 0)
+        scales = defense.channel(update).scales
+        assert scales is not None
+        torch.testing.assert_close(scales.sent, scales.of(gradient), rtol=1e-5, atol=0, equal_nan=True)
+        assert scales.distance(gradient) < 1e-5
+        scaled = defense.channel(update).scaled(-3.0).scales
+        assert scaled is not None
+        assert scaled.distance({name: 3 * tensor for name, tensor in gradient.items()}) < 1e-5
+    with pytest.raises(InputError, match="scales have shape"):
+        Channel(scales=Scales(torch.ones(9), lambda _: torch.ones(8))).check(update)
 
 
 def test_linkage_goes_by_names_not_by_order() -> None:

@@ -437,6 +437,9 @@ def test_flowers_local_dp_proves_what_its_noise_gives() -> None:
     assert small.epsilon > 100
     assert FlowerLocalDp(epsilon=0.5).privacy().epsilon < 0.5  # type: ignore[union-attr]
     assert FlowerLocalDp(sensitivity=0.0).privacy() is None
+    with pytest.raises(InputError, match=r"epsilon is 1e-06, out of reach: .* give an epsilon from 4.84e-06"):
+        FlowerLocalDp(epsilon=1e-6)
+    assert FlowerLocalDp(epsilon=4.85e-6).noise_multiplier < 1e6
 
 
 # ---- several in one client
@@ -477,6 +480,9 @@ def test_the_first_bare_name_of_a_composite_sweeps() -> None:
         ("dp+outpost", "both act on the gradients of the clips; choose one"),
         ("dp+dp_client", "dp and dp_client each prove something"),
         ("prune:error_feedback=true+dp_client", "prune has error feedback and dp_client has none"),
+        ("masks+secure_sum:clients=2", "masks cancel in the sum over clients, .*; take secure_sum alone"),
+        ("masks+prune", r"of messages that nothing else was done to; write prune\+masks"),
+        ("dp+masks+compress", r"write compress\+masks"),
         ("dp+prunes", "unknown defense 'prunes'; did you mean prune"),
         ("dp+", r"unknown defense 'dp\+'; did you mean dp"),
     ],

@@ -154,6 +154,8 @@ def test_what_cannot_be_inspected_is_named() -> None:
     data, model = scene(), honest_model("c3d_tiny:width=8", scene().clips, 6, SEED)
     with pytest.raises(InputError, match="labels: expected one for each of 4 clips"):
         inspect_model(model, data.clips, data.labels[:1])
+    with pytest.raises(InputError, match=r"model is str, expected a torch\.nn\.Module"):
+        inspect_model("c3d_tiny")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown loss"):
         inspect_model(model, data.clips, data.labels, loss="mse")
     with torch.no_grad():

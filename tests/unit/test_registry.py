@@ -359,9 +359,18 @@ class NoSweep(Defense):
         return []
 
 
+@dataclass(frozen=True, kw_only=True)
+class Masked(Defense):
+    """Its setting is no number."""
+
+    mask: torch.Tensor
+
+
 def test_a_defense_that_no_text_can_give_is_refused() -> None:
-    with pytest.raises(InputError, match="defense Outside: setting strength is Tensor, expected a number"):
-        defense_text(Outside(strength=torch.ones(1)))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="defense Masked: setting mask is Tensor, expected a number"):
+        defense_text(Masked(mask=torch.ones(3, 3)))
+    with pytest.raises(InputError, match=r"^Outside: strength is Tensor, expected a number$"):
+        Outside(strength=torch.ones(3, 3))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])

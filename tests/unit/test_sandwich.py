@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from scipy.stats import binom
 
 from vleak.attacks import LINK_DRAWS, link_chance
 from vleak.certificates import identification_bound
+from vleak.defenses import DpSgd
 from vleak.errors import InputError
 from vleak.federated import Channel, Update
-from vleak.report import at_least, audit_note, headline, sandwich_text
+from vleak.pipelines.conditions import defense_record
+from vleak.report import at_least, audit_note, headline, sandwich_text, seed_note
 from vleak.results import Row, summarise
 from vleak.results.records import AuditRecord, Cell
 from vleak.results.rows import Figure
@@ -155,6 +158,29 @@ def test_rows_have_the_audit_of_their_defense() -> None:
     assert audited(text="dp:noise=2.0")[1].audit is None
     assert at_least(audited(epsilon=None)[1]) == "≥ ∞"
     assert at_least(audited(status="not audited: no room")[1]) == ""
+
+
+def test_noise_that_can_be_searched_through_is_said_beside_what_is_proven() -> None:
+    assert "32 bits of them decide about the noise here" in seed_note(audited(searchable=True))[0]
+    assert seed_note(audited(searchable=False)) == []
+    for unknown in (audited(), audited(text="dp:noise=2.0"), audited(status="not audited: no room")):
+        assert "was not audited" in seed_note(unknown)[0]
+    assert seed_note(summarise([make_cell(0)])) == []
+
+
+def test_the_epsilon_of_a_replaced_clip_stands_beside_the_other() -> None:
+    defense = DpSgd(noise_multiplier=1.0)
+    record = defense_record(defense, defense.privacy())
+    assert record.epsilon == pytest.approx(4.377, abs=1e-3)
+    assert record.replaced_epsilon == pytest.approx(10.0, abs=0.05)
+    cells = [make_cell(n).model_copy(update={"defense": record}) for n in range(8)]
+    rows = summarise(make_run(*cells))
+    assert rows[0].replaced_epsilon == record.replaced_epsilon
+    assert "ε 4.38, or 10 if replaced by another" in " ".join(headline(rows))
+    proven = defense.privacy()
+    assert proven is not None
+    other = defense_record(defense, dataclasses.replace(proven, adjacency="replace one"))
+    assert other.replaced_epsilon is defense_record(defense, None).replaced_epsilon is None
 
 
 @pytest.mark.parametrize(

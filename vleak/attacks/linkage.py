@@ -15,7 +15,7 @@ from torch import Tensor
 from vleak.attacks.apart import taken_apart
 from vleak.attacks.observation import Observation
 from vleak.errors import InputError
-from vleak.federated import Channel, Update
+from vleak.federated import Channel, Scales, Update
 
 __all__ = ["LINK_DRAWS", "link_chance", "link_rank", "link_scores"]
 
@@ -35,7 +35,9 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
     The label of a clip is not seen in it, so a candidate is a list of hypotheses, one undefended update for
     every label that it may carry. Behind Gaussian noise of a known channel the score is the logarithm of the
     mean likelihood over them, and choosing the largest is the Bayes rule for equally likely candidates and
-    labels: nobody does better. Otherwise it is the largest cosine, over the entries that carry a measurement.
+    labels: nobody does better. Where the message carries scales of the gradient exact (`Channel.scales`), the
+    nearest to them is the likeliest. Otherwise it is the largest cosine, over the entries that carry a
+    measurement.
 
     Args:
         observation: of the batch that the clip was in.
@@ -61,7 +63,9 @@ def link_scores(observation: Observation, candidates: Sequence[Sequence[Update]]
         return torch.stack([link_scores(own, candidates) for own in clients]).amax(0)
     sent, channel = _flat(update.tensors, names), observation.channel or Channel()
     if observation.knowledge.batch_size > 1:
-        channel = replace(channel, noise_deviation=None, transform=None)
+        channel = replace(channel, noise_deviation=None, transform=None, scales=None)
+    if channel.scales is not None:
+        return torch.tensor([_by_scales(channel.scales, group) for group in candidates], dtype=torch.float64)
     # One candidate at a time: in float64 all of them would take twice the memory of the updates.
     flat = ([_flat(channel.measured(_of_layers(h, channel)), names) for h in group] for group in candidates)
     return torch.stack([_score(sent, hypotheses, channel, names) for hypotheses in flat])
@@ -131,6 +135,11 @@ def _score(sent: Tensor, hypotheses: list[Tensor], channel: Channel, names: list
         mask = _flat(channel.masks, names)
         hypotheses = [hypothesis * mask for hypothesis in hypotheses]
     return _cosine(sent, hypotheses)
+
+
+def _by_scales(scales: Scales, hypotheses: Sequence[Update]) -> float:
+    """Return how near the scales of the nearest hypothesis are to those that arrived; 0 is nearest."""
+    return -min(scales.distance(each.tensors) for each in hypotheses)
 
 
 def _cosine(sent: Tensor, hypotheses: list[Tensor]) -> Tensor:

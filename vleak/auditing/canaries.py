@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vleak.auditing.release import Release, close
-from vleak.errors import CapabilityError, InputError
+from vleak.errors import CapabilityError, InputError, require
 from vleak.federated import (
     LOSSES,
     Channel,
@@ -151,6 +151,8 @@ def canary_runs(
         CapabilityError: the defense refused, or what the client sends is no function of its clips' gradients,
             so that canaries given as gradients say nothing of it.
     """
+    require("client", client, Client, "a vleak.Client with a defense")
+    require("numbers", numbers, torch.Generator, "a torch.Generator on the CPU")
     defense = client.defense
     client = Client(client.model, client.loss, defense)
     privacy = client.privacy()
@@ -159,6 +161,7 @@ def canary_runs(
             f"defense {defense.label!r} proves nothing, so there is no claim to audit; give it noise, or a "
             "defense with a certificate"
         )
+    sent = client.update(clips, labels, generator("replay"))  # which refuses clips and labels that are none
     model = copy.deepcopy(trained_part(client.model)).eval()
     device = next(model.parameters()).device
     samples = {
@@ -167,7 +170,7 @@ def canary_runs(
             model, LOSSES[client.loss], clips.to(device), labels.to(device)
         ).items()
     }
-    _check_replay(client, clips, labels, samples)
+    _check_replay(client, sent, samples)
     if privacy.unit == "one client":
         samples = {name: sample.mean(0, keepdim=True) for name, sample in samples.items()}
     rows, canaries = _with_canaries(defense, samples, numbers)
@@ -179,9 +182,8 @@ def canary_runs(
     return privacy, [CanaryRun(defense, sample, {name: 0}) for name, sample in alone.items()]
 
 
-def _check_replay(client: Client, clips: Tensor, labels: Tensor, samples: Mapping[str, Tensor]) -> None:
+def _check_replay(client: Client, sent: Update, samples: Mapping[str, Tensor]) -> None:
     """Refuse a client whose update is another than the defense makes of the gradients alone."""
-    sent = client.update(clips, labels, generator("replay"))
     release = Release(client.defense, samples)
     replayed = release.send(torch.ones(release.rows, dtype=torch.bool), generator("replay"))
     if not close(torch.cat([tensor.flatten() for tensor in sent.tensors.values()]), replayed):

@@ -1,6 +1,6 @@
 """Clients, defenses, channels and updates of federated learning."""
 
-from vleak.federated.channel import Channel, column_bases, surviving_entries
+from vleak.federated.channel import Channel, Scales, column_bases, surviving_entries
 from vleak.federated.claims import (
     CarriesError,
     Changes,
@@ -69,6 +69,7 @@ __all__ = [
     "Privacy",
     "PublicFacts",
     "RelativeError",
+    "Scales",
     "Send",
     "SumsClients",
     "Training",

@@ -17,6 +17,28 @@ Transform = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Named tensors on the CPU in, others of the same names and shapes out."""
 
 
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Numbers of the gradient that a message carries exact beside its entries, such as norms of buckets.
+
+    Attributes:
+        sent: (K,) float64, at least 0, as they arrived; NaN where the message does not tell one.
+        of: returns these numbers, (K,) float64, of any gradient, named tensors.
+    """
+
+    sent: Tensor
+    of: Callable[[dict[str, Tensor]], Tensor]
+
+    def distance(self, gradient: dict[str, Tensor]) -> float:
+        """Return how far those of a gradient are from those that arrived, in [0, 1]; NaN where none arrived.
+
+        The mean of |a - b| / (a + b), in which a scale that was misread counts as one of many.
+        """
+        own = self.of(gradient)
+        gaps = (self.sent - own).abs() / (self.sent + own).clamp(min=1e-300)
+        return float(gaps[gaps.isfinite()].mean())
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Channel:
     """Measurement of the honest gradient that a defended update is, to somebody who knows the defense.
@@ -36,6 +58,8 @@ class Channel:
             the projection of the gradient onto their span; None where all of it is sent.
         random_behind: name of a linear layer with a bias, behind which the client computes with numbers that
             it draws; `masks` leave out what it does not determine. None where nothing is drawn so.
+        scales: what the message carries exact beside the entries, of the mean gradient of the batch; None for
+            nothing.
         key: hashable; equal channels of one defense have equal keys, by which attacks cache what they learn.
         senders: of a mean over clients, by client the entries (bool, by parameter name) that it sent: the
             update is the mean of their gradients, each zero elsewhere, and an entry that one alone sent is
@@ -52,6 +76,7 @@ class Channel:
     transform: Transform | None = None
     bases: dict[str, Tensor] | None = None
     random_behind: str | None = None
+    scales: Scales | None = None
     key: Hashable = ()
     senders: tuple[dict[str, Tensor], ...] = ()
     source: Literal["stated", "simulated"] = "stated"
@@ -88,7 +113,7 @@ class Channel:
         return self.masks is None and not altered
 
     def check(self, update: Update) -> None:
-        """Check that masks and bases belong to the tensors of an update.
+        """Check that masks, bases and scales belong to the tensors of an update.
 
         Raises:
             InputError: a mask is missing, one too many is there, or a shape differs; names the tensor.
@@ -107,18 +132,29 @@ class Channel:
             )
         for masks in (*([] if self.masks is None else [self.masks]), *self.senders):
             _check_masks(masks, update)
+        if self.scales is not None and self.scales.sent.shape != self.scales.of(update.tensors).shape:
+            raise InputError(
+                f"channel: scales have shape {tuple(self.scales.sent.shape)} as they arrived, and another of "
+                "a gradient; expected as many"
+            )
 
     def scaled(self, factor: float) -> Channel:
         """Return the channel of the update times a factor, as for the gradient that a delta stands for."""
         factor, deviation, transform = abs(factor), self.noise_deviation, self.transform
+        scales = self.scales
 
         def scaled(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
             sent = (transform or dict)({name: tensor / factor for name, tensor in gradient.items()})
             return {name: tensor * factor for name, tensor in sent.items()}
 
+        def scales_of(gradient: dict[str, Tensor]) -> Tensor:
+            assert scales is not None
+            return factor * scales.of({name: tensor / factor for name, tensor in gradient.items()})
+
         return replace(
             self,
             transform=None if transform is None else scaled,
+            scales=None if scales is None else Scales(scales.sent * factor, scales_of),
             noise_energy=self.noise_energy * factor**2,
             noise_deviation=None if deviation is None else deviation * factor,
             clip_norm=self.clip_norm * factor,

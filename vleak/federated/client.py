@@ -9,8 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line, unknown_name
+from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line, require, unknown_name
 from vleak.federated import steps
 from vleak.federated.channel import Channel
 from vleak.federated.defense import Defense, Message, Privacy
@@ -66,6 +67,7 @@ class Client:
             raise unknown_name("loss", loss, LOSSES)
         if mode not in MODES:
             raise unknown_name("mode", mode, MODES)
+        require("client: model", model, nn.Module, "a torch.nn.Module")
         if not isinstance(defense, Defense):
             raise InputError(f"defense is {defense!r}, expected an object of vleak.Defense, such as DpSgd()")
         self.model, self.loss, self.defense, self.mode, self.local = model, loss, defense, mode, local
@@ -182,9 +184,10 @@ class Client:
         """
         uses = 1 if self.local is None else self.local.uses(clips)
         proven = steps.stated_privacy(self.defense, uses, updates)
-        if proven is None or proven.unit != "one clip":
+        row = UNITS[self.loss]
+        if proven is None or proven.unit == "one client" or (proven.unit != "one clip" and row == "one clip"):
             return proven
-        return replace(proven, unit=UNITS[self.loss])  # a clip is what a row of the batch is
+        return replace(proven, unit=row)  # a clip, or video, is what a row of the batch is
 
     def _masked(
         self, model: nn.Module, generator: torch.Generator
@@ -202,6 +205,8 @@ class Client:
             raise InputError(f"model {type(self.model).__name__} has no parameters, so it has no gradient")
         refuse_all_frozen(self.model)
         for name, tensor in parameters.items():
+            if is_lazy(tensor):
+                raise InputError(f"parameter {name!r} has no shape yet; run the model on a clip once before")
             if tensor.dtype != torch.float32:
                 raise CapabilityError(f"parameter {name!r} is {tensor.dtype}, not float32; use model.float()")
             if not torch.isfinite(tensor).all():
@@ -257,6 +262,8 @@ _NOUNS = {3: "features", 4: "pairs of features", 5: "clips"}
 
 def _check_batch(clips: Tensor, labels: Tensor, loss: str) -> None:
     """Refuse a batch that is not of the kind that the loss takes, and labels that are not (N,) int64."""
+    for name, value in (("clips", clips), ("labels", labels)):
+        require(f"client: {name}", value, Tensor, "a torch.Tensor")
     if loss == "ranking":
         _check_pairs(clips)
     elif clips.dim() != 3:

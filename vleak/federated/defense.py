@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import ClassVar, Self
 
 import torch
@@ -16,6 +17,13 @@ from vleak.federated.claims import Claim
 from vleak.federated.gradients import Loss, mean_gradient
 from vleak.federated.update import Update
 from vleak.registry import Setting
+
+_KINDS: dict[str, tuple[str, type]] = {
+    "float": ("a number", Real),
+    "int": ("a whole number", Real),  # whether it is whole is what a defense checks by itself
+    "str": ("a word", str),
+}
+"""What settings are, by their annotation."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ class Privacy:
             the clip was in the batch.
         delta: failure probability of both epsilons.
         noise_multiplier: noise standard deviation over clipping norm.
-        unit: what is protected: "one clip", that is one row of the batch, unless a `Client` whose rows are
-            other things says more.
+        unit: what is protected: "one client"; or "one clip", that is one row of the batch, unless a `Client`
+            whose rows are other things says more.
         adjacency: how neighbouring batches differ, such as "zero out": one clip's contribution to the sum is
             replaced by zero, and the size of the batch is public.
         rounds: releases of the training run that ``training_epsilon`` is about.
@@ -89,10 +97,11 @@ class Defense:
             cls.name = cls.__name__
 
     def __new__(cls, *arguments: object, **settings: object) -> Self:
-        """Refuse a class whose annotated settings are no fields: no record would have them.
+        """Refuse a class whose annotated settings are no fields, and a word or None in a number's place.
 
         Raises:
-            InputError: the class has settings, but is no dataclass.
+            InputError: the class has settings, but is no dataclass, so that no record would have them; or a
+                setting is no number or no word where its annotation says so.
         """
         own = inspect.get_annotations(cls)
         unseen = [name for name, kind in own.items() if "ClassVar" not in str(kind)]
@@ -101,6 +110,12 @@ class Defense:
                 f"defense {cls.__name__}: setting {unseen[0]!r} is annotated, but the class is no dataclass; "
                 "write @dataclass(frozen=True, kw_only=True) above it"
             )
+        kinds = {field.name: str(getattr(field.type, "__name__", field.type)) for field in fields(cls)}
+        for name, value in settings.items():
+            expected, kind = _KINDS.get(kinds.get(name, ""), ("", object))
+            if not isinstance(value, kind):
+                shown = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+                raise InputError(f"{cls.name}: {name} is {shown}, expected {expected}")
         return super().__new__(cls)
 
     @property

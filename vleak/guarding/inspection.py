@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from vleak.errors import InputError, unknown_name
+from vleak.errors import InputError, require, unknown_name
 from vleak.federated import LOSSES, trained_part, without_dropout
 from vleak.guarding import weights
 from vleak.guarding.findings import Finding
@@ -63,6 +63,7 @@ def inspect_model(
         InputError: clips without labels, an unknown threshold, or weights that are not finite.
     """
     limits = Thresholds.of(thresholds)
+    require("model", model, nn.Module, "a torch.nn.Module")
     if (broken := weights.broken_tensor(model)) is not None:
         raise InputError(f"model: {broken!r} holds NaN or infinity; ask the server for a finite model")
     if loss not in LOSSES:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vleak.attacks import Attack
 from vleak.defenses import Composite, DpSgd, NoDefense, defense_text, parse_defenses
-from vleak.errors import CapabilityError, InputError, VleakError, first_line
+from vleak.errors import CapabilityError, InputError, VleakError, first_line, require
 from vleak.federated import Client, Defense, Update, trained_part, without_dropout
 from vleak.federated.dropout import one_pass
 from vleak.guarding.decision import NO_PROOF, Decision, Tried
@@ -311,6 +311,9 @@ def _strengths(defense: Defense, stronger: str | Sequence[Defense]) -> list[Defe
 
 def _check_clips(clips: Tensor, labels: Tensor, public: Tensor | None) -> None:
     """Refuse what is no batch of clips with labels."""
+    for name, value in (("clips", clips), ("labels", labels), ("public_clips", public)):
+        if value is not None or name != "public_clips":
+            require(f"guard: {name}", value, Tensor, "a torch.Tensor")
     expected = "expected clips of shape (clip, channel, frame, height, width), float32 in [0, 1]"
     if clips.ndim != 5 or not clips.numel() or clips.dtype != torch.float32:
         hint = "; add the clip axis with x[None]" if clips.ndim == 4 else ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vleak.certificates import replacement_epsilon
 from vleak.data import PublicFrom
 from vleak.defenses import Defense
 from vleak.federated import Privacy
@@ -118,6 +120,13 @@ def model_record(
     )
 
 
+def _replaced(privacy: Privacy) -> float | None:
+    """Epsilon of a unit that is replaced by another, of a certificate for one that is replaced by zero."""
+    if privacy.adjacency != "zero out" or not 0 < privacy.noise_multiplier < math.inf:
+        return None
+    return finite(replacement_epsilon(privacy.noise_multiplier, privacy.delta))
+
+
 def defense_record(defense: Defense, privacy: Privacy | None) -> DefenseRecord:
     """Record of a defense with what it proves; ``privacy`` is None where it proves nothing."""
     record = DefenseRecord(name=defense.name, label=defense.label, settings={**defense.settings()})
@@ -126,6 +135,7 @@ def defense_record(defense: Defense, privacy: Privacy | None) -> DefenseRecord:
     return record.model_copy(
         update={
             "epsilon": finite(privacy.epsilon),
+            "replaced_epsilon": _replaced(privacy),
             "delta": privacy.delta,
             "unit": privacy.unit,
             "adjacency": privacy.adjacency,

@@ -15,7 +15,7 @@ from vleak.report.night_page import write_night
 from vleak.report.night_plot import draw_nights
 from vleak.report.numbers import epsilon_text, gain_text, plural, share_text
 from vleak.report.page import write_report
-from vleak.report.proof import at_least, audit_note, sandwich_text
+from vleak.report.proof import at_least, audit_note, sandwich_text, seed_note
 from vleak.report.sharing import withheld_text
 from vleak.report.study_page import write_study
 from vleak.report.words import client_text, headline, seeds_sentences, unfinished, verdict_text
@@ -40,6 +40,7 @@ __all__ = [
     "plural",
     "rank_text",
     "sandwich_text",
+    "seed_note",
     "seeds_sentences",
     "share_text",
     "standing_cells",

@@ -92,6 +92,7 @@ _COLUMNS = (
     Column("residual", "Correlation beyond the prior", _score("residual_correlation"), 2, detail=True),
     Column("unaware", "Gain of who does not know the defense, dB", _without, 1, signed=True, detail=True),
     Column("epsilon", "ε", lambda cell, _: cell.defense.epsilon, 2, detail=True),
+    Column("replaced", "ε of a replaced clip", lambda cell, _: cell.defense.replaced_epsilon, 2, detail=True),
     Column("bound", "Certificate allows, share", lambda cell, _: cell.certificate and cell.certificate.bound,
            2, detail=True),
     Column("bytes", "Update, bytes", _update("bytes"), 0, detail=True),

@@ -10,13 +10,14 @@ from pathlib import Path
 from vleak.files import write_atomic
 from vleak.report.answer import answer, tally
 from vleak.report.cells import FIRST, cell_table
+from vleak.report.costs import cost_table
 from vleak.report.figures import draw_plots
 from vleak.report.filters import NO_BREAK
 from vleak.report.flag_texts import count_flags
 from vleak.report.frontier import draw_frontier
 from vleak.report.gallery import build_galleries
 from vleak.report.html import render_page
-from vleak.report.proof import audits_of
+from vleak.report.proof import audits_of, seed_note
 from vleak.report.sandwich_plot import draw_sandwich
 from vleak.report.sharing import pictures_wanted
 from vleak.report.words import Topic, headline_sentences, knowledge_text
@@ -106,6 +107,8 @@ def render(folder: Path, run: RunRecord, *, pictures: bool | None = None) -> str
         sandwiches=[row for row in rows if any(each.ceiling is not None for each in row.figures)],
         limits=[row for row in rows if row.ceilings and not row.baseline and not row.undefended],
         audits=audits_of(rows),
+        seeds=seed_note(rows),
+        costs=cost_table(rows),
         broken_rate=ACCUSED / 2,
         plots=[*draw_frontier(rows), *draw_sandwich(rows), *draw_plots(rows)],
         galleries=galleries,

@@ -16,6 +16,7 @@ __all__ = [
     "broken_sentence",
     "refuted_sentence",
     "sandwich_text",
+    "seed_note",
 ]
 
 
@@ -50,6 +51,22 @@ def audit_note(rows: Sequence[Row]) -> list[str]:
         f"ε ≥: what {min(a.draws for a in audits)} messages with canaries and as many without show of one "
         f"release, the clip replaced by zero; an honest run is refuted at most once in {rate:,.0f}."
     ]
+
+
+def seed_note(rows: Sequence[Row]) -> list[str]:
+    """One sentence on noise that can be searched through, none where nothing is proven or it cannot be."""
+    proving = [row for row in rows if row.epsilon is not None]
+    if any(row.audit is not None and row.audit.searchable for row in proving):
+        return [
+            "ε supposes that nobody searches the seeds: 32 bits of them decide about the noise here, as of "
+            "PyTorch's CPU generator."
+        ]
+    if any(row.audit is None or row.audit.searchable is None for row in proving):
+        return [
+            "ε supposes that nobody searches the seeds of the noise, of which PyTorch's CPU generator keeps "
+            "32 bits; whether it is drawn from that was not audited."
+        ]
+    return []
 
 
 def audits_of(rows: Iterable[Row]) -> list[AuditRecord]:

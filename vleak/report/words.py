@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vleak.report.costs import undominated
 from vleak.report.numbers import decibel, epsilon_text, percent, plural, ratio
 from vleak.report.proof import accusations, at_least
 from vleak.results.records import ClientRecord, KnowledgeRecord, RunRecord
@@ -278,6 +279,8 @@ def _describe(row: Row, where: str) -> str:
     parts = [f"ε {epsilon_text(row.epsilon)}"] if row.epsilon is not None else []
     if parts and (shown := at_least(row)):
         parts = [f"{parts[0]}, {shown} by what is sent"]
+    if parts and row.replaced_epsilon is not None:
+        parts = [f"{parts[0]}, or {epsilon_text(row.replaced_epsilon)} if replaced by another"]
     if row.n:
         parts.append(_counts(row, where))
         if row.psnr_gain_db.mean is not None:
@@ -355,7 +358,9 @@ def _accuracy_sentence(rows: Sequence[Row]) -> list[str]:
             accuracy = percent(row.accuracy.mean or 0.0)
             each.append(f"{row.defense} {accuracy} ({points.replace('-', '−')})")
     told = f"Accuracy after federated training: {percent(undefended[0].accuracy.mean or 0.0)} without defense"
-    return [f"{told}; {_listed(each)}." if each else f"{told}."]
+    best = undominated(rows)
+    marked = [f"No other defense leaks less and trains as well as: {_listed(best)}."] if best else []
+    return [f"{told}; {_listed(each)}." if each else f"{told}.", *marked]
 
 
 def _listed(items: list[str]) -> str:

@@ -75,6 +75,7 @@ class DefenseRecord(Record):
         label: short name with the strength, for tables.
         settings: hyper-parameters by name.
         epsilon: privacy loss of one release in nats, None without a guarantee.
+        replaced_epsilon: the same where a unit is replaced by another, and not by zero as the adjacency says.
         delta: failure probability of the guarantee.
         unit: what is protected, such as "one clip".
         adjacency: how neighbouring batches differ.
@@ -85,6 +86,7 @@ class DefenseRecord(Record):
     label: str
     settings: dict[str, Setting] = Field(default_factory=dict)
     epsilon: Finite | None = None
+    replaced_epsilon: Finite | None = None
     delta: Finite | None = None
     unit: str | None = None
     adjacency: str | None = None

@@ -218,6 +218,7 @@ class Row:
         flagged: scored clips whose attack raised a health flag.
         flags: the distinct flags.
         epsilon: the privacy loss that the defense proves, None without one; delta belongs to it.
+        replaced_epsilon: the same where a clip is replaced by another, and not by zero; None without one.
         psnr_db: mean PSNR.
         psnr_gain_db: gain over the best baseline of each clip.
         ssim: mean structural similarity.
@@ -253,6 +254,7 @@ class Row:
         accuracy: share of held-out clips that the model has right after federated training under the defense;
             accuracy_change: that less the same without defense, over clips.
         ceilings: further ones; None in older runs.
+        step_seconds: mean time of a client for one update in that training.
         audit: lower bounds on epsilon from what the defense sends; None where it was not audited.
         non_adaptive: the same attack without knowledge of the defense; None where it was not run.
         verdict: what the row shows.
@@ -319,6 +321,8 @@ class Row:
     figures: tuple[Figure, ...] = ()
     ceilings: Ceilings | None = None
     audit: AuditRecord | None = None
+    replaced_epsilon: float | None = None
+    step_seconds: float | None = None
 
     @property
     def bound_broken(self) -> bool:

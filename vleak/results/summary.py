@@ -117,7 +117,6 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
     failed = [cell for cell in cells if not cell.ok]
     scores = [cell.scores for cell in scored if cell.scores is not None]
     first, flagged = cells[0], [cell for cell in scored if cell.flags]
-    asked = [score.linked for score in scores if score.linked is not None]
     guesses = [score.label_correct for score in scores if score.label_correct is not None]
     updates = [cell.update for cell in scored if cell.update is not None]
     guess = _guess(scores, key.client.batch_size)
@@ -142,6 +141,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         flags=_distinct(flag for cell in flagged for flag in cell.flags),
         epsilon=first.defense.epsilon,
         delta=first.defense.delta,
+        replaced_epsilon=first.defense.replaced_epsilon,
         psnr_db=_mean(score.psnr_db for score in scores),
         psnr_gain_db=_gain(scores, _ERROR),
         ssim=_mean(score.ssim for score in scores),
@@ -149,7 +149,7 @@ def _row(key: RowKey, cells: list[Cell], label: str) -> Row:
         motion_psnr_db=_mean(score.motion_psnr_db for score in scores),
         identified=sum(score.identified for score in scores),
         identification=_identification(scores, _ERROR),
-        linked=sum(asked),
+        linked=sum(bool(score.linked) for score in scores),
         linkage=_linkage(scores, _ERROR),
         candidates=max((score.candidates for score in scores if score.candidates), default=None),
         guess=guess,
@@ -341,11 +341,12 @@ def _with_accuracy(rows: Sequence[Row], utility: Sequence[UtilityRecord]) -> lis
             return row
         accuracy = mean_interval([float(right) for right in found.right])
         without = plain.get((row.pipeline, row.model), ())
+        row = replace(row, accuracy=accuracy, step_seconds=found.seconds)
         if row.undefended or len(without) != len(found.right):
-            return replace(row, accuracy=accuracy)
+            return row
         pairs = zip(found.right, without, strict=True)
         change = mean_interval([float(here) - float(there) for here, there in pairs])
-        return replace(row, accuracy=accuracy, accuracy_change=change)
+        return replace(row, accuracy_change=change)
 
     return [completed(row) for row in rows]
 
