@@ -79,6 +79,9 @@ def test_no_honest_defense_is_accused_in_200_runs(defense: Defense) -> None:
 def test_settings_and_claims_that_cannot_be_checked_are_refused() -> None:
     with pytest.raises(InputError, match="false_alarm is 0"):
         conform(DpSgd(), false_alarm=0)
+    for given in ("dp", DpSgd):
+        with pytest.raises(InputError, match=r"defense is .*, expected an object of vleak\.Defense"):
+            conform(given)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------------

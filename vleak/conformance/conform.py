@@ -9,7 +9,7 @@ from typing import Literal
 from vleak.conformance.checks import CHECKS, check_claim
 from vleak.conformance.contract import CONTRACT
 from vleak.conformance.probe import Probe
-from vleak.errors import ContractError, InputError, VleakError, first_line
+from vleak.errors import ContractError, InputError, VleakError, first_line, require
 from vleak.federated import Defense, steps
 from vleak.federated.claims import Claim
 
@@ -74,8 +74,9 @@ def conform(defense: Defense, *, seed: int = 0, false_alarm: float = FALSE_ALARM
         false_alarm: chance in (0, 0.1] that a claim about randomness that holds is called broken.
 
     Raises:
-        InputError: a number out of range, or claims that are of no known kind.
+        InputError: no defense, a number out of range, or claims that are of no known kind.
     """
+    require("defense", defense, Defense, "an object of vleak.Defense, such as vleak.defenses.DpSgd()")
     if not 0 < false_alarm <= 0.1:
         raise InputError(f"conformance: false_alarm is {false_alarm}, expected a number in (0, 0.1]")
     claims = _claims(defense)
