@@ -33,7 +33,7 @@ _OPTIONS = {
     for name in inspect.signature(command).parameters
 } | {"defenses": "--defense", "attacks": "--attack", "metrics": "--metric"}
 """Options of the command line, by the library arguments that errors may name."""
-_ARGUMENT = re.compile(rf"(?<![\w.:,=/'\"-])({'|'.join(_OPTIONS)})=|`({'|'.join(_OPTIONS)})`")
+_ARGUMENT = re.compile(rf"(?<![\w.:,=/'\"-])({'|'.join(_OPTIONS)})=(True\b)?|`({'|'.join(_OPTIONS)})`")
 app = typer.Typer(
     name="vleak",
     help="Rebuild private clips from federated model updates, and report what each defense still leaks.",
@@ -105,8 +105,16 @@ def invoke(arguments: list[str]) -> int:
 
 
 def with_options(message: str) -> str:
-    """Return a library message with option names: ``clips=0`` and `` `clips` `` become ``--clips``."""
-    return _ARGUMENT.sub(lambda match: f"{_OPTIONS[match[1]]} " if match[1] else _OPTIONS[match[2]], message)
+    """Return a library message with option names: ``clips=0`` and `` `clips` `` become ``--clips``.
+
+    A flag takes no value: ``partial=True`` becomes ``--partial``.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, flag, quoted = match.groups()
+        return f"{_OPTIONS[name or quoted]}{' ' if name and not flag else ''}"
+
+    return _ARGUMENT.sub(option, message)
 
 
 def _foreign(error: BaseException) -> int:

@@ -123,7 +123,9 @@ MISTAKES: dict[str, str] = {
     "regress same.json --baseline baseline.json --markdown .": "--markdown .: it is a folder",
     "regress same.json --baseline baseline.json --page .": "--page .: it is a folder",
     "regress same.json --baseline baseline.json --plot p.svg": "--plot p.svg: draws a history; give --h",
-    "regress same.json --baseline baseline.json --junit baseline.json": "--junit baseline.json: is the file",
+    "regress same.json --baseline baseline.json --junit baseline.json": "is the file of --baseline;",
+    "regress same.json --baseline baseline.json --page same.json": "--page same.json: is the file of the run",
+    "baseline b0.json b1.json -o b1.json": "--out b1.json: is the file of the run, b1.json; give another",
 }
 
 

@@ -218,7 +218,33 @@ def test_the_profile_over_layers_tells_the_mode() -> None:
     assert outcome(compared(net, sent(net).tensors, mode="eval"), "mode") == "fits"
 
 
-# --- forms --------------------------------------------------------------------------------------------------
+def test_a_bias_before_batch_norm_is_no_lost_tensor() -> None:
+    """Batch norm takes its gradient away but for rounding, of which differences of weights keep nothing."""
+    net = with_norm()
+    update = sent(net, mode="train")
+    assert bool(update.tensors["conv.bias"].any())
+    tensors = {**update.tensors, "conv.bias": torch.zeros_like(update.tensors["conv.bias"])}
+    assert outcome(compared(net, tensors, mode="train"), "zeros") == "fits"
+    assert outcome(compared(net, tensors, mode="eval"), "zeros") == "doubt"
+
+
+def test_what_was_dropped_is_said_once() -> None:
+    net = with_norm()
+    made = compared(
+        net, trained_weights(net, mode=True), kind="weights", mode="train",
+        local=LocalTraining(learning_rate=0.05),
+    )  # fmt: skip
+    (note,) = made.record.update.notes
+    assert note.startswith("3 tensors that are no parameters")
+
+
+def test_without_an_attack_nothing_is_called_unfit(net: nn.Module) -> None:
+    made = compared(net, sent(net).tensors)
+    assert made.risk == "undetermined"
+    assert made.record.risk.reasons == ("no attack was asked for",)
+
+
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def test_every_form_gives_one_update(net: nn.Module, tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from vleak.update_audit.attacking import (
 from vleak.update_audit.consistency import Dummies, check_all, dummies_of, inferred
 from vleak.update_audit.detection import detection_of, facts_of
 from vleak.update_audit.evidence import best_of, confidence_of, frames_of, layers_of, measured_of
-from vleak.update_audit.given import Given, Kind, Source, read_given
+from vleak.update_audit.given import Given, Source, read_given
+from vleak.update_audit.payloads import Kind
 from vleak.update_audit.records import (
     AttackRun,
     AuditRecord,
@@ -214,7 +215,7 @@ class _Auditing:
         layers, shares = ((), []) if best is None or facts is None else layers_of(setup, best, facts.jacobian)
         frames = frames_of(confidence, agreements, shares)
         detection = detection_of(setup, None if best is None else best.clips, facts)
-        risk = risk_of(checks, confidence, rehearsals, measured, detection)
+        risk = risk_of(checks, confidence, rehearsals, measured, detection, asked=bool(self.attacks))
         record = AuditRecord(
             vleak=_version(),
             model=setup.name,
