@@ -113,12 +113,18 @@ def _write(
     if plot is not None:
         write_atomic(plot, draw_nights(night, nights, names))
     if markdown is not None:
-        link = None if plot is None else os.path.relpath(plot, markdown.parent)
+        link = None if plot is None else _link(plot, markdown.parent)
         write_atomic(markdown, night_markdown(night, nights, names, link))
     if (junit := outputs["junit"]) is not None:
         write_atomic(junit, night_junit(night))
     if (page := outputs["page"]) is not None:
         write_night(night, page, nights, names)
+
+
+def _link(plot: Path, folder: Path) -> str | None:
+    """Return the path of a plot beside or below a file; None elsewhere: GitHub shows a summary alone."""
+    path = os.path.relpath(plot.resolve(), folder.resolve())
+    return None if path.startswith("..") else path
 
 
 def _annotate(night: Night, *, as_json: bool) -> None:
