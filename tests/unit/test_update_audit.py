@@ -51,6 +51,7 @@ def test_an_undefended_clip_is_found_among_twelve(net: nn.Module, local: LocalTr
     assert score.candidates == 12
     assert {check.outcome for check in record.consistency} == {"fits"}
     assert made.risk == "high"
+    assert record.risk.reasons[-1] == "the attacker himself can tell that he rebuilt them"
     assert record.confidence.frames_verified == 4
     undefended, noisy = record.defenses
     assert undefended.defense == "none"

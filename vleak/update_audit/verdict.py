@@ -28,7 +28,7 @@ _HELPS = 0.5
 """Share of the correlation without a defense below which a defense is said to help."""
 
 RISK_SCALE: Mapping[RiskLevel, str] = {
-    "high": "somebody who holds this update rebuilds recognisable private clips, and can tell that he did",
+    "high": "somebody who holds this update rebuilds recognisable private clips",
     "moderate": "the update tells of the private clips more than public knowledge does, but the attacker "
     "could "
     "not vouch for a picture",
@@ -90,8 +90,10 @@ def risk_of(
             if score.alarm and score.of == "model"
         ),
     ]
-    if found or (agrees and enough and practised):
+    sure = agrees and enough and practised
+    if found or sure:
         level: RiskLevel = "high"
+        reasons.append(f"the attacker himself {'can' if sure else 'cannot'} tell that he rebuilt them")
     else:
         level = "moderate" if hinted or linked else "low"
     return _risk(level, *filter(None, reasons))
