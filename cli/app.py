@@ -31,7 +31,7 @@ _OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for command in _COMMANDS
     for name in inspect.signature(command).parameters
-} | {"defenses": "--defense", "attacks": "--attack", "metrics": "--metric"}
+} | {"defenses": "--defense", "attacks": "--attack", "metrics": "--metric", "batch_size": "--batch"}
 """Options of the command line, by the library arguments that errors may name."""
 _ARGUMENT = re.compile(rf"(?<![\w.:,=/'\"-])({'|'.join(_OPTIONS)})=(True\b)?|`({'|'.join(_OPTIONS)})`")
 app = typer.Typer(
@@ -145,7 +145,9 @@ def _usage_or_bug(error: Exception) -> int:
     if os.environ.get("VLEAK_DEBUG"):
         traceback.print_exc()
     if out_of_memory(error):
-        return output.fail("not enough memory; lower --clips, --frames, --size or --workers")
+        return output.fail(
+            "not enough memory; lower --clips, --frames, --size or --workers, of an audit --batch"
+        )
     line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return output.fail(
         f"internal error, {type(error).__name__}: {line}; VLEAK_DEBUG=1 shows where, please report it"

@@ -134,8 +134,6 @@ def audit(
 def _audit(given: dict[str, Any]) -> Audit:
     from vleak.update_audit import DEFENSES_TRIED, audit
 
-    if given["batch"] < 1:  # the library has it by another name
-        raise InputError(f"{argument('batch', given['batch'])}: expected a whole number from 1")
     more = {
         name: given[name]
         for name in (

@@ -124,6 +124,8 @@ class Planted:
         (["--local-steps", "5"], "--local-steps 5: is of local training, whose learning rate is not given"),
         (["--local-optimizer", "adam"], "give --local-rate too"),
         (["--batch", "0"], "--batch 0: expected a whole number from 1"),
+        (["--batch", "1000000"], "--batch 1000000: at most 87381 clips of this shape"),
+        (["--classes", "-1"], "--classes -1: expected a whole number from 2"),
         (["--local-optimizer", "adamw", "--local-rate", "0.1"], "did you mean adam"),
         (["--mode", "training"], "did you mean train"),
         (["--out", "no/such/page.html"], "--out no/such/page.html"),

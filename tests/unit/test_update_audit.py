@@ -347,6 +347,12 @@ def test_frozen_parameters_of_a_state_are_dropped() -> None:
         read_given(dict(moved.state_dict()), net, facts, kind="weights")
 
 
+def test_other_weights_before_are_named(net: nn.Module) -> None:
+    facts = vleak.PublicFacts("fedavg", local=LOCAL)
+    with pytest.raises(InputError, match="the weights before: what was given has 'other', which the model"):
+        read_given(dict(net.state_dict()), net, facts, before={"other": torch.zeros(2)})
+
+
 def test_a_difference_in_place_of_weights_is_refused(net: nn.Module) -> None:
     with pytest.raises(InputError, match="they look like an update"):
         quick(net, sent(net, local=LOCAL).tensors, kind="weights", local=LOCAL)
@@ -366,7 +372,7 @@ def test_a_difference_in_place_of_weights_is_refused(net: nn.Module) -> None:
         ({"defense": "dp"}, "strengths, expected the one that the client uses"),
         ({"truth": torch.rand(3, 4, 8, 8)}, "truth: expected clips of shape"),
         ({"truth": 255 * torch.ones(SHAPE)}, "scale 8-bit pixels"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number from 1"),
         ({"public": torch.rand(2, *SHAPE)}, "gives 2 public clips, expected at least 4"),
     ],
 )

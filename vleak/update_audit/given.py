@@ -161,7 +161,8 @@ def _with_weights(model: nn.Module, before: nn.Module | Arrays | str | Path | No
     try:
         weights = capture(state, Slots.of_model(model)).tensors
     except InputError as error:
-        raise InputError(f"the weights before: {error}") from error
+        text = str(error).replace("the update", "what was given")
+        raise InputError(f"the weights before: {text}") from error
     kept = {**weights, **(_moving(state, model) or {})}
     with torch.no_grad():
         for name, tensor in [*start.named_parameters(), *start.named_buffers()]:

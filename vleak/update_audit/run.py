@@ -42,7 +42,7 @@ from vleak.update_audit.records import (
     Rehearsal,
     UpdateFacts,
 )
-from vleak.update_audit.setup import Setup, check_shape, clips_of, model_of, public_clips
+from vleak.update_audit.setup import Setup, check_counts, check_shape, clips_of, model_of, public_clips
 from vleak.update_audit.verdict import pointers, risk_of
 
 __all__ = ["DEFENSES_TRIED", "Audit", "audit"]
@@ -147,6 +147,7 @@ def audit(
     if starts < 1:
         raise InputError(f"{argument('starts', starts)}: expected a whole number from 1")
     chosen, tried = attacks_of(list(attacks), iterations), _defenses(defenses)
+    check_counts(shape, batch_size, classes)
     facts = PublicFacts("fedsgd" if local is None else "fedavg", batch_size, "cross_entropy", mode, local)
     built, name, logits = model_of(
         model, shape, classes=classes, checkpoint=None if checkpoint is None else str(checkpoint),
