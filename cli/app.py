@@ -31,9 +31,9 @@ _OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for command in _COMMANDS
     for name in inspect.signature(command).parameters
-} | {"defenses": "--defense", "attacks": "--attack", "metrics": "--metric"}
+} | {"defenses": "--defense", "attacks": "--attack", "metrics": "--metric", "batch_size": "--batch"}
 """Options of the command line, by the library arguments that errors may name."""
-_ARGUMENT = re.compile(rf"(?<![\w.:,=/'\"-])({'|'.join(_OPTIONS)})=|`({'|'.join(_OPTIONS)})`")
+_ARGUMENT = re.compile(rf"(?<![\w.:,=/'\"-])({'|'.join(_OPTIONS)})=(True\b)?|`({'|'.join(_OPTIONS)})`")
 app = typer.Typer(
     name="vleak",
     help="Rebuild private clips from federated model updates, and report what each defense still leaks.",
@@ -105,8 +105,16 @@ def invoke(arguments: list[str]) -> int:
 
 
 def with_options(message: str) -> str:
-    """Return a library message with option names: ``clips=0`` and `` `clips` `` become ``--clips``."""
-    return _ARGUMENT.sub(lambda match: f"{_OPTIONS[match[1]]} " if match[1] else _OPTIONS[match[2]], message)
+    """Return a library message with option names: ``clips=0`` and `` `clips` `` become ``--clips``.
+
+    A flag takes no value: ``partial=True`` becomes ``--partial``.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, flag, quoted = match.groups()
+        return f"{_OPTIONS[name or quoted]}{' ' if name and not flag else ''}"
+
+    return _ARGUMENT.sub(option, message)
 
 
 def _foreign(error: BaseException) -> int:
@@ -137,7 +145,9 @@ def _usage_or_bug(error: Exception) -> int:
     if os.environ.get("VLEAK_DEBUG"):
         traceback.print_exc()
     if out_of_memory(error):
-        return output.fail("not enough memory; lower --clips, --frames, --size or --workers")
+        return output.fail(
+            "not enough memory; lower --clips, --frames, --size or --workers, of an audit --batch"
+        )
     line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return output.fail(
         f"internal error, {type(error).__name__}: {line}; VLEAK_DEBUG=1 shows where, please report it"

@@ -12,6 +12,7 @@ from rich.table import Table
 from vleak.cli import output
 from vleak.cli.progress import shown_progress
 from vleak.errors import InputError, argument
+from vleak.files import check_page
 
 if TYPE_CHECKING:
     from vleak.federated import LocalTraining
@@ -123,19 +124,11 @@ def audit(
     """Audit a captured update: does it fit, what does it leak, and what would have helped."""
     given = dict(locals())
     if out is not None:
-        _check_page(out)
+        check_page("out", out)
     made = _audit(given)
     _show(made, out, pictures=pictures)
     if json:
         output.write_json(made.record.content())
-
-
-def _check_page(out: Path) -> None:
-    """Refuse a page that could not be written, before the work."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(
-            f"{argument('out', out)}: expected a file in a folder that exists, such as audit.html"
-        )
 
 
 def _audit(given: dict[str, Any]) -> Audit:
@@ -180,14 +173,11 @@ def _local(given: dict[str, Any]) -> LocalTraining | None:
     from vleak.federated import LocalTraining
 
     if given["local_rate"] is None:
-        if (
-            given["local_steps"] != 1
-            or given["local_momentum"]
-            or given["local_decay"]
-            or given["local_batch"]
-        ):
+        usual = {"steps": 1, "momentum": 0, "decay": 0, "batch": 0, "optimizer": "sgd"}
+        for name in (f"local_{part}" for part, value in usual.items() if given[f"local_{part}"] != value):
             raise InputError(
-                "local_rate=None: local training is described without its learning rate; give it"
+                f"{argument(name, given[name])}: is of local training, whose learning rate is not given; "
+                "give `local_rate` too"
             )
         return None
     optimizer: Literal["sgd", "adam"] = given["local_optimizer"]

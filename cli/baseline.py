@@ -9,6 +9,7 @@ import typer
 
 from vleak.cli import output
 from vleak.cli.progress import shown_progress
+from vleak.files import check_apart
 
 Runs = Annotated[
     list[Path],
@@ -21,7 +22,9 @@ def baseline(run: Runs, out: Out) -> None:
     """Write the figures of runs into a baseline, for `vleak regress`."""
     from vleak import api
     from vleak.regression import make_baseline, write_baseline
+    from vleak.results import record_files
 
+    check_apart({"out": out}, record_files(run))
     with shown_progress() as show:
         made = make_baseline([api.load_run(folder) for folder in run], claims=True, progress=show)
     path = write_baseline(made, out)

@@ -15,7 +15,7 @@ from rich.text import Text
 from vleak.cli import output
 from vleak.cli.progress import shown_progress
 from vleak.errors import InputError, argument
-from vleak.files import check_output, write_atomic
+from vleak.files import check_apart, write_atomic
 
 if TYPE_CHECKING:
     from vleak.regression import Mode as Modes
@@ -60,8 +60,9 @@ def regress(
     from vleak.report import night_sentences
 
     outputs = {"junit": junit, "markdown": markdown, "plot": plot, "page": page}
-    _check(outputs, {"baseline": baseline, "history": history})
-    night = _judge(run, baseline, mode, history)
+    _check(outputs, {"baseline": baseline, "history": history}, run)
+    judged = _judge(run, baseline, mode, history)
+    night = _worded(judged)
     header, nights = read_history(history) if history else (None, [])
     if night.tests:
         output.console.print(_table(night))
@@ -71,20 +72,16 @@ def regress(
     if github:
         _annotate(night, as_json=json)
     if json:
-        output.write_json(night.model_dump(mode="json"))
+        output.write_json(judged.model_dump(mode="json"))
     if night.exit_code:
         raise typer.Exit(night.exit_code)
 
 
-def _check(outputs: dict[str, Path | None], inputs: dict[str, Path | None]) -> None:
+def _check(outputs: dict[str, Path | None], inputs: dict[str, Path | None], runs: Sequence[Path]) -> None:
     """Refuse files that cannot be written, or that would be written over, before anything is judged."""
-    known = {path.resolve(): name for name, path in inputs.items() if path is not None}
-    for name, path in outputs.items():
-        if path is None:
-            continue
-        other = known.setdefault(check_output(name, path).resolve(), name)
-        if other != name:
-            raise InputError(f"{argument(name, path)}: is the file of `{other}`; give another")
+    from vleak.results import record_files
+
+    check_apart(outputs, {f"`{name}`": path for name, path in inputs.items()} | record_files(runs))
     if outputs["plot"] is not None and inputs["history"] is None:
         raise InputError(f"{argument('plot', outputs['plot'])}: draws a history; give `history` too")
 
@@ -99,6 +96,14 @@ def _judge(runs: list[Path], baseline: Path, mode: str | None, history: Path | N
         return regress(loaded, held, mode=cast("Modes | None", mode), history=history, progress=show)
 
 
+def _worded(night: Night) -> Night:
+    """Return a night whose reasons name options in place of arguments of the library."""
+    from vleak.cli.app import with_options
+
+    reasons = {"not_judged": night.not_judged, "notes": night.notes}
+    return night.model_copy(update={name: tuple(map(with_options, texts)) for name, texts in reasons.items()})
+
+
 def _write(
     night: Night, outputs: dict[str, Path | None], names: Sequence[str], nights: Sequence[NightLine]
 ) -> None:
@@ -108,12 +113,18 @@ def _write(
     if plot is not None:
         write_atomic(plot, draw_nights(night, nights, names))
     if markdown is not None:
-        link = None if plot is None else os.path.relpath(plot, markdown.parent)
+        link = None if plot is None else _link(plot, markdown.parent)
         write_atomic(markdown, night_markdown(night, nights, names, link))
     if (junit := outputs["junit"]) is not None:
         write_atomic(junit, night_junit(night))
     if (page := outputs["page"]) is not None:
         write_night(night, page, nights, names)
+
+
+def _link(plot: Path, folder: Path) -> str | None:
+    """Return the path of a plot beside or below a file; None elsewhere: GitHub shows a summary alone."""
+    path = os.path.relpath(plot.resolve(), folder.resolve())
+    return None if path.startswith("..") else path
 
 
 def _annotate(night: Night, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from vleak.cli import output
 from vleak.errors import InputError, argument
-from vleak.files import check_output
+from vleak.files import check_page
 
 if TYPE_CHECKING:
     from vleak.api import Run
@@ -50,7 +50,7 @@ def report(
     from vleak import api
 
     if out is not None:
-        _check_page(out)
+        check_page("out", out)
     loaded = [api.load_run(folder) for folder in run]
     if _side_by_side(run, loaded, compare):
         _compare(run, loaded, out, pictures)
@@ -58,13 +58,6 @@ def report(
         _report(loaded[0], out, pictures)
     else:
         _pool(loaded, out, pictures)
-
-
-def _check_page(out: Path) -> None:
-    """Refuse a page that cannot be written, or that would be written over a file of a run."""
-    check_output("out", out)
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{argument('out', out)}: expected a page, a file that ends in .html")
 
 
 def _side_by_side(folders: Sequence[Path], runs: Sequence[Run], compare: bool | None) -> bool:

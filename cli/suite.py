@@ -14,7 +14,7 @@ from rich.text import Text
 from vleak.cli import output
 from vleak.cli.progress import shown_progress
 from vleak.errors import InputError, argument
-from vleak.files import check_output, write_atomic
+from vleak.files import check_output, check_page, write_atomic
 
 if TYPE_CHECKING:
     from vleak.suite import Board, Entry, Protocol
@@ -164,7 +164,7 @@ def _rank(folder: Path, protocol: Protocol, out: Path | None) -> None:
     from vleak.report import board_page
     from vleak.suite import leaderboard, read_entries
 
-    page = check_output("out", out or Path("leaderboard.html"))
+    page = check_page("out", out or Path("leaderboard.html"))
     board = leaderboard(read_entries(folder, protocol), protocol)
     write_atomic(page, board_page(board))
     output.print_table(_board_table(board))

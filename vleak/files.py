@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -111,6 +112,37 @@ def check_output(name: str, path: Path | str) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"{argument(name, path)}: there is no folder {path.parent}; make it first")
     return path
+
+
+def check_page(name: str, path: Path | str) -> Path:
+    """Path of a page to write, which ends in .html: no file of records, tensors or clips is written over.
+
+    Raises:
+        InputError: it ends otherwise, or as `check_output`.
+    """
+    path = check_output(name, path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{argument(name, path)}: expected a page, a file that ends in .html")
+    return path
+
+
+def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse outputs that cannot be written, or that are an input or another output.
+
+    Args:
+        outputs: files to write, by argument; None where one was not asked for.
+        inputs: files that are read, by what they are to the user.
+
+    Raises:
+        InputError: as `check_output`, or two are the same file.
+    """
+    known = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        other = known.setdefault(check_output(name, path).resolve(), name)
+        if other != name:
+            raise InputError(f"{argument(name, path)}: is the file of {other}; give another")
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from vleak.errors import InputError, VleakError, first_line, interrupts, unknown_name
+from vleak.forks import one_process
 
 T = TypeVar("T")
 Setting = int | float | str | bool
@@ -106,7 +107,8 @@ class Reference(Generic[T]):
         """
         entry = self.entry
         try:
-            result = entry.factory(*arguments, **{**self.settings, **more})
+            with one_process():
+                result = entry.factory(*arguments, **{**self.settings, **more})
         except VleakError:
             raise
         except BaseException as error:
@@ -306,7 +308,7 @@ def load_object(kind: str, path: str) -> Any:
 def _called(call: Callable[[], Any], what: str, remedy: str = "") -> Any:
     """Return what code from outside returns; what it raises becomes an InputError that begins with `what`."""
     try:
-        return call()
+        return one_process()(call)()
     except BaseException as error:
         if interrupts(error):
             raise

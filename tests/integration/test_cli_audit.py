@@ -121,10 +121,18 @@ class Planted:
         (["--input-shape", "3,4,24,24"], "choose --frames and --size"),
         (["--iterations", "1"], "--iterations 1: expected a whole number from 10"),
         (["--seconds", "0"], "--seconds 0.0: expected a number from 1"),
-        (["--local-steps", "5"], "without its learning rate"),
+        (["--local-steps", "5"], "--local-steps 5: is of local training, whose learning rate is not given"),
+        (["--local-optimizer", "adam"], "give --local-rate too"),
+        (["--batch", "0"], "--batch 0: expected a whole number from 1"),
+        (["--batch", "1000000"], "--batch 1000000: at most 87381 clips of this shape"),
+        (["--classes", "-1"], "--classes -1: expected a whole number from 2"),
         (["--local-optimizer", "adamw", "--local-rate", "0.1"], "did you mean adam"),
         (["--mode", "training"], "did you mean train"),
         (["--out", "no/such/page.html"], "--out no/such/page.html"),
+        (
+            ["--out", "update.safetensors"],
+            "--out update.safetensors: expected a page, a file that ends in .html",
+        ),
         (["--truth", "update.safetensors"], "holds 8 tensors, expected one"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -145,6 +153,7 @@ def test_a_mistake_costs_one_line(
     assert words in lines[0], lines[0]
     assert "Traceback" not in shown.err
     assert set(os.listdir()) - {"__pycache__"} == kept - {"__pycache__"}
+    assert Path("update.safetensors").read_bytes() == whole
     shutil.rmtree("__pycache__", ignore_errors=True)
 
 

@@ -212,6 +212,10 @@ def test_arguments_of_the_library_are_shown_as_options() -> None:
     assert with_options("reference_frames=7 asked; lower `clips` or `frames`") == (
         "--reference-frames 7 asked; lower --clips or --frames"
     )
+    assert (
+        with_options("a part alone, or partial=True to attack it")
+        == "a part alone, or --partial to attack it"
+    )
     untouched = "defense 'dp:seed=3', 'mlp:loss=2,size=4', x.data=1, `pip install`, stride=-less"
     assert with_options(untouched) == untouched.replace(" stride=", " --stride ")
 

@@ -91,6 +91,35 @@ def test_all_outputs_at_once(files: None, capfd: pytest.CaptureFixture[str]) -> 
     assert (code, out.startswith("::notice title=vleak regress::held")) == (0, True)
 
 
+def test_a_summary_that_is_shown_elsewhere_links_no_plot(
+    files: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("elsewhere").mkdir()
+    line = (
+        "regress same.json --baseline baseline.json --history h.jsonl --plot p.svg --markdown elsewhere/s.md"
+    )
+    assert call(line, capfd)[0] == 0
+    assert "p.svg" not in Path("elsewhere/s.md").read_text()
+
+
+def test_reasons_name_options(files: None, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("cut.json").write_text(json.dumps(run_of(100).content() | {"planned_cells": 41}))
+    code, _, err = call("regress cut.json --baseline baseline.json", capfd)
+    assert code == 2
+    assert "resume it with the same --out" in err
+
+
+def test_the_workflow_keeps_the_history_of_every_night() -> None:
+    """`actions/cache` alone saves nothing after a night that failed, and a job run again is another draw."""
+    text = (Path(__file__).parents[2] / "examples" / "nightly" / "nightly.yml").read_text()
+    assert re.findall(r"uses: (actions/cache.*?)@", text) == ["actions/cache/restore", "actions/cache/save"]
+    _, _, save = text.partition("actions/cache/save")
+    assert "if: always() && hashFiles('history.jsonl') != ''" in save
+    keys = re.findall(r"^ +key: (.*)", text, re.MULTILINE)
+    assert keys == ["vleak-history-${{ github.run_id }}-${{ github.run_attempt }}"] * 2
+    assert 'DRAW: "${{ github.run_id }}${{ github.run_attempt }}"' in text
+
+
 def test_python_judges_as_the_command_does(files: None, capfd: pytest.CaptureFixture[str]) -> None:
     import vleak
 
@@ -123,7 +152,9 @@ MISTAKES: dict[str, str] = {
     "regress same.json --baseline baseline.json --markdown .": "--markdown .: it is a folder",
     "regress same.json --baseline baseline.json --page .": "--page .: it is a folder",
     "regress same.json --baseline baseline.json --plot p.svg": "--plot p.svg: draws a history; give --h",
-    "regress same.json --baseline baseline.json --junit baseline.json": "--junit baseline.json: is the file",
+    "regress same.json --baseline baseline.json --junit baseline.json": "is the file of --baseline;",
+    "regress same.json --baseline baseline.json --page same.json": "--page same.json: is the file of the run",
+    "baseline b0.json b1.json -o b1.json": "--out b1.json: is the file of the run, b1.json; give another",
 }
 
 

@@ -43,6 +43,10 @@ def test_without_a_defense_it_says_what_the_protocol_is(capsys: pytest.CaptureFi
         (["--protocol", "vleak-suite-0"], "unknown protocol 'vleak-suite-0'; did you mean vleak-suite-1?"),
         (["--leaderboard", "nowhere"], "--leaderboard nowhere: is no folder"),
         (["--leaderboard", "."], "--leaderboard .: holds no entry"),
+        (
+            ["--leaderboard", ".", "-o", "none.json"],
+            "--out none.json: expected a page, a file that ends in .html",
+        ),
         (["--leaderboard", ".", "--defense", "dp"], "--defense dp: is of an entry"),
     ],
 )

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"vleak": "vleak", "defenses": "vleak.defenses", "cli": "vleak.cli"}
 
 FLOORS = (
-    {"errors", "defaults", "seeds", "files", "switches", "cache", "registry", "objects"},
+    {"errors", "defaults", "seeds", "files", "forks", "switches", "cache", "registry", "objects"},
     {"native"},
     {"data", "models"},
     {"federated"},

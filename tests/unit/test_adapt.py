@@ -38,6 +38,7 @@ from vleak.models import (
     load_checkpoint,
     plain_module,
     read_layout,
+    trial,
 )
 from vleak.seeds import generator
 
@@ -555,6 +556,9 @@ def system_exit(): sys.exit(3)
 def closes(): sys.stdout.close(); return nn.Linear(3, 6)
 def closes_descriptor(): os.close(1); return nn.Linear(3, 6)
 def prints(): print("hello"); return nn.Linear(3, 6)
+def fills():
+    held = []
+    while True: held.append(bytearray(2**26))
 """
 
 
@@ -590,6 +594,21 @@ def test_a_factory_that_hangs_or_ends_its_process_costs_one_line(
         monkeypatch.setenv("VLEAK_FACTORY_SECONDS", "0.3")
     name = f"{factories}:{factory}"
     refused(lambda: build_model(name, frames=4, size=8, classes=6, seed=0), repr(name), word)
+
+
+def test_a_factory_that_takes_all_memory_costs_one_line(
+    factories: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_free_bytes", lambda: 2**28)
+    name = f"{factories}:fills"
+    refused(
+        lambda: build_model(name, frames=4, size=8, classes=6, seed=0), "took all the memory that is free"
+    )
+
+
+def test_a_trial_has_the_memory_that_is_free() -> None:
+    free = trial._free_bytes()
+    assert free is None or 2**24 < free < 2**50
 
 
 @pytest.mark.parametrize("factory", ["exits", "generator_exit", "closes"])

@@ -95,7 +95,9 @@ def test_a_truth_that_is_recognised_by_luck_is_no_high_risk(correlation: float, 
         psnr_db=10, psnr_gain_db=0, ssim=0.1, correlation=correlation, recognised=True, rank=1, linked=False,
         link_rank=2, candidates=12,
     )  # fmt: skip
-    assert risk_of((), confidence, (), (score,)).level == level
+    risk = risk_of((), confidence, (), (score,))
+    assert risk.level == level
+    assert ("the attacker himself cannot tell that he rebuilt them" in risk.reasons) == (level == "high")
 
 
 @pytest.mark.slow

@@ -590,6 +590,19 @@ def test_junit_has_a_case_for_every_test(failed: tuple[Night, Path]) -> None:
     assert suite.get("failures") == "1"
 
 
+def test_junit_tells_once_what_was_not_judged(baseline: Baseline) -> None:
+    def lost(defense: str, fields: dict[str, Any]) -> None:
+        if defense == "dp":
+            fields["defense"] |= {"name": "prune", "label": "prune"}
+
+    night = regress(run_of(100, lost), baseline)
+    unjudged = [test for test in night.tests if test.outcome == "not judged"]
+    suite = ElementTree.fromstring(night_junit(night))
+    assert len(unjudged) > 3
+    assert suite.get("tests") == str(len(night.tests) + len(night.not_judged) - len(unjudged))
+    assert suite.get("errors") == str(len(night.not_judged))
+
+
 def test_annotations_are_of_the_three_kinds(baseline: Baseline, failed: tuple[Night, Path]) -> None:
     assert night_annotations(failed[0])[0].startswith("::error title=vleak regress::dp, matching: leaks more")
     held = regress(run_of(100, utility=0.8), baseline)

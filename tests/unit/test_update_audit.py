@@ -51,6 +51,7 @@ def test_an_undefended_clip_is_found_among_twelve(net: nn.Module, local: LocalTr
     assert score.candidates == 12
     assert {check.outcome for check in record.consistency} == {"fits"}
     assert made.risk == "high"
+    assert record.risk.reasons[-1] == "the attacker himself can tell that he rebuilt them"
     assert record.confidence.frames_verified == 4
     undefended, noisy = record.defenses
     assert undefended.defense == "none"
@@ -218,7 +219,33 @@ def test_the_profile_over_layers_tells_the_mode() -> None:
     assert outcome(compared(net, sent(net).tensors, mode="eval"), "mode") == "fits"
 
 
-# --- forms --------------------------------------------------------------------------------------------------
+def test_a_bias_before_batch_norm_is_no_lost_tensor() -> None:
+    """Batch norm takes its gradient away but for rounding, of which differences of weights keep nothing."""
+    net = with_norm()
+    update = sent(net, mode="train")
+    assert bool(update.tensors["conv.bias"].any())
+    tensors = {**update.tensors, "conv.bias": torch.zeros_like(update.tensors["conv.bias"])}
+    assert outcome(compared(net, tensors, mode="train"), "zeros") == "fits"
+    assert outcome(compared(net, tensors, mode="eval"), "zeros") == "doubt"
+
+
+def test_what_was_dropped_is_said_once() -> None:
+    net = with_norm()
+    made = compared(
+        net, trained_weights(net, mode=True), kind="weights", mode="train",
+        local=LocalTraining(learning_rate=0.05),
+    )  # fmt: skip
+    (note,) = made.record.update.notes
+    assert note.startswith("3 tensors that are no parameters")
+
+
+def test_without_an_attack_nothing_is_called_unfit(net: nn.Module) -> None:
+    made = compared(net, sent(net).tensors)
+    assert made.risk == "undetermined"
+    assert made.record.risk.reasons == ("no attack was asked for",)
+
+
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def test_every_form_gives_one_update(net: nn.Module, tmp_path: Path) -> None:
@@ -320,6 +347,12 @@ def test_frozen_parameters_of_a_state_are_dropped() -> None:
         read_given(dict(moved.state_dict()), net, facts, kind="weights")
 
 
+def test_other_weights_before_are_named(net: nn.Module) -> None:
+    facts = vleak.PublicFacts("fedavg", local=LOCAL)
+    with pytest.raises(InputError, match="the weights before: what was given has 'other', which the model"):
+        read_given(dict(net.state_dict()), net, facts, before={"other": torch.zeros(2)})
+
+
 def test_a_difference_in_place_of_weights_is_refused(net: nn.Module) -> None:
     with pytest.raises(InputError, match="they look like an update"):
         quick(net, sent(net, local=LOCAL).tensors, kind="weights", local=LOCAL)
@@ -339,7 +372,7 @@ def test_a_difference_in_place_of_weights_is_refused(net: nn.Module) -> None:
         ({"defense": "dp"}, "strengths, expected the one that the client uses"),
         ({"truth": torch.rand(3, 4, 8, 8)}, "truth: expected clips of shape"),
         ({"truth": 255 * torch.ones(SHAPE)}, "scale 8-bit pixels"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number from 1"),
         ({"public": torch.rand(2, *SHAPE)}, "gives 2 public clips, expected at least 4"),
     ],
 )

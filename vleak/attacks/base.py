@@ -31,6 +31,7 @@ from vleak.attacks.work import Hooks, Work, knowledge_of_defense
 from vleak.descent.scheduler import Group, run_descents, run_groups
 from vleak.errors import InputError
 from vleak.federated import trained_part
+from vleak.forks import one_process
 from vleak.registry import Setting
 
 __all__ = [
@@ -281,6 +282,7 @@ class _Run:
         finally:
             self.seconds += time.perf_counter() - started
 
+    @one_process()
     def _prepare(self) -> Work | Reconstruction:
         attack, observation, generator = self.task.attack, self.task.observation, self.task.generator
         observation.check()

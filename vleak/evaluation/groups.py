@@ -16,6 +16,7 @@ from vleak.errors import VleakError, argument, first_line, interrupts, out_of_me
 from vleak.evaluation.plan import PlannedCell
 from vleak.evaluation.unaware import non_adaptive_record, unaware
 from vleak.federated import Update
+from vleak.forks import one_process
 from vleak.pipelines import Answer, Case, Judgement, Pipeline, Stop
 from vleak.pipelines.rounds import Round
 from vleak.pipelines.scoring import finite
@@ -114,6 +115,7 @@ class _Attempt:
         assert self.observation is not None
         return Task(copy.deepcopy(self.case.attack), self.observation, self.generator, stop=stop)
 
+    @one_process()
     def results(self) -> list[Result]:
         """Finished cells, one a clip of the client."""
         if self.failure is not None or self.update is None or self.observation is None:
@@ -162,6 +164,7 @@ class _Attempt:
         return Result(record.model_copy(update=changes), judgement.picture, judgement.enhanced)
 
 
+@one_process()
 def run_group(
     clients: Sequence[Sequence[PlannedCell]], stop: Stop, *, batched: bool = False, spread: Spread = map
 ) -> list[Result]:
@@ -189,6 +192,7 @@ def run_group(
     return [result for results in spread(_Attempt.results, attempts) for result in results]
 
 
+@one_process()
 def _begin(cells: Sequence[PlannedCell]) -> _Attempt:
     """Let the client send its message, and collect what the attacker may use."""
     pipeline, cases = cells[0].pipeline, tuple(cell.case for cell in cells)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vleak.errors import InputError, first_line
 from vleak.federated.captured import Arrays
 
-__all__ = ["Stored", "limit_of", "read_stored", "read_tensors"]
+__all__ = ["Stored", "limit_of", "read_array", "read_stored", "read_tensors"]
 
 _LIMIT = 4 * 2**30
 """Bytes that a file may hold where no model says how many there should be."""
@@ -147,15 +147,25 @@ def _from_npz(path: Path, archive: zipfile.ZipFile, entries: list[zipfile.ZipInf
         if name in arrays:
             raise InputError(f"{path} holds {name!r} twice; save it again")
         with archive.open(entry) as stream:
-            arrays[name] = _array(f"{name!r} in {path}", stream, entry.file_size)
+            arrays[name] = read_array(f"{name!r} in {path}", stream, entry.file_size)
     numbered = {int(m[1]): value for name, value in arrays.items() if (m := _LISTED.fullmatch(name))}
     if len(numbered) < len(arrays):
         return arrays
     return [numbered[index] for index in sorted(numbered)]
 
 
-def _array(what: str, stream: IO[bytes], size: int) -> np.ndarray:
-    """Return one array, once its header is seen to claim what is there."""
+def read_array(what: str, stream: IO[bytes], size: int) -> np.ndarray:
+    """Return one array of a .npy file without pickles, once its header is seen to claim what is there.
+
+    Args:
+        what: it is, for messages.
+        stream: at its start.
+        size: bytes of the whole file.
+
+    Raises:
+        InputError: it is pickled, of another version, or claims another size than it has.
+        ValueError: it is no .npy file.
+    """
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):  # later ones are for headers that no array of floats has
         raise InputError(f"{what} is of .npy version {version}, expected 1.0; save it again as floats")

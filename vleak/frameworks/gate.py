@@ -16,7 +16,7 @@ from vleak.federated.captured import Arrays
 from vleak.files import write_atomic
 from vleak.seeds import tensor_digest
 from vleak.update_audit import Audit, audit, read_given
-from vleak.update_audit.given import Kind
+from vleak.update_audit.payloads import Kind
 
 __all__ = ["Gate", "RefusedError"]
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vleak.errors import InputError, first_line
+from vleak.forks import one_process
 from vleak.models import networks
 from vleak.models.classifiers import LRCN, C3DTiny, initialise
 from vleak.models.memory import refuse_too_large
@@ -184,7 +185,8 @@ def call_factory(reference: Reference[nn.Module], arguments: Mapping[str, object
         try:
             accepted = inspect.signature(entry.factory).parameters
             chosen = {key: value for key, value in arguments.items() if key in accepted}
-            module = entry.factory(**{**chosen, **reference.settings})
+            with one_process():
+                module = entry.factory(**{**chosen, **reference.settings})
         except KeyboardInterrupt:  # the user's
             raise
         except BaseException as error:

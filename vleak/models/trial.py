@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import NoReturn
 
 import torch
 
-from vleak.errors import InputError, process_ending
+from vleak.errors import InputError, out_of_memory, process_ending
 
 __all__ = ["SECONDS", "VARIABLE", "try_factory"]
 
@@ -29,16 +30,17 @@ _FINE = "fine"
 def try_factory(what: str, call: Callable[[], object]) -> None:
     """Run a call in a forked child process before it runs here; what it makes ends with the child.
 
-    An ordinary exception passes the trial: the call raises it again where it counts. Where processes cannot
-    be forked there is no trial.
+    An ordinary exception passes the trial: the call raises it again where it counts. The child has the memory
+    that is free, so that a call that takes all of it fails and nothing else does. Where processes cannot be
+    forked there is no trial.
 
     Args:
         what: subject of the messages, such as "model 'package.module:factory'".
         call: imports the factory and calls it.
 
     Raises:
-        InputError: the call did not come back in time, ended the process, raised what would end a run, or
-            closed stdout or stderr; or the environment variable is no number.
+        InputError: the call did not come back in time, ended the process, raised what would end a run, took
+            all memory, or closed stdout or stderr; or the environment variable is no number.
     """
     limit = _limit()
     if limit and hasattr(os, "fork"):
@@ -114,6 +116,7 @@ def _run(call: Callable[[], object], writing: int) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the child
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)  # pools of threads do not survive a fork
+        _limit_memory(_free_bytes())
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(nowhere, descriptor)
@@ -121,6 +124,26 @@ def _run(call: Callable[[], object], writing: int) -> NoReturn:
         os.write(writing, _verdict(call).encode()[:4096])
     finally:
         os._exit(0)  # not sys.exit: what the parent has buffered is the parent's to write
+
+
+def _free_bytes() -> int | None:
+    """Return the memory that is free, swap with it; None where the system does not say."""
+    with suppress(OSError, ValueError, KeyError):
+        with open("/proc/meminfo") as file:
+            sizes = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in file)}
+        return (sizes["MemAvailable"] + sizes["SwapFree"]) * 1024
+    return None
+
+
+def _limit_memory(more: int | None) -> None:
+    """Let this process take so many bytes more than it has, and then fail; None sets no limit."""
+    if more is None:
+        return
+    with open("/proc/self/statm") as sizes:
+        most = int(sizes.read().split()[0]) * resource.getpagesize() + more
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _verdict(call: Callable[[], object]) -> str:
@@ -136,8 +159,10 @@ def _raised(call: Callable[[], object]) -> str:
     """Make the call and return what it raised that would end a run; empty for none."""
     try:
         call()
-    except Exception:  # noqa: BLE001  it is raised again, and told, where the factory is called to be used
-        return ""
+    except Exception as error:  # noqa: BLE001  it is raised again, and told, where the factory is called to be used
+        causes = [error, error.__cause__ or error]
+        filled = any(map(out_of_memory, causes))
+        return "took all the memory that is free; let it make a smaller model" if filled else ""
     except BaseException as error:  # noqa: BLE001  KeyboardInterrupt is its own here: the child ignores Ctrl-C
         return f"raised {type(error).__name__}, which would end the run; raise an ordinary exception"
     return ""

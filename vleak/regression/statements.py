@@ -164,7 +164,7 @@ def _judge_audits(run: RunRecord, baseline: Baseline, log_threshold: float, foun
     for before in baseline.audits:
         audit = tonight.get((before.pipeline, before.model, before.defense))
         if audit is None or not audit.ok:
-            why = "the run has none; evaluate with audit_draws" if audit is None else audit.status
+            why = "the run has none; evaluate with `audit_draws`" if audit is None else audit.status
             found.not_judged.append(f"{before.label} on {before.model}: no audit of its epsilon: {why}")
     for audit in (audit for audit in run.audits if audit.ok and audit.refuted):
         where = f"{audit.defense} on {audit.model}"
@@ -177,7 +177,7 @@ def _judge_audits(run: RunRecord, baseline: Baseline, log_threshold: float, foun
         else:
             found.not_judged.append(
                 f"{where}: at least epsilon {least} where {claimed} is claimed, by evidence that is enough "
-                "for one night and not for a year; evaluate with more audit_draws"
+                "for one night and not for a year; evaluate with more `audit_draws`"
             )
 
 

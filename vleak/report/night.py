@@ -85,7 +85,7 @@ def night_markdown(
 
 
 def night_junit(night: Night) -> str:
-    """JUnit XML: a test case for each tested figure, for all replayed ones, and for what was not judged."""
+    """JUnit XML: a case for each tested figure, each replayed draw, each finding, and what was not judged."""
     suite = ElementTree.Element("testsuite", name="vleak regress")
     for test in night.tests:
         case = _case(suite, test.row, f"{test.subject}: {test.figure}")
@@ -99,8 +99,12 @@ def night_junit(night: Night) -> str:
             _part(case, "failure", _drift(moved))
     for finding in night.findings:
         _part(_case(suite, finding.row, finding.what), "failure", _found(finding))
+    told = {
+        f"{test.row}, {test.figure}: {test.reason}" for test in night.tests if test.outcome == "not judged"
+    }
     for reason in night.not_judged:
-        _part(_case(suite, "not judged", reason), "error", reason)
+        if reason not in told:  # those of a test are the error of its own case
+            _part(_case(suite, "not judged", reason), "error", reason)
     cases = suite.findall("testcase")
     suite.set("tests", str(len(cases)))
     for name in ("failure", "error"):

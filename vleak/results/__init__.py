@@ -1,7 +1,7 @@
 """Results of a run: typed records, their stores, statistics over clips, and the rows of the table."""
 
 from vleak.results.comparison import Comparison, RowPair, compare_runs, differ_in_seed_alone
-from vleak.results.folder import read_run
+from vleak.results.folder import read_run, record_files
 from vleak.results.records import Cell, ModelRecord, RunHeader, RunRecord
 from vleak.results.rows import Row, RowKey, row_key
 from vleak.results.seeds import SeedVerdict, over_seeds
@@ -29,6 +29,7 @@ __all__ = [
     "mean_interval",
     "over_seeds",
     "read_run",
+    "record_files",
     "row_key",
     "summarise",
 ]

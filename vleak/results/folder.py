@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from vleak.errors import InputError
@@ -21,10 +22,21 @@ __all__ = [
     "read_journal",
     "read_of_defenses",
     "read_run",
+    "record_files",
 ]
 
 HEADER, JOURNAL, RESULTS = "run.json", "cells.jsonl", "results.json"
 """Files of a run: what is known before its first cell, its finished cells, and its results."""
+
+
+def record_files(runs: Iterable[Path]) -> dict[str, Path]:
+    """Return the files of records of runs, by what they are in a message; they must not be written over.
+
+    Args:
+        runs: folders of runs, or their files.
+    """
+    found = (run / name if run.is_dir() else run for run in runs for name in (HEADER, JOURNAL, RESULTS))
+    return {f"the run, {path}": path for path in found}
 
 
 def read_run(path: Path) -> RunRecord:

@@ -32,6 +32,7 @@ _FACTOR = 8.0
 _FAR = 1e3  # the same, from which it is no honest update of these facts
 _UNLIKE = 6.0
 """Factor in the share of a layer, beyond twice the range of the dummies, from which it is doubted."""
+_ROUNDING = 1e-6  # share of the norm below which a tensor is nothing but rounding
 _COUNT = 6
 _STEPS = (1, 2, 3, 5, 10, 20, 50, 100)
 
@@ -111,7 +112,7 @@ def _empty_tensors(setup: Setup, dummies: Dummies) -> Check:
     own = [
         name
         for name in zeros
-        if any(bool(update.tensors[name].any()) for update in dummies.updates[setup.update.facts.mode])
+        if any(_counts(update, name) for update in dummies.updates[setup.update.facts.mode])
     ]
     if len(zeros) == len(setup.update.tensors):
         return _check("zeros", "wrong", "every entry is 0, so that nothing was trained; capture it again")
@@ -123,6 +124,11 @@ def _empty_tensors(setup: Setup, dummies: Dummies) -> Check:
             "in the client, or dropped by a defense?",
         )  # fmt: skip
     return _check("zeros", "fits", f"{len(zeros)} tensors are 0 throughout, as those of dummies")
+
+
+def _counts(update: Update, name: str) -> bool:
+    """Return whether a tensor is more than rounding, such as that of a bias which batch norm takes away."""
+    return float(update.tensors[name].double().norm()) > _ROUNDING * _size(update)
 
 
 def _sign(setup: Setup) -> Check:
@@ -278,9 +284,9 @@ def _gap(update: Update, others: Sequence[Update]) -> float:
 
 
 def _shares(update: Update) -> Tensor:
-    """Return the logarithms of the shares of every tensor in the norm, none below 1e-6."""
+    """Return the logarithms of the shares of every tensor in the norm, none below rounding."""
     norms = torch.stack([tensor.double().norm() for tensor in update.tensors.values()])
-    return (norms / norms.square().sum().sqrt().clamp(min=1e-300)).clamp(min=1e-6).log()
+    return (norms / norms.square().sum().sqrt().clamp(min=1e-300)).clamp(min=_ROUNDING).log()
 
 
 # --- marks of a defense -------------------------------------------------------------------------------------

@@ -1,8 +1,4 @@
-"""Update of an audit, out of whatever the user holds: files, tensors, and what frameworks send.
-
-Flower sends lists of arrays in the order of the ``state_dict``; NVFlare a DXO: ``data_kind``, ``data`` and
-``meta``. Both are read without either of them being installed.
-"""
+"""Update of an audit, out of whatever the user holds: files, tensors, and what frameworks send."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +16,15 @@ from vleak.federated import LocalTraining, PublicFacts, Update, load_update
 from vleak.federated.captured import Arrays, Slots, capture, contents, refuse_weights
 from vleak.federated.saved import KEY
 from vleak.federated.stored import limit_of, read_stored
+from vleak.update_audit.payloads import Kind, read_dxo, unpacked
 
 __all__ = ["KINDS", "Given", "Source", "read_given"]
 
-Kind = Literal["auto", "gradient", "delta", "weights"]
 KINDS: tuple[Kind, ...] = ("auto", "gradient", "delta", "weights")
 """What a file may hold: the gradient +dL/dw; weights after less weights before; or weights after training."""
 
 Source = Update | Arrays | str | Path
-"""An `Update`, tensors or arrays by name or in order, a DXO of NVFlare, or a file of one of them."""
-
-_DXO_KINDS: dict[str, Kind] = {"WEIGHTS": "weights", "WEIGHT_DIFF": "delta"}
-_DXO_STEPS = "NUM_STEPS_CURRENT_ROUND"
+"""An `Update`, tensors or arrays by name or in order, a payload of Flower or NVFlare, or a file."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +74,7 @@ def read_given(
         return Given(_stated(source, model), "an Update", model, None)
     name = str(source) if isinstance(source, str | Path) else type(source).__name__
     stored = read_stored(source, limit_of(model)) if isinstance(source, str | Path) else None
-    arrays = cast("Arrays", source) if stored is None else stored.arrays
-    told, arrays, steps = _dxo(arrays)
+    told, arrays, steps = read_dxo(unpacked(source) if stored is None else stored.arrays)
     if stored is not None and KEY in stored.metadata and kind == "auto" and before is None:
         said = None if facts == PublicFacts() else facts
         update, _ = load_update(cast("str | Path", source), model, facts=said, partial=partial)
@@ -123,26 +115,6 @@ def _trained(update: Update, model: nn.Module) -> Update:
     return replace(update, tensors=kept, notes=(*update.notes, f"{len(frozen)} frozen parameters dropped"))
 
 
-def _dxo(arrays: Arrays) -> tuple[Kind | None, Arrays, int | None]:
-    """Return what a DXO says of its kind, its tensors, and its number of local steps."""
-    if isinstance(arrays, Mapping) and isinstance(arrays.get("DXO"), Mapping):  # a Shareable
-        arrays = cast("Arrays", arrays["DXO"])
-    if not isinstance(arrays, Mapping):
-        return None, arrays, None
-    told = arrays.get("data_kind", arrays.get("kind"))
-    data, meta = arrays.get("data"), arrays.get("meta")
-    if not isinstance(told, str) or not isinstance(data, Mapping):
-        return None, arrays, None
-    told = str(getattr(told, "value", told))
-    if told not in _DXO_KINDS:
-        raise InputError(
-            f"the DXO holds {told!r:.60}, expected WEIGHTS or WEIGHT_DIFF; audit what the client sends to be "
-            "averaged"
-        )
-    steps = meta.get(_DXO_STEPS) if isinstance(meta, Mapping) else None
-    return _DXO_KINDS[told], data, int(steps) if isinstance(steps, int | float) and steps >= 1 else None
-
-
 def _kind(asked: Kind, told: Kind | None, before: object, facts: PublicFacts) -> Kind:
     if told is not None and asked not in ("auto", told):
         raise InputError(
@@ -181,12 +153,16 @@ def _with_weights(model: nn.Module, before: nn.Module | Arrays | str | Path | No
     if isinstance(before, nn.Module):
         state = before.state_dict()
     else:
-        state = read_stored(before, limit_of(model)).arrays if isinstance(before, str | Path) else before
+        stored = read_stored(before, limit_of(model)).arrays if isinstance(before, str | Path) else None
+        told, state, _ = read_dxo(unpacked(before) if stored is None else stored)
+        if told == "delta":
+            raise InputError("before: the payload says WEIGHT_DIFF, expected the weights before training")
     start = copy.deepcopy(model)
     try:
         weights = capture(state, Slots.of_model(model)).tensors
     except InputError as error:
-        raise InputError(f"the weights before: {error}") from error
+        text = str(error).replace("the update", "what was given")
+        raise InputError(f"the weights before: {text}") from error
     kept = {**weights, **(_moving(state, model) or {})}
     with torch.no_grad():
         for name, tensor in [*start.named_parameters(), *start.named_buffers()]:
@@ -204,7 +180,7 @@ def _read(arrays: Arrays, model: nn.Module, kind: Kind, facts: PublicFacts, part
             mode=facts.mode, partial=partial,
         )  # fmt: skip
         _refuse_update(update, model)
-        return replace(update, notes=(*after.notes, *update.notes))
+        return replace(update, notes=tuple(dict.fromkeys((*after.notes, *update.notes))))
     facts = facts if kind == "delta" else replace(facts, kind="fedsgd", local=None)
     found = capture(arrays, Slots.of_model(model), partial=partial)
     try:

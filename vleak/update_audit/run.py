@@ -31,7 +31,8 @@ from vleak.update_audit.attacking import (
 from vleak.update_audit.consistency import Dummies, check_all, dummies_of, inferred
 from vleak.update_audit.detection import detection_of, facts_of
 from vleak.update_audit.evidence import best_of, confidence_of, frames_of, layers_of, measured_of
-from vleak.update_audit.given import Given, Kind, Source, read_given
+from vleak.update_audit.given import Given, Source, read_given
+from vleak.update_audit.payloads import Kind
 from vleak.update_audit.records import (
     AttackRun,
     AuditRecord,
@@ -41,7 +42,7 @@ from vleak.update_audit.records import (
     Rehearsal,
     UpdateFacts,
 )
-from vleak.update_audit.setup import Setup, check_shape, clips_of, model_of, public_clips
+from vleak.update_audit.setup import Setup, check_counts, check_shape, clips_of, model_of, public_clips
 from vleak.update_audit.verdict import pointers, risk_of
 
 __all__ = ["DEFENSES_TRIED", "Audit", "audit"]
@@ -146,6 +147,7 @@ def audit(
     if starts < 1:
         raise InputError(f"{argument('starts', starts)}: expected a whole number from 1")
     chosen, tried = attacks_of(list(attacks), iterations), _defenses(defenses)
+    check_counts(shape, batch_size, classes)
     facts = PublicFacts("fedsgd" if local is None else "fedavg", batch_size, "cross_entropy", mode, local)
     built, name, logits = model_of(
         model, shape, classes=classes, checkpoint=None if checkpoint is None else str(checkpoint),
@@ -214,7 +216,7 @@ class _Auditing:
         layers, shares = ((), []) if best is None or facts is None else layers_of(setup, best, facts.jacobian)
         frames = frames_of(confidence, agreements, shares)
         detection = detection_of(setup, None if best is None else best.clips, facts)
-        risk = risk_of(checks, confidence, rehearsals, measured, detection)
+        risk = risk_of(checks, confidence, rehearsals, measured, detection, asked=bool(self.attacks))
         record = AuditRecord(
             vleak=_version(),
             model=setup.name,

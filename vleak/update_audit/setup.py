@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ from vleak.models import (
 )
 from vleak.seeds import derive_seed, generator
 
-__all__ = ["Mode", "Setup", "Shape", "check_shape", "clips_of", "model_of", "public_clips"]
+__all__ = ["Mode", "Setup", "Shape", "check_counts", "check_shape", "clips_of", "model_of", "public_clips"]
 
 Shape = tuple[int, int, int, int]
 """(C, T, H, W)."""
@@ -37,6 +38,7 @@ Shape = tuple[int, int, int, int]
 Mode = Literal["eval", "train"]
 
 _MOST = 2**26  # numbers of a clip
+_MOST_OF_ALL = 2**28  # of the clips behind an update, beside which stand several dummies
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,25 @@ def check_shape(shape: object) -> Shape:
             f"{argument('input_shape', shape)}: at most {_MOST} numbers a clip; give a smaller one"
         )
     return c, t, h, w
+
+
+def check_counts(shape: Shape, batch_size: int, classes: int | None) -> None:
+    """Refuse a batch that is none or that no memory holds, and a number of classes that is none.
+
+    Raises:
+        InputError: no clip or too many of this shape, or less than two classes.
+    """
+    most = _MOST_OF_ALL // math.prod(shape)
+    given: dict[str, tuple[object, int]] = {"batch_size": (batch_size, 1)}
+    if classes is not None:
+        given["classes"] = (classes, 2)
+    for name, (value, least) in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{argument(name, value)}: expected a whole number from {least}")
+    if batch_size > most:
+        raise InputError(
+            f"{argument('batch_size', batch_size)}: at most {most} clips of this shape; give fewer"
+        )
 
 
 def model_of(

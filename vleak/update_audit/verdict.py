@@ -28,13 +28,13 @@ _HELPS = 0.5
 """Share of the correlation without a defense below which a defense is said to help."""
 
 RISK_SCALE: Mapping[RiskLevel, str] = {
-    "high": "somebody who holds this update rebuilds recognisable private clips, and can tell that he did",
+    "high": "somebody who holds this update rebuilds recognisable private clips",
     "moderate": "the update tells of the private clips more than public knowledge does, but the attacker "
     "could "
     "not vouch for a picture",
     "low": "these attacks found nothing in this budget; a longer or better one may",
-    "undetermined": "update and facts do not fit together, or no attack ended, so that nothing is said "
-    "of risk",
+    "undetermined": "update and facts do not fit together, or no attack was run to its end, so that nothing "
+    "is said of risk",
 }
 """Meaning of every level."""
 
@@ -45,6 +45,8 @@ def risk_of(
     rehearsals: Sequence[Rehearsal],
     measured: Sequence[Measured],
     detection: Sequence[DetectionScore] = (),
+    *,
+    asked: bool = True,
 ) -> Risk:
     """Return the level of risk with its reasons, a planted model among them.
 
@@ -53,12 +55,16 @@ def risk_of(
     dummies were rebuilt: without that, agreement says nothing, as two starts agree on the same noise. Else
     "moderate" where starts agree, the answer explains the update better than every public clip, and a dummy
     was rebuilt or none was tried; or where the truth is linked. Else "low".
+
+    Args:
+        checks: of consistency. confidence: of the attacker. rehearsals: on dummies. measured: with the truth.
+        detection: scores of guards. asked: whether an attack was asked for.
     """
     wrong = [check for check in checks if check.outcome == "wrong"]
     if wrong:
         return _risk("undetermined", *(f"{check.name}: {check.detail}" for check in wrong))
     if confidence.explained is None:
-        return _risk("undetermined", "no attack gave an answer")
+        return _risk("undetermined", "no attack gave an answer" if asked else "no attack was asked for")
     agrees = confidence.agreement is not None and confidence.agreement >= AGREES
     enough = confidence.explained_needed is not None and confidence.explained >= confidence.explained_needed
     beyond = confidence.explained > confidence.explained_by_public
@@ -84,8 +90,10 @@ def risk_of(
             if score.alarm and score.of == "model"
         ),
     ]
-    if found or (agrees and enough and practised):
+    sure = agrees and enough and practised
+    if found or sure:
         level: RiskLevel = "high"
+        reasons.append(f"the attacker himself {'can' if sure else 'cannot'} tell that he rebuilt them")
     else:
         level = "moderate" if hinted or linked else "low"
     return _risk(level, *filter(None, reasons))
