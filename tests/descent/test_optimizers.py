@@ -22,7 +22,6 @@ from descents import (
     engines,
     make_problem,
     make_settings,
-    models,
     oracle,
     penalty,
 )
@@ -36,6 +35,7 @@ from vleak.descent.optimizers import first_state
 from vleak.descent.step import Step, first_values
 from vleak.descent.step_settings import settings_of, settings_table
 from vleak.errors import InputError
+from vleak.models import SMALL_MODELS
 from vleak.native import loader, operators
 from vleak.seeds import generator
 
@@ -186,9 +186,20 @@ def test_a_point_that_fails_is_given_up(rule: str) -> None:
 # ---- in the loop
 
 
-@rules
-@distances
-@engines
+@pytest.mark.parametrize(
+    ("rule", "distance", "engine"),
+    [
+        pytest.param(
+            rule,
+            distance,
+            engine,
+            marks=pytest.mark.slow if (distance, engine) == ("cosine", "native") else (),
+        )
+        for rule in optimizers.RULES
+        for distance in ("cosine", "l2")
+        for engine in ENGINES
+    ],
+)
 def test_objective_falls_and_best_is_the_best_of_the_history(rule: str, distance: str, engine: str) -> None:
     problem = make_problem(build(Smooth), 2, masked=True, distance=distance)
     state = Descent(problem, make_settings(problem, 25, rule=rule), draw(2, "start"), engine=engine).run(25)
@@ -429,11 +440,20 @@ def test_gradient_flows_through_the_resize(distance: str, size: tuple[int, ...])
     assert_near(gradient, torch.autograd.grad(large, leaf, by_large)[0], 1e-10)
 
 
-every_rule = pytest.mark.parametrize("rule", ["adam", "sign_adam", *optimizers.RULES])
+EVERY_RULE = ("adam", "sign_adam", *optimizers.RULES)
+#: half a second each; the same rules run in the other engine.
+SLOW = (("gauss_newton", "native"), ("lbfgs", "reference"))
+every_rule = pytest.mark.parametrize("rule", EVERY_RULE)
 
 
-@every_rule
-@engines
+@pytest.mark.parametrize(
+    ("rule", "engine"),
+    [
+        pytest.param(rule, engine, marks=pytest.mark.slow if (rule, engine) in SLOW else ())
+        for rule in EVERY_RULE
+        for engine in ENGINES
+    ],
+)
 def test_a_coarse_start_is_a_part_of_one_descent(rule: str, engine: str) -> None:
     problem = make_problem(build(Smooth), 2, masked=True)
     descent = make_settings(problem, 20, rule=rule, coarse=1, coarse_share=0.3)
@@ -517,7 +537,10 @@ def test_levels_do_not_show_in_progress_and_stop(engine: str) -> None:
     assert seen == [7, 10]
 
 
-@models
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "c3d_tiny_pool" else ()) for name in SMALL_MODELS],
+)
 def test_engines_take_the_same_path_from_coarse_to_fine(name: str) -> None:
     if operators.backend() != "native":
         pytest.skip(f"no native code here: {loader.status().reason}")

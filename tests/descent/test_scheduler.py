@@ -22,7 +22,6 @@ from descents import (
     descents_of,
     draw,
     make_settings,
-    models,
     problems,
     starts,
     update_of,
@@ -36,6 +35,7 @@ from vleak.descent.batch import TrialRunner
 from vleak.descent.problem import RULES
 from vleak.errors import InputError
 from vleak.federated import Client
+from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
 batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "batched"])
@@ -44,7 +44,9 @@ batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "bat
 # ---- numbers
 
 
-@models
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "lrcn" else ()) for name in SMALL_MODELS]
+)
 @pytest.mark.parametrize(
     ("distance", "clips", "masked"),
     [

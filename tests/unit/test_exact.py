@@ -266,7 +266,10 @@ def real(name: str) -> Tensor:
 
 
 @pytest.mark.skipif(REAL is None, reason="no UCF-Crime features; set VLEAK_TEST_DATA to their folder")
-@pytest.mark.parametrize(("name", "second"), [("RoadAccidents022", False), ("Normal_Videos_006", True)])
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [("RoadAccidents022", False), pytest.param("Normal_Videos_006", True, marks=pytest.mark.slow)],
+)
 def test_low_rank_on_real_features(name: str, second: bool) -> None:
     truth = real(name)[:16]
     model = head(4096, 512, second=second)
