@@ -24,18 +24,17 @@ SMALL: dict[str, Any] = {
     "audit_draws": 0, "non_adaptive": 0,
     "workers": 1, "model": "c3d_tiny:width=4,depth=1", "attacks": "matching",
 }  # fmt: skip
-#: the default attack, with a trial as short as can be and without recording its descents.
-QUICK: dict[str, Any] = {"attacks": "strongest:budget=5", "engine": "reference"}
 
 
 def run(**settings: Any) -> Run:
     return vleak.evaluate(**{**SMALL, **settings})
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+@pytest.fixture(scope="module", params=["matching", pytest.param("strongest", marks=pytest.mark.slow)])
+def swept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
     folder = tmp_path_factory.mktemp("swept")
-    return folder, run(batch=(1, 2), local_steps=(0, 3), local_rate=0.1, out=folder, **QUICK)
+    clients = {"batch": (1, 2), "local_steps": (0, 3), "local_rate": 0.1}
+    return folder, run(**clients, attacks=request.param, out=folder)
 
 
 def attacked(run: Run) -> list[Any]:
@@ -65,7 +64,7 @@ def test_the_attack_gets_something_of_every_client(swept: tuple[Path, Run]) -> N
 
 
 def test_the_default_client_has_the_numbers_that_it_has_alone(swept: tuple[Path, Run]) -> None:
-    alone = {cell.id: cell.scores for cell in run(**QUICK).cells}
+    alone = {cell.id: cell.scores for cell in run(attacks=swept[1].settings.attacks).cells}
     same = {cell.id: cell.scores for cell in swept[1].cells if cell.id in alone}
     assert same == alone
 
