@@ -40,6 +40,15 @@ from vleak.native import loader, operators
 from vleak.seeds import generator
 
 rules = pytest.mark.parametrize("rule", optimizers.RULES)
+#: every rule in one engine; in the other they are slow.
+rules_and_engines = pytest.mark.parametrize(
+    ("rule", "engine"),
+    [
+        pytest.param(rule, engine, marks=pytest.mark.slow if engine == ENGINES[place % 2] else ())
+        for place, rule in enumerate(optimizers.RULES)
+        for engine in ENGINES
+    ],
+)
 
 
 def test_the_numbers_of_a_step_have_the_names_of_their_arguments() -> None:
@@ -242,8 +251,7 @@ def test_engines_take_the_same_path(rule: str, name: str, distance: str) -> None
     torch.testing.assert_close(native.best, reference.best, rtol=0, atol=1e-6)
 
 
-@rules
-@engines
+@rules_and_engines
 def test_two_halves_are_one_run(rule: str, engine: str) -> None:
     problem = make_problem(build(Smooth))
     whole, halves = (
@@ -258,8 +266,7 @@ def test_two_halves_are_one_run(rule: str, engine: str) -> None:
     assert torch.equal(got.best, expected.best)
 
 
-@rules
-@engines
+@rules_and_engines
 def test_nan_ends_the_descent_and_is_named(rule: str, engine: str) -> None:
     problem = make_problem(build(Cliff))
     descent = make_settings(problem, rule=rule, prior_weight=1e6, prior=torch.zeros(3, FRAMES, SIZE, SIZE))

@@ -45,7 +45,8 @@ batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "bat
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "lrcn" else ()) for name in SMALL_MODELS]
+    "name",
+    [pytest.param(name, marks=() if name == "c3d_tiny" else pytest.mark.slow) for name in SMALL_MODELS],
 )
 @pytest.mark.parametrize(
     ("distance", "clips", "masked"),
@@ -72,7 +73,9 @@ def test_batched_trials_give_the_numbers_of_their_runs_alone(
         assert_alike(state, loop.run(20))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=pytest.mark.slow if rule == "gauss_newton" else ()) for rule in RULES]
+)
 def test_every_rule_is_batched(rule: Any) -> None:
     every = [
         (problem, make_settings(problem, 8, rule=rule, learning_rate=0.02), start)

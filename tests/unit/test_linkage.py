@@ -43,7 +43,7 @@ WEAK = [NoDefense(), Prune.sweep()[-1], Compress.sweep()[-1]]
     ("name", "defense"),
     [
         *(
-            pytest.param(name, DpSgd.sweep()[0], marks=pytest.mark.slow if name == "c3d_tiny_pool" else ())
+            pytest.param(name, DpSgd.sweep()[0], marks=() if name == "c3d_tiny" else pytest.mark.slow)
             for name in SMALL_MODELS
         ),
         *(("c3d_tiny", defense) for defense in WEAK),
