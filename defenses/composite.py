@@ -223,6 +223,10 @@ class Composite(Defense):
         """Let the stage that acts on the gradients turn the batch into one."""
         return self._acting().aggregate_in_round(model, loss, clips, labels, generator, memory)
 
+    def combine(self, samples: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Let the stage that acts on the gradients combine those of the clips."""
+        return self._acting().combine(samples, generator)
+
     def _acting(self) -> Defense:
         return next((stage for stage in self.stages if 1 in _levels(stage)), Defense())
 

@@ -37,6 +37,8 @@ Values = dict[str, Tensor]
 Step = Callable[[Values], Values]
 
 needs_library = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler on this machine")
+#: in Python as slow as in native code, which they are there for.
+HEAVY = ("norms", "recurrent")
 backends = pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_library), "python"])
 native = pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_library)])
 
@@ -276,8 +278,13 @@ CASES = {
 }
 
 
-@backends
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *(pytest.param(name, "native", marks=needs_library) for name in CASES),
+        *(pytest.param(name, "python", marks=pytest.mark.slow if name in HEAVY else ()) for name in CASES),
+    ],
+)
 def test_equal_to_the_graph_called_by_python(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

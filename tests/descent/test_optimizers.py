@@ -22,7 +22,6 @@ from descents import (
     engines,
     make_problem,
     make_settings,
-    models,
     oracle,
     penalty,
 )
@@ -36,10 +35,20 @@ from vleak.descent.optimizers import first_state
 from vleak.descent.step import Step, first_values
 from vleak.descent.step_settings import settings_of, settings_table
 from vleak.errors import InputError
+from vleak.models import SMALL_MODELS
 from vleak.native import loader, operators
 from vleak.seeds import generator
 
 rules = pytest.mark.parametrize("rule", optimizers.RULES)
+#: every rule in one engine; in the other they are slow.
+rules_and_engines = pytest.mark.parametrize(
+    ("rule", "engine"),
+    [
+        pytest.param(rule, engine, marks=pytest.mark.slow if engine == ENGINES[place % 2] else ())
+        for place, rule in enumerate(optimizers.RULES)
+        for engine in ENGINES
+    ],
+)
 
 
 def test_the_numbers_of_a_step_have_the_names_of_their_arguments() -> None:
@@ -186,9 +195,20 @@ def test_a_point_that_fails_is_given_up(rule: str) -> None:
 # ---- in the loop
 
 
-@rules
-@distances
-@engines
+@pytest.mark.parametrize(
+    ("rule", "distance", "engine"),
+    [
+        pytest.param(
+            rule,
+            distance,
+            engine,
+            marks=pytest.mark.slow if (distance, engine) == ("cosine", "native") else (),
+        )
+        for rule in optimizers.RULES
+        for distance in ("cosine", "l2")
+        for engine in ENGINES
+    ],
+)
 def test_objective_falls_and_best_is_the_best_of_the_history(rule: str, distance: str, engine: str) -> None:
     problem = make_problem(build(Smooth), 2, masked=True, distance=distance)
     state = Descent(problem, make_settings(problem, 25, rule=rule), draw(2, "start"), engine=engine).run(25)
@@ -231,8 +251,7 @@ def test_engines_take_the_same_path(rule: str, name: str, distance: str) -> None
     torch.testing.assert_close(native.best, reference.best, rtol=0, atol=1e-6)
 
 
-@rules
-@engines
+@rules_and_engines
 def test_two_halves_are_one_run(rule: str, engine: str) -> None:
     problem = make_problem(build(Smooth))
     whole, halves = (
@@ -247,8 +266,7 @@ def test_two_halves_are_one_run(rule: str, engine: str) -> None:
     assert torch.equal(got.best, expected.best)
 
 
-@rules
-@engines
+@rules_and_engines
 def test_nan_ends_the_descent_and_is_named(rule: str, engine: str) -> None:
     problem = make_problem(build(Cliff))
     descent = make_settings(problem, rule=rule, prior_weight=1e6, prior=torch.zeros(3, FRAMES, SIZE, SIZE))
@@ -429,11 +447,20 @@ def test_gradient_flows_through_the_resize(distance: str, size: tuple[int, ...])
     assert_near(gradient, torch.autograd.grad(large, leaf, by_large)[0], 1e-10)
 
 
-every_rule = pytest.mark.parametrize("rule", ["adam", "sign_adam", *optimizers.RULES])
+EVERY_RULE = ("adam", "sign_adam", *optimizers.RULES)
+#: half a second each; the same rules run in the other engine.
+SLOW = (("gauss_newton", "native"), ("lbfgs", "reference"))
+every_rule = pytest.mark.parametrize("rule", EVERY_RULE)
 
 
-@every_rule
-@engines
+@pytest.mark.parametrize(
+    ("rule", "engine"),
+    [
+        pytest.param(rule, engine, marks=pytest.mark.slow if (rule, engine) in SLOW else ())
+        for rule in EVERY_RULE
+        for engine in ENGINES
+    ],
+)
 def test_a_coarse_start_is_a_part_of_one_descent(rule: str, engine: str) -> None:
     problem = make_problem(build(Smooth), 2, masked=True)
     descent = make_settings(problem, 20, rule=rule, coarse=1, coarse_share=0.3)
@@ -517,7 +544,10 @@ def test_levels_do_not_show_in_progress_and_stop(engine: str) -> None:
     assert seen == [7, 10]
 
 
-@models
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "c3d_tiny_pool" else ()) for name in SMALL_MODELS],
+)
 def test_engines_take_the_same_path_from_coarse_to_fine(name: str) -> None:
     if operators.backend() != "native":
         pytest.skip(f"no native code here: {loader.status().reason}")

@@ -22,7 +22,6 @@ from descents import (
     descents_of,
     draw,
     make_settings,
-    models,
     problems,
     starts,
     update_of,
@@ -36,6 +35,7 @@ from vleak.descent.batch import TrialRunner
 from vleak.descent.problem import RULES
 from vleak.errors import InputError
 from vleak.federated import Client
+from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
 batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "batched"])
@@ -44,7 +44,10 @@ batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "bat
 # ---- numbers
 
 
-@models
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "c3d_tiny" else pytest.mark.slow) for name in SMALL_MODELS],
+)
 @pytest.mark.parametrize(
     ("distance", "clips", "masked"),
     [
@@ -70,7 +73,9 @@ def test_batched_trials_give_the_numbers_of_their_runs_alone(
         assert_alike(state, loop.run(20))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=pytest.mark.slow if rule == "gauss_newton" else ()) for rule in RULES]
+)
 def test_every_rule_is_batched(rule: Any) -> None:
     every = [
         (problem, make_settings(problem, 8, rule=rule, learning_rate=0.02), start)

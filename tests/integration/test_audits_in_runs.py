@@ -60,7 +60,7 @@ def audited(*defenses: str | DpSgd, **changes: object) -> RunRecord:
         tiny(
             **{
                 "defenses": defenses,
-                "audit_draws": 120,
+                "audit_draws": 60,
                 "iterations": 1,
                 "enhance": "none",
                 "engine": "reference",
@@ -76,7 +76,7 @@ def test_a_run_has_the_audit_of_each_defense_that_claims_something() -> None:
     assert [a.text.partition(":")[0] for a in run.audits] == ["dp", "dp+prune", "half clips"]
     assert plain.claimed == gaussian_epsilon(1.0, 1e-5)
     assert 0 < plain.epsilon < plain.claimed
-    assert (plain.draws, plain.unit, plain.delta, plain.ok) == (120, "one clip", 1e-5, True)
+    assert (plain.draws, plain.unit, plain.delta, plain.ok) == (60, "one clip", 1e-5, True)
     assert plain.confidence == 0.9995
     assert plain.own_confidence == pytest.approx(1 - 0.0005 / 3)
     assert {bound.method: bound.assumes for bound in plain.bounds} == {
@@ -117,9 +117,10 @@ def test_a_refuted_claim_ends_the_run_with_1(
     monkeypatch.setenv("COLUMNS", "200")
     given = options(
         defense="test_audits_in_runs:HalvedNoise:noise_multiplier=1",
-        audit_draws=120,
+        audit_draws=60,
         iterations=1,
         engine="reference",
+        enhance="none",
     )
     assert run(["evaluate", *given, "--out", str(tmp_path / "run"), "--json"]) == 1
     shown = capsys.readouterr()
@@ -164,9 +165,11 @@ def test_too_few_draws_are_refused_with_how_many_would_do(
 def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
     settings = tiny(
         defenses=("dp:noise_multiplier=1", "dp:noise_multiplier=0.5"),
-        audit_draws=60,
+        audit_draws=30,
         iterations=1,
         engine="reference",
+        enhance="none",
+        clips=1,
     )
     stop, told = threading.Event(), list[str]()
 
@@ -179,16 +182,16 @@ def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
         evaluate(settings, tmp_path, progress=halt, stop=stop)
     (kept,) = read_run(tmp_path).audits
     assert kept.text.startswith("dp:noise_multiplier=1.0,")
-    assert kept.draws == 60
+    assert kept.draws == 30
     resumed = evaluate(settings, tmp_path)
     assert resumed.audits[0] == kept
-    assert [each.draws for each in resumed.audits] == [60, 60]
+    assert [each.draws for each in resumed.audits] == [30, 30]
 
 
 def test_the_library_has_them_in_its_rows() -> None:
     found = vleak.evaluate(
         defenses=[HalvedNoise(noise_multiplier=1.0)], attacks="matching", clips=2, frames=4, size=16,
-        iterations=1, audit_draws=120, enhance="none", engine="reference",
+        iterations=1, audit_draws=60, enhance="none", engine="reference",
     )  # fmt: skip
     row = found.rows[-1]
     assert row.refuted

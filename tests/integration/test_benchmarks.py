@@ -41,7 +41,9 @@ def test_the_bare_loop_is_as_long_as_it_says() -> None:
     assert len(text.splitlines()) < 40
 
 
-@pytest.mark.parametrize("case", ["A", "B", "C", "D", "E"])
+@pytest.mark.parametrize(
+    "case", ["A", "B", *(pytest.param(case, marks=pytest.mark.slow) for case in ("C", "D", "E"))]
+)
 def test_all_do_the_same_work(case: str, inner_loop: Any) -> None:
     tiny = inner_loop.build(case, tiny=True)
     made = {name: inner_loop.CONTESTANTS[name](tiny, 10) for name in ("bare", "reference", "native")}

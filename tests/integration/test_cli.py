@@ -30,7 +30,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def record() -> RunRecord:
     """A small run, kept in memory."""
-    return evaluate(tiny())
+    return evaluate(tiny(engine="reference"))
 
 
 # --- what it says -----------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_every_public_name_of_vleak_can_be_had() -> None:
 
 
 def test_evaluate_prints_one_json_and_shows_the_table_elsewhere(tmp_path: Path, record: RunRecord) -> None:
-    done = vleak("evaluate", *options(), "--out", "run", "--json")
+    done = vleak("evaluate", *options(engine="reference"), "--out", "run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "run" / "results.json").read_text())
     assert "What still leaks? synthetic, 3 clips, c3d_tiny untrained" in done.stderr

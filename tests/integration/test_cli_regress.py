@@ -175,7 +175,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def test_a_draw_changes_noise_and_starts_alone_and_is_replayed_to_the_digit() -> None:
-    defended = {"clips": 2, "defenses": (DP,)}
+    defended = {"clips": 2, "defenses": (DP,), "engine": "reference", "enhance": "none"}
     first, other, again = (evaluate(tiny(draw=draw, **defended)) for draw in (1, 2, 1))
     assert first.data == other.data
     assert first.models == other.models

@@ -111,7 +111,7 @@ def interrupted(arguments: list[str], signal_: signal.Signals, delay: float) -> 
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("delay", [0.0, 0.2])
 def test_interrupted_in_the_first_moments(signal_: signal.Signals, delay: float, tmp_path: Path) -> None:
     code, out, err = interrupted(["evaluate", *options(iterations=10**6), "--out", "run"], signal_, delay)
@@ -148,8 +148,11 @@ def long_run(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.parametrize(
+    "resumed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stopped", "resumed"]
+)
 def test_interrupted_in_the_attack_and_resumed_by_the_printed_command(
-    long_run: Callable[[], subprocess.Popen[str]], tmp_path: Path
+    resumed: bool, long_run: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = long_run()
     time.sleep(0.3)
@@ -169,8 +172,9 @@ def test_interrupted_in_the_attack_and_resumed_by_the_printed_command(
         "my run",
     ]
     assert len(read_run(tmp_path / "my run").cells) == 6
+    if not resumed:
+        return
     before = (tmp_path / "my run" / "cells.jsonl").read_bytes()
-
     again = start(arguments, tmp_path)
     deadline = time.monotonic() + 60
     while not holds_the_lock(tmp_path / "my run") and time.monotonic() < deadline:

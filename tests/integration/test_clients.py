@@ -30,10 +30,11 @@ def run(**settings: Any) -> Run:
     return vleak.evaluate(**{**SMALL, **settings})
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+@pytest.fixture(scope="module", params=["matching", pytest.param("strongest", marks=pytest.mark.slow)])
+def swept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
     folder = tmp_path_factory.mktemp("swept")
-    return folder, run(batch=(1, 2), local_steps=(0, 3), local_rate=0.1, attacks="strongest", out=folder)
+    clients = {"batch": (1, 2), "local_steps": (0, 3), "local_rate": 0.1}
+    return folder, run(**clients, attacks=request.param, out=folder)
 
 
 def attacked(run: Run) -> list[Any]:
@@ -63,7 +64,7 @@ def test_the_attack_gets_something_of_every_client(swept: tuple[Path, Run]) -> N
 
 
 def test_the_default_client_has_the_numbers_that_it_has_alone(swept: tuple[Path, Run]) -> None:
-    alone = {cell.id: cell.scores for cell in run(attacks="strongest").cells}
+    alone = {cell.id: cell.scores for cell in run(attacks=swept[1].settings.attacks).cells}
     same = {cell.id: cell.scores for cell in swept[1].cells if cell.id in alone}
     assert same == alone
 
@@ -104,11 +105,16 @@ def test_epochs_count_in_passes_over_the_clips() -> None:
 
 
 def test_privacy_over_local_steps_is_in_the_record() -> None:
-    once = attacked(run(defenses="dp:noise_multiplier=2", iterations=1))[-1]
-    many = attacked(run(defenses="dp:noise_multiplier=2", iterations=1, local_steps=4, local_rate=0.01))[-1]
+    noisy: dict[str, Any] = {
+        "defenses": "dp:noise_multiplier=2",
+        "iterations": 1,
+        "engine": "reference",
+    }
+    once = attacked(run(**noisy))[-1]
+    many = attacked(run(**noisy, local_steps=4, local_rate=0.01))[-1]
     assert many.defense.epsilon > 1.9 * once.defense.epsilon
     assert many.certificate.bound > once.certificate.bound
-    batch = attacked(run(defenses="dp:noise_multiplier=2", iterations=1, batch=2))[-1]
+    batch = attacked(run(**noisy, batch=2))[-1]
     assert (batch.defense.epsilon, batch.certificate) == (once.defense.epsilon, None)
 
 
@@ -155,8 +161,8 @@ def test_rounds_are_used_together_and_compose() -> None:
 
 
 def test_rounds_of_new_clips_and_rounds_without_the_client() -> None:
-    new = run(rounds=3, local_rate=0.01, round_clips="new", iterations=3)
-    rare = run(rounds=3, local_rate=0.01, participation=0.1, iterations=3)
+    several: dict[str, Any] = {"rounds": 3, "local_rate": 0.01, "iterations": 3, "engine": "reference"}
+    new, rare = run(**several, round_clips="new"), run(**several, participation=0.1)
     for result in (new, rare):
         assert all(cell.ok for cell in result.cells), [cell.status for cell in result.cells]
         assert all(cell.scores.linked is None for cell in attacked(result))
@@ -229,7 +235,13 @@ def test_updates_that_a_cell_computes_for_all_are_told() -> None:
 def test_error_feedback_is_carried_on_over_rounds() -> None:
     changed = [
         attacked(
-            run(defenses=f"prune:fraction=0.9,error_feedback={kept}", rounds=3, local_rate=0.01, iterations=1)
+            run(
+                defenses=f"prune:fraction=0.9,error_feedback={kept}",
+                rounds=3,
+                local_rate=0.01,
+                iterations=1,
+                engine="reference",
+            )
         )[-1].update
         for kept in ("false", "true")
     ]

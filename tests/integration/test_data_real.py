@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_twelve_clips_of_one_room() -> None:
     halves = load_clips(real_path("clips"))
     assert (len(halves.clips), len({name.split("@")[0] for name in halves.names})) == (12, 6)
@@ -75,14 +76,17 @@ def test_odd_files_whose_wanted_part_is_whole() -> None:
     assert load_clips(real_path("odd/unordered.mov"), frames=2, stride=1).clips.shape == (2, 3, 2, 32, 32)
 
 
-@pytest.mark.parametrize("name", ["carphone_pristine.mp4", "nasa_13013.mp4", "ucf_crime_sample.gif"])
+@pytest.mark.parametrize(
+    "name",
+    ["carphone_pristine.mp4", pytest.param("nasa_13013.mp4", marks=pytest.mark.slow), "ucf_crime_sample.gif"],
+)
 def test_whole_files_read_to_their_end(name: str) -> None:
     given = {"clips": 1, "public": 1000, "frames": 2, "size": 8, "stride": 1}
     data = load_clips(real_path(f"surveillance/{name}"), **given, public_from="same-file")
     assert len(data.clips) + len(data.public_clips) == {"c": 60, "n": 162, "u": 62}[name[0]]
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.2, 0.5, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_truncated_copies(share: float, tmp_path: Path) -> None:
     for whole in sorted(Path(real_path("clips")).glob("*.mkv"))[:4]:
         content = whole.read_bytes()

@@ -86,6 +86,8 @@ def test_a_private_defense_takes_twenty_lines() -> None:
 
 
 SLOW_EXAMPLES = {
+    "own_attack",
+    "own_defense",
     "own_model",
     "own_metric",
     "evaluate_defenses",

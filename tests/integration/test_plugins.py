@@ -91,12 +91,14 @@ def test_lists_show_what_came_from_outside_and_from_where(python: Path, tmp_path
     assert "cannot be used" in lines["torn"]
 
 
+@pytest.mark.slow  # the library uses the same parts below
 def test_the_command_line_runs_what_came_from_outside(python: Path, tmp_path: Path) -> None:
     finished = vleak(
         python, tmp_path, "evaluate", *SMALL, "--pipeline", "all", "--model", "one_layer:width=3",
         "--extractor", "frame_means", "--head", "linear", "--attack", "short:smooth=0.5",
         "--metric", "brightness_error:scale=0.5", "--defense", "zero_small",
         "--defense", "outside_parts:ZeroSmall:part=0.25", "--defense", "careless", "--out", "run",
+        "--engine", "reference", "--non-adaptive", "0",
     )  # fmt: skip
     broken = "defense Careless (outside_parts:Careless): transmit returned"
     assert finished.returncode == 2  # of the careless one there is no result; all other cells went on
@@ -141,7 +143,7 @@ update = client.update(clips, labels, generator(0))
 masks = client.channel(update).masks
 assert 0 < sum(int(mask.sum()) for mask in masks.values()) < sum(mask.numel() for mask in masks.values())
 assert [defense.part for defense in parse_defenses("zero_small")] == [0.1, 0.5]
-attack = ATTACKS.build("short:iterations=2,smooth=0.5")
+attack = ATTACKS.build("short:iterations=2,smooth=0.5,engine=reference")
 knowledge = vleak.Knowledge(clip_shape=(3, 4, 8, 8), batch_size=1, classes=3)
 observation = vleak.Observation(model, update, knowledge, client.channel(update))
 answer = attack.reconstruct(observation, generator(1))
@@ -156,7 +158,8 @@ features = build_extractor("frame_means", size=8, frames=4, seed=0)(clips)
 assert features.shape == (1, 4, 48)
 run = vleak.evaluate(
     model="one_layer:width=3", defenses="zero_small:part=0.5", attacks="short:iterations=2,smooth=0.5",
-    metrics="brightness_error:scale=0.5", clips=2, frames=4, size=16, enhance="none",
+    metrics="brightness_error:scale=0.5", clips=2, frames=4, size=16, enhance="none", engine="reference",
+    non_adaptive=0,
 )
 assert all(cell.ok for cell in run.cells), [cell.status for cell in run.cells]
 assert all(cell.scores.metrics["brightness_error:scale=0.5"] >= 0 for cell in run.cells)

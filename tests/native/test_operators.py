@@ -84,7 +84,9 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
 SAMPLES = [*pass_samples(torch.float32), *sum_samples(torch.float32)]
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize(
+    "sample", [pytest.param(name, marks=pytest.mark.slow if " " in name else ()) for name in SAMPLES]
+)
 def test_opcheck(sample: str) -> None:
     # The two declarations of an operator differ in the kernel only: each is checked in one precision.
     for namespace, implementation, dtype in (

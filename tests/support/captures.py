@@ -112,11 +112,14 @@ MODELS_TAKEN: dict[str, Callable[[], nn.Module]] = {
 
 #: Every model in both modes; those that differ in train mode and one of each kind run in the quick tests.
 _QUICK_IN_TRAIN_MODE = ("batch norm", "residual")
+_SLOW = ("deep lstm", "projected lstm")  # as `lstm`
 families = pytest.mark.parametrize(
     ("name", "train"),
     [
         pytest.param(
-            name, train, marks=pytest.mark.slow if train and name not in _QUICK_IN_TRAIN_MODE else ()
+            name,
+            train,
+            marks=pytest.mark.slow if name in _SLOW or (train and name not in _QUICK_IN_TRAIN_MODE) else (),
         )
         for name in MODELS_TAKEN
         for train in (False, True)

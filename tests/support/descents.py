@@ -21,7 +21,10 @@ from vleak.seeds import generator
 FRAMES, SIZE, CLASSES = 4, 8, 6
 WEIGHTS = {"spatial": 0.03, "temporal": 0.09, "prior_weight": 0.2}
 
-models = pytest.mark.parametrize("name", SMALL_MODELS)
+models = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "c3d_tiny_pool" else ()) for name in SMALL_MODELS],
+)
 distances = pytest.mark.parametrize("distance", ["cosine", "l2"])
 engines = pytest.mark.parametrize("engine", ENGINES)
 

@@ -117,7 +117,7 @@ def import_violations(modules: Mapping[str, str]) -> list[str]:
                 violations += _not_public(where, module, imported, exports)
     violations += [f"{a} and {b} import each other" for a, b in sorted(arrows) if a < b and (b, a) in arrows]
     dynamic = {
-        name: sum(called.endswith(("import_module", "__import__")) for _, called in calls(ast.parse(text)))
+        name: sum(called.endswith(("import_module", "__import__")) for _, called in calls(parsed(text)))
         for name, text in modules.items()
     }
     violations += [
@@ -150,7 +150,7 @@ def exports_violations(modules: Mapping[str, str]) -> list[str]:
     for name, text in modules.items():
         if not _is_package(name):
             continue
-        tree = ast.parse(text)
+        tree = parsed(text)
         names = exported_names(text)
         if not names:
             violations.append(f"{name} has no __all__")
@@ -175,7 +175,7 @@ def exports_violations(modules: Mapping[str, str]) -> list[str]:
 
 def exported_names(text: str) -> set[str]:
     """Return the names in ``__all__``; empty where there is none."""
-    for node in ast.parse(text).body:
+    for node in parsed(text).body:
         if isinstance(node, ast.Assign) and dotted(node.targets[0]) == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
@@ -200,7 +200,7 @@ def randomness_violations(modules: Mapping[str, str]) -> list[str]:
         for module, _ in imports(text):
             if module.partition(".")[0] == "random" or module.startswith("numpy.random"):
                 violations.append(f"{name} imports {module}")
-        for call, called in calls(ast.parse(text)):
+        for call, called in calls(parsed(text)):
             if _draws(name, call, called):
                 violations.append(f"{name}:{call.lineno} calls {called}")
     return violations
@@ -226,7 +226,7 @@ def _own_generator(call: ast.Call) -> bool:
 
 def fork_violations(modules: Mapping[str, str]) -> list[str]:
     """Return seeds of the process that are set outside a fork of its generators."""
-    tree = ast.parse(modules[FORKED_SEEDS])
+    tree = parsed(modules[FORKED_SEEDS])
     forks = [node for node in ast.walk(tree) if isinstance(node, ast.With) and _forks(node)]
     forked = {id(call) for fork in forks for call, _ in calls(fork)}
     return [
@@ -248,7 +248,7 @@ def swallowed_errors(modules: Mapping[str, str]) -> list[str]:
     """Return handlers that take every error and do nothing about it."""
     violations = []
     for name, text in modules.items():
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if isinstance(node, ast.ExceptHandler) and _blind(node) and _silent(node):
                 violations.append(f"{name}:{node.lineno} swallows every error")
             if isinstance(node, ast.Call) and _suppresses_all(node):
@@ -283,7 +283,7 @@ def size_violations(modules: Mapping[str, str]) -> list[str]:
     for name, text in modules.items():
         if (lines := len(text.splitlines())) > 400:
             violations.append(f"{name} has {lines} lines, expected at most 400")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lengths.append(_length(node))
                 violations += _signature_violations(name, node)
@@ -322,9 +322,15 @@ def _length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 # --- syntax -------------------------------------------------------------------------------------------------
 
 
+@cache
+def parsed(text: str) -> ast.Module:
+    """Return the syntax of a text, which several walls look at."""
+    return ast.parse(text)
+
+
 def imports(text: str) -> Iterator[tuple[str, str]]:
     """Yield (module, name) of every import, wherever it stands; the name is "" for a whole module."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -513,6 +513,7 @@ def test_the_command_line_takes_layout_and_checkpoint_and_says_what_was_done(
     weights = file({"state_dict": make(SlowFast).half().state_dict()})
     command = "evaluate --model foreign_models:SlowFast --input-layout pathways:alpha=4 --clips 1 --frames 4"
     command += f" --size 8 --iterations 1 --defense none --enhance none --checkpoint {weights}"
+    command += " --attack matching --engine reference"
     assert run([*command.split(), "--out", str(tmp_path / "run")]) == 0
     told = capfd.readouterr().err
     assert "model foreign_models:SlowFast: takes clips as pathways:alpha=4 (as asked)" in told

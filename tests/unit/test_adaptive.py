@@ -334,7 +334,9 @@ def test_without_public_clips_a_defense_is_simulated_on_random_ones() -> None:
         assert channel.noise_energy == pytest.approx(expected, rel=0.1)
 
 
-@pytest.mark.parametrize("defense", [Holes(), Laplace(scale=0.007)], ids=repr)
+@pytest.mark.parametrize(
+    "defense", [Holes(), pytest.param(Laplace(scale=0.007), marks=pytest.mark.slow)], ids=repr
+)
 def test_simulating_a_defense_is_better_than_ignoring_it(defense: Defense) -> None:
     data, model = scene(3, 8, 32, 24), built_in("c3d_tiny", 0, 8, 32)
     gains = {True: 0.0, False: 0.0}
@@ -350,7 +352,9 @@ def test_simulating_a_defense_is_better_than_ignoring_it(defense: Defense) -> No
     assert gains[True] > gains[False] + 0.5
 
 
-@pytest.mark.parametrize("attack", ["deep_prior", "decoder", "inverter"])
+@pytest.mark.parametrize(
+    "attack", ["deep_prior", pytest.param("decoder", marks=pytest.mark.slow), "inverter"]
+)
 def test_every_adaptive_attack_simulates_what_states_no_channel(attack: str) -> None:
     seen = observe_clip(defense=Laplace(scale=0.01), rehearse=True)
     assert run(short(attack, 2), seen).defense_knowledge == "simulated"

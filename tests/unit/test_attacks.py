@@ -46,7 +46,14 @@ every_attack = pytest.mark.parametrize("attack", FRAME_ATTACKS)
 
 
 @pytest.mark.parametrize(
-    ("attack", "name"), [*(("matching", name) for name in SMALL_MODELS), ("matching_blind", "c3d_tiny")]
+    ("attack", "name"),
+    [
+        *(
+            pytest.param("matching", name, marks=pytest.mark.slow if name == "lrcn" else ())
+            for name in SMALL_MODELS
+        ),
+        ("matching_blind", "c3d_tiny"),
+    ],
 )
 def test_attack_moves_its_data_and_beats_every_baseline(attack: str, name: str) -> None:
     observation, truth = observe_clip(name=name), scene().clips[:1]
@@ -57,8 +64,16 @@ def test_attack_moves_its_data_and_beats_every_baseline(attack: str, name: str) 
     assert last.labels.tolist() == scene().labels[:1].tolist()
 
 
-@pytest.mark.parametrize("attack", ["matching", "deep_prior", "decoder"])
-@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize(
+    ("engine", "attack"),
+    [
+        pytest.param(
+            engine, attack, marks=pytest.mark.slow if (engine, attack) == ("native", "decoder") else ()
+        )
+        for engine in ("native", "reference")
+        for attack in ("matching", "deep_prior", "decoder")
+    ],
+)
 def test_answer_is_complete(attack: str, engine: str) -> None:
     answer = run(ATTACKS[attack](iterations=7, restarts=2, engine=engine), observe_clip())
     assert answer.clips.shape == (1, *SHAPE)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vleak.auditing import CanaryRun, EmpiricalEpsilon, Release, audit_claim, canary_runs, empirical_epsilon
 from vleak.certificates import gaussian_epsilon
-from vleak.defenses import DpClient, DpHooks, DpSgd, NoDefense, Prune
+from vleak.defenses import DpClient, DpHooks, DpSgd, NoDefense, Prune, parse_defenses
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Channel, Client, Defense, Message, Privacy, Update, per_clip_gradients
 from vleak.seeds import generator
@@ -181,7 +181,8 @@ named = {"ids": lambda defense: type(defense).__name__}
 
 @pytest.mark.parametrize("defense", BUGS + WRONG_CLAIMS, **named)
 def test_bugs_are_refuted(defense: Defense) -> None:
-    found = audit(defense, 250)
+    # The sensitivity of clipping tensor by tensor is the least above what is claimed.
+    found = audit(defense, 250 if isinstance(defense, ClipOfEveryTensor) else 100)
     assert found.refuted
     assert found.lower.epsilon > found.claimed
 
@@ -200,7 +201,7 @@ def test_a_bug_that_only_aggregate_has_is_run_through_aggregate() -> None:
     assert audit_claim(client, *batch(2), generator("claim"), most_draws=500).refuted
 
 
-@pytest.mark.parametrize("noise", [0.25, 1.0])
+@pytest.mark.parametrize("noise", [pytest.param(0.25, marks=pytest.mark.slow), 1.0])
 def test_four_fifths_of_the_claimed_noise_are_found_in_five_hundred_messages(noise: float) -> None:
     @dataclass(frozen=True, kw_only=True)
     class FourFifths(DpSgd):
@@ -216,7 +217,11 @@ def test_four_fifths_of_the_claimed_noise_are_found_in_five_hundred_messages(noi
         assert found.draws <= 500
 
 
-@pytest.mark.parametrize("defense", HONEST, ids=repr)
+@pytest.mark.parametrize(
+    "defense",
+    [HONEST[0], *(pytest.param(each, marks=pytest.mark.slow) for each in HONEST[1:-1]), HONEST[-1]],
+    ids=repr,
+)
 def test_honest_claims_stand(defense: Defense) -> None:
     for seed in range(2):
         found = audit(defense, 150, seed)
@@ -307,6 +312,8 @@ def test_both_ways_of_a_release_are_one() -> None:
     release.combines = False
     torch.testing.assert_close(release.send(present, generator("way")), fast, rtol=1e-5, atol=1e-6)
     assert not Release(HalvedInAggregate(), samples).combines
+    (composite,) = parse_defenses("dp:noise_multiplier=1+prune:fraction=0.5")
+    assert Release(composite, samples).combines
 
 
 def test_scores_are_one_apart_and_noise_has_the_stated_deviation() -> None:

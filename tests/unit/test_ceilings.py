@@ -93,7 +93,7 @@ def test_psnr_of_floors() -> None:
     assert psnr_ceiling(0.0) is psnr_ceiling(math.inf) is None
 
 
-@pytest.mark.parametrize("clip_norm", [0.05, math.inf])
+@pytest.mark.parametrize("clip_norm", [0.05, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_energy_is_that_of_the_jacobian_by_differences(clip_norm: float) -> None:
     model, (clips, labels) = build(lambda: Residual()).eval(), batch(1)
     small = clips[:, :, :2, :4, :4].contiguous()

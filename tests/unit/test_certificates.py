@@ -133,7 +133,7 @@ def test_training_epsilon_lies_between_sampling_and_none() -> None:
 
 @pytest.mark.parametrize(("noise", "rounds", "rate", "epsilon", "accountant"), [
     (0.6, 1000, 0.02, 14.049, "prv"),  # 15.825 by RDP; without sampling 1,613, which PRV never sees
-    (0.5, 1000, 0.02, 24.317, "prv"),
+    pytest.param(0.5, 1000, 0.02, 24.317, "prv", marks=pytest.mark.slow),
     (1.0, 10**9, 0.02, 362595.0, "rdp"),  # a grid of more points than fit a machine
 ])  # fmt: skip
 def test_prv_is_tried_wherever_its_own_losses_fit(

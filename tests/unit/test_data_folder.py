@@ -77,8 +77,8 @@ def files_of(clips: torch.Tensor) -> set[int]:
 
 
 @pytest.mark.parametrize("clips", [None, 1, 2, 3, 5, 8, 9, 12, 15])
-@pytest.mark.parametrize("public", [1, 3, 48])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("public", [1, pytest.param(3, marks=pytest.mark.slow), 48])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_file_gives_attacked_and_public_clips(
     flat: Path, clips: int | None, public: int, seed: int
 ) -> None:

@@ -250,7 +250,10 @@ def test_damage_in_the_middle_is_reported(tmp_path: Path) -> None:
         load_clips(str(path), frames=4)
 
 
-@pytest.mark.parametrize(("codec", "name"), [("libx264", "a.mkv"), ("mpeg4", "a.mp4"), ("gif", "a.gif")])
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [("libx264", "a.mkv"), ("mpeg4", "a.mp4"), pytest.param("gif", "a.gif", marks=pytest.mark.slow)],
+)
 def test_any_damage_is_one_line_or_a_clip(
     tmp_path: Path, codec: str, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

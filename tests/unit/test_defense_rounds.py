@@ -32,7 +32,7 @@ def rounds_of(defense: Defense, count: int, clips: int = 8) -> list[Update]:
     return [client.update(*batch(clips), draws, memory) for _ in range(count)]
 
 
-@pytest.mark.parametrize("quantile", [0.25, 0.75])
+@pytest.mark.parametrize("quantile", [0.25, pytest.param(0.75, marks=pytest.mark.slow)])
 def test_the_norm_finds_the_quantile(quantile: float) -> None:
     defense = DpAdaptive(
         noise_multiplier=1e-3, max_grad_norm=40.0, quantile=quantile, learning_rate=0.3, count_noise=1e-2

@@ -122,7 +122,13 @@ RANDOM = [
     or d.settings().get("codec") in ("qsgd", "terngrad")
     or d.settings().get("which") == "random"
 ]
-every = pytest.mark.parametrize("defense", EVERY, ids=repr)
+#: strengths between the weakest and the strongest of a sweep, which differ from them in a number.
+BETWEEN = [each for name in DEFENSES if name not in PARTICULAR for each in list(DEFENSES[name].sweep())[1:-1]]
+every = pytest.mark.parametrize(
+    "defense",
+    [pytest.param(each, marks=pytest.mark.slow if each in BETWEEN else ()) for each in EVERY],
+    ids=repr,
+)
 
 
 # ---- rows that hold for every defense

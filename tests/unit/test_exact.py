@@ -181,7 +181,9 @@ def test_low_rank_without_relu_claims_nothing_of_signed_features() -> None:
     assert not answer.recovered.any()
 
 
-@pytest.mark.parametrize("defense", [DpSgd(noise_multiplier=0.1), Prune(fraction=0.9)])
+@pytest.mark.parametrize(
+    "defense", [DpSgd(noise_multiplier=0.1), pytest.param(Prune(fraction=0.9), marks=pytest.mark.slow)]
+)
 def test_low_rank_claims_nothing_that_a_defense_hides(defense: Defense) -> None:
     truth = matrices(1)[0]
     answer = run(LowRank(), observe(head(), truth, defense=defense))
@@ -240,7 +242,7 @@ def test_a_first_layer_that_is_not_linear_is_one_clear_line(attack: str) -> None
         run(ATTACKS[attack](), observe(model, matrices(1)[0]))
 
 
-@pytest.mark.parametrize("sign", [False, True])
+@pytest.mark.parametrize("sign", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_matching_moves_and_beats_the_mean(sign: bool) -> None:
     samples = matrices(9, segments=3, features=24, sign=sign)
     truth, public = samples[0], samples[1:]
@@ -266,7 +268,10 @@ def real(name: str) -> Tensor:
 
 
 @pytest.mark.skipif(REAL is None, reason="no UCF-Crime features; set VLEAK_TEST_DATA to their folder")
-@pytest.mark.parametrize(("name", "second"), [("RoadAccidents022", False), ("Normal_Videos_006", True)])
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [("RoadAccidents022", False), pytest.param("Normal_Videos_006", True, marks=pytest.mark.slow)],
+)
 def test_low_rank_on_real_features(name: str, second: bool) -> None:
     truth = real(name)[:16]
     model = head(4096, 512, second=second)

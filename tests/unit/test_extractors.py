@@ -156,7 +156,7 @@ def bars(clips: int) -> tuple[Tensor, Tensor]:
     return 0.8 * bar + 0.2 * torch.rand(bar.shape, generator=numbers), labels
 
 
-@own
+@pytest.mark.parametrize("name", [pytest.param("c3d_small", marks=pytest.mark.slow), "frame_cnn"])
 def test_training_learns_and_freezes_again(name: str) -> None:
     extractor, (clips, labels) = build(name), bars(240)
     before, state = flat(extractor), torch.get_rng_state()

@@ -104,7 +104,7 @@ def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_trains_under_every_defense_and_a_resumed_one_does_not_again(tmp_path: Path) -> None:
-    settings = tiny(defenses=("prune:fraction=0.9",), utility=2)
+    settings = tiny(defenses=("prune:fraction=0.9",), utility=2, engine="reference", enhance="none")
     record = evaluate(settings, tmp_path / "run")
     assert [each.defense for each in record.utility] == ["none", "prune 90 %"]
     assert all(each.ok and len(each.right) == 12 and each.rounds == 2 for each in record.utility)
@@ -130,7 +130,9 @@ def test_a_stopped_training_keeps_the_cells(tmp_path: Path) -> None:
             stop.set()
 
     with pytest.raises(StoppedError, match="stopped while training"):
-        evaluate(tiny(utility=2), tmp_path / "run", progress=told, stop=stop)
+        evaluate(
+            tiny(utility=2, engine="reference", enhance="none"), tmp_path / "run", progress=told, stop=stop
+        )
     kept = vleak.load_run(tmp_path / "run").record
     assert kept.cells
     assert not kept.utility

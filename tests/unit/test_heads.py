@@ -27,7 +27,8 @@ from vleak.seeds import generator
 SEGMENTS, FEATURES, CLASSES = 5, 12, 4
 SMALL = {"sultani": "sultani"} | {name: f"{name}:width=8" for name in ("mlp", "attention", "lstm")}
 heads = pytest.mark.parametrize("name", HEADS)
-losses = pytest.mark.parametrize("loss", LOSSES)
+LOSSES_OF = list(LOSSES)
+losses = pytest.mark.parametrize("loss", LOSSES_OF)
 
 
 def build(name: str, outputs: int | None = None, seed: int = 0, segments: int = SEGMENTS) -> nn.Module:
@@ -478,8 +479,15 @@ def problem_of(name: str, loss: str, distance: Any) -> Problem:
     return Problem(copy.deepcopy(model).double(), LOSSES[loss], labels, target, None, distance)
 
 
-@heads
-@losses
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        # Each head with one loss, and one head with each.
+        pytest.param(name, loss, marks=() if loss == LOSSES_OF[0] or name == "mlp" else pytest.mark.slow)
+        for name in HEADS
+        for loss in LOSSES_OF
+    ],
+)
 def test_engines_take_the_same_path(name: str, loss: str) -> None:
     if operators.backend() != "native":
         pytest.skip(f"no native code here: {loader.status().reason}")

@@ -143,7 +143,9 @@ def test_without_a_row_for_every_class_the_label_is_zero() -> None:
     assert infer_labels(observation).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("attack", ["matching", "deep_prior", "decoder", "inverter"])
+@pytest.mark.parametrize(
+    "attack", ["matching", "deep_prior", pytest.param("decoder", marks=pytest.mark.slow), "inverter"]
+)
 def test_granted_labels_are_used_and_inferred_ones_where_none_are_granted(attack: str) -> None:
     right = scene().labels[:1]
     inferred = run(short(attack, 5), observe_clip())

@@ -42,7 +42,13 @@ WEAK = [NoDefense(), Prune.sweep()[-1], Compress.sweep()[-1]]
 
 @pytest.mark.parametrize(
     ("name", "defense"),
-    [*((name, DpSgd.sweep()[0]) for name in SMALL_MODELS), *(("c3d_tiny", defense) for defense in WEAK)],
+    [
+        *(
+            pytest.param(name, DpSgd.sweep()[0], marks=() if name == "c3d_tiny" else pytest.mark.slow)
+            for name in SMALL_MODELS
+        ),
+        *(("c3d_tiny", defense) for defense in WEAK),
+    ],
     ids=repr,
 )
 def test_linkage_is_exact_behind_weak_defenses(name: str, defense: Defense) -> None:

@@ -38,7 +38,7 @@ def worlds(mu: float, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", BOUNDS)
-@pytest.mark.parametrize("mu", [0.0, 1.0])
+@pytest.mark.parametrize("mu", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_coverage_of_a_thousand_runs(method: str, mu: float) -> None:
     runs, true = 1000, gaussian_epsilon(1 / mu, DELTA) if mu else 0.0
     misses = sum(BOUNDS[method](*worlds(mu, 200, seed), DELTA, 0.95).epsilon > true for seed in range(runs))

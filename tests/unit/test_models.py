@@ -641,7 +641,10 @@ def easy(clips: int, *seed: object) -> tuple[Tensor, Tensor]:
     return noise + 0.4 * labels[:, None, None, None, None], labels
 
 
-@models
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "c3d_tiny" else pytest.mark.slow) for name in SMALL_MODELS],
+)
 def test_late_training_learns(name: str) -> None:
     clips, labels = easy(24)
     model = build(name, classes=3)
@@ -721,7 +724,10 @@ def test_training_never_sees_the_attacked_clips() -> None:
         public_clips, public_labels = easy(12, public)
         data = ClipSet("easy", clips, labels, ("a@0", "b@0"), public_clips, public_labels,
                        ("dark", "grey", "light"), "other seeds", ())  # fmt: skip
-        settings = Settings(data=data, defenses=("none",), training_state="early", iterations=1)
+        settings = Settings(
+            data=data, defenses=("none",), attacks=("matching",), training_state="early", iterations=1,
+            enhance="none",
+        )  # fmt: skip
         return evaluate(settings).models[0].weights_sha256
 
     first = weights("these", "public")

@@ -233,7 +233,14 @@ def test_divided_and_factorised_attention_are_two_networks() -> None:
     check_second_derivative(encoder, clips(1))
 
 
-@pytest.mark.parametrize("name", [name for name in NARROW if not name.startswith("vit")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "x3d_s" else ())
+        for name in NARROW
+        if not name.startswith("vit")
+    ],
+)
 def test_group_normalisation_keeps_names_and_does_not_mix_clips(name: str) -> None:
     plain, model = narrow(name), narrow(name, "norm=group").train()
     named = dict(plain.named_parameters())
@@ -269,7 +276,7 @@ NORMALISED = ("r2plus1d_18", "s3d", "x3d_s", "slowfast", "cnn_gru")
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        ("r3d_18", "eval"),
+        pytest.param("r3d_18", "eval", marks=pytest.mark.slow),
         ("vit_tubelet", "eval"),
         *(pytest.param(name, "eval", marks=pytest.mark.slow) for name in NARROW if name not in QUICK),
         *(pytest.param(name, "train", marks=pytest.mark.slow) for name in NORMALISED),

@@ -50,7 +50,7 @@ def test_every_plant_is_caught(plant: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["c3d_tiny:width=8", "cnn_gru:width=16", NETWORKS[10], RECTIFIED])
-@pytest.mark.parametrize("steps", [0, 20])
+@pytest.mark.parametrize("steps", [pytest.param(0, marks=pytest.mark.slow), 20])
 def test_honest_models_pass(name: str, steps: int) -> None:
     data, model = scene(), honest_model(name, scene().clips, 6, SEED)
     before = copy.deepcopy(model)

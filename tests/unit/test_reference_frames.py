@@ -237,7 +237,9 @@ def test_every_use_beats_the_baselines_with_the_same_frames(use: Any) -> None:
     assert (last.iterations, len(last.history)) == (80, 80)
 
 
-@pytest.mark.parametrize("defense", [NoDefense(), Prune(fraction=0.9)], ids=repr)
+@pytest.mark.parametrize(
+    "defense", [NoDefense(), pytest.param(Prune(fraction=0.9), marks=pytest.mark.slow)], ids=repr
+)
 def test_one_reference_frame_helps(defense: Defense) -> None:
     gains = []
     for index in range(3):
@@ -300,7 +302,10 @@ def test_what_pruning_leaves_open_is_the_backgrounds_and_not_the_public_means() 
     assert (noisy.background_smoothness, noisy.background_weight) == (noisy.smoothness, noisy.prior_weight)
 
 
-@pytest.mark.parametrize("local", [None, LocalTraining(steps=2, batch_size=1, learning_rate=0.01)])
+@pytest.mark.parametrize(
+    "local",
+    [pytest.param(None, marks=pytest.mark.slow), LocalTraining(steps=2, batch_size=1, learning_rate=0.01)],
+)
 def test_a_batch_has_reference_frames_of_its_own(local: LocalTraining | None) -> None:
     data = scene()
     labels = torch.tensor([1, 4])

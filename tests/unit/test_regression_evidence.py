@@ -134,7 +134,7 @@ def years(draw: Draw, count: int, nights: int, clips: int, threshold: float) -> 
     return int((alarms(baseline, values, threshold) > 0).sum())
 
 
-@pytest.mark.parametrize("draw", [normal, yes_or_no])
+@pytest.mark.parametrize("draw", [normal, pytest.param(yes_or_no, marks=pytest.mark.slow)])
 def test_short_years_without_change_keep_the_promise(draw: Draw) -> None:
     assert years(draw, 60, NIGHTS, 5, THRESHOLD) <= 0.05 * 60
 

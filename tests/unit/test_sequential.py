@@ -33,7 +33,9 @@ def noise_stop(deviation: float, seed: int, most: int, mean: float = 0.0) -> int
     )
 
 
-@pytest.mark.parametrize("noise", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "noise", [pytest.param(0.25, marks=pytest.mark.slow), 1.0, pytest.param(3.0, marks=pytest.mark.slow)]
+)
 def test_true_curve_survives_looking_after_every_pair(noise: float) -> None:
     alarms = sum(curve_stop(noise, noise, seed, 250) < 250 for seed in range(200))
     assert alarms <= 0.05 * 200
@@ -61,7 +63,14 @@ def test_a_claim_of_hardly_any_noise_is_beyond_counting() -> None:
     assert curve_stop(1e-3, 1e-5, 0, 200) == 200
 
 
-@pytest.mark.parametrize(("deviation", "mean"), [(2.0, 0.0), (2.5, 0.0), (2.0, 1.0)])
+@pytest.mark.parametrize(
+    ("deviation", "mean"),
+    [
+        (2.0, 0.0),
+        pytest.param(2.5, 0.0, marks=pytest.mark.slow),
+        pytest.param(2.0, 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_noise_of_the_claimed_deviation_survives(deviation: float, mean: float) -> None:
     alarms = sum(noise_stop(deviation, seed, 500, mean) < 500 for seed in range(200))
     assert alarms <= 0.05 * 200

@@ -19,7 +19,7 @@ from vleak.errors import InputError
 
 
 def quick(**settings: int) -> Strongest:
-    return Strongest(**{"iterations": 40, "budget": 320, **settings})
+    return Strongest(**{"iterations": 40, "budget": 100, **settings}, engine="reference")
 
 
 def gain(answer: torch.Tensor, index: int) -> float:

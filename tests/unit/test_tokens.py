@@ -100,7 +100,9 @@ def test_tubelets_of_a_clip_make_the_clip(size: int, frames: int) -> None:
     assert not bool(rest[..., 32:].any())
 
 
-@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "joint" else pytest.mark.slow) for name in VITS]
+)
 def test_beats_matching_where_no_defense_is(name: str) -> None:
     observation, truth = seen(network(name), 2), scene().clips[2]
     answer = run(Tokens(), observation)

@@ -153,7 +153,9 @@ def test_what_does_not_fit_is_said(
         assert made.risk == "undetermined"
 
 
-@pytest.mark.parametrize("defense", ["prune:fraction=0.99", "dp:noise_multiplier=1"])
+@pytest.mark.parametrize(
+    "defense", [pytest.param("prune:fraction=0.99", marks=pytest.mark.slow), "dp:noise_multiplier=1"]
+)
 def test_a_stated_defense_fits(net: nn.Module, defense: str) -> None:
     (strength,) = parse_defenses(defense)
     made = compared(net, sent(net, defense=strength).tensors, defense=defense)

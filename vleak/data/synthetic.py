@@ -144,7 +144,13 @@ def _draw(stream: str, index: int, frames: int, size: int, seed: int) -> Drawn:
     block, position = divmod(index, len(MOTIONS))
     order = torch.randperm(len(MOTIONS), generator=generator("synthetic", seed, stream, "labels", block))
     label = int(order[position])
-    return Drawn(_draw_scene(generator("synthetic", seed, stream, index), size * OVERSAMPLING), label, frames)
+    return Drawn(_scene(seed, stream, index, size * OVERSAMPLING), label, frames)
+
+
+@lru_cache(maxsize=64)  # the clips of a run and its public ones, which several runs of one process share
+def _scene(seed: int, stream: str, index: int, side: int) -> Scene:
+    """Return scene ``index`` of a stream, which depends on these arguments alone; nobody writes into it."""
+    return _draw_scene(generator("synthetic", seed, stream, index), side)
 
 
 @lru_cache(maxsize=len(PHOTOS))
