@@ -210,7 +210,7 @@ REFUSED: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: {"metrics": lambda a, b: 0.0}, 'vleak.named("my_metrics", ...)'),
     (lambda: {"model": vleak.named("my net", Net())}, "name is 'my net', expected a text without blanks"),
     (lambda: {"defenses": Thief()}, "Thief has the name 'dp' of another defense; set name = "),
-    (lambda: {"defenses": [Shrink(strength=torch.ones(1))]}, "setting strength is Tensor, expected a number"),
+    (lambda: {"defenses": [Shrink(strength=torch.ones(1))]}, "strength is Tensor, expected a number"),
     (lambda: {"defenses": [3]}, "expected names or instances of vleak.Defense, got int"),
     (lambda: {"attacks": [Impatient(), Hasty()]}, "two are called 'impatient'"),
     (lambda: {"attacks": [4]}, "expected names or instances of vleak.Attack, got int"),

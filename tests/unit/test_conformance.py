@@ -55,18 +55,7 @@ HEAVY = [
 ]
 
 
-#: a second each, and found by a check that finds cheaper faults of its kind too.
-HEAVY_FAULTS = (
-    "epsilon of the run as the release's",
-    "noise over the root of the batch",
-    "declared sensitivity unlike the clip",
-    "raw loss beside the message",
-)
-
-
-@pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY_FAULTS else ()) for name in MUTANTS]
-)
+@pytest.mark.parametrize("fault", MUTANTS)
 def test_planted_faults_are_found_by_their_check(fault: str) -> None:
     defense, name = MUTANTS[fault]
     broken = [check for check in conform(defense).checks if check.outcome == "broken"]

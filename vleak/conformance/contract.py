@@ -207,11 +207,12 @@ def _channel_agrees(defense: Defense, seed: int) -> str:
     probe = Probe(seed=seed)
     message = probe.send(defense, 0)
     facts = PublicFacts(batch_size=probe.clips, loss="cross_entropy")
-    steps.stated_channel(
-        defense,
-        Update(message.tensors, message.wire_bytes, facts, metrics=message.metrics, senders=message.senders),
+    update = Update(
+        message.tensors, message.wire_bytes, facts, metrics=message.metrics, senders=message.senders
     )
-    return ""  # it refuses a channel that does not
+    steps.stated_channel(defense, update)
+    steps.check_first(defense, update)
+    return ""  # both refuse what does not agree
 
 
 CONTRACT: dict[str, Callable[[Defense, int], str]] = {

@@ -111,7 +111,7 @@ class Client:
         device = next(self.model.parameters()).device
         clips, labels = clips.to(device), labels.to(device)
         memory = {} if memory is None else memory
-        messages, sizes = [], []
+        first, messages, sizes = not memory, [], []
         for number, part in enumerate(steps.parts_of(self.defense, len(clips))):
             kept = _memory_of(memory, number) if number else memory
             message, size = self._message(clips[part], labels[part], generator, kept)
@@ -124,9 +124,12 @@ class Client:
         facts = PublicFacts(
             kind=kind, batch_size=sum(sizes), loss=self.loss, mode=self.mode, local=self.local
         )
-        return Update(
+        update = Update(
             message.tensors, message.wire_bytes, facts, metrics=message.metrics, senders=message.senders
         )
+        if first:
+            steps.check_first(self.defense, update)
+        return update
 
     def _message(
         self,

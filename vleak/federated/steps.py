@@ -216,8 +216,7 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
     """Return the channel that a defense states for one of its updates; None where it states none.
 
     Raises:
-        CapabilityError: the defense raised, or returned no channel, or one that does not fit the update or
-            its claims: attacks would know another defense than the one that is claimed.
+        CapabilityError: the defense raised, or returned no channel or one that does not fit the update.
     """
     channel = _call(defense, "channel", defense.channel, update)
     if channel is None:
@@ -231,7 +230,6 @@ def stated_channel(defense: Defense, update: Update) -> Channel | None:
         raise _broken(
             defense, "channel", f"returned a channel that does not fit: {first_line(error)}"
         ) from error
-    _check_claims(defense, channel, update)
     if channel.key:  # keys of two defenses never meet
         kind = type(defense)
         return replace(channel, key=(kind.__module__, kind.__qualname__, channel.key))
@@ -251,11 +249,20 @@ def stated_claims(defense: Defense) -> tuple[Claim, ...]:
     return claims
 
 
-def _check_claims(defense: Defense, channel: Channel, update: Update) -> None:
-    """Refuse a channel of a gradient whose noise or clipping is not what the defense claims."""
-    if update.facts.kind != "fedsgd":  # of a delta the channel has what local steps make of both
+def check_first(defense: Defense, update: Update) -> None:
+    """Refuse a first update that attacks would know as that of another defense than the one that is claimed.
+
+    Claims are about the first round. Of a delta the channel has what local steps make of noise and norm.
+
+    Raises:
+        CapabilityError: the channel states other noise, or a larger clipping norm, than is claimed; or the
+            defense raised, or returned something else than claims or a channel.
+    """
+    claims = [claim for claim in stated_claims(defense) if isinstance(claim, GaussianNoise | ClipsNorm)]
+    channel = stated_channel(defense, update) if claims and update.facts.kind == "fedsgd" else None
+    if channel is None:
         return
-    for claim in stated_claims(defense):
+    for claim in claims:
         if isinstance(claim, GaussianNoise):
             expected = claim.deviation * (1 if claim.unit == "clip" else update.facts.batch_size)
             if not math.isclose(channel.noise_deviation or 0.0, expected, rel_tol=1e-6):
