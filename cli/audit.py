@@ -139,10 +139,10 @@ def audit(
     if len(made) == 1:
         _show_one(made[0], out, pictures=pictures)
     else:
-        _show_several(dict(zip(update, made, strict=True)), out, pictures=pictures)
+        _show_several({each.record.update.source: each for each in made}, out, pictures=pictures)
     if json:
-        records = {name: each.record.content() for name, each in zip(update, made, strict=True)}
-        output.write_json(records if len(made) > 1 else records[update[0]])
+        records = {each.record.update.source: each.record.content() for each in made}
+        output.write_json(records if len(made) > 1 else made[0].record.content())
 
 
 def _check_out(out: Path, updates: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -131,6 +132,22 @@ def test_several_updates_have_a_row_a_record_and_a_page_each(capsys: pytest.Capt
     index = Path("pages/index.html").read_text(encoding="utf-8")
     assert index.index('<a href="02-turned.html">') < index.index('<a href="01-update.html">')
     assert 'href="index.html"' in Path("pages/02-turned.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_several_updates_are_attacked_and_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"clips": clips().clips[:1].contiguous()}, "truth.safetensors")
+    save_file(sent(model(), 1).tensors, "other.safetensors")
+    attacked = ["--attack", "matching", "--iterations", "30", "--truth", "truth.safetensors"]
+    several = ["--update", "other.safetensors", "--try-defense", "none", "--json"]
+    assert run(["audit", *GIVEN, *attacked, *several]) == 0
+    shown = capsys.readouterr()
+    records = json.loads(shown.out)
+    assert [record["measured"][0]["recognised"] for record in records.values()] == [True, False]
+    assert all(record["budget"]["skipped"] == [] for record in records.values())
+    rows = [line for line in shown.err.splitlines() if re.match(r" +(update|other)\.safetensors ", line)]
+    assert [re.findall(r"\d of \d", row)[0] for row in rows] == ["1 of 1", "0 of 1"]
+    assert "highest risk: update.safetensors" in shown.err
 
 
 class Planted:
