@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from vleak.cli import output
@@ -16,6 +18,7 @@ from vleak.files import check_page
 
 if TYPE_CHECKING:
     from vleak.federated import LocalTraining
+    from vleak.report import AuditRow
     from vleak.update_audit import Audit, AuditRecord, DetectionScore
 
 _GIVEN, _CLIENT, _ATTACK, _RUN = "What was captured", "The client", "The attack", "The run"
@@ -32,7 +35,12 @@ Model = Annotated[
     ),
 ]
 Update = Annotated[
-    str, _option("File of the update: safetensors, .npz without pickles, or a torch file of tensors.", _GIVEN)
+    list[str],
+    _option(
+        "File of the update: safetensors, .npz without pickles, or a torch file of tensors. Repeat for more "
+        "updates of the client, each audited by itself.",
+        _GIVEN,
+    ),
 ]
 InputShape = Annotated[
     str, _option("C,T,H,W of a clip: channels, frames, height, width, as 3,8,32,32.", _GIVEN)
@@ -74,7 +82,7 @@ TryDefense = Annotated[
 ]
 Starts = Annotated[int, _option("Independent starts of the first attack, which are compared.", _ATTACK)]
 Iterations = Annotated[int, _option("Iterations of each descent, from 10.", _ATTACK)]
-Seconds = Annotated[float, _option("Time for all attacks together, from 1.", _ATTACK)]
+Seconds = Annotated[float, _option("Time for all attacks on an update together, from 1.", _ATTACK)]
 Truth = Annotated[
     str | None, _option("The private clip, for scores: a file of one tensor, or a video.", _RUN)
 ]
@@ -82,7 +90,9 @@ Candidates = Annotated[
     str | None, _option("Clips to recognise the private one among; else public ones.", _RUN)
 ]
 Seed = Annotated[int, _option("Of everything that is drawn.", _RUN)]
-Out = Annotated[Path | None, _option("Page to write, one .html file.", _RUN)]
+Out = Annotated[
+    Path | None, _option("Page to write, one .html file; of several updates a folder of pages.", _RUN)
+]
 Pictures = Annotated[
     bool, _option("Put what was rebuilt on the page; it is as private as your clips.", _RUN, "--pictures")
 ]
@@ -121,18 +131,38 @@ def audit(
     pictures: Pictures = False,
     json: Json = False,
 ) -> None:
-    """Audit a captured update: does it fit, what does it leak, and what would have helped."""
+    """Audit captured updates: do they fit, what do they leak, and what would have helped."""
     given = dict(locals())
     if out is not None:
-        check_page("out", out)
+        _check_out(out, len(update))
     made = _audit(given)
-    _show(made, out, pictures=pictures)
+    if len(made) == 1:
+        _show_one(made[0], out, pictures=pictures)
+    else:
+        _show_several({each.record.update.source: each for each in made}, out, pictures=pictures)
     if json:
-        output.write_json(made.record.content())
+        records = {each.record.update.source: each.record.content() for each in made}
+        output.write_json(records if len(made) > 1 else made[0].record.content())
 
 
-def _audit(given: dict[str, Any]) -> Audit:
-    from vleak.update_audit import DEFENSES_TRIED, audit
+def _check_out(out: Path, updates: int) -> None:
+    """Refuse what is no page for one update, and no folder that is new or empty for several."""
+    if updates == 1:
+        check_page("out", out)
+        return
+    given = argument("out", out)
+    if out.suffix.lower() in (".html", ".htm"):
+        raise InputError(f"{given}: several updates have a page each; give a folder, {out.with_suffix('')}")
+    if not out.parent.is_dir():
+        raise InputError(f"{given}: there is no folder {out.parent}; make it first")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{given}: it is a file, and several updates have a page each; give a folder")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{given}: the folder holds files already; give a new one, or an empty one")
+
+
+def _audit(given: dict[str, Any]) -> list[Audit]:
+    from vleak.update_audit import DEFENSES_TRIED, audit_each
 
     more = {
         name: given[name]
@@ -142,7 +172,7 @@ def _audit(given: dict[str, Any]) -> Audit:
         )
     }  # fmt: skip
     with shown_progress() as show:
-        return audit(
+        return audit_each(
             given["model"],
             given["update"],
             input_shape=_shape(given["input_shape"]),
@@ -187,10 +217,39 @@ def _local(given: dict[str, Any]) -> LocalTraining | None:
     )  # fmt: skip
 
 
-def _show(made: Audit, out: Path | None, *, pictures: bool) -> None:
+def _show_one(made: Audit, out: Path | None, *, pictures: bool) -> None:
     from vleak.report import write_audit
 
-    record = made.record
+    _show(made.record)
+    if out is not None:
+        output.say(f"page: {write_audit(made, out, pictures=pictures)}")
+
+
+def _show_several(made: Mapping[str, Audit], out: Path | None, *, pictures: bool) -> None:
+    """Show a row an update, then what there is to say of the one with the highest risk."""
+    from vleak.report import audit_rows, write_audits
+
+    rows = audit_rows(made)
+    output.console.print(_updates(rows))
+    output.say(f"highest risk: {rows[0].shown}")
+    _show(rows[0].record)
+    if out is not None:
+        output.say(f"pages: {write_audits(made, out, pictures=pictures)}")
+
+
+def _updates(rows: Sequence[AuditRow]) -> Table:
+    measured = any(row.recognised for row in rows)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("update", overflow="fold")
+    for name in ("risk", "fits", *(("recognised", "gain dB") if measured else ()), "frames vouched for"):
+        table.add_column(name, no_wrap=name == "risk")
+    for row in rows:
+        scores = (row.recognised, _number(row.gain_db)) if measured else ()
+        table.add_row(escape(row.shown), row.record.risk.level, row.fits, *scores, row.vouched)
+    return table
+
+
+def _show(record: AuditRecord) -> None:
     output.console.print(_checks(record))
     if record.defenses:
         output.console.print(_leaks(record))
@@ -203,8 +262,6 @@ def _show(made: Audit, out: Path | None, *, pictures: bool) -> None:
     output.say(f"risk {record.risk.level}: {record.risk.meaning}")
     if record.budget.skipped:
         output.say(f"no time for: {', '.join(record.budget.skipped)}")
-    if out is not None:
-        output.say(f"page: {write_audit(made, out, pictures=pictures)}")
 
 
 def _checks(record: AuditRecord) -> Table:

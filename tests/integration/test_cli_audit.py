@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
 from audits import clips, model, sent
@@ -38,6 +40,7 @@ def exits():
     os._exit(0)
 """
 GIVEN = ["--model", "my_factories:small", "--update", "update.safetensors", "--input-shape", "3,4,16,16"]
+TWO = ["--update", "update.safetensors", "--update", "second.safetensors"]
 QUICK = ["--attack", "none", "--try-defense", "none"]
 
 
@@ -91,13 +94,60 @@ def test_facts_of_the_client_reach_the_record(capsys: pytest.CaptureFixture[str]
                 "--mode", "train", "--input-layout", "NCTHW", "--kind", "weights", "--classes", "6",
                 "--partial", "--seconds", "9", "--public", "synthetic", "--defense", "none",
                 "--checkpoint", "before.safetensors", "--json"]) == 0  # fmt: skip
-    update = json.loads(capsys.readouterr().out)["update"]
+    record = json.loads(capsys.readouterr().out)
+    AuditRecord.model_validate(record)
+    update = record["update"]
     assert update["kind"] == "fedavg"
     assert update["batch_size"] == 2
     assert update["mode"] == "train"
     assert update["local"] == (
         "steps 4, batch_size 1, learning_rate 0.1, momentum 0.5, weight_decay 0.25, optimizer sgd"
     )
+
+
+def test_several_updates_have_a_row_a_record_and_a_page_each(capsys: pytest.CaptureFixture[str]) -> None:
+    turned = {name: -tensor for name, tensor in sent(model(), 1).tensors.items()}
+    Path("round [2]").mkdir()
+    save_file(turned, "round [2]/turned.safetensors")
+    several = [*GIVEN, "--update", "round [2]/turned.safetensors", *QUICK, "--seed", "3", "--json"]
+    assert run(["audit", *several, "--out", "pages"]) == 0
+    shown = capsys.readouterr()
+    records = json.loads(shown.out)
+    assert list(records) == ["update.safetensors", "round [2]/turned.safetensors"]
+    assert {record["seed"] for record in records.values()} == {3}
+    assert run(["audit", *GIVEN, *QUICK, "--seed", "3", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    for record in (alone, records["update.safetensors"]):
+        AuditRecord.model_validate(record)
+        record["budget"].pop("spent_s")
+    assert alone == records["update.safetensors"]
+    rows = [line.split() for line in shown.err.splitlines() if line.split()[1:2] == ["undetermined"]]
+    assert rows == [
+        ["turned.safetensors", "undetermined", "wrong:", "sign"],
+        ["update.safetensors", "undetermined", "fits"],
+    ]
+    assert "highest risk: turned.safetensors" in shown.err
+    assert "pages: pages/index.html" in shown.err
+    assert sorted(os.listdir("pages")) == ["01-update.html", "02-turned.html", "index.html"]
+    index = Path("pages/index.html").read_text(encoding="utf-8")
+    assert index.index('<a href="02-turned.html">') < index.index('<a href="01-update.html">')
+    assert 'href="index.html"' in Path("pages/02-turned.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_several_updates_are_attacked_and_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"clips": clips().clips[:1].contiguous()}, "truth.safetensors")
+    save_file(sent(model(), 1).tensors, "other.safetensors")
+    attacked = ["--attack", "matching", "--iterations", "30", "--truth", "truth.safetensors"]
+    several = ["--update", "other.safetensors", "--try-defense", "none", "--json"]
+    assert run(["audit", *GIVEN, *attacked, *several]) == 0
+    shown = capsys.readouterr()
+    records = json.loads(shown.out)
+    assert [record["measured"][0]["recognised"] for record in records.values()] == [True, False]
+    assert all(record["budget"]["skipped"] == [] for record in records.values())
+    rows = [line for line in shown.err.splitlines() if re.match(r" +(update|other)\.safetensors ", line)]
+    assert [re.findall(r"\d of \d", row)[0] for row in rows] == ["1 of 1", "0 of 1"]
+    assert "highest risk: update.safetensors" in shown.err
 
 
 class Planted:
@@ -134,6 +184,15 @@ class Planted:
             "--out update.safetensors: expected a page, a file that ends in .html",
         ),
         (["--truth", "update.safetensors"], "holds 8 tensors, expected one"),
+        ([*TWO, "--update", "nowhere.npz"], "nowhere.npz is not a file"),
+        ([*TWO, "--update", "planted.pt"], "planted.pt is damaged or holds more than tensors"),
+        ([*TWO, "--update", "wider.npz"], "update.safetensors fits the model: give updates of another"),
+        ([*TWO, "--update", "again.pt"], "update.safetensors and again.pt hold the same update"),
+        ([*TWO, "--out", "page.html"], "--out page.html: several updates have a page each; give a folder"),
+        ([*TWO, "--out", "update.safetensors"], "--out update.safetensors: it is a file"),
+        ([*TWO, "--out", "held"], "--out held: the folder holds files already"),
+        ([*TWO, "--out", "no/pages"], "--out no/pages: there is no folder no"),
+        ([*TWO, "--truth", "update.safetensors"], "holds 8 tensors, expected one"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -144,8 +203,15 @@ def test_a_mistake_costs_one_line(
     Path("truncated.safetensors").write_bytes(whole[: len(whole) // 2])
     Path("planted.pkl").write_bytes(pickle.dumps(Planted()))
     torch.save({"x": Planted()}, "planted.pt")
+    first = sent(model()).tensors
+    torch.save(first, "again.pt")
+    np.savez("wider.npz", **{name: tensor[..., None].numpy() for name, tensor in first.items()})
+    save_file({name: 2 * tensor for name, tensor in first.items()}, "second.safetensors")
+    Path("held").mkdir()
+    Path("held", "index.html").write_text("another page")
     kept = set(os.listdir())
-    assert run(["audit", *GIVEN, *QUICK, *arguments]) == 2
+    given = [*GIVEN[:2], *GIVEN[4:]] if "--update" in arguments else GIVEN
+    assert run(["audit", *given, *QUICK, *arguments]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = [line for line in shown.err.splitlines() if line.startswith("vleak: ")]
@@ -154,6 +220,7 @@ def test_a_mistake_costs_one_line(
     assert "Traceback" not in shown.err
     assert set(os.listdir()) - {"__pycache__"} == kept - {"__pycache__"}
     assert Path("update.safetensors").read_bytes() == whole
+    assert os.listdir("held") == ["index.html"]
     shutil.rmtree("__pycache__", ignore_errors=True)
 
 

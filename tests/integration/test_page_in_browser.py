@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 from audits import clips as audit_clips
-from audits import quick, sent, with_norm
+from audits import compared, quick, sent, with_norm
 from chromium import View, chromium, dom, look, printed
 from entries import PROTOCOL, entry, figures
 from nights import run_of, shifted
@@ -19,7 +19,15 @@ from planted_study import QUICK, PlantedRuns
 from torch import nn
 
 from vleak.regression import make_baseline, read_history, regress
-from vleak.report import board_page, write_audit, write_comparison, write_night, write_report, write_study
+from vleak.report import (
+    board_page,
+    write_audit,
+    write_audits,
+    write_comparison,
+    write_night,
+    write_report,
+    write_study,
+)
 from vleak.results import RunRecord, read_run
 from vleak.study import run as study_run
 from vleak.study import run_study
@@ -97,6 +105,13 @@ def audit_page(folder: Path) -> str:
     return write_audit(made, folder / "audit.html", pictures=True).read_text(encoding="utf-8")
 
 
+def audits_page(folder: Path) -> str:
+    net = with_norm()
+    made = [compared(net, sent(net, clip).tensors) for clip in (0, 1)]
+    index = write_audits(dict(zip((BAD, "second.npz"), made, strict=True)), folder / "pages")
+    return index.read_text(encoding="utf-8")
+
+
 def night_page(folder: Path) -> str:
     def renamed(run: RunRecord) -> RunRecord:
         record = run.model_dump(mode="json")
@@ -153,6 +168,7 @@ PAGES: Mapping[str, Callable[[Path], str]] = {
     "own": own_page,
     "comparison": comparison_page,
     "audit": audit_page,
+    "audits": audits_page,
     "night": night_page,
     "study": study_page,
     "leaderboard": leaderboard_page,

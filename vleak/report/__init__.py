@@ -1,6 +1,7 @@
 """Pages of runs, comparisons, audits, nights and studies: a verdict first, then what it rests on."""
 
 from vleak.report.audit_page import write_audit
+from vleak.report.audits_page import AuditRow, audit_rows, write_audits
 from vleak.report.compare_page import comparison_sentences, write_comparison
 from vleak.report.leaderboard import board_markdown, board_page, rank_text, standing_cells
 from vleak.report.night import (
@@ -21,8 +22,10 @@ from vleak.report.study_page import write_study
 from vleak.report.words import client_text, headline, seeds_sentences, unfinished, verdict_text
 
 __all__ = [
+    "AuditRow",
     "at_least",
     "audit_note",
+    "audit_rows",
     "board_markdown",
     "board_page",
     "client_text",
@@ -48,6 +51,7 @@ __all__ = [
     "verdict_text",
     "withheld_text",
     "write_audit",
+    "write_audits",
     "write_comparison",
     "write_night",
     "write_report",

@@ -13,8 +13,12 @@ from vleak.report.panels import ClipPanel, Picture
 from vleak.results.pictures import as_bytes
 from vleak.update_audit import Audit
 
-_TONES = {"high": "leaks", "moderate": "unclear", "low": "safe", "undetermined": "unclear"}
-_OUTCOMES = {"fits": "safe", "note": "plain", "doubt": "unclear", "wrong": "leaks"}
+__all__ = ["OUTCOMES", "TONES", "audit_page", "write_audit"]
+
+TONES = {"high": "leaks", "moderate": "unclear", "low": "safe", "undetermined": "unclear"}
+"""Style of a level of risk."""
+OUTCOMES = {"fits": "safe", "note": "plain", "doubt": "unclear", "wrong": "leaks"}
+"""Style of an outcome of a check, the worst outcome last."""
 
 
 def write_audit(audit: Audit, path: Path | str, *, pictures: bool = False) -> Path:
@@ -29,18 +33,29 @@ def write_audit(audit: Audit, path: Path | str, *, pictures: bool = False) -> Pa
     Raises:
         VleakError: the page cannot be written.
     """
+    write_atomic(Path(path), audit_page(audit, pictures=pictures))
+    return Path(path)
+
+
+def audit_page(audit: Audit, *, pictures: bool = False, among: str = "") -> str:
+    """Return the HTML of the page of an audit.
+
+    Args:
+        audit: that was made.
+        pictures: as of `write_audit`.
+        among: name of the update, where it is one of several whose list is index.html beside the page.
+    """
     record = audit.record
-    page = render_page(
+    return render_page(
         "audit.html",
         record=record,
-        tone=_TONES[record.risk.level],
-        outcomes=_OUTCOMES,
+        among=among,
+        tone=TONES[record.risk.level],
+        outcomes=OUTCOMES,
         panels=_panels(audit) if pictures else [],
         withheld=audit.clips is not None and not pictures,
         facts={"Update": record.update.model_dump(), "Budget": record.budget.model_dump()},
     )
-    write_atomic(Path(path), page)
-    return Path(path)
 
 
 def _panels(audit: Audit) -> list[ClipPanel]:

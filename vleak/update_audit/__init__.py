@@ -2,7 +2,7 @@
 
 from vleak.update_audit.given import KINDS, Given, Source, read_given
 from vleak.update_audit.records import SCHEMA_VERSION, AuditRecord, DetectionScore
-from vleak.update_audit.run import DEFENSES_TRIED, Audit, audit
+from vleak.update_audit.run import DEFENSES_TRIED, Audit, audit, audit_each
 from vleak.update_audit.verdict import RISK_SCALE
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "Given",
     "Source",
     "audit",
+    "audit_each",
     "read_given",
 ]

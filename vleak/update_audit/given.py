@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vleak.errors import InputError, argument, unknown_name
+from vleak.errors import InputError, argument, unknown_name, utf8_text
 from vleak.federated import LocalTraining, PublicFacts, Update, load_update
 from vleak.federated.captured import Arrays, Slots, capture, contents, refuse_weights
 from vleak.federated.saved import KEY
@@ -72,7 +72,7 @@ def read_given(
         raise unknown_name("kind", str(kind), KINDS)
     if isinstance(source, Update):
         return Given(_stated(source, model), "an Update", model, None)
-    name = str(source) if isinstance(source, str | Path) else type(source).__name__
+    name = utf8_text(str(source)) if isinstance(source, str | Path) else type(source).__name__
     stored = read_stored(source, limit_of(model)) if isinstance(source, str | Path) else None
     told, arrays, steps = read_dxo(unpacked(source) if stored is None else stored.arrays)
     if stored is not None and KEY in stored.metadata and kind == "auto" and before is None:

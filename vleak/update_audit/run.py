@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,10 @@ from vleak.update_audit.records import (
     UpdateFacts,
 )
 from vleak.update_audit.setup import Setup, check_counts, check_shape, clips_of, model_of, public_clips
+from vleak.update_audit.several import named, progress_of, read_together
 from vleak.update_audit.verdict import pointers, risk_of
 
-__all__ = ["DEFENSES_TRIED", "Audit", "audit"]
+__all__ = ["DEFENSES_TRIED", "Audit", "audit", "audit_each"]
 
 DEFENSES_TRIED = ("dp:noise_multiplier=0.5", "prune:fraction=0.99", "compress:codec=qsgd,bits=4")
 """Defenses that are tried on a dummy where none are asked for."""
@@ -143,6 +145,66 @@ def audit(
         InputError: something given cannot be used, or does not belong together; names what and what to do.
         CapabilityError: the model has no second derivative.
     """
+    asked = {name: value for name, value in locals().items() if name != "update"}
+    (prepared,) = _prepared([update], **asked)
+    return prepared.run()
+
+
+def audit_each(model: ModuleLike, updates: Sequence[Source], **settings: Any) -> list[Audit]:
+    """Audit several updates of one client and model, each by itself and with the same settings.
+
+    All are read and checked before the first is attacked. The seed is the same for each, and `seconds` are
+    for each.
+
+    Args:
+        model: as of `audit`.
+        updates: messages of the client; all from the same weights, those of the model or of `before`.
+        settings: further arguments of `audit`.
+
+    Returns:
+        the audits, in the order of the updates.
+
+    Raises:
+        InputError: as of `audit`; or two updates are equal, or they are of different models.
+        CapabilityError: the model has no second derivative.
+    """
+    asked = inspect.signature(audit).bind(model, None, **settings)
+    asked.apply_defaults()
+    prepared = _prepared(updates, **{n: v for n, v in asked.arguments.items() if n != "update"})
+    made = []
+    for each in prepared:
+        with named(each.given.source, len(prepared)):
+            made.append(each.run())
+    return made
+
+
+def _prepared(
+    updates: Sequence[Source],
+    *,
+    model: ModuleLike,
+    input_shape: Sequence[int],
+    classes: int | None,
+    checkpoint: str | Path | None,
+    input_layout: str,
+    before: nn.Module | Arrays | str | Path | None,
+    kind: Kind,
+    batch_size: int,
+    mode: Literal["eval", "train"],
+    local: LocalTraining | None,
+    partial: bool,
+    defense: str | Defense,
+    public: str | Tensor,
+    attacks: Sequence[str | Attack],
+    defenses: Sequence[str | Defense],
+    starts: int,
+    iterations: int,
+    seconds: float,
+    truth: str | Path | Tensor | None,
+    candidates: str | Path | Tensor | None,
+    seed: int,
+    progress: Progress | None,
+) -> list[_Auditing]:
+    """Return audits of which everything is read and checked; arguments as of `audit`."""
     shape, clock = check_shape(input_shape), Clock(iterations, seconds, progress)
     if starts < 1:
         raise InputError(f"{argument('starts', starts)}: expected a whole number from 1")
@@ -153,12 +215,21 @@ def audit(
         model, shape, classes=classes, checkpoint=None if checkpoint is None else str(checkpoint),
         layout=read_layout(input_layout), seed=seed,
     )  # fmt: skip
-    given = read_given(update, built.module, facts, kind=kind, before=before, partial=partial)
+    found = read_together(
+        updates, lambda each: read_given(each, built.module, facts, kind=kind, before=before, partial=partial)
+    )
     held, groups, told = public_clips(public, shape, _PUBLIC, seed)
-    setup = Setup(given.model, name, given.update, shape, logits, held, groups, told, _stated(defense), seed)
-    truths = None if truth is None else _truths(truth, setup)
     others = None if candidates is None else clips_of("candidates", candidates, shape)
-    return _Auditing(setup, given, chosen, tried, starts, clock).run(built.notes, truths, others)
+    start, client = found[0].model, _stated(defense)
+    made = []
+    for index, given in enumerate(found):
+        setup = Setup(start, name, given.update, shape, logits, held, groups, told, client, seed)
+        with named(given.source, len(found)):
+            setup.observe(setup.update, setup.client()).check()
+            truths = None if truth is None else _truths(truth, setup)
+        shown = replace(clock, progress=progress_of(progress, given.source, index, len(found)), skipped=[])
+        made.append(_Auditing(setup, given, chosen, tried, starts, shown, built.notes, truths, others))
+    return made
 
 
 def _defenses(names: Sequence[str | Defense]) -> list[Defense]:
@@ -197,12 +268,15 @@ class _Auditing:
     defenses: Sequence[Defense]
     starts: int
     clock: Clock
+    notes: tuple[str, ...]
+    truths: Tensor | None
+    others: Tensor | None
 
-    def run(self, notes: tuple[str, ...], truths: Tensor | None, others: Tensor | None) -> Audit:
-        setup, clock = self.setup, self.clock
+    def run(self) -> Audit:
+        setup, clock, truths, others = self.setup, self.clock, self.truths, self.others
+        clock.start()
         clock.parts = len(self.attacks) + self.starts + _REHEARSALS + len(self.defenses) + bool(self.defenses)
         clock.begins("comparing with dummies")
-        setup.observe(setup.update, setup.client()).check()
         dummies = dummies_of(setup, inferred(setup, setup.update))
         checks = check_all(setup, self.given, dummies)
         prior = prior_answer(setup.observe(setup.update, setup.client()).knowledge)
@@ -245,7 +319,7 @@ class _Auditing:
                 spent_s=clock.spent,
                 skipped=tuple(clock.skipped),
             ),
-            notes=notes,
+            notes=self.notes,
         )
         return Audit(record, None if best is None else best.clips, prior)
 
