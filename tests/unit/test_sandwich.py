@@ -176,7 +176,7 @@ def test_the_epsilon_of_a_replaced_clip_stands_beside_the_other() -> None:
     cells = [make_cell(n).model_copy(update={"defense": record}) for n in range(8)]
     rows = summarise(make_run(*cells))
     assert rows[0].replaced_epsilon == record.replaced_epsilon
-    assert "ε 4.38, or 10 if replaced by another" in " ".join(headline(rows))
+    assert "ε 4.38 (10 if replaced by another)" in " ".join(headline(rows))
     proven = defense.privacy()
     assert proven is not None
     other = defense_record(defense, dataclasses.replace(proven, adjacency="replace one"))

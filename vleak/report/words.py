@@ -276,11 +276,7 @@ def _where(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _describe(row: Row, where: str) -> str:
-    parts = [f"ε {epsilon_text(row.epsilon)}"] if row.epsilon is not None else []
-    if parts and (shown := at_least(row)):
-        parts = [f"{parts[0]}, {shown} by what is sent"]
-    if parts and row.replaced_epsilon is not None:
-        parts = [f"{parts[0]}, or {epsilon_text(row.replaced_epsilon)} if replaced by another"]
+    parts = [_epsilon(row)] if row.epsilon is not None else []
     if row.n:
         parts.append(_counts(row, where))
         if row.psnr_gain_db.mean is not None:
@@ -292,6 +288,14 @@ def _describe(row: Row, where: str) -> str:
     if row.verdict in _QUIET:
         parts.extend(_CAVEATS[caveat] for caveat in row.caveats if caveat in _CAVEATS)
     return f"{row.defense} ({'; '.join(parts)})" if parts else row.defense
+
+
+def _epsilon(row: Row) -> str:
+    """Return what a defense proves, for both adjacencies, and what its messages show of it."""
+    text = f"ε {epsilon_text(row.epsilon)}"
+    if row.replaced_epsilon is not None:
+        text += f" ({epsilon_text(row.replaced_epsilon)} if replaced by another)"
+    return f"{text}, {shown} by what is sent" if (shown := at_least(row)) else text
 
 
 def _counts(row: Row, where: str) -> str:
