@@ -194,7 +194,11 @@ Engine = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    _number("Processes side by side; without it one process, a thread a core. No score depends on it.", _RUN),
+    _number(
+        "Processes side by side; without it one process, a thread a core; with --quick one a core. No score "
+        "depends on it.",
+        _RUN,
+    ),
 ]
 CellSeconds = Annotated[
     float | None,

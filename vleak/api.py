@@ -131,7 +131,7 @@ def evaluate(
         checkpoint: file with the model's weights: safetensors, or a state dict that torch saved.
         out: folder of the run, where a stopped one is taken up; None keeps everything in memory.
         workers: processes that work at the cells side by side; None is this one alone, with a thread for
-            every core.
+            every core, and of a quick run one for every core.
         cell_seconds, cell_memory: time, and memory in GiB beyond that of the run, of the cells of one client,
             which then have a process of their own: one that takes more is tried again, and recorded as failed
             at the third time.

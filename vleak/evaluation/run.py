@@ -50,8 +50,9 @@ def evaluate(
         settings: what to run.
         store: where the cells are kept, or the folder; a stopped run with the same settings is taken up
             where it was. None keeps everything in memory.
-        workers: cells that run side by side: on a CPU a process each (None: in this process, a thread for
-            every core that it may use), batched in one group. No score depends on it.
+        workers: cells that run side by side: on a CPU a process each, batched in one group. None: in this
+            process, a thread for every core that it may use, and of a quick run a process for each. No score
+            depends on it.
         progress: called after every finished cell.
         stop: when set, the run ends after storing the finished cells.
         batched: whether descents of several cells share a batch, which changes the order of sums; None on a
@@ -72,6 +73,8 @@ def evaluate(
     target = _store(store)
     if batched is None:
         batched = settings.torch_device().type == "cuda"
+    if workers is None and ray is None and settings.quick and not batched:
+        workers = count_workers(None)  # many defenses, few clips: what each one learns is not shared anyway
     lanes = _lanes(workers, ray, limits, batched=batched)
     stop, progress = stop or threading.Event(), progress or _silent
     target.check(settings.resolved())
