@@ -276,7 +276,7 @@ def _where(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _describe(row: Row, where: str) -> str:
-    parts = [_epsilon(row)] if row.epsilon is not None else []
+    parts = [] if row.epsilon is None else [_epsilon(row, row.epsilon)]
     if row.n:
         parts.append(_counts(row, where))
         if row.psnr_gain_db.mean is not None:
@@ -290,9 +290,9 @@ def _describe(row: Row, where: str) -> str:
     return f"{row.defense} ({'; '.join(parts)})" if parts else row.defense
 
 
-def _epsilon(row: Row) -> str:
+def _epsilon(row: Row, epsilon: float) -> str:
     """Return what a defense proves, for both adjacencies, and what its messages show of it."""
-    text = f"ε {epsilon_text(row.epsilon)}"
+    text = f"ε {epsilon_text(epsilon)}"
     if row.replaced_epsilon is not None:
         text += f" ({epsilon_text(row.replaced_epsilon)} if replaced by another)"
     return f"{text}, {shown} by what is sent" if (shown := at_least(row)) else text
