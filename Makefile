@@ -9,7 +9,8 @@ WORKERS ?= 2
 
 # The tests that hold the parts by themselves and the walls between them, in about a minute: no run from end to
 # end, no attack and no training.
-HEAVY := test_attack* test_learned.py test_exact.py test_reference_frames.py test_extractors.py test_models.py
+HEAVY := test_attack* test_learned.py test_exact.py test_reference_frames.py test_extractors.py test_models.py \
+	test_strongest.py test_adaptive.py test_tokens.py test_update_audit.py test_federation.py
 CORE := tests/unit $(patsubst %,--ignore-glob='*/%',$(HEAVY))
 
 help:  ## list the commands
