@@ -11,10 +11,9 @@ from typing import Any
 
 from decides_plan import CLIPS, LOCAL_RATE, Setting, Work, matrix, peers, works
 from jacobian import LEVELS, Spectrum
-from marked import between_marks, kept_outcomes
+from marked import between_marks, kept_outcomes, rewrite
 
 import vleak
-from vleak.errors import InputError
 from vleak.files import write_atomic
 from vleak.report.numbers import gain_text, percent
 from vleak.report.words import verdict_text
@@ -126,11 +125,7 @@ def write_page(path: Path, results: Results) -> None:
     Raises:
         InputError: the page has no marks, or cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"page {path}: {error.strerror}; give the page with the marks") from error
-    path.write_text(page(text, results, date.today()), encoding="utf-8")
+    rewrite(path, lambda text: page(text, results, date.today()))
 
 
 def tables(results: Results, today: date) -> str:

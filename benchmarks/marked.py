@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vleak.errors import InputError
+from vleak.files import write_atomic
 
 _Read = TypeVar("_Read")
 
@@ -25,6 +26,19 @@ def between_marks(text: str, begin: str, end: str, content: str) -> str:
             f"page: expected the lines {begin} and {end}, between which what is generated goes; add them"
         )
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def rewrite(path: Path, page: Callable[[str], str]) -> None:
+    """Write a page anew, which ``page`` makes of its text.
+
+    Raises:
+        InputError: the page has no marks, or cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"page {path}: {error.strerror}; give the page with the marks") from error
+    write_atomic(path, page(text))
 
 
 def kept_outcomes(path: Path, read: Callable[[dict[str, Any]], dict[_Read, Any]]) -> dict[_Read, Any]:

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from marked import between_marks, kept_outcomes
+from marked import between_marks, kept_outcomes, rewrite
 
 import vleak
 from vleak.errors import InputError
@@ -156,11 +156,7 @@ def write_page(path: Path, results: Results) -> None:
     Raises:
         InputError: the page has no marks, or cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"page {path}: {error.strerror}; give the page with the marks") from error
-    write_atomic(path, between_marks(text, BEGIN, END, table(results)))
+    rewrite(path, lambda text: between_marks(text, BEGIN, END, table(results)))
 
 
 def table(results: Results) -> str:

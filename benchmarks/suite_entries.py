@@ -18,10 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from marked import between_marks
+from marked import between_marks, rewrite
 
 from vleak.errors import VleakError
-from vleak.files import write_atomic
 from vleak.report import board_markdown, plural
 from vleak.suite import (
     NEWEST,
@@ -143,8 +142,7 @@ def main() -> int:
                 print(
                     f"{number} of {len(left)} groups after {minutes:.1f} minutes", file=sys.stderr, flush=True
                 )
-        text = arguments.page.read_text(encoding="utf-8")
-        write_atomic(arguments.page, page(text, arguments.folder))
+        rewrite(arguments.page, lambda text: page(text, arguments.folder))
     except (VleakError, OSError) as error:
         print(f"suite_entries: {error}", file=sys.stderr)
         return 2

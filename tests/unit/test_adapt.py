@@ -600,7 +600,7 @@ def test_a_factory_that_hangs_or_ends_its_process_costs_one_line(
 def test_a_factory_that_takes_all_memory_costs_one_line(
     factories: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_free_bytes", lambda: 2**28)
+    monkeypatch.setattr(trial, "free_gibibytes", lambda: 0.25)
     name = f"{factories}:fills"
     refused(
         lambda: build_model(name, frames=4, size=8, classes=6, seed=0), "took all the memory that is free"
@@ -608,8 +608,8 @@ def test_a_factory_that_takes_all_memory_costs_one_line(
 
 
 def test_a_trial_has_the_memory_that_is_free() -> None:
-    free = trial._free_bytes()
-    assert free is None or 2**24 < free < 2**50
+    free = trial.free_gibibytes()
+    assert free is None or 2**24 < free * 2**30 < 2**50
 
 
 @pytest.mark.parametrize("factory", ["exits", "generator_exit", "closes"])

@@ -22,8 +22,8 @@ import torch
 
 import vleak
 from vleak.errors import CapabilityError, InputError, VleakError, argument, first_line
-from vleak.evaluation.processes import limit_memory
 from vleak.evaluation.workers import POLL, ClientCells, Crew, Limits, Outcome, Worker, outcome
+from vleak.models.memory import limit_memory
 from vleak.native import loader
 from vleak.switches import exact_arithmetic, math_attention, one_thread
 

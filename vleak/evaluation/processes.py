@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
-import resource
 import signal
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -19,8 +18,9 @@ import torch
 
 from vleak.errors import VleakError, process_ending
 from vleak.evaluation.workers import POLL, ClientCells, Crew, Limits, Outcome, Worker, outcome
+from vleak.models.memory import limit_memory
 
-__all__ = ["Processes", "limit_memory"]
+__all__ = ["Processes"]
 
 _PARENT_DEATH = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -143,13 +143,3 @@ def _end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
         os._exit(0)
-
-
-def limit_memory(gibibytes: float | None) -> None:
-    """Bound the address space: an allocation beyond it fails, as on a machine that has no more."""
-    if gibibytes is None:
-        return
-    with open("/proc/self/statm") as sizes:
-        now = int(sizes.read().split()[0]) * resource.getpagesize()
-    most = now + int(gibibytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,15 +1,17 @@
-"""Memory of this machine, and the refusal of models that no attack on it could fit into."""
+"""Memory of this machine and of a process, and the refusal of models that no attack could fit into."""
 
 from __future__ import annotations
 
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
 
 from vleak.errors import InputError
 
-__all__ = ["memory_bytes", "refuse_too_large"]
+__all__ = ["free_gibibytes", "limit_memory", "memory_bytes", "refuse_too_large"]
 
 _COPIES = 4
 """What a run holds at least: the weights, an update, the undefended one, and a gradient to compare with."""
@@ -25,6 +27,32 @@ def memory_bytes() -> int:
     except OSError:
         return machine
     return min(machine, int(text)) if text.isdigit() else machine
+
+
+def free_gibibytes() -> float | None:
+    """Return the memory that is free, swap with it, in GiB; None where the system does not say."""
+    with suppress(OSError, ValueError, KeyError):
+        with open("/proc/meminfo") as file:
+            sizes = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in file)}
+        return (sizes["MemAvailable"] + sizes["SwapFree"]) / 2**20
+    return None
+
+
+def limit_memory(gibibytes: float | None) -> None:
+    """Let this process take so much more address space than it has; an allocation beyond it fails.
+
+    A limit that is tighter stays as it is.
+
+    Args:
+        gibibytes: beyond what it has; None sets no limit.
+    """
+    if gibibytes is None:
+        return
+    with open("/proc/self/statm") as sizes:
+        now = int(sizes.read().split()[0]) * resource.getpagesize()
+    most, (_, hard) = now + int(gibibytes * 2**30), resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def refuse_too_large(name: str, module: nn.Module, remedy: str) -> None:

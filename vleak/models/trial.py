@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import select
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import NoReturn
 import torch
 
 from vleak.errors import InputError, out_of_memory, process_ending
+from vleak.models.memory import free_gibibytes, limit_memory
 
 __all__ = ["SECONDS", "VARIABLE", "try_factory"]
 
@@ -116,7 +116,7 @@ def _run(call: Callable[[], object], writing: int) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the child
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)  # pools of threads do not survive a fork
-        _limit_memory(_free_bytes())
+        limit_memory(free_gibibytes())
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in (1, 2):
             os.dup2(nowhere, descriptor)
@@ -124,26 +124,6 @@ def _run(call: Callable[[], object], writing: int) -> NoReturn:
         os.write(writing, _verdict(call).encode()[:4096])
     finally:
         os._exit(0)  # not sys.exit: what the parent has buffered is the parent's to write
-
-
-def _free_bytes() -> int | None:
-    """Return the memory that is free, swap with it; None where the system does not say."""
-    with suppress(OSError, ValueError, KeyError):
-        with open("/proc/meminfo") as file:
-            sizes = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in file)}
-        return (sizes["MemAvailable"] + sizes["SwapFree"]) * 1024
-    return None
-
-
-def _limit_memory(more: int | None) -> None:
-    """Let this process take so many bytes more than it has, and then fail; None sets no limit."""
-    if more is None:
-        return
-    with open("/proc/self/statm") as sizes:
-        most = int(sizes.read().split()[0]) * resource.getpagesize() + more
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard == resource.RLIM_INFINITY or most < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 
 
 def _verdict(call: Callable[[], object]) -> str:
