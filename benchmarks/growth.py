@@ -1,43 +1,87 @@
-"""How the cost of an iteration grows with the frames and the size of the clips.
+"""How the cost of an iteration grows with the frames, the size of the clips, and the local steps.
 
     python benchmarks/growth.py [--model c3d_tiny] [--frames 8 16 32 64] [--sizes 32 64 112] [--rounds 5]
+    python benchmarks/growth.py --steps 1 2 3 5 8 [--rounds 21]
 
 For every number of frames at the first size, and every size at the first number of frames: CPU milliseconds
-of an iteration in bare PyTorch and natively, in turn in one process, medians of rounds, one thread.
+of an iteration in bare PyTorch and natively, in turn in one process, medians of rounds, one thread. With
+--steps: native iterations that unroll so many local steps, in turn, over the first of them.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from bare_loop import BareLoop
 from cases import SPATIAL, TEMPORAL
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.descent.loop import Descent, DescentSettings, Problem
 from vleak.descent.timing import interleaved, iterations_needed
+from vleak.federated import LocalTraining
 from vleak.models import build_model
 from vleak.seeds import generator
 from vleak.switches import math_attention
 
 
-def measure(name: str, frames: int, size: int, rounds: int) -> tuple[float, float]:
-    """Return the CPU seconds of an iteration, bare and native."""
+@dataclass(frozen=True)
+class Work:
+    """One clip to rebuild.
+
+    Attributes:
+        target: the gradient of another clip, in the order of the parameters.
+    """
+
+    model: nn.Module
+    labels: Tensor
+    target: tuple[Tensor, ...]
+    start: Tensor
+
+    def descent(self, rounds: int, local: LocalTraining | None = None) -> Descent:
+        """Return a native descent, long enough for the rounds."""
+        names = (name for name, _ in self.model.named_parameters())
+        named = dict(zip(names, self.target, strict=True))
+        settings = DescentSettings(
+            iterations=iterations_needed(rounds), rule="sign_adam", spatial=SPATIAL, temporal=TEMPORAL
+        )
+        problem = Problem(self.model, F.cross_entropy, self.labels, named, local=local)
+        return Descent(problem, settings, self.start)
+
+
+def work(name: str, frames: int, size: int) -> Work:
+    """Return the work on a model."""
     model = build_model(name, frames=frames, size=size, classes=10, seed=0)
     draws = generator("growth", frames, size)
     private, start = (torch.rand(1, 3, frames, size, size, generator=draws) for _ in range(2))
     labels = torch.randint(10, (1,), generator=draws)
     target = torch.autograd.grad(F.cross_entropy(model(private), labels), list(model.parameters()))
-    bare = BareLoop(model, labels, target, start, SPATIAL, TEMPORAL)
-    named = dict(zip((name for name, _ in model.named_parameters()), target, strict=True))
-    settings = DescentSettings(
-        iterations=iterations_needed(rounds), rule="sign_adam", spatial=SPATIAL, temporal=TEMPORAL
-    )
-    native = Descent(Problem(model, F.cross_entropy, labels, named), settings, start)
+    return Work(model, labels, target, start)
+
+
+def measure(name: str, frames: int, size: int, rounds: int) -> tuple[float, float]:
+    """Return the CPU seconds of an iteration, bare and native."""
+    clip = work(name, frames, size)
+    bare = BareLoop(clip.model, clip.labels, clip.target, clip.start, SPATIAL, TEMPORAL)
     with math_attention():
-        measured = interleaved({"bare": bare.run, "native": native.run}, rounds=rounds)
+        measured = interleaved({"bare": bare.run, "native": clip.descent(rounds).run}, rounds=rounds)
     return measured["bare"].median, measured["native"].median
+
+
+def print_steps(clip: Work, steps: Sequence[int], rounds: int) -> None:
+    """Print what iterations over local steps cost, in turn."""
+    locals_ = {count: LocalTraining(steps=count, learning_rate=0.01) for count in steps}
+    runs = {str(count): clip.descent(rounds, local).run for count, local in locals_.items()}
+    measured = interleaved(runs, rounds=rounds)
+    print("| steps | native | over the first row | 10 to 90 % of rounds |")
+    print("|---|---|---|---|")
+    for name, seconds in measured.items():
+        ratio = seconds.divided_by(measured[str(steps[0])])
+        spread = f"{ratio.low:.2f} to {ratio.high:.2f}"
+        print(f"| {name} | {1e3 * seconds.median:.1f} ms | {ratio.median:.2f} | {spread} |")
 
 
 def main() -> None:
@@ -47,9 +91,12 @@ def main() -> None:
     parser.add_argument("--model", default="c3d_tiny", help="name of a built-in model")
     parser.add_argument("--frames", nargs="+", type=int, default=[8, 16, 32, 64])
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64, 112])
+    parser.add_argument("--steps", nargs="+", type=int, default=[], help="local steps to unroll instead")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.steps:
+        return print_steps(work(given.model, given.frames[0], given.sizes[0]), given.steps, given.rounds)
     shapes = [(frames, given.sizes[0]) for frames in given.frames]
     shapes += [(given.frames[0], size) for size in given.sizes[1:]]
     first = None

@@ -44,7 +44,8 @@ Tensor call_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes in
   return dx;
 }
 
-Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes padding, bool depthwise) {
+Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes padding, bool depthwise,
+                        std::optional<Tensor> start) {
   check_kind(dy, x, "dy");
   check(x.dim() == dy.dim() && (x.dim() == 4 || x.dim() == 5), "axes do not match");
   check(!depthwise || x.size(1) == dy.size(1), "channels do not match");
@@ -54,11 +55,17 @@ Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes p
   check(sizes_of(dy) == without_added_axis(shape.output, x.dim()), "dy does not match x");
   x = as_contiguous(x);
   dy = as_contiguous(dy);
+  if (start.has_value()) {
+    check_kind(*start, x, "start");
+    check(sizes_of(*start) == weight, "start does not match");
+    start = as_contiguous(*start);
+  }
   const Tensor dw = new_contiguous(x, weight);
   with_type(dw, [&](auto zero) {
     using T = decltype(zero);
     const auto run = is_depthwise(sizes_of(x), weight) ? &depthwise_weight<T> : &conv_weight<T>;
-    run(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), shape, dw.mutable_data_ptr<T>());
+    const T* begin = start.has_value() ? start->const_data_ptr<T>() : nullptr;
+    run(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), begin, shape, dw.mutable_data_ptr<T>());
   });
   return dw;
 }

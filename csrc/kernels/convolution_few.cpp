@@ -159,13 +159,14 @@ void few_input(const std::vector<View<const T>>& dys, const std::vector<const T*
 }
 
 template <typename T>
-void few_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* dw) {
+void few_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw) {
   const int64_t rows = shape.output[0] * places_of(shape), depth = depth_of(shape), out = shape.output[1];
   const auto unfolded = scratch<T>(rows * depth), turned = scratch<T>(rows * out);
   unfold(shape, contiguous(x, shape.input), unfolded.get());
   for_outputs(shape, contiguous(dy, shape.output),
               [&](int64_t channel, int64_t row, T entry) { turned[channel * rows + row] = entry; });
   product<T>({{{turned.get(), rows}, {unfolded.get(), depth}, rows, false}}, out, depth, dw);
+  for (int64_t i = 0; start && i < out * depth; ++i) dw[i] += start[i];
 }
 
 #define VLEAK_FEW(T)                                                                                     \
@@ -173,7 +174,7 @@ void few_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* dw) {
                               const ConvolutionShape&, T*);                                              \
   template void few_input<T>(const std::vector<View<const T>>&, const std::vector<const T*>&,            \
                              const ConvolutionShape&, T*);                                               \
-  template void few_weight<T>(const T*, const T*, const ConvolutionShape&, T*);
+  template void few_weight<T>(const T*, const T*, const T*, const ConvolutionShape&, T*);
 
 VLEAK_FEW(float)
 VLEAK_FEW(double)

@@ -19,6 +19,6 @@ void few_input(const std::vector<View<const T>>& dys, const std::vector<const T*
 
 // x and dy are contiguous.
 template <typename T>
-void few_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* dw);
+void few_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw);
 
 }  // namespace vleak

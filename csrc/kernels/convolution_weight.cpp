@@ -262,7 +262,7 @@ std::vector<int64_t> find_sources(const WeightSchedule& schedule) {
 
 template <typename T>
 void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, int64_t begin, int64_t end,
-                T* sums, T* result) {
+                T* sums, const T* start, T* result) {
   const auto& output = schedule.problem.output;
   const int64_t positions = output[0] * output[2] * output[3] * output[4];
   const int64_t first = schedule.row_blocks[begin], last = schedule.row_blocks[end];
@@ -283,15 +283,17 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
   const int64_t weights = sources.size();
   for (int64_t row = first; row < last; ++row) {
     const T* from = sums + row * schedule.a_row;
-    for (int64_t i = 0; i < weights; ++i) result[row * weights + i] = from[sources[i]];
+    T* to = result + row * weights;
+    for (int64_t i = 0; i < weights; ++i) to[i] = from[sources[i]];
+    for (int64_t i = 0; start && i < weights; ++i) to[i] += start[row * weights + i];
   }
 }
 
 }  // namespace
 
 template <typename T>
-void conv_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* result) {
-  if (few_outputs(shape)) return few_weight(x, dy, shape, result);
+void conv_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* result) {
+  if (few_outputs(shape)) return few_weight(x, dy, start, shape, result);
   const WeightSchedule schedule = plan_weight(shape, cpu_kernels<T>().tile_limits());
   const int64_t entries = pixels_entries(schedule), frames = shape.input[0] * shape.input[2];
   const auto pixels = scratch<T>(entries), sums = scratch<T>(shape.output[1] * schedule.a_row);
@@ -302,11 +304,12 @@ void conv_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* resu
   const int64_t dy_entries = dy_sizes[0] * dy_sizes[1] * dy_sizes[2] * dy_sizes[3] * dy_sizes[4];
   parallel_for(blocks, grain_of(kSumGrain, dy_entries * schedule.a_row / blocks),
                [&](int64_t begin, int64_t end) {
-                 run_weight(schedule, pixels.get(), dy, begin, end, sums.get(), result);
+                 run_weight(schedule, pixels.get(), dy, begin, end, sums.get(), start, result);
                });
 }
 
-template void conv_weight<float>(const float*, const float*, const ConvolutionShape&, float*);
-template void conv_weight<double>(const double*, const double*, const ConvolutionShape&, double*);
+template void conv_weight<float>(const float*, const float*, const float*, const ConvolutionShape&, float*);
+template void conv_weight<double>(const double*, const double*, const double*, const ConvolutionShape&,
+                                  double*);
 
 }  // namespace vleak

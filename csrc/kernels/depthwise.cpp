@@ -232,7 +232,7 @@ void depthwise_input(const std::vector<View<const T>>& dys, const std::vector<co
 }
 
 template <typename T>
-void depthwise_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* dw) {
+void depthwise_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw) {
   const Layout layout = plan_layout(shape, cpu_kernels<T>().tile_limits().lanes);
   const int64_t channels = shape.input[1], lanes = cpu_kernels<T>().tile_limits().lanes;
   const auto view = [](const T* data, const std::array<int64_t, 5>& sizes) {
@@ -250,7 +250,8 @@ void depthwise_weight(const T* x, const T* dy, const ConvolutionShape& shape, T*
     std::vector<T> line(layout.phase * layout.phases + layout.slack), sums(layout.outputs + layout.slack);
     for (int64_t channel = begin; channel < end; ++channel) {
       T* to = dw + channel * layout.taps;
-      std::fill_n(to, layout.taps, T(0));
+      for (int64_t tap = 0; tap < layout.taps; ++tap)
+        to[tap] = start ? start[channel * layout.taps + tap] : T(0);
       for (int64_t image = 0; image < shape.input[0]; ++image) {
         copy_input(layout, inputs, image, channel, line.data());
         copy_output(layout, outputs, image, channel, sums.data());
@@ -266,7 +267,7 @@ void depthwise_weight(const T* x, const T* dy, const ConvolutionShape& shape, T*
                                     const T*, const ConvolutionShape&, T*);                          \
   template void depthwise_input<T>(const std::vector<View<const T>>&, const std::vector<const T*>&,  \
                                    const ConvolutionShape&, T*);                                     \
-  template void depthwise_weight<T>(const T*, const T*, const ConvolutionShape&, T*);
+  template void depthwise_weight<T>(const T*, const T*, const T*, const ConvolutionShape&, T*);
 
 VLEAK_DEPTHWISE(float)
 VLEAK_DEPTHWISE(double)

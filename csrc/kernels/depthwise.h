@@ -16,6 +16,6 @@ void depthwise_input(const std::vector<View<const T>>& dys, const std::vector<co
 
 // x and dy are contiguous.
 template <typename T>
-void depthwise_weight(const T* x, const T* dy, const ConvolutionShape& shape, T* dw);
+void depthwise_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw);
 
 }  // namespace vleak

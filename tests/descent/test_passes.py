@@ -322,6 +322,22 @@ def test_sums_of_convolutions_merge() -> None:
     assert merged(biased, x, y, z, draw(4)) == (1, 0, 0)
 
 
+def test_a_derivative_by_a_weight_begins_with_the_other_terms_of_its_sum() -> None:
+    def by_weight(x: Tensor, dy: Tensor, start: Tensor) -> Tensor:
+        options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
+        return aten.convolution_backward.default(dy, x, start, None, *options)[1]
+
+    def total(x: Tensor, dy: Tensor, start: Tensor) -> Tensor:
+        return by_weight(x, dy, start) + start + by_weight(2 * x, dy, start)
+
+    graph, values = of(total, draw(2, 3, 8, 8), draw(2, 4, 6, 6), draw(4, 3, 3, 3))
+    optimized = apply("convolution", graph)
+    assert (bilinear(optimized), count(optimized, aten.add.Tensor)) == ((0, 0, 2), 0)
+    torch.testing.assert_close(
+        run_capture(optimized, values), run_capture(graph, values), rtol=1e-10, atol=1e-10
+    )
+
+
 def test_sums_that_do_not_fit_stay_sums() -> None:
     x, y, z, w = draw(2, 3, 8, 8), draw(2, 3, 8, 8, seed=1), draw(4, 3, 3, 3), draw(4, 3, 1, 1)
     # another kernel

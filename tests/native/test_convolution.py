@@ -147,8 +147,9 @@ def assert_all_three(case: Case, dtype: torch.dtype, pairs: int = 1, with_bias: 
     dx = sum(plain_input(case, dy, w) for dy, w in zip(wide[2], wide[1], strict=True))
     assert_near(conv_output(xs, ws, bias, **case.settings), y)
     assert_near(conv_input(dys, ws, input_shape=xs[0].shape, **case.settings), dx)
-    dw = conv_weight(xs[0], dys[0], kernel=case.kernel, **case.settings)
-    assert_near(dw, plain_weight(case, wide[0][0], wide[2][0]))
+    start = None if pairs == 1 else ws[1]
+    dw = conv_weight(xs[0], dys[0], kernel=case.kernel, start=start, **case.settings)
+    assert_near(dw, plain_weight(case, wide[0][0], wide[2][0]) + (0 if start is None else wide[1][1]))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def test_reads_any_strides(implementation: str) -> None:
         return [
             conv_output([x], [w], **case.settings),
             conv_input([dy], [w], input_shape=x.shape, **case.settings),
-            conv_weight(x, dy, kernel=case.kernel, **case.settings),
+            conv_weight(x, dy, kernel=case.kernel, start=w, **case.settings),
         ]
 
     permuted = [t.transpose(1, -1).contiguous().transpose(1, -1) for t in (x, w, dy)]
@@ -318,6 +319,8 @@ BAD_INPUTS: list[tuple[Callable[[], Any], str]] = [
     (weight_with(dy=DY.float()), "expected dy of dtype torch.float64 like x"),
     (weight_with(kernel=(3, 0)), "expected kernel to be 2 integers >= 1"),
     (weight_with(x=X[0]), "expected x of shape (clip"),
+    (weight_with(start=W[:1]), "expected start of shape (13, 5, 3, 3), got (1, 5, 3, 3)"),
+    (weight_with(start=W.float()), "expected start of dtype torch.float64 like x"),
 ]
 
 

@@ -61,6 +61,8 @@ def test_all_three_sums_of_two_pairs(implementation: str, name: str) -> None:
     assert_near(dx, sum(dx for dx, _ in gradients))  # type: ignore[arg-type]
     dw = conv_weight(xs[0], dys[0], kernel=kernel, depthwise=True, **settings)
     assert_near(dw, gradients[0][1])
+    begun = conv_weight(xs[0], dys[0], kernel=kernel, depthwise=True, start=ws[1], **settings)
+    assert_near(begun, gradients[0][1] + wide[1][1].detach())
 
 
 def test_any_strides_are_read(implementation: str) -> None:

@@ -111,5 +111,7 @@ def _zeros(results: Any) -> Any:
     return 0 if isinstance(results, Tensor) else type(results)(_zeros(item) for item in results)
 
 
-for _name in ("gradient_match", "total_variation", "descend"):
+_PASSES = ("gradient_match", "total_variation", "descend")
+_DEPTHWISE = ("conv_output", "conv_input", "conv_weight")  # dense ones become these after the mapping
+for _name in (*_PASSES, *_DEPTHWISE):
     torch.library.register_vmap(f"vleak::{_name}", _trial_by_trial(getattr(torch.ops.vleak, _name).default))

@@ -51,31 +51,36 @@ def mean_step(
     rows = [slice(first, first + size) for first in range(0, len(x), size)]
     # Not cut where all clips are one batch: their derivatives of all steps are then summed in one place.
     batches = [(x[each], labels[each]) for each in rows] if len(rows) > 1 else [(x, labels)]
-    weights, moments = list(parameters.values()), _Moments(local)
+    weights = list(parameters.values())
+    # SGD is linear in the gradients: the loss, a single number, takes the learning rate, and no pass over the
+    # weights multiplies by it, in either direction.
+    rate = 1.0 if local.optimizer == "adam" else -local.learning_rate
+    moments = _Moments(local, rate)
     total: list[Tensor] = []
     for step in range(local.steps):
         place = step % len(batches)
         clips, classes = batches[place]
         named = {**dict(zip(parameters, weights, strict=True)), **buffers(step, rows[place])}
         gradients = torch.autograd.grad(
-            loss(functional_call(model, named, (clips,)), classes), weights,
+            rate * loss(functional_call(model, named, (clips,)), classes), weights,
             create_graph=True, allow_unused=True, materialize_grads=True,
         )  # fmt: skip
         moves = moments.moves(weights, list(gradients))
         total = [sum_ + move for sum_, move in zip(total, moves, strict=True)] if total else moves
         # From the first weights, not from the last ones: a derivative then passes through the sum alone.
         weights = [
-            torch.add(first, sum_, alpha=-local.learning_rate)
+            torch.add(first, sum_, alpha=-local.learning_rate / rate)
             for first, sum_ in zip(parameters.values(), total, strict=True)
         ]
-    return [sum_ / local.steps for sum_ in total]
+    return [sum_ / (rate * local.steps) for sum_ in total]
 
 
 class _Moments:
     """What the optimizer makes of the gradients, step by step: moves of the weights over -learning rate."""
 
-    def __init__(self, local: LocalTraining) -> None:
-        self._local, self._step = local, 0
+    def __init__(self, local: LocalTraining, rate: float) -> None:
+        """Begin without moments; the gradients come multiplied by `rate`."""
+        self._local, self._rate, self._step = local, rate, 0
         self._first: list[Tensor] = []
         self._second: list[Tensor] = []
 
@@ -83,7 +88,7 @@ class _Moments:
         """Return the move of every weight."""
         self._step += 1
         if self._local.weight_decay:
-            decay = self._local.weight_decay
+            decay = self._rate * self._local.weight_decay
             gradients = [g + decay * w for g, w in zip(gradients, weights, strict=True)]
         return self._adam(gradients) if self._local.optimizer == "adam" else self._sgd(gradients)
 

@@ -106,6 +106,7 @@ def conv_weight(
     stride: Sequence[int],
     padding: Sequence[int],
     depthwise: bool = False,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Derivative of :func:`conv_output` with respect to a weight, summed over the clips.
 
@@ -115,6 +116,7 @@ def conv_weight(
         kernel: the weight's spatial sizes, >= 1.
         stride, padding: those of the convolution.
         depthwise: every channel has a kernel of its own.
+        start: of the shape of dw, is added; None for zeros.
 
     Returns:
         dw of shape (out, channel, *kernel), or (channel, 1, *kernel), contiguous. Nothing is recorded for
@@ -123,9 +125,9 @@ def conv_weight(
     Raises:
         InputError: as :func:`conv_output`; or dy does not have the output shape for x.
     """
-    _check_weight(x, dy, kernel, stride, padding, depthwise)
+    _check_weight(x, dy, kernel, stride, padding, depthwise, start)
     return call_without_autograd(
-        "conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding), depthwise
+        "conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding), depthwise, start
     )
 
 
@@ -233,6 +235,7 @@ def _check_weight(
     stride: Sequence[int],
     padding: Sequence[int],
     depthwise: bool,
+    start: Tensor | None,
 ) -> None:
     op = "conv_weight"
     check_tensor(op, "x", x)
@@ -240,9 +243,11 @@ def _check_weight(
     check_same_kind(op, "dy", dy, "x", x)
     check_axes(op, "dy", dy)
     check_settings(op, x.ndim - 2, kernel=kernel)
-    channels = 1 if depthwise else x.shape[1]
-    expected = output_shape(op, x.shape, (dy.shape[1], channels, *kernel), stride, padding)
+    weight = (dy.shape[1], 1 if depthwise else x.shape[1], *kernel)
+    expected = output_shape(op, x.shape, weight, stride, padding)
     check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
+    if start is not None:
+        check_like(op, "start", start, "x", x, weight, "that is the shape of the result")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -297,16 +302,29 @@ def _fake_input(
 
 
 def _plain_weight(
-    x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int], depthwise: bool = False
+    x: Tensor,
+    dy: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    depthwise: bool = False,
+    start: Tensor | None = None,
 ) -> Tensor:
     w = x.new_empty([dy.shape[1], 1 if depthwise else x.shape[1], *kernel])
-    return _backward(dy, x, w, stride, padding, [False, True, False])[1].contiguous()
+    dw = _backward(dy, x, w, stride, padding, [False, True, False])[1]
+    return (dw if start is None else dw + start).contiguous()
 
 
 def _fake_weight(
-    x: Tensor, dy: Tensor, kernel: list[int], stride: list[int], padding: list[int], depthwise: bool = False
+    x: Tensor,
+    dy: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    depthwise: bool = False,
+    start: Tensor | None = None,
 ) -> Tensor:
-    _check_weight(x, dy, kernel, stride, padding, depthwise)
+    _check_weight(x, dy, kernel, stride, padding, depthwise, start)
     return x.new_empty([dy.shape[1], 1 if depthwise else x.shape[1], *kernel])
 
 
@@ -324,7 +342,8 @@ declare(
 )
 declare(
     "conv_weight",
-    "(Tensor x, Tensor dy, int[] kernel, int[] stride, int[] padding, bool depthwise=False) -> Tensor",
+    "(Tensor x, Tensor dy, int[] kernel, int[] stride, int[] padding, bool depthwise=False, "
+    "Tensor? start=None) -> Tensor",
     _plain_weight,
     _fake_weight,
 )

@@ -157,7 +157,7 @@ def _merge(root: Node, terms: list[Node]) -> None:
     if value(root).ndim not in (4, 5):
         return
     with root.graph.inserting_before(root):
-        fewer = _with_bias(_joined(terms, root), root)
+        fewer = _with_start(_with_bias(_joined(terms, root), root), root)
         if len(fewer) == len(terms):
             return
         total = fewer[0]
@@ -189,12 +189,6 @@ def _geometry(term: Node) -> Hashable:
     operators = torch.ops.vleak
     if not is_term(term):
         return None
-    if calls(term, operators.conv_weight.default):
-        x, dy, *rest = term.args
-        sizes = [value(each).shape for each in (x, dy)]
-        # The inputs are copied side by side, which has to cost less than to add the results.
-        fewer = 2 * sum(size.numel() for size in sizes) < 3 * value(term).numel()
-        return (term.target, *sizes, repr(rest)) if fewer else None
     if not calls(term, operators.conv_output.default, operators.conv_input.default):
         return None
     first, weights, *rest = term.args
@@ -205,10 +199,6 @@ def _geometry(term: Node) -> Hashable:
 
 def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
     """Return the arguments of a call that computes the sum of two calls; None if both have a bias."""
-    if left.target is torch.ops.vleak.conv_weight.default:
-        pairs = zip(left.args[:2], right.args[:2], strict=True)
-        side_by_side = [emit(left.graph, aten.cat.default, list(pair)) for pair in pairs]
-        return (*side_by_side, *left.args[2:])
     (firsts, weights, *rest), (more, more_weights, *other) = left.args, right.args
     if left.target is torch.ops.vleak.conv_output.default:
         if rest[0] is not None and other[0] is not None:
@@ -232,6 +222,24 @@ def _with_bias(terms: list[Node], root: Node) -> list[Node]:
         fewer = [*terms[:index], result, *terms[index + 1 :]]
         return [*fewer[:absorbed], *fewer[absorbed + 1 :]]
     return terms
+
+
+def _with_start(terms: list[Node], root: Node) -> list[Node]:
+    """Return the terms, derivatives with respect to a weight each begun with another term of the sum."""
+    derivatives = [term for term in terms if _may_begin(term)]
+    kept = [term for term in terms if term not in derivatives] or [derivatives.pop(0)]
+    total = kept[0]
+    for term in derivatives:
+        geometry = [*term.args[:5], argument(term, "depthwise")]
+        total = emit(root.graph, torch.ops.vleak.conv_weight.default, *geometry, total)
+    return [total, *kept[1:]]
+
+
+def _may_begin(term: Node) -> bool:
+    """Return whether a term is a derivative with respect to a weight that begins with zeros."""
+    if not calls(term, torch.ops.vleak.conv_weight.default) or (term.users and not is_term(term)):
+        return False
+    return argument(term, "start") is None
 
 
 def _channel_vector(term: Node, root: Node) -> Node | None:

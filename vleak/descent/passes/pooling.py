@@ -178,6 +178,8 @@ def _replace(user: Node, whole: Node, few: Node, sparse: dict[Node, Node], place
         if calls(user, operators.conv_weight.default) and user.args[1] is whole and user.args[0] is not whole:
             x, _, *geometry = user.args
             made = emit(graph, operators.sparse_conv_weight.default, x, few, places, *geometry[:3])
+            start = argument(user, "start")
+            made = made if start is None else emit(graph, aten.add.Tensor, made, start)
         elif calls(user, operators.conv_input.default) and set(user.args[0]) <= set(sparse):  # type: ignore[arg-type]
             dys, ws, *geometry = user.args
             all_few = [sparse[dy] for dy in dys]  # type: ignore[union-attr, index]
