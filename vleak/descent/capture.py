@@ -156,7 +156,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: dict[int, Node] = {}
         self._alive: list[Tensor] = []  # keeps tensors alive, since `_nodes` has their id() as keys
         self._running: Any = None
-        self._known: dict[Hashable, Tensor] = {}
+        self._known: dict[Hashable, Any] = {}
         self._inputs = {name: self._input(name, value) for name, value in values.items()}
 
     def run(self, step: Step) -> dict[str, Any]:
@@ -197,12 +197,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(argument.alias_info for argument in (*func._schema.arguments, *func._schema.returns)):
             return func(*args, **kwargs)
         key = func, _likeness(args), _likeness(tuple(kwargs.items()))
-        if key in self._known:
-            return empty_like(self._known[key])
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            self._known[key] = result.detach()
-        return result
+        if key not in self._known:
+            self._known[key] = func(*args, **kwargs)
+        return _alike(self._known[key])
 
     def _copied(self, result: Any) -> Any:
         """Return contiguous copies of results, for recorded strides that do not depend on the device."""
@@ -272,6 +269,13 @@ def _laid_out(value: Any, taken: Tensor | None) -> Any:
 def empty_like(meta: Tensor) -> Tensor:
     """Return a new meta tensor of the same shape, strides and dtype."""
     return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=_META)
+
+
+def _alike(result: Any) -> Any:
+    """Return new meta tensors in place of an operator's result; what is no tensor stays."""
+    if isinstance(result, (list, tuple)):
+        return type(result)(_alike(item) for item in result)
+    return empty_like(result) if isinstance(result, Tensor) else result
 
 
 def _likeness(value: Any) -> Hashable:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
-from vleak.descent.capture import Capture, capture
+from vleak.descent.capture import capture
 from vleak.descent.cuda import CudaProgram
 from vleak.descent.graph import GraphProgram
 from vleak.descent.likeness import program_key
 from vleak.descent.passes import optimize
-from vleak.descent.passes.editing import edited
 from vleak.descent.problem import Values
 from vleak.descent.step import STATE, Step
 from vleak.descent.verification import agrees
@@ -28,16 +28,8 @@ __all__ = ["EngineWarning", "program_for"]
 _KEPT = 32
 
 _lock = threading.RLock()
-_programs: OrderedDict[Hashable, _Compiled | str] = OrderedDict()
+_programs: OrderedDict[Hashable, GraphProgram | CudaProgram | str] = OrderedDict()
 _warned: set[str] = set()
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    """A captured iteration, and the same one for verification, which also returns the gradient."""
-
-    program: GraphProgram | CudaProgram
-    verified: GraphProgram | CudaProgram
 
 
 class EngineWarning(UserWarning):
@@ -57,16 +49,16 @@ def program_for(step: Step, values: Values) -> GraphProgram | CudaProgram | None
     """
     if operators.backend(values["x"].device) != "native":
         return None  # the extension has warned
-    compiled = _shared(step, values)
-    if isinstance(compiled, _Compiled) and not agrees(compiled.verified, step, values):
+    program = _shared(step, values)
+    if not isinstance(program, str) and not agrees(program, step, values):
         # Alike from outside, and yet another model: it gets a capture of its own.
-        compiled = _compile(step, values)
-        if isinstance(compiled, _Compiled) and not agrees(compiled.verified, step, values):
-            compiled = "its captured iteration gave other numbers"
+        program = _compile(step, values)
+        if not isinstance(program, str) and not agrees(program, step, values):
+            program = "its captured iteration gave other numbers"
     _give_memory_back()
-    if isinstance(compiled, _Compiled):
-        return compiled.program
-    _warn(f"the reference engine runs: {compiled}")
+    if not isinstance(program, str):
+        return program
+    _warn(f"the reference engine runs: {program}")
     return None
 
 
@@ -80,20 +72,20 @@ def _give_memory_back() -> None:
 _c_library = ctypes.CDLL(None)
 
 
-def _shared(step: Step, values: Values) -> _Compiled | str:
+def _shared(step: Step, values: Values) -> GraphProgram | CudaProgram | str:
     """Return the program of all problems with this key, or why there is none."""
     try:
         key = program_key(step, values)
     except RecursionError:  # something that holds itself
         return _compile(step, values)
     with _lock:
-        compiled = _programs.get(key)
-        if compiled is None:
-            compiled = _programs[key] = _compile(step, values)
+        program = _programs.get(key)
+        if program is None:
+            program = _programs[key] = _compile(step, values)
             while len(_programs) > _KEPT:
                 _programs.popitem(last=False)
         _programs.move_to_end(key)
-    return compiled
+    return program
 
 
 def _warn(message: str) -> None:
@@ -102,25 +94,24 @@ def _warn(message: str) -> None:
         warnings.warn(message, EngineWarning, stacklevel=5)
 
 
-def _compile(step: Step, values: Values) -> _Compiled | str:
+def _compile(step: Step, values: Values) -> GraphProgram | CudaProgram | str:
     """Return the program, or why there is none."""
     fixed = [name for name in values if name not in STATE]
     try:
-        with math_attention(), differentiable_rnn(step.model):
+        with math_attention(), differentiable_rnn(step.model), _without_collection():
             optimized = optimize(capture(step, values, fixed))
-        program = CudaProgram if values["x"].is_cuda else GraphProgram
-        return _Compiled(program(_without_gradient(optimized)), program(optimized))
+            return (CudaProgram if values["x"].is_cuda else GraphProgram)(optimized)
     except CapabilityError as error:
         return str(error)
 
 
-def _without_gradient(full: Capture) -> Capture:
-    """Return a capture without what only verification reads, which would be held between iterations."""
-    kept = [name for name in full.outputs if name in full.inputs or name == "objective"]
-
-    def keep(capture: Capture) -> None:
-        output = capture.graph.graph.output_node()
-        returned = dict(zip(full.outputs, output.args[0], strict=True))  # type: ignore[arg-type]
-        output.args = ([returned[name] for name in kept],)
-
-    return replace(edited(full, [keep]), outputs=tuple(kept))
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause Python's collector: it would look at every node of a growing graph again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
