@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +29,7 @@ class GraphProgram:
     """A captured step that many descents run, each with its own values.
 
     Attributes:
-        lowered: its instructions.
+        lowered: its slots; and its instructions, unless C++ has taken them.
         native: whether C++ runs them; without the runner library the graph is called from Python, with the
             same operators in the same order.
     """
@@ -46,7 +47,8 @@ class GraphProgram:
         module = loader.loop_module()
         self.native = module is not None
         self._program = None if module is None else module.Program(self.lowered, Slot)
-        if self.native:  # the graph takes more memory than a descent, and is not called
+        if self.native:  # graph and instructions take more memory than a descent, and are not read again
+            self.lowered = replace(self.lowered, prologue=(), body=())
             empty = GraphModule(nn.Module(), Graph())
             self._capture = Capture(empty, capture.inputs, capture.outputs, capture.fixed, capture.device)
 

@@ -28,6 +28,8 @@ from vleak.descent.passes.simplify import sweep
 __all__ = ["convolution"]
 
 _DTYPES = (torch.float32, torch.float64)
+#: Bytes of inputs that one call takes, if more than two: they are kept until then, and leave a core's cache.
+_AT_ONCE = 1 << 20
 
 
 def convolution(capture: Capture) -> None:
@@ -48,8 +50,9 @@ def convolution(capture: Capture) -> None:
             _backward(node)
     drop_dead(graph)
     sweep(graph)  # removes copies of what is contiguous now, which would stand between the terms of a sum
+    order = {node: index for index, node in enumerate(graph.nodes)}
     for root, terms in terms_of_sums(graph):
-        _merge(root, terms)
+        _merge(root, terms, order)
 
 
 def _applies(node: Node, x: Any) -> bool:
@@ -152,12 +155,13 @@ def _backward(node: Node) -> None:
 # Sums
 
 
-def _merge(root: Node, terms: list[Node]) -> None:
-    """Merge the convolutions among the terms of a sum into one call, including a bias."""
+def _merge(root: Node, terms: list[Node], order: dict[Node, int]) -> None:
+    """Merge the convolutions among the terms of a sum into few calls, including a bias."""
     if value(root).ndim not in (4, 5):
         return
+    joined = _joined(terms, order)
     with root.graph.inserting_before(root):
-        fewer = _with_start(_with_bias(_joined(terms, root), root), root)
+        fewer = _with_start(_with_bias(joined, root), root)
         if len(fewer) == len(terms):
             return
         total = fewer[0]
@@ -166,12 +170,14 @@ def _merge(root: Node, terms: list[Node]) -> None:
     substitute(root, total)
 
 
-def _joined(terms: list[Node], root: Node) -> list[Node]:
-    """Return the terms of a sum, convolutions of the same geometry merged."""
+def _joined(terms: list[Node], order: dict[Node, int]) -> list[Node]:
+    """Return the terms of a sum, those of one geometry merged at the place of the last of them."""
     kept: list[Node] = []
     places: dict[Hashable, int] = {}
     for term in terms:
         key = _geometry(term)
+        if key in places and _is_full(kept[places[key]]):
+            del places[key]
         if key is None or places.setdefault(key, len(kept)) == len(kept):
             kept.append(term)
             continue
@@ -180,7 +186,10 @@ def _joined(terms: list[Node], root: Node) -> list[Node]:
         if arguments is None:
             kept.append(term)
         else:
-            kept[places[key]] = emit(root.graph, first.target, *arguments)
+            last = max(first, term, key=order.__getitem__)
+            with last.graph.inserting_before(last):
+                call = kept[places[key]] = emit(last.graph, first.target, *arguments)
+            order[call] = order[last]
     return kept
 
 
@@ -195,6 +204,12 @@ def _geometry(term: Node) -> Hashable:
     shapes = tuple(value(nodes[0]).shape for nodes in (first, weights))  # type: ignore[index,arg-type]
     rest = rest[1:] if term.target is operators.conv_output.default else rest
     return term.target, shapes, repr(rest)
+
+
+def _is_full(call: Any) -> bool:
+    """Return whether a call takes two inputs, as an iteration on a gradient adds up, and no third fits."""
+    inputs = call.args[0]
+    return len(inputs) > 1 and (len(inputs) + 1) * value(inputs[0]).nbytes > _AT_ONCE
 
 
 def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
