@@ -22,15 +22,18 @@ from vleak.native.checks import check_like, check_pair_count, check_same_kind, c
 from vleak.native.declare import declare
 
 __all__ = [
-    "check_axes",
-    "check_pairs",
-    "check_settings",
+    "Sizes",
+    "check_input",
+    "check_output",
+    "check_weight",
     "conv_input",
     "conv_output",
     "conv_weight",
     "is_depthwise",
-    "output_shape",
 ]
+
+Sizes = Sequence[int]
+"""A number for every axis, or for every spatial axis."""
 
 # Larger padded inputs fit into no memory, and products of larger sizes not into 64 bits.
 _LARGEST_SIZE = 2**31 - 1
@@ -38,12 +41,7 @@ _LARGEST_INPUT = 2**40
 
 
 def conv_output(
-    xs: Sequence[Tensor],
-    ws: Sequence[Tensor],
-    bias: Tensor | None = None,
-    *,
-    stride: Sequence[int],
-    padding: Sequence[int],
+    xs: Sequence[Tensor], ws: Sequence[Tensor], bias: Tensor | None = None, *, stride: Sizes, padding: Sizes
 ) -> Tensor:
     """Sum of convolutions: y = sum over i of conv(x_i, w_i), plus the bias.
 
@@ -63,17 +61,12 @@ def conv_output(
             larger than the padded input.
     """
     xs, ws = list(xs), list(ws)
-    _checked_output_shape(xs, ws, bias, stride, padding)
+    check_output("conv_output", xs, ws, bias, stride, padding)
     return call_without_autograd("conv_output", xs[0].device, xs, ws, bias, list(stride), list(padding))
 
 
 def conv_input(
-    dys: Sequence[Tensor],
-    ws: Sequence[Tensor],
-    *,
-    input_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    dys: Sequence[Tensor], ws: Sequence[Tensor], *, input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     """Derivative of :func:`conv_output` with respect to its input.
 
@@ -92,7 +85,7 @@ def conv_input(
         InputError: as :func:`conv_output`; or dys do not have the output shape for ``input_shape``.
     """
     dys, ws = list(dys), list(ws)
-    _check_input(dys, ws, input_shape, stride, padding)
+    _check_dense_input(dys, ws, input_shape, stride, padding)
     return call_without_autograd(
         "conv_input", dys[0].device, dys, ws, list(input_shape), list(stride), list(padding)
     )
@@ -102,9 +95,9 @@ def conv_weight(
     x: Tensor,
     dy: Tensor,
     *,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
     depthwise: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
@@ -125,17 +118,57 @@ def conv_weight(
     Raises:
         InputError: as :func:`conv_output`; or dy does not have the output shape for x.
     """
-    _check_weight(x, dy, kernel, stride, padding, depthwise, start)
+    _check_dense_weight(x, dy, kernel, stride, padding, depthwise, start)
     return call_without_autograd(
         "conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding), depthwise, start
     )
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Checks
+# Checks, which those of some outputs share
 
 
-def check_axes(op: str, name: str, tensor: Tensor) -> None:
+def check_output(
+    op: str, xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: Sizes, padding: Sizes
+) -> list[int]:
+    """Shape of y; InputError where the arguments do not belong together."""
+    _check_pairs(op, "xs", xs, ws)
+    shape = _output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
+    if bias is not None:
+        check_like(op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], "it holds one number an output channel")
+    return shape
+
+
+def check_input(
+    op: str, dys: list[Tensor], ws: list[Tensor], input_shape: Sizes, stride: Sizes, padding: Sizes
+) -> list[int]:
+    """Shape of y; InputError where the arguments, but for the sizes of dys, do not belong together."""
+    _check_pairs(op, "dys", dys, ws)
+    if len(input_shape) != dys[0].ndim:
+        raise InputError(
+            f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
+        )
+    return _output_shape(op, input_shape, ws[0].shape, stride, padding)
+
+
+def check_weight(
+    op: str, x: Tensor, dy: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, depthwise: bool = False
+) -> list[int]:
+    """Shape of y; InputError where the arguments, but for the sizes of dy, do not belong together."""
+    check_tensor(op, "x", x)
+    _check_axes(op, "x", x)
+    check_same_kind(op, "dy", dy, "x", x)
+    _check_axes(op, "dy", dy)
+    _check_settings(op, x.ndim - 2, kernel=kernel)
+    return _output_shape(op, x.shape, _weight_shape(x, dy, kernel, depthwise), stride, padding)
+
+
+def is_depthwise(x: Sizes, w: Sizes) -> bool:
+    """Whether every channel has a kernel of its own, by the shapes of x and w."""
+    return x[1] > 1 and w[1] == 1 and w[0] == x[1]
+
+
+def _check_axes(op: str, name: str, tensor: Tensor) -> None:
     """Refuse a tensor without two or three spatial axes."""
     if tensor.ndim not in (4, 5):
         raise InputError(
@@ -144,7 +177,7 @@ def check_axes(op: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
+def _check_settings(op: str, axes: int, **settings: Sizes) -> None:
     """Refuse kernels, strides and paddings that are not one number a spatial axis, or out of range."""
     for name, values in settings.items():
         least = 0 if name == "padding" else 1
@@ -157,21 +190,13 @@ def check_settings(op: str, axes: int, **settings: Sequence[int]) -> None:
             raise InputError(f"{op}: expected {name} of at most {_LARGEST_SIZE} each, got {list(values)}")
 
 
-def is_depthwise(x: Sequence[int], w: Sequence[int]) -> bool:
-    """Whether every channel has a kernel of its own, by the shapes of x and w."""
-    return x[1] > 1 and w[1] == 1 and w[0] == x[1]
-
-
-def output_shape(
-    op: str, x: Sequence[int], w: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> list[int]:
-    """Shape of y; InputError where x, w, stride and padding do not belong together."""
+def _output_shape(op: str, x: Sizes, w: Sizes, stride: Sizes, padding: Sizes) -> list[int]:
     if len(w) != len(x) or (w[1] != x[1] and not is_depthwise(x, w)) or min(w) < 1:
         raise InputError(
             f"{op}: expected a weight of shape (out, {x[1]}, {len(x) - 2} kernel sizes), all at least 1, for "
             f"an input of shape {tuple(x)}, got {tuple(w)}; no groups are supported but of one channel each"
         )
-    check_settings(op, len(x) - 2, stride=stride, padding=padding)
+    _check_settings(op, len(x) - 2, stride=stride, padding=padding)
     padded = [size + 2 * pad for size, pad in zip(x[2:], padding, strict=True)]
     if math.prod(padded) > _LARGEST_INPUT:
         raise InputError(
@@ -186,11 +211,15 @@ def output_shape(
     return [x[0], w[0], *(space // step + 1 for space, step in zip(room, stride, strict=True))]
 
 
-def check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
+def _weight_shape(x: Tensor, dy: Tensor, kernel: Sizes, depthwise: bool) -> list[int]:
+    return [dy.shape[1], 1 if depthwise else x.shape[1], *kernel]
+
+
+def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
     """Refuse inputs and weights that are not as many, of one kind, and each of one shape."""
     check_pair_count(op, (name, "ws"), inputs, ws)
     check_tensor(op, f"{name}[0]", inputs[0])
-    check_axes(op, f"{name}[0]", inputs[0])
+    _check_axes(op, f"{name}[0]", inputs[0])
     for label, tensors in ((name, inputs), ("ws", ws)):
         for index, tensor in enumerate(tensors):
             check_same_kind(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0])
@@ -198,56 +227,23 @@ def check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> N
             check_like(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0], tensors[0].shape, advice)
 
 
-def _checked_output_shape(
-    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
-) -> list[int]:
-    """Shape of the result of conv_output."""
-    op = "conv_output"
-    check_pairs(op, "xs", xs, ws)
-    shape = output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
-    if bias is not None:
-        advice = "it holds one number an output channel"
-        check_like(op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], advice)
-    return shape
-
-
-def _check_input(
-    dys: list[Tensor],
-    ws: list[Tensor],
-    input_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+def _check_dense_input(
+    dys: list[Tensor], ws: list[Tensor], input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> None:
-    op = "conv_input"
-    check_pairs(op, "dys", dys, ws)
-    if len(input_shape) != dys[0].ndim:
-        raise InputError(
-            f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
-        )
-    expected = output_shape(op, input_shape, ws[0].shape, stride, padding)
-    check_like(op, "dys[0]", dys[0], "dys[0]", dys[0], expected, "that is the output for input_shape")
+    expected = check_input("conv_input", dys, ws, input_shape, stride, padding)
+    advice = "that is the output for input_shape"
+    check_like("conv_input", "dys[0]", dys[0], "dys[0]", dys[0], expected, advice)
 
 
-def _check_weight(
-    x: Tensor,
-    dy: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    depthwise: bool,
-    start: Tensor | None,
+def _check_dense_weight(
+    x: Tensor, dy: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, depthwise: bool, start: Tensor | None
 ) -> None:
     op = "conv_weight"
-    check_tensor(op, "x", x)
-    check_axes(op, "x", x)
-    check_same_kind(op, "dy", dy, "x", x)
-    check_axes(op, "dy", dy)
-    check_settings(op, x.ndim - 2, kernel=kernel)
-    weight = (dy.shape[1], 1 if depthwise else x.shape[1], *kernel)
-    expected = output_shape(op, x.shape, weight, stride, padding)
+    expected = check_weight(op, x, dy, kernel, stride, padding, depthwise)
     check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
     if start is not None:
-        check_like(op, "start", start, "x", x, weight, "that is the shape of the result")
+        shape = _weight_shape(x, dy, kernel, depthwise)
+        check_like(op, "start", start, "x", x, shape, "that is the shape of the result")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -255,7 +251,7 @@ def _check_weight(
 
 
 def _plain_output(
-    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: Sizes, padding: Sizes
 ) -> Tensor:
     # A call without any tensor arrives here unchecked.
     check_pair_count("conv_output", ("xs", "ws"), xs, ws)
@@ -268,13 +264,13 @@ def _plain_output(
 
 
 def _fake_output(
-    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: list[int], padding: list[int]
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: Sizes, padding: Sizes
 ) -> Tensor:
-    return xs[0].new_empty(_checked_output_shape(xs, ws, bias, stride, padding))
+    return xs[0].new_empty(check_output("conv_output", xs, ws, bias, stride, padding))
 
 
 def _backward(
-    dy: Tensor, x: Tensor, w: Tensor, stride: list[int], padding: list[int], mask: list[bool]
+    dy: Tensor, x: Tensor, w: Tensor, stride: Sizes, padding: Sizes, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     axes, groups = len(stride), x.shape[1] if is_depthwise(x.shape, w.shape) else 1
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
@@ -284,7 +280,7 @@ def _backward(
 
 
 def _plain_input(
-    dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
+    dys: list[Tensor], ws: list[Tensor], input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     check_pair_count("conv_input", ("dys", "ws"), dys, ws)
     x = dys[0].new_empty(input_shape)
@@ -295,22 +291,22 @@ def _plain_input(
 
 
 def _fake_input(
-    dys: list[Tensor], ws: list[Tensor], input_shape: list[int], stride: list[int], padding: list[int]
+    dys: list[Tensor], ws: list[Tensor], input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
-    _check_input(dys, ws, input_shape, stride, padding)
+    _check_dense_input(dys, ws, input_shape, stride, padding)
     return dys[0].new_empty(input_shape)
 
 
 def _plain_weight(
     x: Tensor,
     dy: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
     depthwise: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
-    w = x.new_empty([dy.shape[1], 1 if depthwise else x.shape[1], *kernel])
+    w = x.new_empty(_weight_shape(x, dy, kernel, depthwise))
     dw = _backward(dy, x, w, stride, padding, [False, True, False])[1]
     return (dw if start is None else dw + start).contiguous()
 
@@ -318,14 +314,14 @@ def _plain_weight(
 def _fake_weight(
     x: Tensor,
     dy: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
     depthwise: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
-    _check_weight(x, dy, kernel, stride, padding, depthwise, start)
-    return x.new_empty([dy.shape[1], 1 if depthwise else x.shape[1], *kernel])
+    _check_dense_weight(x, dy, kernel, stride, padding, depthwise, start)
+    return x.new_empty(_weight_shape(x, dy, kernel, depthwise))
 
 
 declare(

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from vleak.errors import InputError
 from vleak.native.backend import call_without_autograd
-from vleak.native.checks import check_like, check_same_kind, check_tensor
+from vleak.native.checks import check_like
 from vleak.native.convolution import (
-    check_axes,
-    check_pairs,
-    check_settings,
+    Sizes,
+    check_input,
+    check_output,
+    check_weight,
     conv_input,
     conv_output,
     conv_weight,
     is_depthwise,
-    output_shape,
 )
 from vleak.native.declare import declare
 
@@ -35,8 +35,8 @@ def sparse_conv_output(
     bias: Tensor | None,
     places: Tensor,
     *,
-    stride: Sequence[int],
-    padding: Sequence[int],
+    stride: Sizes,
+    padding: Sizes,
 ) -> Tensor:
     """Some entries of :func:`vleak.native.conv_output`.
 
@@ -53,8 +53,7 @@ def sparse_conv_output(
         InputError: as `conv_output`; or places of another shape or dtype, or that are no outputs.
     """
     xs, ws = list(xs), list(ws)
-    shape = _check_output(xs, ws, bias, places, stride, padding)
-    _check_inside("sparse_conv_output", places, shape)
+    _check_inside("sparse_conv_output", places, _check_output(xs, ws, bias, places, stride, padding))
     return call_without_autograd(
         "sparse_conv_output", xs[0].device, xs, ws, bias, places, list(stride), list(padding)
     )
@@ -65,9 +64,9 @@ def sparse_conv_input(
     ws: Sequence[Tensor],
     places: Tensor,
     *,
-    input_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    input_shape: Sizes,
+    stride: Sizes,
+    padding: Sizes,
 ) -> Tensor:
     """:func:`vleak.native.conv_input` of outputs of which some have a derivative.
 
@@ -84,21 +83,14 @@ def sparse_conv_input(
         InputError: as `conv_input`; or places of another shape or dtype, or that are no outputs.
     """
     dys, ws = list(dys), list(ws)
-    shape = _check_input(dys, ws, places, input_shape, stride, padding)
-    _check_inside("sparse_conv_input", places, shape)
+    _check_inside("sparse_conv_input", places, _check_input(dys, ws, places, input_shape, stride, padding))
     return call_without_autograd(
         "sparse_conv_input", dys[0].device, dys, ws, places, list(input_shape), list(stride), list(padding)
     )
 
 
 def sparse_conv_weight(
-    x: Tensor,
-    dy: Tensor,
-    places: Tensor,
-    *,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    x: Tensor, dy: Tensor, places: Tensor, *, kernel: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     """:func:`vleak.native.conv_weight` of outputs of which some have a derivative.
 
@@ -113,8 +105,7 @@ def sparse_conv_weight(
     Raises:
         InputError: as `conv_weight`; or places of another shape or dtype, or that are no outputs.
     """
-    shape = _check_weight(x, dy, places, kernel, stride, padding)
-    _check_inside("sparse_conv_weight", places, shape)
+    _check_inside("sparse_conv_weight", places, _check_weight(x, dy, places, kernel, stride, padding))
     return call_without_autograd(
         "sparse_conv_weight", x.device, x, dy, places, list(kernel), list(stride), list(padding)
     )
@@ -124,10 +115,9 @@ def sparse_conv_weight(
 # Checks
 
 
-def _check_places(op: str, places: Tensor, like: Tensor, output: Sequence[int]) -> list[int]:
-    """Return the shape of the dense output."""
+def _check_places(op: str, places: Tensor, like: Tensor, output: list[int]) -> None:
     fits = isinstance(places, Tensor) and places.dtype == torch.int64 and places.device == like.device
-    if not fits or places.ndim != len(output) or list(places.shape[:2]) != list(output[:2]):
+    if not fits or places.ndim != len(output) or list(places.shape[:2]) != output[:2]:
         given = (
             f"{places.dtype} {tuple(places.shape)}" if isinstance(places, Tensor) else type(places).__name__
         )
@@ -135,7 +125,6 @@ def _check_places(op: str, places: Tensor, like: Tensor, output: Sequence[int]) 
             f"{op}: expected places to be int64 of {len(output)} axes beginning with {tuple(output[:2])}, on "
             f"{like.device}, got {given}"
         )
-    return list(output)
 
 
 def _check_inside(op: str, places: Tensor, output: list[int]) -> None:
@@ -146,66 +135,40 @@ def _check_inside(op: str, places: Tensor, output: list[int]) -> None:
         )
 
 
-def _dense_shape(
-    op: str, x: Sequence[int], w: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> list[int]:
-    shape = output_shape(op, x, w, stride, padding)
+def _check_whole_kernels(op: str, x: Sizes, w: Sizes) -> None:
     if is_depthwise(x, w):
         raise InputError(f"{op}: expected a weight of shape (out, {x[1]}, *kernel), got {tuple(w)}")
-    return shape
 
 
 def _check_output(
-    xs: list[Tensor],
-    ws: list[Tensor],
-    bias: Tensor | None,
-    places: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, places: Tensor, stride: Sizes, padding: Sizes
 ) -> list[int]:
+    """Return the shape of the dense output."""
     op = "sparse_conv_output"
-    check_pairs(op, "xs", xs, ws)
-    shape = _dense_shape(op, xs[0].shape, ws[0].shape, stride, padding)
-    if bias is not None:
-        check_like(op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], "it holds one number an output channel")
-    return _check_places(op, places, xs[0], shape)
+    shape = check_output(op, xs, ws, bias, stride, padding)
+    _check_whole_kernels(op, xs[0].shape, ws[0].shape)
+    _check_places(op, places, xs[0], shape)
+    return shape
 
 
 def _check_input(
-    dys: list[Tensor],
-    ws: list[Tensor],
-    places: Tensor,
-    input_shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    dys: list[Tensor], ws: list[Tensor], places: Tensor, input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> list[int]:
+    """Return the shape of the dense output."""
     op = "sparse_conv_input"
-    check_pairs(op, "dys", dys, ws)
-    if len(input_shape) != dys[0].ndim:
-        raise InputError(
-            f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
-        )
-    shape = _dense_shape(op, input_shape, ws[0].shape, stride, padding)
+    shape = check_input(op, dys, ws, input_shape, stride, padding)
+    _check_whole_kernels(op, input_shape, ws[0].shape)
     _check_places(op, places, dys[0], shape)
     check_like(op, "dys[0]", dys[0], "dys[0]", dys[0], places.shape, "that is the shape of places")
     return shape
 
 
 def _check_weight(
-    x: Tensor,
-    dy: Tensor,
-    places: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    x: Tensor, dy: Tensor, places: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes
 ) -> list[int]:
+    """Return the shape of the dense output."""
     op = "sparse_conv_weight"
-    check_tensor(op, "x", x)
-    check_axes(op, "x", x)
-    check_same_kind(op, "dy", dy, "x", x)
-    check_axes(op, "dy", dy)
-    check_settings(op, x.ndim - 2, kernel=kernel)
-    shape = _dense_shape(op, x.shape, (dy.shape[1], x.shape[1], *kernel), stride, padding)
+    shape = check_weight(op, x, dy, kernel, stride, padding)
     _check_places(op, places, x, shape)
     check_like(op, "dy", dy, "x", x, places.shape, "that is the shape of places")
     return shape
@@ -215,43 +178,28 @@ def _check_weight(
 # Plain PyTorch and fakes
 
 
-def _spread(dy: Tensor, places: Tensor, output: Sequence[int]) -> Tensor:
+def _spread(dy: Tensor, places: Tensor, output: list[int]) -> Tensor:
     """Return the dense derivative by the output."""
     dense = dy.new_zeros([*output[:2], torch.Size(output[2:]).numel()])
-    return dense.scatter_add(2, places.flatten(2), dy.flatten(2)).view(list(output))
+    return dense.scatter_add(2, places.flatten(2), dy.flatten(2)).view(output)
 
 
 def _plain_output(
-    xs: list[Tensor],
-    ws: list[Tensor],
-    bias: Tensor | None,
-    places: Tensor,
-    stride: list[int],
-    padding: list[int],
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, places: Tensor, stride: Sizes, padding: Sizes
 ) -> Tensor:
     dense = conv_output(xs, ws, bias, stride=stride, padding=padding)
     return dense.flatten(2).gather(2, places.flatten(2)).view(places.shape)
 
 
 def _fake_output(
-    xs: list[Tensor],
-    ws: list[Tensor],
-    bias: Tensor | None,
-    places: Tensor,
-    stride: list[int],
-    padding: list[int],
+    xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, places: Tensor, stride: Sizes, padding: Sizes
 ) -> Tensor:
     _check_output(xs, ws, bias, places, stride, padding)
     return xs[0].new_empty(places.shape)
 
 
 def _plain_input(
-    dys: list[Tensor],
-    ws: list[Tensor],
-    places: Tensor,
-    input_shape: list[int],
-    stride: list[int],
-    padding: list[int],
+    dys: list[Tensor], ws: list[Tensor], places: Tensor, input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     output = _check_input(dys, ws, places, input_shape, stride, padding)
     dense = [_spread(dy, places, output) for dy in dys]
@@ -259,26 +207,21 @@ def _plain_input(
 
 
 def _fake_input(
-    dys: list[Tensor],
-    ws: list[Tensor],
-    places: Tensor,
-    input_shape: list[int],
-    stride: list[int],
-    padding: list[int],
+    dys: list[Tensor], ws: list[Tensor], places: Tensor, input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     _check_input(dys, ws, places, input_shape, stride, padding)
     return dys[0].new_empty(input_shape)
 
 
 def _plain_weight(
-    x: Tensor, dy: Tensor, places: Tensor, kernel: list[int], stride: list[int], padding: list[int]
+    x: Tensor, dy: Tensor, places: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     output = _check_weight(x, dy, places, kernel, stride, padding)
     return conv_weight(x, _spread(dy, places, output), kernel=kernel, stride=stride, padding=padding)
 
 
 def _fake_weight(
-    x: Tensor, dy: Tensor, places: Tensor, kernel: list[int], stride: list[int], padding: list[int]
+    x: Tensor, dy: Tensor, places: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     _check_weight(x, dy, places, kernel, stride, padding)
     return x.new_empty([dy.shape[1], x.shape[1], *kernel])
