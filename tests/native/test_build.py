@@ -310,11 +310,6 @@ def test_sources_compile_without_warnings(kind: build.Kind, tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
 
 
-def test_kernels_know_nothing_of_torch() -> None:
-    for path in (ROOT / "csrc" / "kernels").iterdir():
-        assert "#include <torch" not in path.read_text(), path.name
-
-
 @pytest.mark.parametrize(
     "stem", ["gradient_match", "total_variation", "descend", "convolution", "product", "panel_product"]
 )

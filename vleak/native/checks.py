@@ -24,7 +24,6 @@ __all__ = [
     "check_like",
     "check_number",
     "check_pair_count",
-    "check_penalty_weights",
     "check_same_kind",
     "check_tensor",
 ]
@@ -108,9 +107,3 @@ def check_choice(op: str, name: str, value: str, known: Sequence[str]) -> None:
     """Refuse a word that is not among the known ones."""
     if value not in known:
         raise InputError(f"{op}: expected {name} to be one of {', '.join(known)}, got {value!r}")
-
-
-def check_penalty_weights(op: str, spatial: float, temporal: float, smoothing: float) -> None:
-    """Refuse numbers of a total variation that are negative or not finite."""
-    for name, value in {"spatial": spatial, "temporal": temporal, "smoothing": smoothing}.items():
-        check_number(op, name, value, 0.0)

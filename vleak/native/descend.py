@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vleak.errors import InputError
 from vleak.native.backend import find_operator
-from vleak.native.checks import check_choice, check_clip, check_like, check_number, check_penalty_weights
+from vleak.native.checks import check_choice, check_clip, check_like, check_number
 from vleak.native.declare import declare
 from vleak.native.total_variation import variation_terms
 
@@ -105,7 +105,7 @@ def descend(
     """
     check_clip("descend", "x", x)
     _check_state(x, data_gradient, distance, m, v, best, best_objective)
-    check_penalty_weights("descend", spatial, temporal, smoothing)
+    check_number("descend", "smoothing", smoothing, 0.0)
     numbers = step_settings(
         step=step, lr=lr, prior_weight=prior_weight, spatial=spatial, temporal=temporal, betas=betas, eps=eps,
         low=low, high=high,
@@ -175,8 +175,8 @@ def step_settings(
         raise InputError(f"{op}: expected step to count from 1, got {step}")
     if not low <= high:
         raise InputError(f"{op}: expected low <= high, got low {low} and high {high}")
-    check_penalty_weights(op, spatial, temporal, 0.0)
-    for name, value in {"lr": lr, "prior_weight": prior_weight, "eps": eps}.items():
+    weights = {"prior_weight": prior_weight, "spatial": spatial, "temporal": temporal}
+    for name, value in {"lr": lr, "eps": eps, **weights}.items():
         check_number(op, name, value, 0.0)
     for value in betas:
         check_number(op, "betas", value, 0.0, 1.0)

@@ -13,7 +13,7 @@ from vleak.native.backend import find_operator
 from vleak.native.checks import check_choice, check_like, check_same_kind
 from vleak.native.declare import declare, differentiable_once, set_derivative
 
-__all__ = ["Kind", "gradient_match", "plain_match", "plain_partial_match"]
+__all__ = ["Kind", "gradient_match"]
 
 Kind = Literal["cosine", "l2"]
 
@@ -102,10 +102,10 @@ def _check_mask(name: str, mask: Tensor, gradient: Tensor) -> None:
 # Plain PyTorch
 
 
-def plain_match(
+def _plain(
     gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], kind: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """Operator ``gradient_match`` in plain PyTorch; a compiler may trace it."""
+    """Operator ``gradient_match`` in plain PyTorch."""
     # A call without any tensor arrives here unchecked.
     _check_lengths(gradients, targets, masks, kind)
     gradients, targets = _masked(gradients, masks), _masked(targets, masks)
@@ -113,10 +113,10 @@ def plain_match(
     return distance, residuals
 
 
-def plain_partial_match(
+def _plain_partial(
     gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], sums: Tensor, kind: str
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Operator ``gradient_match_partial`` in plain PyTorch; a compiler may trace it."""
+    """Operator ``gradient_match_partial`` in plain PyTorch."""
     # A call without any tensor arrives here unchecked.
     _check_lengths(gradients, targets, masks, kind)
     gradients, targets = _masked(gradients, masks), _masked(targets, masks)
@@ -218,7 +218,7 @@ def _backward(ctx: Any, grad_distance: Tensor, _: list[Tensor]) -> tuple[Any, ..
 declare(
     _OP,
     "(Tensor[] gradients, Tensor[] targets, Tensor[] masks, str kind) -> (Tensor, Tensor[])",
-    plain_match,
+    _plain,
     _fake,
 )
 set_derivative(_OP, _setup, _backward)
@@ -230,6 +230,6 @@ declare(
     "gradient_match_partial",
     "(Tensor[] gradients, Tensor[] targets, Tensor[] masks, Tensor sums, str kind) "
     "-> (Tensor, Tensor[], Tensor)",
-    plain_partial_match,
+    _plain_partial,
     _fake_partial,
 )

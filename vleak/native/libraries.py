@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,16 +35,8 @@ def pure_torch(reason: str) -> Outcome:
 
 
 def load(kind: build.Kind, library: Path, state: State, reason: str) -> Outcome:
-    """Load a library of any kind.
-
-    Args:
-        kind: kernels for a device, or the runner.
-        library: the file.
-        state: where it comes from.
-        reason: one line on that, for the outcome.
-    """
-    loaders: dict[build.Kind, Callable[[Path, State, str], Outcome]] = {"loop": load_runner}
-    return loaders.get(kind, load_kernels)(library, state, reason)
+    """Load a library of any kind, found in a place that the outcome's state and reason name."""
+    return (load_runner if kind == "loop" else load_kernels)(library, state, reason)
 
 
 def load_kernels(library: Path, state: State, reason: str) -> Outcome:

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from vleak.cache import cache_folder, sealed_entry
 from vleak.errors import InputError
 from vleak.native import build
-from vleak.native.first_use import compiled_library
 from vleak.native.libraries import Outcome, State, load, pure_torch
 
 __all__ = ["ExtensionStatus", "ExtensionWarning", "ensure_loaded", "loop_module", "status"]
@@ -75,10 +75,7 @@ def ensure_loaded(device_type: str = "cpu") -> bool:
         InputError: ``VLEAK_EXTENSION`` holds an unknown word.
     """
     kind: build.Kind | None = "cpu" if device_type == "cpu" else "cuda" if device_type == "cuda" else None
-    if kind is None:
-        return False
-    outcome = _outcomes.get(kind) or _find(kind)
-    return outcome.library is not None
+    return kind is not None and (_outcomes.get(kind) or _find(kind)).library is not None
 
 
 def loop_module() -> Any:
@@ -185,11 +182,18 @@ def _compiled(kind: build.Kind) -> Outcome:
     folder, headers = build.source_folder(), build.describe_torch(_torch_root())
     if folder is None or headers is None:
         return pure_torch("the C++ sources did not come with this installation")
+    name = build.library_name(kind)
     try:
-        library = compiled_library(kind, folder, headers)
+        # Several processes at once compile once.
+        key = f"{kind}-{build.fingerprint(kind, folder, headers)}"
+        entry = sealed_entry(
+            cache_folder("extension"),
+            key,
+            lambda new: build.compile_library(kind, folder, headers, new / name),
+        )
     except (build.BuildError, OSError) as error:
         return pure_torch(f"compiling failed: {error}")
-    return load(kind, library, "compiled at first use", f"compiled into {library.parent}")
+    return load(kind, entry / name, "compiled at first use", f"compiled into {entry}")
 
 
 # ---------------------------------------------------------------------------------------------------------

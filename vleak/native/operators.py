@@ -2,7 +2,7 @@
 
 from vleak.native.backend import backend, use_reference
 from vleak.native.descend import descend, descend_with, step_settings
-from vleak.native.gradient_match import gradient_match, plain_match, plain_partial_match
+from vleak.native.gradient_match import gradient_match
 from vleak.native.total_variation import total_variation
 
 __all__ = [
@@ -10,8 +10,6 @@ __all__ = [
     "descend",
     "descend_with",
     "gradient_match",
-    "plain_match",
-    "plain_partial_match",
     "step_settings",
     "total_variation",
     "use_reference",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vleak.native.backend import find_operator
-from vleak.native.checks import check_clip, check_penalty_weights
+from vleak.native.checks import check_clip, check_number
 from vleak.native.declare import declare, differentiable_once, set_derivative
 
 __all__ = ["total_variation", "variation_terms"]
@@ -49,7 +49,8 @@ def total_variation(
         InputError: x is not five-dimensional or of another dtype; a weight is negative or not finite.
     """
     check_clip("tv", "x", x)
-    check_penalty_weights("tv", spatial, temporal, smoothing)
+    for name, number in {"spatial": spatial, "temporal": temporal, "smoothing": smoothing}.items():
+        check_number("tv", name, number, 0.0)
     operator = find_operator("total_variation", x.device)
     value: Tensor = operator(x, spatial, temporal, isotropic, smoothing)[0]
     return value
