@@ -22,13 +22,6 @@ from vleak.native import conv_input, conv_output, conv_weight
 DTYPES = (torch.float32, torch.float64)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test in plain PyTorch and in native code on every instruction set."""
-    with using(request.param):
-        yield request.param
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Plain formulas: one product for every tap of the kernel
 
@@ -156,7 +149,7 @@ def assert_all_three(case: Case, dtype: torch.dtype, pairs: int = 1, with_bias: 
 # Against the plain formulas
 
 
-def test_known_answers(implementation: str) -> None:
+def test_known_answers(each_implementation: str) -> None:
     x = torch.tensor([1.0, 2.0, 4.0]).view(1, 1, 1, 3)
     w = torch.tensor([10.0, 1.0, 100.0]).view(1, 1, 1, 3)
     settings = {"stride": (1, 1), "padding": (0, 1)}
@@ -173,15 +166,15 @@ def test_known_answers(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_three_sums(implementation: str, name: str) -> None:
+def test_all_three_sums(each_implementation: str, name: str) -> None:
     # Precisions in turn: each case in both of them, on neighbouring instruction sets.
-    turn = list(CASES).index(name) + IMPLEMENTATIONS.index(implementation)
+    turn = list(CASES).index(name) + IMPLEMENTATIONS.index(each_implementation)
     assert_all_three(CASES[name], DTYPES[turn % 2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["3-D", "2-D", "stride 2", "kernel above the input", "tiles", "few outputs"])
-def test_two_pairs_and_a_bias(implementation: str, name: str, dtype: torch.dtype) -> None:
+def test_two_pairs_and_a_bias(each_implementation: str, name: str, dtype: torch.dtype) -> None:
     assert_all_three(CASES[name], dtype, pairs=2, with_bias=True)
 
 
@@ -204,7 +197,7 @@ def test_any_geometry(case: Case, dtype: torch.dtype, pairs: int, with_bias: boo
 
 
 @pytest.mark.parametrize("name", ["3-D", "2-D", "stride 3, 1, 2"])
-def test_the_three_are_adjoint(implementation: str, name: str) -> None:
+def test_the_three_are_adjoint(each_implementation: str, name: str) -> None:
     case = CASES[name]
     x, w, dy = case.inputs()
     value = (conv_output([x], [w], **case.settings) * dy).sum().item()
@@ -215,7 +208,7 @@ def test_the_three_are_adjoint(implementation: str, name: str) -> None:
     assert (w * dw).sum().item() == pytest.approx(value, abs=1e-12 * size)
 
 
-def test_reads_any_strides(implementation: str) -> None:
+def test_reads_any_strides(each_implementation: str) -> None:
     case = CASES["3-D"]
     x, w, dy = case.inputs()
 
@@ -235,7 +228,7 @@ def test_reads_any_strides(implementation: str) -> None:
             assert_near(result, expected)
 
 
-def test_a_requires_grad_input_is_read_as_a_constant(implementation: str) -> None:
+def test_a_requires_grad_input_is_read_as_a_constant(each_implementation: str) -> None:
     x, w, dy = (t.requires_grad_() for t in CASES["2-D"].inputs())
     y = conv_output([x], [w], **CASES["2-D"].settings)
     dw = conv_weight(x, dy, kernel=(3, 3), **CASES["2-D"].settings)
@@ -243,7 +236,7 @@ def test_a_requires_grad_input_is_read_as_a_constant(implementation: str) -> Non
     assert not dw.requires_grad
 
 
-def test_nan_spreads_no_further_than_its_taps(implementation: str) -> None:
+def test_nan_spreads_no_further_than_its_taps(each_implementation: str) -> None:
     case = CASES["rows of one vector"]
     x, w, dy = case.inputs()
     x[0, 1, 1, 2, 3] = math.nan
@@ -254,8 +247,8 @@ def test_nan_spreads_no_further_than_its_taps(implementation: str) -> None:
     assert torch.equal(dx.isnan(), plain_input(case, dy, w).isnan())
 
 
-def test_a_stride_that_gives_one_output_costs_no_more_than_the_kernel(implementation: str) -> None:
-    if implementation == "torch":
+def test_a_stride_that_gives_one_output_costs_no_more_than_the_kernel(each_implementation: str) -> None:
+    if each_implementation == "torch":
         pytest.skip("PyTorch's own plan")
     far = Case(1, 3, 4, (16, 112, 112), (1, 1, 1), (1 << 20, 1 << 20, 1 << 20), (0, 0, 0))
     x, w, dy = far.inputs(dtype=torch.float32)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from native_cases import IMPLEMENTATIONS, assert_near, normal, using
+from native_cases import IMPLEMENTATIONS, assert_near, normal
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,20 +29,14 @@ CASES: dict[str, tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ..
 }
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    with using(request.param):
-        yield request.param
-
-
 def plain(x: Tensor, w: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
     conv = F.conv2d if x.ndim == 4 else F.conv3d
     return conv(x, w, None, stride, padding, groups=x.shape[1])
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_three_sums_of_two_pairs(implementation: str, name: str) -> None:
-    dtype = DTYPES[(list(CASES).index(name) + IMPLEMENTATIONS.index(implementation)) % 2]
+def test_all_three_sums_of_two_pairs(each_implementation: str, name: str) -> None:
+    dtype = DTYPES[(list(CASES).index(name) + IMPLEMENTATIONS.index(each_implementation)) % 2]
     clips, channels, size, kernel, stride, padding = CASES[name]
     xs = [normal(clips, channels, *size, seed=s, dtype=dtype).requires_grad_() for s in (0, 1)]
     ws = [normal(channels, 1, *kernel, seed=s, dtype=dtype).requires_grad_() for s in (0, 1)]
@@ -65,7 +57,7 @@ def test_all_three_sums_of_two_pairs(implementation: str, name: str) -> None:
     assert_near(begun, gradients[0][1] + wide[1][1].detach())
 
 
-def test_any_strides_are_read(implementation: str) -> None:
+def test_any_strides_are_read(each_implementation: str) -> None:
     clips, channels, size, kernel, stride, padding = CASES["3-D"]
     x, w, settings = (
         normal(clips, channels, *size),
@@ -87,7 +79,7 @@ def test_any_strides_are_read(implementation: str) -> None:
     assert_near(*by_weight)
 
 
-def test_nan_spreads_no_further_than_its_taps(implementation: str) -> None:
+def test_nan_spreads_no_further_than_its_taps(each_implementation: str) -> None:
     _, _, _, _, stride, padding = CASES["3-D"]
     x, w = normal(1, 5, 4, 7, 9), normal(5, 1, 3, 3, 3)
     x[0, 1, 1, 2, 3] = torch.nan

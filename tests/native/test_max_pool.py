@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from native_cases import IMPLEMENTATIONS, assert_refused, normal, using
+from native_cases import assert_refused, normal
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,12 +27,6 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    with using(request.param):
-        yield request.param
-
-
 def plain(x: Tensor, kernel: Any, stride: Any) -> tuple[Tensor, Tensor]:
     pool = F.max_pool2d if x.ndim == 4 else F.max_pool3d
     return pool(x, kernel, stride, return_indices=True)  # type: ignore[return-value]
@@ -49,7 +42,7 @@ def check(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_places_are_those_of_torch(implementation: str, name: str) -> None:
+def test_values_and_places_are_those_of_torch(each_implementation: str, name: str) -> None:
     shape, kernel, stride = CASES[name]
     for dtype in (torch.float32, torch.float64):
         x = normal(*shape, dtype=dtype)
@@ -57,7 +50,7 @@ def test_values_and_places_are_those_of_torch(implementation: str, name: str) ->
         check(x.relu(), kernel, stride)  # with ties
 
 
-def test_nan_and_infinity_are_taken_as_torch_takes_them(implementation: str) -> None:
+def test_nan_and_infinity_are_taken_as_torch_takes_them(each_implementation: str) -> None:
     for filling in (torch.nan, torch.inf, -torch.inf):
         x = normal(1, 2, 4, 6, 37)
         x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) > 0.6] = filling
@@ -65,7 +58,7 @@ def test_nan_and_infinity_are_taken_as_torch_takes_them(implementation: str) -> 
         check(x, (2, 2, 2), (2, 2, 2))
 
 
-def test_any_strides_are_read(implementation: str) -> None:
+def test_any_strides_are_read(each_implementation: str) -> None:
     x = normal(3, 4, 6, 5, 2).permute(4, 3, 2, 1, 0)
     assert not x.is_contiguous()
     check(x, (2, 2, 2), (2, 1, 1))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from native_cases import IMPLEMENTATIONS, assert_near, assert_refused, normal, using
+from native_cases import assert_near, assert_refused, normal, using
 from torch import Tensor
 
 from vleak.native import PANEL, panel_product, panels, product
@@ -32,13 +32,6 @@ SIZES = [
 ]
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test in plain PyTorch and in native code on every instruction set."""
-    with using(request.param):
-        yield request.param
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Products
 
@@ -51,7 +44,7 @@ def assert_product(xs: list[Tensor], ms: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SIZES, ids=str)
-def test_product(implementation: str, rows: int, depth: int, columns: int) -> None:
+def test_product(each_implementation: str, rows: int, depth: int, columns: int) -> None:
     for dtype in DTYPES:
         x, m = normal(rows, depth, seed="x", dtype=dtype), normal(depth, columns, seed="m", dtype=dtype)
         by_columns = m.T.contiguous().T
@@ -61,21 +54,21 @@ def test_product(implementation: str, rows: int, depth: int, columns: int) -> No
         assert_product([x, -2 * x, x], [by_columns, m, 3 * by_columns])
 
 
-def test_known_product(implementation: str) -> None:
+def test_known_product(each_implementation: str) -> None:
     x, m = torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 1.0, 0.0], [100.0, 0.0, 7.0]])
     assert product([x], [m]).tolist() == [[210.0, 1.0, 14.0]]
     assert product([x, x], [m, m.T.contiguous().T]).tolist() == [[420.0, 2.0, 28.0]]
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(20, 9000, 40), (700, 500, 100), (40, 700, 300)])
-def test_products_in_pieces(implementation: str, rows: int, depth: int, columns: int) -> None:
+def test_products_in_pieces(each_implementation: str, rows: int, depth: int, columns: int) -> None:
     x, m = normal(rows, depth, dtype=torch.float32), normal(depth, columns, dtype=torch.float32)
     assert_product([x], [m])
     assert_product([x], [m.T.contiguous().T])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_products_of_different_depths(implementation: str, dtype: torch.dtype) -> None:
+def test_products_of_different_depths(each_implementation: str, dtype: torch.dtype) -> None:
     depths = (3, 0, 70, 1)
     xs = [normal(18, depth, seed=i, dtype=dtype) for i, depth in enumerate(depths)]
     ms = [normal(37, depth, seed=-i, dtype=dtype).T for i, depth in enumerate(depths)]
@@ -83,7 +76,7 @@ def test_products_of_different_depths(implementation: str, dtype: torch.dtype) -
     assert_product(xs, [m.contiguous() if i % 2 else m for i, m in enumerate(ms)])
 
 
-def test_product_of_views(implementation: str) -> None:
+def test_product_of_views(each_implementation: str) -> None:
     matrix = normal(80, 140)
     views = {
         "parts of rows": matrix[3:43, 5:75],
@@ -98,13 +91,13 @@ def test_product_of_views(implementation: str) -> None:
             assert_product([x.T], [m])
 
 
-def test_a_product_does_not_depend_on_how_the_matrix_lies(implementation: str) -> None:
+def test_a_product_does_not_depend_on_how_the_matrix_lies(each_implementation: str) -> None:
     x, m = normal(19, 3000, dtype=torch.float32), normal(3000, 150, dtype=torch.float32)
-    if implementation != "torch":
+    if each_implementation != "torch":
         assert torch.equal(product([x], [m]), product([x], [m.T.contiguous().T]))
 
 
-def test_nan_stays_in_its_row_or_column(implementation: str) -> None:
+def test_nan_stays_in_its_row_or_column(each_implementation: str) -> None:
     x, m = normal(20, 40), normal(40, 50)
     x[3, 7] = math.nan
     assert torch.equal(product([x], [m]).isnan().any(1), torch.arange(20) == 3)
@@ -148,7 +141,7 @@ def test_known_panels() -> None:
 
 
 @pytest.mark.parametrize(("rows", "depth", "columns"), SIZES, ids=str)
-def test_panel_product(implementation: str, rows: int, depth: int, columns: int) -> None:
+def test_panel_product(each_implementation: str, rows: int, depth: int, columns: int) -> None:
     for dtype, kept in (
         (torch.float32, 1.0),
         (torch.float32, 0.5),
@@ -165,7 +158,7 @@ def test_panel_product(implementation: str, rows: int, depth: int, columns: int)
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.3])
-def test_panel_products_of_different_depths_and_of_views(implementation: str, kept: float) -> None:
+def test_panel_products_of_different_depths_and_of_views(each_implementation: str, kept: float) -> None:
     matrix = thinned(normal(80, 140, dtype=torch.float32), kept)
     xs = [matrix[3:21, 5:75], matrix.T[:18, :9], matrix[:36:2, ::2], matrix[:1, :70].expand(18, 70)]
     assert_panel_product(xs, [normal(x.shape[1], 90, seed=i, dtype=torch.float32) for i, x in enumerate(xs)])
@@ -181,7 +174,7 @@ def test_panel_products_of_different_depths_and_of_views(implementation: str, ke
         assert torch.equal(panel_product([x], [spread], 200, transposed=transposed), expected)
 
 
-def test_zeros_are_skipped_and_nan_stays_in_its_row(implementation: str) -> None:
+def test_zeros_are_skipped_and_nan_stays_in_its_row(each_implementation: str) -> None:
     x, m = thinned(normal(20, 100), 0.5), normal(100, 150)
     x[3, 7] = math.nan
     product = panel_product([x], [panels(m)], 150)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from native_cases import IMPLEMENTATIONS, assert_near, assert_refused, normal, using
+from native_cases import IMPLEMENTATIONS, assert_near, assert_refused, normal
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,12 +34,6 @@ CASES: dict[str, tuple[int, int, int, Sizes, Sizes, Sizes, Sizes, Sizes]] = {
 }
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    with using(request.param):
-        yield request.param
-
-
 def dense(x: Tensor, w: Tensor, stride: Sizes, padding: Sizes) -> Tensor:
     return (F.conv2d if x.ndim == 4 else F.conv3d)(x, w, None, stride, padding)
 
@@ -55,8 +49,8 @@ def read(y: Tensor, places: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_three_sums_of_three_pairs(implementation: str, name: str) -> None:
-    dtype = DTYPES[(list(CASES).index(name) + IMPLEMENTATIONS.index(implementation)) % 2]
+def test_all_three_sums_of_three_pairs(each_implementation: str, name: str) -> None:
+    dtype = DTYPES[(list(CASES).index(name) + IMPLEMENTATIONS.index(each_implementation)) % 2]
     clips, channels, outputs, size, kernel, stride, padding, chosen = CASES[name]
     xs = [normal(clips, channels, *size, seed=s, dtype=dtype) for s in range(3)]
     ws = [normal(outputs, channels, *kernel, seed=s, dtype=dtype) for s in range(3)]
@@ -79,7 +73,7 @@ def test_all_three_sums_of_three_pairs(implementation: str, name: str) -> None:
     assert_near(sparse_conv_weight(xs[0], dys[0], places, kernel=kernel, **settings), gradients[0][1])
 
 
-def test_any_strides_are_read(implementation: str) -> None:
+def test_any_strides_are_read(each_implementation: str) -> None:
     clips, channels, outputs, size, kernel, stride, padding, chosen = CASES["3-D"]
     settings = {"stride": stride, "padding": padding}
     x, w = normal(clips, channels, *size), normal(outputs, channels, *kernel)
