@@ -21,6 +21,7 @@ from vleak.descent.passes.editing import (
     parts,
     substitute,
     terms_of_sums,
+    total,
     value,
 )
 from vleak.descent.passes.simplify import sweep
@@ -57,9 +58,8 @@ def convolution(capture: Capture) -> None:
 
 def _applies(node: Node, x: Any) -> bool:
     tensor = value(x)
-    plain = all(length == 1 for length in argument(node, "dilation"))
     return (
-        plain
+        set(argument(node, "dilation")) == {1}
         and argument(node, "groups") == 1
         and tensor.ndim in (4, 5)
         and tensor.numel() > 0
@@ -98,8 +98,9 @@ def _weight_derivative(node: Any) -> None:
 
 
 def _cuts_the_end(node: Node) -> bool:
-    step, start = argument(node, "step") if calls(node, aten.slice.Tensor) else 0, 0
-    return step == 1 and argument(node, "start") == start and argument(node, "dim") >= 2
+    if not calls(node, aten.slice.Tensor):
+        return False
+    return (argument(node, "start"), argument(node, "step")) == (0, 1) and argument(node, "dim") >= 2
 
 
 def _per_axis(node: Node, name: str) -> list[int]:
@@ -116,15 +117,9 @@ def _forward(node: Node) -> None:
     if transposed and bias is not None:
         return
     with node.graph.inserting_before(node):
-        if transposed:
-            shape = list(value(node).shape)
-            result = emit(
-                node.graph, torch.ops.vleak.conv_input.default, [x], [weight], shape, stride, padding
-            )
-        else:
-            result = emit(
-                node.graph, torch.ops.vleak.conv_output.default, [x], [weight], bias, stride, padding
-            )
+        operators, shape = torch.ops.vleak, list(value(node).shape)
+        target, third = (operators.conv_input, shape) if transposed else (operators.conv_output, bias)
+        result = emit(node.graph, target.default, [x], [weight], third, stride, padding)
     substitute(node, result)
 
 
@@ -164,10 +159,7 @@ def _merge(root: Node, terms: list[Node], order: dict[Node, int]) -> None:
         fewer = _with_start(_with_bias(joined, root), root)
         if len(fewer) == len(terms):
             return
-        total = fewer[0]
-        for term in fewer[1:]:
-            total = emit(root.graph, aten.add.Tensor, total, term)
-    substitute(root, total)
+        substitute(root, total(root.graph, fewer))
 
 
 def _joined(terms: list[Node], order: dict[Node, int]) -> list[Node]:
@@ -196,9 +188,7 @@ def _joined(terms: list[Node], order: dict[Node, int]) -> list[Node]:
 def _geometry(term: Node) -> Hashable:
     """Return the properties that convolutions merged into one call share; None for other terms."""
     operators = torch.ops.vleak
-    if not is_term(term):
-        return None
-    if not calls(term, operators.conv_output.default, operators.conv_input.default):
+    if not is_term(term) or not calls(term, operators.conv_output.default, operators.conv_input.default):
         return None
     first, weights, *rest = term.args
     shapes = tuple(value(nodes[0]).shape for nodes in (first, weights))  # type: ignore[index,arg-type]
@@ -243,11 +233,11 @@ def _with_start(terms: list[Node], root: Node) -> list[Node]:
     """Return the terms, derivatives with respect to a weight each begun with another term of the sum."""
     derivatives = [term for term in terms if _may_begin(term)]
     kept = [term for term in terms if term not in derivatives] or [derivatives.pop(0)]
-    total = kept[0]
+    begun = kept[0]
     for term in derivatives:
         geometry = [*term.args[:5], argument(term, "depthwise")]
-        total = emit(root.graph, torch.ops.vleak.conv_weight.default, *geometry, total)
-    return [total, *kept[1:]]
+        begun = emit(root.graph, torch.ops.vleak.conv_weight.default, *geometry, begun)
+    return [begun, *kept[1:]]
 
 
 def _may_begin(term: Node) -> bool:

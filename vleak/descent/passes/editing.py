@@ -26,11 +26,12 @@ __all__ = [
     "emit",
     "full",
     "is_term",
+    "layout",
+    "on_metas",
     "parts",
     "substitute",
     "terms_of_sums",
     "total",
-    "unchanged",
     "value",
 ]
 
@@ -81,10 +82,15 @@ def emit(graph: Graph, target: Any, *args: Any, **kwargs: Any) -> Any:
         the node; nested lists of nodes for an operator that returns several tensors or lists of them.
     """
     node = graph.call_function(target, args, kwargs)
-    metas = torch.fx.map_arg((args, kwargs), lambda item: item.meta["val"])
-    with torch.no_grad():
-        node.meta["val"] = target(*metas[0], **metas[1])
+    node.meta["val"] = on_metas(target, args, kwargs)
     return _items(graph, node)
+
+
+def on_metas(target: Any, args: Any, kwargs: Any) -> Any:
+    """Return what an operator makes of the meta tensors of nodes."""
+    args, kwargs = torch.fx.map_arg((args, kwargs), lambda item: item.meta["val"])
+    with torch.no_grad():
+        return target(*args, **kwargs)
 
 
 def derive_strides(graph: Graph, changed: set[Node]) -> None:
@@ -93,25 +99,24 @@ def derive_strides(graph: Graph, changed: set[Node]) -> None:
     for node in list(graph.nodes) if stale else ():
         if node.op != "call_function" or node in changed or stale.isdisjoint(node.all_input_nodes):
             continue
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda item: item.meta["val"])
-        kwargs = {**kwargs, **({"device": "meta"} if "device" in kwargs else {})}
+        kwargs = {**node.kwargs, **({"device": "meta"} if "device" in node.kwargs else {})}
         try:
-            made = node.target(*args, **kwargs)  # type: ignore[operator]
+            made = on_metas(node.target, node.args, kwargs)
         except RuntimeError:
             if node.target is not aten.view.default:
                 raise
             node.target = aten.reshape.default
-            made = aten.reshape.default(*args).contiguous()
-        if _layouts(made) != _layouts(node.meta["val"]):
+            made = on_metas(node.target, node.args, {}).contiguous()
+        if layout(made) != layout(node.meta["val"]):
             node.meta["val"] = made
             stale.add(node)
 
 
-def _layouts(value: Any) -> Any:
-    """Return shape and strides of a value, of a list item by item; what an operator leaves out has none."""
+def layout(value: Any) -> Any:
+    """Return shape, strides and type of a tensor, of a list item by item; of what is neither, None."""
     if isinstance(value, (list, tuple)):
-        return [_layouts(item) for item in value]
-    return (value.shape, value.stride()) if isinstance(value, Tensor) else None
+        return [layout(item) for item in value]
+    return (value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else None
 
 
 def total(graph: Graph, terms: list[Node]) -> Node:
@@ -179,7 +184,7 @@ def terms_of_sums(graph: Graph) -> Iterator[tuple[Node, list[Node]]]:
     The terms may be recomputed at the place of the sum: nothing changes them or their inputs in place. A sum
     may be replaced as soon as it is there; the terms of later sums are read after that.
     """
-    changing = set(graph.nodes) - unchanged(graph)
+    changing = set(graph.nodes) - Memory(graph).unchanged()
     for node in [node for node in graph.nodes if _plain_sum(node) and not is_term(node)]:
         terms = _terms(node, node)
         if all(_may_move(term, changing) for term in terms):
@@ -209,8 +214,3 @@ def _terms(node: Any, root: Node) -> list[Any]:
     if node is not root and not (isinstance(node, Node) and _plain_sum(node) and is_term(node)):
         return [node]
     return [*_terms(node.args[0], root), *_terms(node.args[1], root)]
-
-
-def unchanged(graph: Graph) -> set[Node]:
-    """Return the nodes whose memory no operator changes in place; they may be read at any later node."""
-    return Memory(graph).unchanged()

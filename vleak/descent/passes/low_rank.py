@@ -14,7 +14,8 @@ import torch
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import Capture
-from vleak.descent.passes.editing import aten, calls, emit, parts, substitute, total, unchanged, value
+from vleak.descent.memory import Memory
+from vleak.descent.passes.editing import aten, calls, emit, parts, substitute, total, value
 from vleak.descent.passes.simplify import sweep
 
 __all__ = ["low_rank"]
@@ -59,7 +60,7 @@ def _lists(match: Any) -> tuple[list[Node], list[Node], list[Node]]:
 
 
 def _factors(match: Node, gradients: list[Node], targets: list[Node]) -> dict[int, _Factored]:
-    residuals, stable = _residuals(match), unchanged(match.graph)
+    residuals, stable = _residuals(match), Memory(match.graph).unchanged()
     factored_gradients = {}
     for index, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
         factors = _few_rows(gradient)
@@ -77,11 +78,9 @@ def _residuals(match: Node) -> dict[int, Node]:
 
 def _few_rows(gradient: Any) -> tuple[Node, Node] | None:
     """Return d and x of a gradient d^T x if they are much smaller and only the match reads the gradient."""
-    if (
-        not calls(gradient, aten.mm.default)
-        or len(gradient.users) != 1
-        or not calls(gradient.args[0], aten.t.default)
-    ):
+    if not calls(gradient, aten.mm.default) or not calls(gradient.args[0], aten.t.default):
+        return None
+    if len(gradient.users) != 1:
         return None
     rows, columns = gradient.args[0].args[0], gradient.args[1]
     (count, out), entries = value(rows).shape, value(gradient).numel()
@@ -93,14 +92,8 @@ def _products(residual: Node) -> list[Node] | None:
     """Return the matrix products of a residual; None if anything else reads it."""
     products = []
     for user in residual.users:
-        inner = (
-            _products(user)
-            if calls(user, aten.t.default)
-            else [user]
-            if calls(user, aten.mm.default)
-            else None
-        )
-        if inner is None:
+        inner = _products(user) if calls(user, aten.t.default) else [user]
+        if inner is None or not all(calls(product, aten.mm.default) for product in inner):
             return None
         products += inner
     return products

@@ -12,6 +12,7 @@ from torch.fx import Node
 import vleak.native.bilinear
 import vleak.native.max_pool  # noqa: F401 (both declare operators)
 from vleak.descent.capture import Capture
+from vleak.descent.memory import Memory
 from vleak.descent.passes.editing import (
     argument,
     aten,
@@ -20,7 +21,6 @@ from vleak.descent.passes.editing import (
     emit,
     parts,
     substitute,
-    unchanged,
     value,
 )
 
@@ -62,7 +62,7 @@ def pooling(capture: Capture) -> None:
     graph = capture.graph.graph
     if capture.device.type != "cpu":
         return
-    steady = unchanged(graph)  # what is read later than it was must not be written to
+    steady = Memory(graph).unchanged()  # what is read later than it was must not be written to
     for pool in [pool for node in list(graph.nodes) if (pool := _pool(node)) is not None]:
         if steady.issuperset((pool.values, pool.places)):
             _read_at_places(pool, steady)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import Capture
+from vleak.descent.memory import Memory
 from vleak.descent.passes.editing import (
     aten,
     calls,
@@ -17,7 +17,6 @@ from vleak.descent.passes.editing import (
     substitute,
     terms_of_sums,
     total,
-    unchanged,
     value,
 )
 from vleak.native.bilinear import PANEL
@@ -105,7 +104,7 @@ def _cut_fixed(capture: Capture) -> None:
     graph = capture.graph.graph
     placeholders = graph.find_nodes(op="placeholder")
     fixed = {node for name, node in zip(capture.inputs, placeholders, strict=True) if name in capture.fixed}
-    stable = (fixed | set(graph.find_nodes(op="get_attr"))) & unchanged(graph)
+    stable = (fixed | set(graph.find_nodes(op="get_attr"))) & Memory(graph).unchanged()
     panels_of: dict[Node, Node] = {}
     for node in graph.find_nodes(op="call_function", target=torch.ops.vleak.product.default):
         plain, turned, others = _sorted_by_matrix(node, stable)
@@ -117,43 +116,34 @@ def _cut_fixed(capture: Capture) -> None:
                 _panel_product(graph, pairs, transposed, panels_of) for pairs, transposed in both if pairs
             ]
             if others:
-                results.append(emit(graph, torch.ops.vleak.product.default, *_lists(others)))
+                rows, matrices = zip(*others, strict=True)
+                results.append(emit(graph, torch.ops.vleak.product.default, list(rows), list(matrices)))
             substitute(node, total(graph, results))
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Rows of a product, and the matrix that they are multiplied by, transposed or not."""
-
-    rows: Node
-    matrix: Node
+_Pairs = list[tuple[Node, Node]]
+"""Rows, and the matrix that they are multiplied by, transposed or not."""
 
 
-def _sorted_by_matrix(product: Any, stable: set[Node]) -> tuple[list[_Pair], list[_Pair], list[_Pair]]:
+def _sorted_by_matrix(product: Any, stable: set[Node]) -> tuple[_Pairs, _Pairs, _Pairs]:
     """Return the pairs of a product: with large fixed matrices, with their transposes, and the others."""
-    plain: list[_Pair] = []
-    turned: list[_Pair] = []
-    others: list[_Pair] = []
+    plain, turned, others = _Pairs(), _Pairs(), _Pairs()
     for rows, m in zip(*product.args, strict=True):
         transposed = calls(m, aten.t.default)
         matrix = m.args[0] if transposed else m
         if matrix in stable and value(matrix).numel() >= _FAR:
-            (turned if transposed else plain).append(_Pair(rows, matrix))
+            (turned if transposed else plain).append((rows, matrix))
         else:
-            others.append(_Pair(rows, m))
+            others.append((rows, m))
     return plain, turned, others
 
 
-def _lists(pairs: list[_Pair]) -> tuple[list[Node], list[Node]]:
-    return [pair.rows for pair in pairs], [pair.matrix for pair in pairs]
-
-
-def _panel_product(graph: Graph, pairs: list[_Pair], turned: bool, panels_of: dict[Node, Node]) -> Node:
-    for pair in pairs:
-        if pair.matrix not in panels_of:
-            panels_of[pair.matrix] = _panels(graph, pair.matrix)
-    rows, matrices = _lists(pairs)
-    arguments = (rows, [panels_of[m] for m in matrices], value(matrices[0]).shape[1], turned)
+def _panel_product(graph: Graph, pairs: _Pairs, turned: bool, panels_of: dict[Node, Node]) -> Node:
+    for _, matrix in pairs:
+        if matrix not in panels_of:
+            panels_of[matrix] = _panels(graph, matrix)
+    cut, columns = [panels_of[matrix] for _, matrix in pairs], value(pairs[0][1]).shape[1]
+    arguments = ([rows for rows, _ in pairs], cut, columns, turned)
     result: Node = emit(graph, torch.ops.vleak.panel_product.default, *arguments)
     return result
 

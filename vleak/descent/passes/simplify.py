@@ -8,11 +8,10 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import OWN_LAYOUT, Capture
-from vleak.descent.memory import changed_arguments, viewed_arguments
+from vleak.descent.memory import Memory, changed_arguments, viewed_arguments
 from vleak.descent.passes.editing import (
     argument,
     aten,
@@ -20,9 +19,10 @@ from vleak.descent.passes.editing import (
     drop_dead,
     emit,
     full,
+    layout,
+    on_metas,
     parts,
     substitute,
-    unchanged,
     value,
 )
 
@@ -40,9 +40,7 @@ def simplify(capture: Capture) -> None:
     """
     graph = capture.graph.graph
     _purify(graph)
-    for _ in range(
-        2
-    ):  # the first round removes the loss value, which leaves its inputs unread for the second
+    for _ in range(2):  # the first round removes the loss, which leaves its inputs unread for the second
         drop_dead(graph)
         _forget_values(graph, capture.device)
     for _ in range(2):  # the first sweep enables further matches in the second
@@ -63,7 +61,7 @@ def _purify(graph: Graph) -> None:
     for node in list(graph.nodes):
         changes = changed_arguments(node)
         if changes and all(_private(owner[changed], node, names, order) for changed in changes):
-            _make_pure(node, order)
+            _make_pure(node)
         first, *others = dict.fromkeys(owner[source] for source in viewed_arguments(node)) or [node]
         for other in others:
             owner |= dict.fromkeys(names[other], first)
@@ -89,7 +87,7 @@ def _reads(user: Node, name: Node) -> bool:
     return name in user.all_input_nodes
 
 
-def _make_pure(node: Node, order: dict[Node, int]) -> None:
+def _make_pure(node: Node) -> None:
     target: Any = node.target
     if target is aten.native_batch_norm.default:
         x, weight, bias, _, _, training, momentum, eps = node.args
@@ -98,22 +96,10 @@ def _make_pure(node: Node, order: dict[Node, int]) -> None:
         return
     name = target._schema.name.removeprefix("aten::")
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
-    overload = target._overloadname
-    if packet is not None and overload in packet.overloads():
-        pure = getattr(packet, overload)
-        if _makes_the_same(pure, node):
-            node.target = pure
-
-
-def _makes_the_same(pure: Any, node: Node) -> bool:
-    """Return whether a pure operator's result has the dtype and layout of the memory that a call changes."""
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda item: item.meta["val"])
-    with torch.no_grad():
-        result = pure(*args, **kwargs)
-    before = node.meta["val"]
-    if not (isinstance(result, Tensor) and isinstance(before, Tensor)):
-        return False
-    return (result.shape, result.stride(), result.dtype) == (before.shape, before.stride(), before.dtype)
+    pure = getattr(packet, target._overloadname, None)
+    # The result must lie as the memory that the call changes.
+    if pure is not None and layout(on_metas(pure, node.args, node.kwargs)) == layout(node.meta["val"]):
+        node.target = pure
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -145,7 +131,7 @@ def _forget_argument(node: Node, index: int, device: torch.device) -> None:
 
 def sweep(graph: Graph) -> None:
     """Remove pure operators without effect, and merge repeated ones, in one pass over the graph in order."""
-    stable = unchanged(graph)
+    stable = Memory(graph).unchanged()
     seen: dict[Hashable, Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or changed_arguments(node):
@@ -167,7 +153,7 @@ def _results(node: Node) -> list[Node]:
 
 
 def _already(node: Node, stable: set[Node]) -> Any:
-    """Return an existing node of the same value, or None; `stable` is from `unchanged`."""
+    """Return an existing node of the same value, or None; `stable` is from `Memory.unchanged`."""
     if node.target in _NEUTRAL:
         kept = _with_neutral(node, _NEUTRAL[node.target], stable)
         return _doubled_once(node) if kept is None and node.target is aten.add.Tensor else kept
@@ -188,10 +174,7 @@ def _frozen(value: Any) -> Hashable:
 
 
 def _same_layout(node: Node, other: Any) -> bool:
-    if not isinstance(other, Node):
-        return False
-    mine, its = value(node), value(other)
-    return (mine.shape, mine.stride(), mine.dtype) == (its.shape, its.stride(), its.dtype)
+    return isinstance(other, Node) and layout(value(node)) == layout(value(other))
 
 
 def _nothing(node: Node) -> Any:
@@ -240,9 +223,9 @@ def _doubled_once(node: Any) -> Any:
         each.args[1] if calls(each, aten.mul.Tensor) and len(each.users) == 1 else None for each in node.args
     ]
     exact = isinstance(factors[0], (int, float)) and abs(math.frexp(factors[0])[0]) == 0.5
-    if not exact or factors[0] != factors[1] or node.kwargs or not _same_layout(node, left.args[0]):
+    if not exact or factors[0] != factors[1] or node.kwargs:
         return None
-    if not _same_layout(node, right.args[0]):
+    if not all(_same_layout(node, each.args[0]) for each in node.args):
         return None
     with node.graph.inserting_before(node):
         both = emit(node.graph, aten.add.Tensor, left.args[0], right.args[0])

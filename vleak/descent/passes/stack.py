@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from vleak.descent.capture import Capture
+from vleak.descent.memory import Memory
 from vleak.descent.passes.editing import (
     aten,
     calls,
@@ -15,7 +16,7 @@ from vleak.descent.passes.editing import (
     emit,
     substitute,
     terms_of_sums,
-    unchanged,
+    total,
     value,
 )
 
@@ -42,11 +43,10 @@ def _sum_outer_products(root: Node, terms: list[Node]) -> None:
     graph = root.graph
     with graph.inserting_before(root):
         left = _columns([term.args[0] for term in outer], graph)
-        total = emit(graph, aten.mm.default, left, emit(graph, aten.cat.default, [t.args[1] for t in outer]))
-        for term in terms:
-            if term not in outer:
-                total = emit(graph, aten.add.Tensor, total, term)
-    substitute(root, total)
+        right = emit(graph, aten.cat.default, [term.args[1] for term in outer])
+        product = emit(graph, aten.mm.default, left, right)
+        result = total(graph, [product, *(term for term in terms if term not in outer)])
+    substitute(root, result)
 
 
 def _is_outer(term: Any) -> bool:
@@ -66,7 +66,7 @@ def _columns(parts: list[Any], graph: Graph) -> Any:
 def _batch_rows(graph: Graph) -> None:
     """Multiply all rows by a matrix in one product if the matrix is computed after all of them."""
     order = {node: index for index, node in enumerate(graph.nodes)}
-    stable = unchanged(graph)
+    stable = Memory(graph).unchanged()
     groups: dict[Node, list[Node]] = defaultdict(list)
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
         rows, matrix = node.args
