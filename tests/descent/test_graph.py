@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from vleak.descent.capture import Capture
 from vleak.descent.eager import EagerRunner
 from vleak.descent.graph import GraphProgram, GraphRunner
 from vleak.descent.lowering import lower
@@ -43,7 +43,7 @@ backends = pytest.mark.parametrize("backend", [pytest.param("native", marks=need
 native = pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_library)])
 
 
-def record(step: Step, values: Values, fixed: tuple[str, ...] = ()) -> Any:
+def record(step: Step, values: Values, fixed: tuple[str, ...] = ()) -> Capture:
     """Capture a step as vleak.descent.capture does, without its checks."""
     outputs: list[str] = []
 
@@ -54,13 +54,7 @@ def record(step: Step, values: Values, fixed: tuple[str, ...] = ()) -> Any:
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     graph = make_fx(flat, tracing_mode="fake")(*(mode.from_tensor(v.detach()) for v in values.values()))
-    return SimpleNamespace(
-        graph=graph,
-        inputs=tuple(values),
-        outputs=tuple(outputs),
-        fixed=frozenset(fixed),
-        device=torch.device("cpu"),
-    )
+    return Capture(graph, tuple(values), tuple(outputs), frozenset(fixed), torch.device("cpu"))
 
 
 def called_by_python(capture: Any, values: Values, table: Tensor) -> tuple[list[float], Values]:

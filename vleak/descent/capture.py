@@ -37,7 +37,7 @@ Step = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 #: Operators that choose the layout of their results by device if their arguments are not contiguous.
 OWN_LAYOUT = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
-_META, _CPU = torch.device("meta"), torch.device("cpu")
+_META = torch.device("meta")
 
 # One capture at a time: functional_call, which steps use, swaps the tensors of a module while it runs.
 _tracing = threading.Lock()
@@ -69,7 +69,7 @@ class Capture:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     fixed: frozenset[str]
-    device: torch.device = _CPU
+    device: torch.device
 
 
 def capture(step: Step, values: Mapping[str, Tensor], fixed: Collection[str]) -> Capture:
@@ -178,7 +178,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if torch.Tag.data_dependent_output in func.tags and not _any_meta(args):
+        reads = torch.Tag.data_dependent_output in func.tags
+        if reads and not any(isinstance(item, Tensor) and item.is_meta for item in args):
             return func(*args, **kwargs)  # reads a constant
         _check_operator(func, args)
         self._running = func
@@ -187,10 +188,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if node.kwargs.get("device") == _META:
                 node.kwargs = {**node.kwargs, "device": self.device}
             kwargs["device"] = _META
-        result = self._run(func, _without_contents(args), kwargs)
+        result = self._run(func, _mapped(args, _without_contents), kwargs)
         self._running = None
         result = self._track(node, result)
-        return self._copied(result) if func in OWN_LAYOUT and not _plain(args) else result
+        own = func in OWN_LAYOUT and not all(
+            item.is_contiguous() for item in args if isinstance(item, Tensor)
+        )
+        return _mapped(result, self._copied) if own else result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operator's result, cached by shapes of the arguments: recurrent layers repeat calls."""
@@ -199,17 +203,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = func, _likeness(args), _likeness(tuple(kwargs.items()))
         if key not in self._known:
             self._known[key] = func(*args, **kwargs)
-        return _alike(self._known[key])
+        return _mapped(self._known[key], empty_like)
 
-    def _copied(self, result: Any) -> Any:
-        """Return contiguous copies of results, for recorded strides that do not depend on the device."""
-        if isinstance(result, (list, tuple)):
-            return type(result)(self._copied(item) for item in result)
-        if result is None:
-            return None
+    def _copied(self, result: Tensor) -> Tensor:
+        """Return a contiguous copy of a result, for recorded strides that do not depend on the device."""
         contiguous: dict[str, Any] = {"memory_format": torch.contiguous_format}
         node = self.graph.call_function(torch.ops.aten.clone.default, (self._find(result),), contiguous)
-        return self._track(node, torch.empty(result.shape, dtype=result.dtype, device=_META))
+        copy: Tensor = self._track(node, torch.empty(result.shape, dtype=result.dtype, device=_META))
+        return copy
 
     def _input(self, name: str, value: Tensor) -> Tensor:
         node = self.graph.placeholder(re.sub(r"\W", "_", name))
@@ -250,10 +251,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _plain(args: tuple[Any, ...]) -> bool:
-    return all(item.is_contiguous() for item in args if isinstance(item, Tensor))
-
-
 def _laid_out(value: Any, taken: Tensor | None) -> Any:
     """Return an output with the strides of its input of the next iteration, whose views require them."""
     if not isinstance(value, Tensor) or taken is None or value.shape != taken.shape:
@@ -271,11 +268,16 @@ def empty_like(meta: Tensor) -> Tensor:
     return torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device=_META)
 
 
-def _alike(result: Any) -> Any:
-    """Return new meta tensors in place of an operator's result; what is no tensor stays."""
-    if isinstance(result, (list, tuple)):
-        return type(result)(_alike(item) for item in result)
-    return empty_like(result) if isinstance(result, Tensor) else result
+def _without_contents(tensor: Tensor) -> Tensor:
+    """Return a meta tensor of the same shape and strides; the tensor itself if it is one."""
+    return tensor if tensor.is_meta else empty_like(tensor)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a value, or a list of them, with every tensor changed; what is no tensor stays."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(item, change) for item in value)
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def _likeness(value: Any) -> Hashable:
@@ -285,19 +287,6 @@ def _likeness(value: Any) -> Hashable:
     if isinstance(value, (list, tuple)):
         return tuple(_likeness(item) for item in value)
     return type(value), value
-
-
-def _any_meta(args: tuple[Any, ...]) -> bool:
-    return any(isinstance(item, Tensor) and item.is_meta for item in args)
-
-
-def _without_contents(value: Any) -> Any:
-    """Return a meta tensor of the same shape and strides; lists of tensors likewise."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_without_contents(item) for item in value)
-    if not isinstance(value, Tensor) or value.is_meta:
-        return value
-    return empty_like(value)
 
 
 def _check_operator(func: Any, args: tuple[Any, ...]) -> None:

@@ -49,8 +49,7 @@ class GraphProgram:
         self._program = None if module is None else module.Program(self.lowered, Slot)
         if self.native:  # graph and instructions take more memory than a descent, and are not read again
             self.lowered = replace(self.lowered, prologue=(), body=())
-            empty = GraphModule(nn.Module(), Graph())
-            self._capture = Capture(empty, capture.inputs, capture.outputs, capture.fixed, capture.device)
+            self._capture = replace(capture, graph=GraphModule(nn.Module(), Graph()))
 
     def start(self, values: Mapping[str, Tensor]) -> GraphRunner | EagerRunner:
         """Start a descent: run what depends on fixed inputs only.

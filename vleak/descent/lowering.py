@@ -205,12 +205,10 @@ def _hoisted(nodes: Sequence[Node], memory: Memory, fixed: set[Node]) -> set[Nod
     for node in nodes:
         if memory.changed(node) or node.op == "output":
             continue
-        if node.op != "call_function":
-            constant = node.op == "get_attr" or node in fixed
-        else:
-            constant = (
-                once.issuperset(node.all_input_nodes) and not changed_arguments(node) and not _draws(node)
-            )
+        constant = node.op == "get_attr" or node in fixed
+        if node.op == "call_function":
+            computed = once.issuperset(node.all_input_nodes) and not _draws(node)
+            constant = computed and not changed_arguments(node)
         if constant:
             once.add(node)
     return once
@@ -243,17 +241,11 @@ def _lower_part(
         read = dict.fromkeys(_read(node, slots_of))
         freed = [slot for slot in read if slot in temporary and last[slot] is node]
         results = [slot if slot in last or slot in kept else UNREAD for slot in _slots(slots_of[node])]
-        instructions.append(_instruction(node, slots_of, results, freed))
+        arguments = tuple(_template(value, slots_of) for value in node.args)
+        keywords = {name: _template(value, slots_of) for name, value in node.kwargs.items()}
+        assert isinstance(node.target, OpOverload)
+        instructions.append(Instruction(node.target, arguments, keywords, tuple(results), tuple(freed)))
     return tuple(instructions)
-
-
-def _instruction(
-    node: Node, slots_of: Mapping[Node, SlotTree], results: Sequence[int], freed: Sequence[int]
-) -> Instruction:
-    assert isinstance(node.target, OpOverload)
-    arguments = tuple(_template(value, slots_of) for value in node.args)
-    keywords = {name: _template(value, slots_of) for name, value in node.kwargs.items()}
-    return Instruction(node.target, arguments, keywords, tuple(results), tuple(freed))
 
 
 def _read(node: Node, slots_of: Mapping[Node, SlotTree]) -> list[int]:
