@@ -177,7 +177,8 @@ class Batch:
             other = next(iter(settings.values()))
             rows = torch.stack([settings.get(trial, other)[:BLOCK] for trial in range(self._trials)], 1)
             block = self._runner.run(rows, interrupted)
-            self._restore(resting, before)
+            if resting:
+                self._put(resting, {name: value[resting] for name, value in before.items()})
         return {trial: replace(block, objectives=block.objectives[:, trial]) for trial in settings}
 
     def state(self, trial: int) -> Values:
@@ -188,19 +189,14 @@ class Batch:
     def restore(self, trial: int, state: Values) -> None:
         """Reset a trial to an earlier state; the others do not change."""
         with self._lock:
-            now = self._runner.state()
-            for name, value in state.items():
-                now[name] = now[name].clone()
-                now[name][trial] = value
-            self._runner.restore(now)
+            self._put(trial, state)
 
-    def _restore(self, trials: Sequence[int], before: Values) -> None:
-        if not trials:
-            return
-        after = {name: value.clone() for name, value in self._runner.state().items()}
-        for name, value in after.items():
-            value[trials] = before[name][trials]
-        self._runner.restore(after)
+    def _put(self, trials: int | list[int], state: Values) -> None:
+        now = self._runner.state()
+        for name, value in state.items():
+            now[name] = now[name].clone()
+            now[name][trials] = value
+        self._runner.restore(now)
 
 
 @dataclass(frozen=True, eq=False)

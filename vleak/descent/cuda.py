@@ -65,23 +65,17 @@ class CudaProgram:
         self._capture, self._record = capture, record
 
     def start(self, values: Mapping[str, Tensor]) -> CudaRunner:
-        """Start a descent.
-
-        No tensor in ``values`` is ever changed. What an iteration does not change is not copied, and must
-        stay as it is while the descent lasts.
-
-        Args:
-            values: one tensor for every input of the capture, "settings" among them, laid out as there.
+        """Start a descent, as `GraphProgram.start` does; the tensors must be laid out as in the capture.
 
         Raises:
             InputError: a tensor is missing.
         """
-        capture = self._capture
-        for name in capture.inputs:
-            if name not in values:
-                raise InputError(f"descent: tensor {name!r} is missing")
-        own = {name: values[name].detach() for name in capture.inputs}
-        return CudaRunner(as_step(capture), own, capture.fixed, record=self._record)
+        inputs, fixed = self._capture.inputs, self._capture.fixed
+        missing = [name for name in inputs if name not in values]
+        if missing:
+            raise InputError(f"descent: tensor {missing[0]!r} is missing")
+        own = {name: values[name].detach() for name in inputs}
+        return CudaRunner(as_step(self._capture), own, fixed, record=self._record)
 
 
 class CudaRunner:

@@ -84,12 +84,11 @@ _MAPPABLE = {
 
 
 def _trial_by_trial(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a rule for vmap: call an operator once for every trial, as its run alone does."""
+    """Return a rule for vmap: call an operator once for every trial, the first axis of all its results."""
 
     def rule(info: Any, axes: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         results = [operator(*_of_trial(arguments, axes, trial)) for trial in range(info.batch_size)]
-        stacked = _stacked(results)
-        return stacked, _zeros(stacked)
+        return _stacked(results), 0
 
     return rule
 
@@ -104,11 +103,6 @@ def _stacked(results: Sequence[Any]) -> Any:
     if isinstance(results[0], Tensor):
         return torch.stack(tuple(results))
     return type(results[0])(_stacked(items) for items in zip(*results, strict=True))
-
-
-def _zeros(results: Any) -> Any:
-    """Return the trial axis, 0, of every tensor of a result."""
-    return 0 if isinstance(results, Tensor) else type(results)(_zeros(item) for item in results)
 
 
 _PASSES = ("gradient_match", "total_variation", "descend")

@@ -155,11 +155,10 @@ def _alone(group: Group, index: int, ended: threading.Event) -> Callable[[], Non
 
     def run() -> None:
         if group.error is None:
-            try:
-                progress = None if group.progress is None else report
-                group.descents[index].run(group.iterations, progress=progress, stop=stop, every=group.every)
-            except Exception as error:  # noqa: BLE001  kept in `Group.error`
-                group.error = group.error or error
+            progress, descent = None if group.progress is None else report, group.descents[index]
+            _guarded(
+                group, lambda: descent.run(group.iterations, progress=progress, stop=stop, every=group.every)
+            )
 
     return run
 
@@ -184,11 +183,11 @@ def _run_batched(groups: Sequence[Group]) -> None:
 
 
 def _guarded(group: Group, call: Callable[[], _Result]) -> _Result | None:
-    """Call, and keep an error with the group."""
+    """Call, and keep the first error with the group."""
     try:
         return call()
     except Exception as error:  # noqa: BLE001  kept in `Group.error`
-        group.error = error
+        group.error = group.error or error
         return None
 
 
