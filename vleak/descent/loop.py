@@ -135,12 +135,9 @@ class Descent:
         return settings_table(self._level.settings, self._rule.done, count).to(self.state.x.device)
 
     def take(self, before: Values, rows: Tensor, block: IterationBlock) -> None:
-        """Bring the state up to date with iterations that the runner ran; begin the next level at an end.
+        """Bring the state up to date with a block that the runner ran; begin the next level at an end.
 
-        Args:
-            before: the runner's state before them.
-            rows: their settings.
-            block: what came back.
+        `before` is the runner's state before the block, `rows` are its settings.
         """
         self._update_state(undo_beyond_end(self.runner, self._rule, before, rows, block))
         end = self._rule.end

@@ -41,11 +41,8 @@ def program_for(step: Step, values: Values) -> GraphProgram | CudaProgram | None
 
     The first caller has it captured and optimized; problems with equal keys share it, see
     `vleak.descent.likeness.program_key`. Each caller's first iteration is compared with the reference on the
-    caller's own values: what a graph pass has missed, or what two models do not share after all, ends here.
-
-    Args:
-        step: what to capture.
-        values: the tensors of the first iteration, "settings" among them.
+    caller's own values, "settings" among them: what a graph pass has missed, or what two models do not share
+    after all, ends here.
     """
     if operators.backend(values["x"].device) != "native":
         return None  # the extension has warned

@@ -60,7 +60,7 @@ class Runner(Protocol):
 
         Args:
             settings: (iterations, numbers) or, of a batch, (iterations, trials, numbers) float64, see
-                `vleak.descent.step.StepSettings`.
+                `vleak.native.StepSettings`.
             interrupted: called now and then between iterations.
 
         Raises:
@@ -110,13 +110,7 @@ class EndRule:
     """
 
     def __init__(self, iterations: int, patience: int = 0, tolerance: float = 0.0) -> None:
-        """Start counting.
-
-        Args:
-            iterations: length of the schedule.
-            patience: iterations without progress after which the descent has settled; 0 for never.
-            tolerance: what counts as progress: the best objective falls by more than this part of itself.
-        """
+        """Start counting; iterations, patience and tolerance are those of `DescentSettings`."""
         self.done, self.end = 0, None if iterations else End(0, 0, "schedule")
         self._iterations, self._patience, self._tolerance = iterations, patience, tolerance
         self._level, self._since = math.inf, 0
@@ -150,11 +144,9 @@ def undo_beyond_end(
     """Apply the rule to the iterations of a block, and undo those beyond the end.
 
     Args:
-        runner: of one descent, which ran the block.
-        rule: of the descent.
+        runner, rule: of one descent.
         before: the runner's state before the block.
-        settings: of its iterations.
-        block: what came back.
+        settings, block: what the runner was given, and what came back.
 
     Returns:
         the objectives that belong to the history.

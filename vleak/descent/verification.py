@@ -34,12 +34,8 @@ _ROUNDING = 2e-6
 def agrees(program: GraphProgram | CudaProgram, step: Step, values: Values) -> bool:
     """Compare one iteration with the reference, at the start and, should that fail, at noise.
 
-    Where the start is the answer, there is only rounding to be compared.
-
-    Args:
-        program: of the step; returns "objective" and "gradient".
-        step: run as the reference.
-        values: of the first iteration, "settings" among them.
+    Where the start is the answer, there is only rounding to be compared. The values are those of the first
+    iteration, "settings" among them.
     """
     if _agrees_at(values["x"], program, step, values):
         return True

@@ -296,9 +296,7 @@ def compile_library(kind: Kind, folder: Path, torch: Torch, output: Path) -> Non
     """Compile a library into ``output``, replacing it atomically; nothing is printed.
 
     Args:
-        kind: which library.
-        folder: the csrc folder.
-        torch: the torch to build against.
+        kind, folder, torch: which library, the csrc folder, and the torch to build against.
         output: the library's path; its folder must exist.
 
     Raises:

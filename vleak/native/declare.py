@@ -17,11 +17,8 @@ __all__ = ["declare", "differentiable_once", "set_derivative"]
 def declare(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Declare an operator in both namespaces.
 
-    Args:
-        name: name of the operator.
-        schema: arguments and results in PyTorch's schema language.
-        kernel: plain-PyTorch implementation, for every device.
-        fake: implementation that returns tensors of the right shapes without computing them.
+    The kernel is in plain PyTorch, for every device; the fake returns tensors of the right shapes without
+    computing them.
     """
     for namespace in NAMESPACES:
         qualified = f"{namespace}::{name}"
