@@ -47,6 +47,24 @@ def apply(name: str, graph: Capture) -> Capture:
     return optimize(graph, [name])
 
 
+def agrees(
+    name: str,
+    function: Callable[..., Tensor],
+    *tensors: Tensor,
+    rtol: float = 1e-10,
+    fixed: tuple[str, ...] = (),
+) -> Capture:
+    """Run one pass over a function's graph; check that it computes what the graph did, inputs included."""
+    graph, values = of(function, *tensors, fixed=fixed)
+    optimized = apply(name, graph)
+    copies = [{key: value.clone() for key, value in values.items()} for _ in range(2)]
+    torch.testing.assert_close(
+        run_capture(optimized, copies[0]), run_capture(graph, copies[1]), rtol=rtol, atol=rtol
+    )
+    torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
+    return optimized
+
+
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator("passes", *shape, seed), dtype=torch.float64)
 
@@ -101,12 +119,7 @@ def test_every_node_keeps_a_shape() -> None:
 
 def simplified(function: Callable[..., Tensor], *tensors: Tensor) -> Capture:
     """Simplify a function's graph, and check that the numbers are the very same."""
-    graph, values = of(function, *tensors)
-    smaller = apply("simplify", graph)
-    copies = [{name: value.clone() for name, value in values.items()} for _ in range(2)]
-    torch.testing.assert_close(run_capture(smaller, copies[0]), run_capture(graph, copies[1]), rtol=0, atol=0)
-    torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
-    return smaller
+    return agrees("simplify", function, *tensors, rtol=0)
 
 
 def calls_of(made: Capture) -> list[Any]:
@@ -305,12 +318,7 @@ def test_other_types_stay() -> None:
 
 
 def merged(function: Callable[..., Tensor], *tensors: Tensor) -> tuple[int, ...]:
-    graph, values = of(function, *tensors)
-    optimized = apply("convolution", graph)
-    torch.testing.assert_close(
-        run_capture(optimized, values), run_capture(graph, values), rtol=1e-10, atol=1e-10
-    )
-    return bilinear(optimized)
+    return bilinear(agrees("convolution", function, *tensors))
 
 
 def test_sums_of_convolutions_merge() -> None:
@@ -330,12 +338,8 @@ def test_a_derivative_by_a_weight_begins_with_the_other_terms_of_its_sum() -> No
     def total(x: Tensor, dy: Tensor, start: Tensor) -> Tensor:
         return by_weight(x, dy, start) + start + by_weight(2 * x, dy, start)
 
-    graph, values = of(total, draw(2, 3, 8, 8), draw(2, 4, 6, 6), draw(4, 3, 3, 3))
-    optimized = apply("convolution", graph)
+    optimized = agrees("convolution", total, draw(2, 3, 8, 8), draw(2, 4, 6, 6), draw(4, 3, 3, 3))
     assert (bilinear(optimized), count(optimized, aten.add.Tensor)) == ((0, 0, 2), 0)
-    torch.testing.assert_close(
-        run_capture(optimized, values), run_capture(graph, values), rtol=1e-10, atol=1e-10
-    )
 
 
 def test_sums_that_do_not_fit_stay_sums() -> None:
@@ -356,8 +360,7 @@ def test_sums_that_do_not_fit_stay_sums() -> None:
     assert merged(lambda x, y, z: F.conv2d(x, z) - F.conv2d(y, z), x, y, z)[0] == 2
     assert merged(lambda x, y, z: torch.add(F.conv2d(x, z), F.conv2d(y, z), alpha=2), x, y, z)[0] == 2
     rows = lambda x, z, w: F.conv2d(x, z) + w.view(1, 1, 6, 1).expand(2, 4, 6, 6)  # noqa: E731
-    graph, _ = of(rows, x, z, draw(6))
-    assert count(apply("convolution", graph), aten.add.Tensor) == 1
+    assert count(agrees("convolution", rows, x, z, draw(6)), aten.add.Tensor) == 1
 
 
 def test_output_padding_is_part_of_the_shape() -> None:
@@ -389,12 +392,8 @@ def test_rows_that_meet_a_matrix_made_later_meet_it_together() -> None:
         matrix = y.exp()
         return torch.stack([row.mm(matrix) * place for place, row in enumerate(rows)])
 
-    graph, values = of(function, draw(8, 5), draw(5, 6))
-    stacked = apply("stack", graph)
-    assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
-    torch.testing.assert_close(
-        run_capture(stacked, values), run_capture(graph, values), rtol=1e-12, atol=1e-12
-    )
+    stacked = agrees("stack", function, draw(8, 5), draw(5, 6), rtol=1e-12)
+    assert count(stacked, aten.mm.default) == 1
 
 
 def test_rows_that_follow_from_each_other_are_not_stacked() -> None:
@@ -404,10 +403,8 @@ def test_rows_that_follow_from_each_other_are_not_stacked() -> None:
             x = x.mm(matrix).tanh()
         return x
 
-    graph, values = of(function, draw(1, 5), draw(5, 5))
-    stacked = apply("stack", graph)
+    stacked = agrees("stack", function, draw(1, 5), draw(5, 5), rtol=0)
     assert count(stacked, aten.mm.default) == 4
-    torch.testing.assert_close(run_capture(stacked, values), run_capture(graph, values), rtol=0, atol=0)
 
 
 def test_recurrent_gradients_are_stacked() -> None:
@@ -586,12 +583,7 @@ def test_small_products_stay() -> None:
 
 def panelled(function: Callable[..., Tensor], *tensors: Tensor, fixed: tuple[str, ...]) -> tuple[int, ...]:
     """Return how many panels are cut, products with them and other products of ours there are."""
-    graph, values = of(function, *tensors, fixed=fixed)
-    optimized = apply("products", graph)
-    torch.testing.assert_close(
-        run_capture(optimized, values), run_capture(graph, values), rtol=1e-4, atol=1e-4
-    )
-    ops = torch.ops.vleak
+    optimized, ops = agrees("products", function, *tensors, rtol=1e-4, fixed=fixed), torch.ops.vleak
     counted = (aten.clone.default, ops.panel_product.default, ops.product.default)
     return tuple(count(optimized, each) for each in counted)
 
@@ -627,18 +619,6 @@ def test_float64_stays() -> None:
 
 # ---------------------------------------------------------------------------------------------------------
 # Memory that changes, and nodes that occur twice
-
-
-def agrees(name: str, function: Callable[..., Tensor], *tensors: Tensor, rtol: float = 1e-10) -> Capture:
-    """Run one pass over a function's graph; check that it computes what the graph did, inputs included."""
-    graph, values = of(function, *tensors)
-    optimized = apply(name, graph)
-    copies = [{key: value.clone() for key, value in values.items()} for _ in range(2)]
-    torch.testing.assert_close(
-        run_capture(optimized, copies[0]), run_capture(graph, copies[1]), rtol=rtol, atol=rtol
-    )
-    torch.testing.assert_close(copies[0], copies[1], rtol=0, atol=0)
-    return optimized
 
 
 def test_a_bias_that_is_added_twice_is() -> None:
@@ -731,13 +711,7 @@ def test_products_are_made_before_what_they_read_changes() -> None:
         return first + x.cos().mm(z) + base
 
     for function in (rows, term):
-        graph, values = of(function, *(each.float() for each in (ROWS, MATRIX, MATRIX.cos())))
-        torch.testing.assert_close(
-            run_capture(apply("products", graph), values),
-            run_capture(graph, values),
-            rtol=1e-4,
-            atol=1e-4,
-        )
+        agrees("products", function, *(each.float() for each in (ROWS, MATRIX, MATRIX.cos())), rtol=1e-4)
 
 
 def test_convolutions_are_made_before_what_they_read_changes() -> None:

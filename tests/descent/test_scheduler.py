@@ -27,7 +27,7 @@ from descents import (
     update_of,
 )
 from tiny import build
-from torch import nn
+from torch import Tensor, nn
 
 from vleak.attacks import Knowledge, Matching, Observation
 from vleak.descent import Descent, DescentSettings, Group, Problem, run_descents, run_groups
@@ -39,6 +39,20 @@ from vleak.models import SMALL_MODELS
 from vleak.seeds import generator
 
 batched = pytest.mark.parametrize("batched", [False, True], ids=["threads", "batched"])
+
+Every = list[tuple[Problem, DescentSettings, Tensor]]
+
+
+def smooth(iterations: int = 20, **changes: Any) -> Every:
+    """Return three descents that may run together."""
+    pairs = zip(problems(build(Smooth)), starts(), strict=True)
+    return [(problem, make_settings(problem, iterations, **changes), start) for problem, start in pairs]
+
+
+def assert_as_alone(together: Sequence[Descent], alone: Sequence[Descent], iterations: int) -> None:
+    """Check descents against others that run so many iterations by themselves."""
+    for descent, other in zip(together, alone, strict=True):
+        assert_alike(descent.state, other.run(iterations))
 
 
 # ---- numbers
@@ -67,48 +81,44 @@ def test_batched_trials_give_the_numbers_of_their_runs_alone(
         )
     ]
     together = descents_of(every)
-    states = run_descents(together, 20, batched=True)
+    run_descents(together, 20, batched=True)
     assert len({id(batch_of(loop)) for loop in together}) == 1
-    for state, loop in zip(states, descents_of(every), strict=True):
-        assert_alike(state, loop.run(20))
+    assert_as_alone(together, descents_of(every), 20)
 
 
 @pytest.mark.parametrize(
     "rule", [pytest.param(rule, marks=pytest.mark.slow if rule == "gauss_newton" else ()) for rule in RULES]
 )
 def test_every_rule_is_batched(rule: Any) -> None:
-    every = [
-        (problem, make_settings(problem, 8, rule=rule, learning_rate=0.02), start)
-        for problem, start in zip(problems(build(Smooth)), starts(), strict=True)
-    ]
+    every = smooth(8, rule=rule, learning_rate=0.02)
     together = descents_of(every)
-    states = run_descents(together, 8, batched=True)
+    run_descents(together, 8, batched=True)
     assert all(isinstance(loop.runner, TrialRunner) for loop in together)
-    for state, loop in zip(states, descents_of(every), strict=True):
-        assert_alike(state, loop.run(8))
+    assert_as_alone(together, descents_of(every), 8)
 
 
 def test_levels_are_batched_one_after_the_other() -> None:
     every = [
-        (p, make_settings(p, 12, coarse=1, coarse_share=0.5, patience=patience, tolerance=0.5), start)
-        for p, start, patience in zip(problems(build(Smooth)), starts(), (0, 2, 0), strict=True)
+        (problem, replace(settings, patience=patience), start)
+        for (problem, settings, start), patience in zip(
+            smooth(12, coarse=1, coarse_share=0.5, tolerance=0.5), (0, 2, 0), strict=True
+        )
     ]
     together = descents_of(every)
     run_descents(together, 1, batched=True)
     assert len({id(batch_of(loop)) for loop in together}) == 1
-    states = run_descents(together, 11, batched=True, every=4)
+    run_descents(together, 11, batched=True, every=4)
     first, second, third = (loop.runner for loop in together)
     assert isinstance(first, TrialRunner)
     assert isinstance(third, TrialRunner)
     assert first.batch is third.batch
     # The second settled early at the coarse level, and so went on before the others.
     assert not isinstance(second, TrialRunner)
-    for state, loop in zip(states, descents_of(every), strict=True):
-        assert_alike(state, loop.run(12))
+    assert_as_alone(together, descents_of(every), 12)
 
 
 def test_threads_give_exactly_the_numbers_of_the_runs_alone() -> None:
-    every = [(p, make_settings(p), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
+    every = smooth()
     for state, loop in zip(run_descents(descents_of(every), 20, workers=3), descents_of(every), strict=True):
         expected = loop.run(20)
         assert state.history == expected.history
@@ -123,10 +133,9 @@ def test_rows_of_features_are_batched_too() -> None:
     problem = Problem(model, nn.functional.cross_entropy, labels, update)
     every = [(problem, DescentSettings(iterations=10, learning_rate=0.01), start) for start in rows[1:]]
     together = descents_of(every)
-    states = run_descents(together, 10, batched=True)
+    run_descents(together, 10, batched=True)
     assert batch_of(together[0]) is batch_of(together[2])
-    for state, loop in zip(states, descents_of(every), strict=True):
-        assert_alike(state, loop.run(10))
+    assert_as_alone(together, descents_of(every), 10)
 
 
 # ---- ends
@@ -158,12 +167,10 @@ def test_nan_in_one_trial_ends_that_one_only(batched: bool) -> None:
 @batched
 @pytest.mark.parametrize("every", [1, 4, 100])
 def test_each_trial_settles_by_its_own_objective(batched: bool, every: int) -> None:
-    settings = [(3, 0.05), (0, 0.05), (2, 0.02)]
+    ends = [(3, 0.05), (0, 0.05), (2, 0.02)]
     trials = [
-        (problem, make_settings(problem, 60, patience=patience, tolerance=tolerance), start)
-        for problem, start, (patience, tolerance) in zip(
-            problems(build(Smooth)), starts(), settings, strict=True
-        )
+        (problem, replace(settings, patience=patience, tolerance=tolerance), start)
+        for (problem, settings, start), (patience, tolerance) in zip(smooth(60), ends, strict=True)
     ]
     states = run_descents(descents_of(trials), 60, batched=batched, every=every)
     expected = [loop.run(60) for loop in descents_of(trials)]
@@ -178,8 +185,8 @@ def test_each_trial_settles_by_its_own_objective(batched: bool, every: int) -> N
 
 @batched
 def test_a_stop_ends_all_and_they_may_be_taken_up_again(batched: bool) -> None:
-    every = [(p, make_settings(p, 9), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
-    loops, undisturbed = descents_of(every), descents_of(every)
+    every = smooth(9)
+    loops = descents_of(every)
     seen: list[int] = []
     states = run_descents(
         loops, 9, workers=1, progress=seen.append, stop=lambda: len(seen) > 0, every=2, batched=batched
@@ -189,11 +196,10 @@ def test_a_stop_ends_all_and_they_may_be_taken_up_again(batched: bool) -> None:
     assert 0 < done < 27
     loops[1].run(1)  # one of them alone, between two runs of all
     assert sum(len(loop.state.history) for loop in loops) == done + 1
-    states = run_descents(loops, 9, workers=1, progress=seen.append, batched=batched)
+    run_descents(loops, 9, workers=1, progress=seen.append, batched=batched)
     assert seen[-1] == 27
     assert seen == sorted(seen)
-    for state, loop in zip(states, undisturbed, strict=True):
-        assert_alike(state, loop.run(9))
+    assert_as_alone(loops, descents_of(every), 9)
 
 
 @batched
@@ -227,8 +233,7 @@ def test_trials_run_in_threads_of_their_own() -> None:
 
 def companions(change: Callable[[Descent], object] | None = None) -> list[Descent]:
     """Return three loops that may run together, the last one changed."""
-    every = [(p, make_settings(p, 8), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
-    loops = descents_of(every)
+    loops = descents_of(smooth(8))
     if change is not None:
         change(loops[2])
     return loops
@@ -238,12 +243,11 @@ def test_a_trial_that_has_begun_goes_on_by_itself() -> None:
     loops, alone = companions(lambda loop: loop.run(3)), companions()
     run_descents(loops, 8, batched=True)
     assert [isinstance(loop.runner, TrialRunner) for loop in loops] == [True, True, False]
-    for loop, other in zip(loops, alone, strict=True):
-        assert_alike(loop.state, other.run(8))
+    assert_as_alone(loops, alone, 8)
 
 
 def test_copies_of_a_model_are_one_but_other_weights_are_not() -> None:
-    every = [(p, make_settings(p, 4), s) for p, s in zip(problems(build(Smooth)), starts(), strict=True)]
+    every = smooth(4)
     models = [copy.deepcopy(every[0][0].model) for _ in range(3)]
     with torch.no_grad():
         next(models[2].parameters()).mul_(1.01)
@@ -251,8 +255,7 @@ def test_copies_of_a_model_are_one_but_other_weights_are_not() -> None:
     together = descents_of(every)
     run_descents(together, 4, batched=True)
     assert [isinstance(loop.runner, TrialRunner) for loop in together] == [True, True, False]
-    for loop, other in zip(together, descents_of(every), strict=True):
-        assert_alike(loop.state, other.run(4))
+    assert_as_alone(together, descents_of(every), 4)
 
 
 def test_what_does_not_fit_together_runs_one_after_the_other(monkeypatch: Any) -> None:
@@ -262,8 +265,7 @@ def test_what_does_not_fit_together_runs_one_after_the_other(monkeypatch: Any) -
     monkeypatch.setattr("vleak.descent.scheduler.make_batch", full)
     loops, alone = companions(), companions()
     run_descents(loops, 8, batched=True)
-    for loop, other in zip(loops, alone, strict=True):
-        assert_alike(loop.state, other.run(8))
+    assert_as_alone(loops, alone, 8)
 
 
 def test_what_cannot_be_mapped_runs_one_after_the_other(monkeypatch: Any) -> None:
@@ -271,8 +273,7 @@ def test_what_cannot_be_mapped_runs_one_after_the_other(monkeypatch: Any) -> Non
     loops, alone = companions(), companions()
     run_descents(loops, 8, batched=True)
     assert not any(isinstance(loop.runner, TrialRunner) for loop in loops)
-    for loop, other in zip(loops, alone, strict=True):
-        assert_alike(loop.state, other.run(8))
+    assert_as_alone(loops, alone, 8)
 
 
 def test_the_reference_engine_is_never_batched() -> None:
@@ -301,19 +302,14 @@ def groups_of(descents: Sequence[Descent], iterations: int = 6, **second: Any) -
 
 def copies() -> list[Descent]:
     """Return three descents, each on a copy of the model, as attacks on three clips have them."""
-    found = []
-    for problem, start in zip(problems(build(Smooth)), starts(), strict=True):
-        own = replace(problem, model=copy.deepcopy(problem.model))
-        found.append(Descent(own, make_settings(own, 6), start))
-    return found
+    return descents_of([(replace(p, model=copy.deepcopy(p.model)), d, start) for p, d, start in smooth(6)])
 
 
 def test_groups_become_one_batch_with_the_numbers_of_their_runs_alone() -> None:
     descents = copies()
     run_groups(groups_of(descents), batched=True)
     assert len({id(batch_of(descent)) for descent in descents}) == 1
-    for descent, alone in zip(descents, copies(), strict=True):
-        assert_alike(descent.state, alone.run(6))
+    assert_as_alone(descents, copies(), 6)
 
 
 def test_on_a_cpu_groups_run_by_themselves() -> None:
@@ -334,8 +330,7 @@ def test_what_fails_in_one_group_is_kept_there(batched: bool) -> None:
     run_groups(groups, batched=batched)
     assert [str(group.error) for group in groups] == ["None", "no room for 2", "None"]
     assert len(descents[1].state.history) == 2
-    for index in (0, 2):
-        assert_alike(descents[index].state, alone[index].run(6))
+    assert_as_alone(descents[::2], alone[::2], 6)
 
 
 def test_an_operator_that_fails_in_one_group_ends_that_one(monkeypatch: Any) -> None:
@@ -348,8 +343,7 @@ def test_an_operator_that_fails_in_one_group_ends_that_one(monkeypatch: Any) -> 
     groups = groups_of(descents, 5)
     run_groups(groups, batched=True)
     assert [str(group.error) for group in groups] == ["out of luck", "None", "None"]
-    for descent, alone in zip(descents[1:], copies()[1:], strict=True):
-        assert_alike(descent.state, alone.run(5))
+    assert_as_alone(descents[1:], copies()[1:], 5)
 
 
 @batched

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,30 +83,28 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
 SAMPLES = [*pass_samples(torch.float32), *sum_samples(torch.float32)]
 
 
-@pytest.mark.parametrize(
-    "sample", [pytest.param(name, marks=pytest.mark.slow if " " in name else ()) for name in SAMPLES]
-)
-def test_opcheck(sample: str) -> None:
-    # The two declarations of an operator differ in the kernel only: each is checked in one precision.
+def check(sample: str, native: torch.dtype, plain: torch.dtype) -> None:
+    """Check both declarations of an operator, each in one precision: they differ in the kernel only."""
     for namespace, implementation, dtype in (
-        ("vleak", "native", torch.float32),
-        ("vleak_reference", "torch", torch.float64),
+        ("vleak", "native", native),
+        ("vleak_reference", "torch", plain),
     ):
         with using(implementation):
             operator = getattr(getattr(torch.ops, namespace), sample.split()[0]).default
             torch.library.opcheck(operator, (pass_samples(dtype) | sum_samples(dtype))[sample])
+
+
+@pytest.mark.parametrize(
+    "sample", [pytest.param(name, marks=pytest.mark.slow if " " in name else ()) for name in SAMPLES]
+)
+def test_opcheck(sample: str) -> None:
+    check(sample, torch.float32, torch.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_opcheck_in_the_other_precision(sample: str) -> None:
-    for namespace, implementation, dtype in (
-        ("vleak", "native", torch.float64),
-        ("vleak_reference", "torch", torch.float32),
-    ):
-        with using(implementation):
-            operator = getattr(getattr(torch.ops, namespace), sample.split()[0]).default
-            torch.library.opcheck(operator, (pass_samples(dtype) | sum_samples(dtype))[sample])
+    check(sample, torch.float64, torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -291,11 +288,9 @@ def test_other_devices_and_missing_tensors_are_refused(case: str, namespace: str
 )
 def test_sums_without_gradients_are_refused(implementation: str, message: str) -> None:
     with using(implementation):
-        call: Callable[..., Any] = (
-            torch.ops.vleak if implementation == "native" else torch.ops.vleak_reference
-        ).gradient_match_partial
+        namespace = torch.ops.vleak if implementation == "native" else torch.ops.vleak_reference
         with pytest.raises((InputError, RuntimeError), match=message):
-            call([], [], [], SUMS, "l2")
+            namespace.gradient_match_partial([], [], [], SUMS, "l2")
 
 
 def test_all_on_meta_gives_shapes() -> None:

@@ -110,16 +110,10 @@ def test_nan_stays_in_its_row_or_column(each_implementation: str) -> None:
 # Products with panels
 
 
-def assert_panel_product(xs: list[Tensor], ms: list[Tensor]) -> None:
-    truth = torch.stack([x.double() @ m.double() for x, m in zip(xs, ms, strict=True)]).sum(0)
-    result = panel_product(xs, [panels(m) for m in ms], ms[0].shape[1])
-    assert result.dtype == xs[0].dtype
-    assert_near(result, truth)
-
-
-def assert_transposed_product(xs: list[Tensor], ms: list[Tensor]) -> None:
-    truth = torch.stack([x.double() @ m.double().T for x, m in zip(xs, ms, strict=True)]).sum(0)
-    result = panel_product(xs, [panels(m) for m in ms], ms[0].shape[1], transposed=True)
+def assert_panel_product(xs: list[Tensor], ms: list[Tensor], *, transposed: bool = False) -> None:
+    read = [m.double().T if transposed else m.double() for m in ms]
+    truth = torch.stack([x.double() @ m for x, m in zip(xs, read, strict=True)]).sum(0)
+    result = panel_product(xs, [panels(m) for m in ms], ms[0].shape[1], transposed=transposed)
     assert result.dtype == xs[0].dtype
     assert_near(result, truth)
 
@@ -153,8 +147,8 @@ def test_panel_product(each_implementation: str, rows: int, depth: int, columns:
         z = thinned(normal(rows, columns, seed="z", dtype=dtype), kept)
         assert_panel_product([x], [m])
         assert_panel_product([x, -2 * x, x], [m, 3 * m, m.T.contiguous().T])
-        assert_transposed_product([z], [m])
-        assert_transposed_product([z, -2 * z, z], [m, 3 * m, m.T.contiguous().T])
+        assert_panel_product([z], [m], transposed=True)
+        assert_panel_product([z, -2 * z, z], [m, 3 * m, m.T.contiguous().T], transposed=True)
 
 
 @pytest.mark.parametrize("kept", [1.0, 0.3])
@@ -163,7 +157,7 @@ def test_panel_products_of_different_depths_and_of_views(each_implementation: st
     xs = [matrix[3:21, 5:75], matrix.T[:18, :9], matrix[:36:2, ::2], matrix[:1, :70].expand(18, 70)]
     assert_panel_product(xs, [normal(x.shape[1], 90, seed=i, dtype=torch.float32) for i, x in enumerate(xs)])
     for x in xs:
-        assert_transposed_product([x], [normal(40, x.shape[1], dtype=torch.float32)])
+        assert_panel_product([x], [normal(40, x.shape[1], dtype=torch.float32)], transposed=True)
     cut = panels(normal(18, 200)).float()
     spread = torch.stack([cut, cut], -1)[..., 0]
     for transposed, x in (
@@ -176,15 +170,11 @@ def test_panel_products_of_different_depths_and_of_views(each_implementation: st
 
 def test_zeros_are_skipped_and_nan_stays_in_its_row(each_implementation: str) -> None:
     x, m = thinned(normal(20, 100), 0.5), normal(100, 150)
-    x[3, 7] = math.nan
-    product = panel_product([x], [panels(m)], 150)
-    assert torch.equal(product.isnan().all(1), torch.arange(20) == 3)
-    assert torch.equal(product.isnan().any(1), torch.arange(20) == 3)
-    z = normal(20, 150)
-    z[3, 7] = math.nan
-    other = panel_product([z], [panels(m)], 150, transposed=True)
-    assert torch.equal(other.isnan().all(1), torch.arange(20) == 3)
-    assert torch.equal(other.isnan().any(1), torch.arange(20) == 3)
+    for rows, transposed in ((x, False), (normal(20, 150), True)):
+        rows[3, 7] = math.nan
+        result = panel_product([rows], [panels(m)], 150, transposed=transposed)
+        assert torch.equal(result.isnan().all(1), torch.arange(20) == 3)
+        assert torch.equal(result.isnan().any(1), torch.arange(20) == 3)
 
 
 # ---------------------------------------------------------------------------------------------------------
