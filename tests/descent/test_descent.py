@@ -428,19 +428,19 @@ def without(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 Change = Callable[[Problem], Problem]
 REFUSED: dict[str, tuple[Change, list[str]]] = {
     "no target": (
-        lambda p: Problem(p.model, p.loss, p.labels, without(p.target, "head.bias")),
+        lambda p: replace(p, target=without(p.target, "head.bias")),
         ["target", "'head.bias'"],
     ),
     "target of another shape": (
-        lambda p: Problem(p.model, p.loss, p.labels, {**p.target, "conv.weight": torch.zeros(4, 3)}),
+        lambda p: replace(p, target={**p.target, "conv.weight": torch.zeros(4, 3)}),
         ["'conv.weight'", "(4, 3, 3, 3, 3)", "(4, 3)"],
     ),
     "NaN in the target": (
-        lambda p: Problem(p.model, p.loss, p.labels, {**p.target, "conv.bias": torch.full((4,), math.nan)}),
+        lambda p: replace(p, target={**p.target, "conv.bias": torch.full((4,), math.nan)}),
         ["'conv.bias'", "NaN"],
     ),
     "no mask": (
-        lambda p: Problem(p.model, p.loss, p.labels, p.target, without(p.masks or {}, "conv.bias")),
+        lambda p: replace(p, masks=without(p.masks or {}, "conv.bias")),
         ["mask", "'conv.bias'"],
     ),
     "no scale": (lambda p: replace(p, scales={"conv.weight": 1.0}), ["scale", "'conv.bias'", "None"]),
@@ -449,13 +449,7 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
         ["scale", "'conv.weight'", "above 0", "0.0"],
     ),
     "mask of another shape": (
-        lambda p: Problem(
-            p.model,
-            p.loss,
-            p.labels,
-            p.target,
-            {**(p.masks or {}), "head.bias": torch.ones(2, dtype=torch.bool)},
-        ),
+        lambda p: replace(p, masks={**(p.masks or {}), "head.bias": torch.ones(2, dtype=torch.bool)}),
         ["mask", "'head.bias'", "(6,)", "(2,)"],
     ),
     "target of another dtype": (
@@ -505,7 +499,7 @@ REFUSED: dict[str, tuple[Change, list[str]]] = {
         ["loss", "(1,)"],
     ),
     "labels of another batch": (
-        lambda p: Problem(p.model, p.loss, torch.tensor([0, 1]), p.target),
+        lambda p: replace(p, labels=torch.tensor([0, 1])),
         ["labels", "(1,)", "(2,)"],
     ),
 }

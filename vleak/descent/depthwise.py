@@ -50,12 +50,8 @@ def _geometry(
     depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
     if not depthwise or isinstance(padding, str) or set(_per_axis(dilation, axes)) != {1}:
         return None
-    if (
-        input.ndim != axes + 2
-        or input.dtype not in _DTYPES
-        or weight.dtype != input.dtype
-        or not input.numel()
-    ):
+    batched = input.ndim == axes + 2 and input.numel() > 0
+    if not batched or input.dtype not in _DTYPES or weight.dtype != input.dtype:
         return None
     return input, weight, bias, _per_axis(stride, axes), _per_axis(padding, axes)
 

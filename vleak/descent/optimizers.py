@@ -98,12 +98,9 @@ def add_priors(
         added = torch.zeros_like(distance, dtype=torch.float64)
         for space, weight in ((1.0, step.spatial), (0.0, step.temporal)):
             value = operators.total_variation(
-                x,
-                spatial=space,
-                temporal=1 - space,
-                isotropic=settings.isotropic,
+                x, spatial=space, temporal=1 - space, isotropic=settings.isotropic,
                 smoothing=settings.smoothing,
-            )
+            )  # fmt: skip
             added = added + weight * value[0]
         if "prior" in values:
             added = added + 0.5 * step.prior_weight * (x - values["prior"]).square().mean(dtype=torch.float64)

@@ -230,13 +230,8 @@ class Step:
 def _moved(values: Values, after: Values, objective: Tensor, gradient: Tensor) -> Values:
     x = values["x"]
     best = optimizers.keep_best(values, as_trial(x), objective)
-    return {
-        **after,
-        **best,
-        "x": after["x"].view(x.shape),
-        "objective": objective.to(x.dtype),
-        "gradient": gradient,
-    }
+    at_x = {"objective": objective.to(x.dtype), "gradient": gradient}
+    return {**after, **best, **at_x, "x": after["x"].view(x.shape)}
 
 
 def _weigh(gradients: list[Tensor], masks: list[Tensor], kind: str) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -305,11 +300,7 @@ def _pull_back(
     outputs, weights = zip(*pairs, strict=True)
     return list(
         torch.autograd.grad(
-            outputs,
-            variables,
-            grad_outputs=weights,
-            retain_graph=not last,
-            allow_unused=True,
-            materialize_grads=True,
+            outputs, variables, grad_outputs=weights, retain_graph=not last,
+            allow_unused=True, materialize_grads=True,
         )
-    )
+    )  # fmt: skip

@@ -262,14 +262,9 @@ def source_hash(kind: Kind, folder: Path) -> str:
 
 def fingerprint(kind: Kind, folder: Path, torch: Torch) -> str:
     """Key of a compiled library: sources, torch, flags and compilers."""
-    tools = _tools(kind)
+    compilers = [_compiler_version(tool) for tool in _tools(kind).values()]
     flags = [library_name(kind), *((unit.source, unit.flags) for unit in units(kind, torch))]
-    parts = (
-        source_hash(kind, folder),
-        torch.version,
-        flags,
-        [_compiler_version(tool) for tool in tools.values()],
-    )
+    parts = (source_hash(kind, folder), torch.version, flags, compilers)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
@@ -309,16 +304,12 @@ def compile_library(kind: Kind, folder: Path, torch: Torch, output: Path) -> Non
     with tempfile.TemporaryDirectory(prefix=".vleak-build-", dir=output.parent) as scratch:
         work = Path(scratch)
         jobs = [command(unit, kind, folder, torch, work) for unit in units(kind, torch)]
-        with ThreadPoolExecutor(max_workers=_parallel_jobs()) as pool:
+        with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
             list(pool.map(_run, jobs))
         objects = [str(work / unit.object_name) for unit in units(kind, torch)]
         linked = work / output.name
         _run([compiler, *objects, "-o", str(linked), *_link_flags(kind, torch)])
         os.replace(linked, output)
-
-
-def _parallel_jobs() -> int:
-    return min(8, len(os.sched_getaffinity(0)))
 
 
 def command(unit: Unit, kind: Kind, folder: Path, torch: Torch, work: Path) -> list[str]:
@@ -329,17 +320,11 @@ def command(unit: Unit, kind: Kind, folder: Path, torch: Torch, work: Path) -> l
 
 
 def _run(command: Sequence[str]) -> None:
-    environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            env=environment,
-            timeout=900,
-        )
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=900,
+            env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{Path(command[0]).name}: {error}") from error
     if done.returncode:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-import vleak.native.bilinear  # noqa: F401 (declares the operators)
 from vleak.descent.capture import Capture
 from vleak.descent.passes.editing import (
     argument,
@@ -128,22 +127,16 @@ def _backward(node: Node) -> None:
         return
     dy, x, weight = node.args[:3]
     stride, padding = _per_axis(node, "stride"), _per_axis(node, "padding")
-    wanted = {index: part for index, part in parts(node).items() if part.users}
-    operators = torch.ops.vleak
-    graph = node.graph
-    with graph.inserting_before(node):
-        if 0 in wanted:
-            shape = list(value(x).shape)
-            substitute(
-                wanted[0], emit(graph, operators.conv_input.default, [dy], [weight], shape, stride, padding)
-            )
-        if 1 in wanted:
-            kernel = list(value(weight).shape[2:])
-            made = emit(graph, operators.conv_weight.default, x, dy, kernel, stride, padding)
-            substitute(wanted[1], made)
-        if 2 in wanted:
-            axes = [0, *range(2, value(dy).ndim)]
-            substitute(wanted[2], emit(graph, aten.sum.dim_IntList, dy, axes))
+    shape, kernel, axes = list(value(x).shape), list(value(weight).shape[2:]), [0, *range(2, value(dy).ndim)]
+    calls_of = {
+        0: (torch.ops.vleak.conv_input.default, [dy], [weight], shape, stride, padding),
+        1: (torch.ops.vleak.conv_weight.default, x, dy, kernel, stride, padding),
+        2: (aten.sum.dim_IntList, dy, axes),
+    }
+    with node.graph.inserting_before(node):
+        for index, part in sorted(parts(node).items()):
+            if part.users:
+                substitute(part, emit(node.graph, *calls_of[index]))
 
 
 # ---------------------------------------------------------------------------------------------------------

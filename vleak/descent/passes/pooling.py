@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-import vleak.native.bilinear
-import vleak.native.max_pool  # noqa: F401 (both declare operators)
 from vleak.descent.capture import Capture
 from vleak.descent.memory import Memory
 from vleak.descent.passes.editing import (
@@ -131,14 +129,10 @@ def _read_at_places(pool: _Pool, steady: set[Node]) -> None:
             flat = gathered.args[1] in (2, -1) and value(gathered).ndim == 3
             if not flat or not _is_like(convolved, pool) or not steady.issuperset(convolved.all_input_nodes):
                 continue
-            xs, ws, bias, stride, padding = convolved.args
-            graph = gathered.graph
+            graph, target = gathered.graph, torch.ops.vleak.sparse_conv_output.default
+            xs, ws, bias, *geometry = convolved.args
             with graph.inserting_before(gathered):
-                made = emit(
-                    graph,
-                    torch.ops.vleak.sparse_conv_output.default,
-                    *(xs, ws, bias, pool.places, stride, padding),
-                )
+                made = emit(graph, target, xs, ws, bias, pool.places, *geometry)
                 made = _rectified(graph, made, pool)
                 made = emit(graph, aten.view.default, made, list(value(gathered).shape))
             substitute(gathered, made)
