@@ -110,7 +110,8 @@ class Descent:
         """Return D(dL/dw(x), target), a scalar, and its derivative by x, as the reference engine has them."""
         step = self._levels[-1].step
         with lock_of(step.model), reference_context(step):
-            return step.evaluate(first_values(self.problem, self.settings, x), x)
+            distance, gradient, *_ = step.evaluate(first_values(self.problem, self.settings, x), x)
+            return distance, gradient
 
     # -----------------------------------------------------------------------------------------------------
     # For the scheduler, which runs many descents

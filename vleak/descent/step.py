@@ -99,7 +99,7 @@ class Step:
         """
         if self.settings.rule == "gauss_newton":
             return self._gauss_newton(values)
-        distance, gradient, *others = self._evaluate(values, values["x"])
+        distance, gradient, *others = self.evaluate(values, values["x"])
         if self.settings.rule == "lbfgs":
             return self._lbfgs(values, distance, gradient)
         after = self._first_order(values, distance, gradient)
@@ -137,13 +137,8 @@ class Step:
         after = optimizers.gauss_newton(values, x, objective, slope, curvature)
         return _moved(values, after, objective, gradient)
 
-    def evaluate(self, values: Values, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return D(dL/dw(x), target), a scalar, and its derivative by x."""
-        distance, gradient, *_ = self._evaluate(values, x)
-        return distance, gradient
-
-    def _evaluate(self, values: Values, x: Tensor) -> list[Tensor]:
-        """Return the distance, and its derivatives by x and, where there are any, the unknown buffers."""
+    def evaluate(self, values: Values, x: Tensor) -> list[Tensor]:
+        """Return D(dL/dw(x), target), a scalar, and its derivatives by x and by unknown buffers, if any."""
         variables = [x.detach().requires_grad_()]
         if self.unknown:
             variables.append(values["unknown"].detach().requires_grad_())

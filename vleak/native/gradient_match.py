@@ -105,37 +105,27 @@ def _check_mask(name: str, mask: Tensor, gradient: Tensor) -> None:
 def _plain(
     gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], kind: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """Operator ``gradient_match`` in plain PyTorch."""
-    # A call without any tensor arrives here unchecked.
-    _check_lengths(gradients, targets, masks, kind)
-    gradients, targets = _masked(gradients, masks), _masked(targets, masks)
-    distance, residuals, _ = _match(gradients, targets, _sums(gradients, targets, kind), kind)
+    """Operator ``gradient_match``, which is the partial one without a share of other gradients."""
+    distance, residuals, _ = _plain_partial(gradients, targets, masks, 0.0, kind)
     return distance, residuals
 
 
 def _plain_partial(
-    gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], sums: Tensor, kind: str
+    gradients: list[Tensor], targets: list[Tensor], masks: list[Tensor], sums: Tensor | float, kind: str
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Operator ``gradient_match_partial`` in plain PyTorch."""
+    """Operator ``gradient_match_partial``: distance, residuals and factors in the dtype of the gradients."""
     # A call without any tensor arrives here unchecked.
     _check_lengths(gradients, targets, masks, kind)
     gradients, targets = _masked(gradients, masks), _masked(targets, masks)
-    return _match(gradients, targets, _sums(gradients, targets, kind) + sums, kind)
+    distance, factors = _distance(_sums(gradients, targets, kind) + sums, kind)
+    distance, factors = distance.to(gradients[0].dtype), factors.to(gradients[0].dtype)
+    return distance, _residuals(gradients, targets, factors, kind), factors
 
 
 def _masked(tensors: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
     if not masks:
         return tensors
     return [torch.where(mask, tensor, 0.0) for tensor, mask in zip(tensors, masks, strict=True)]
-
-
-def _match(
-    gradients: list[Tensor], targets: list[Tensor], sums: Tensor, kind: str
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Distance, residuals and factors, in the dtype of the gradients."""
-    distance, factors = _distance(sums, kind)
-    distance, factors = distance.to(gradients[0].dtype), factors.to(gradients[0].dtype)
-    return distance, _residuals(gradients, targets, factors, kind), factors
 
 
 def _dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
