@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,16 +184,8 @@ def several_results(values: Values) -> Values:
     first, *_, last = x.split([1, 2, 1], dim=2)
     variance, mean = torch.var_mean(x, dim=(0, 1))
     top, _ = x.flatten().topk(3)
-    objective = (
-        pooled.sum()
-        + indices.sum()
-        + normed.std()
-        + (first * last).sum()
-        + variance.sum()
-        + mean[0, 0, 0]
-        + top[1]
-    )
-    return {"x": x.roll(1, 2) * 0.9, "objective": objective}
+    sums = pooled.sum() + indices.sum() + normed.std() + (first * last).sum()
+    return {"x": x.roll(1, 2) * 0.9, "objective": sums + variance.sum() + mean[0, 0, 0] + top[1]}
 
 
 def lists(values: Values) -> Values:
@@ -213,13 +206,8 @@ def scalars(values: Values) -> Values:
     kept = torch.where(x > 0, x, -1).clamp(max=1.5).to(torch.bfloat16).float()
     rest = (2 - x) / 3 + x * True + F.gelu(x, approximate="tanh") + x.pow(2) + torch.rsub(x, 1, alpha=2)
     padded = F.pad(x, (1, 0, 0, 2), value=0.5)
-    total = (
-        (wide * last.sum((-1, -2), keepdim=True)).sum()
-        + large.mean()
-        + kept.std()
-        + rest.sum()
-        + padded.sum()
-    )
+    wide = (wide * last.sum((-1, -2), keepdim=True)).sum()
+    total = wide + large.mean() + kept.std() + rest.sum() + padded.sum()
     return {"x": rest * 0.1, "objective": total.float()}
 
 
@@ -495,9 +483,16 @@ def held(runner: Any, settings: Tensor) -> IterationBlock:
     return block
 
 
-def only_in_the_main_thread() -> None:
+@contextmanager
+def handling(number: int, handler: Callable[..., object]) -> Iterator[None]:
+    """Handle a signal otherwise, meanwhile."""
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("only the main thread receives signals")
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def run_until(what: Callable[[], None], runner: Any) -> IterationBlock:
@@ -517,10 +512,8 @@ def press_key() -> None:
 @pytest.fixture
 def keys() -> Iterator[None]:
     """Let Ctrl-C be heard: a shell that starts something in the background has it ignored."""
-    only_in_the_main_thread()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    with handling(signal.SIGINT, signal.default_int_handler):
+        yield
 
 
 @native
@@ -559,27 +552,19 @@ def test_other_signals_lose_no_iteration(started: Start) -> None:
     def leave(*_: object) -> None:
         raise SystemExit(3)
 
-    only_in_the_main_thread()
     runner = started(spin, {"x": torch.zeros(1, dtype=torch.float64)})
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
+    with handling(signal.SIGTERM, leave):
         block = run_until(lambda: os.kill(os.getpid(), signal.SIGTERM), runner)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     assert isinstance(block.raised, SystemExit)
     assert 0 < len(block.objectives) < len(ENDLESS)
 
 
 @native
 def test_a_handler_that_raises_nothing_ends_the_run_alone(started: Start) -> None:
-    only_in_the_main_thread()
     seen: list[int] = []
     runner = started(spin, {"x": torch.zeros(1, dtype=torch.float64)})
-    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    try:
+    with handling(signal.SIGINT, lambda number, _: seen.append(number)):
         block = run_until(press_key, runner)
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert seen == [signal.SIGINT]
     assert block.raised is None
     assert 0 < len(block.objectives) < len(ENDLESS)
