@@ -159,23 +159,15 @@ def _assign_slots(nodes: Sequence[Node]) -> dict[Node, SlotTree]:
             source, index = node.args
             slots_of[node] = slots_of[source][index]  # type: ignore[index]
         elif node.op in ("placeholder", "get_attr") or isinstance(node.target, OpOverload):
-            slots_of[node] = _new_slots(_example(node), free)
+            nothing = isinstance(node.target, OpOverload) and not node.target._schema.returns
+            slots_of[node] = () if nothing else _new_slots(node.meta.get("val"), free)
         else:
             raise CapabilityError(f"the graph calls {node.target}, which is no operator")
     return slots_of
 
 
-def _example(node: Node) -> Any:
-    """Return an example of a node's value, with its nesting of lists."""
-    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else [None]
-    if not returns:
-        return ()
-    if "val" not in node.meta and (len(returns) > 1 or "[]" in str(returns[0])):
-        raise CapabilityError(f"the graph does not say how many tensors {node.target} returns")
-    return node.meta.get("val")
-
-
 def _new_slots(value: Any, free: Iterator[int]) -> SlotTree:
+    """Return new slots for a value, with the nesting of its lists."""
     if isinstance(value, (tuple, list)):
         return tuple(_new_slots(item, free) for item in value)
     return next(free)
@@ -190,8 +182,7 @@ def _slots(tree: SlotTree) -> Iterator[int]:
 
 
 def _single(tree: SlotTree) -> int:
-    if not isinstance(tree, int):
-        raise CapabilityError("the graph takes or returns a list where a tensor is expected")
+    assert isinstance(tree, int)  # a capture takes and returns tensors, no lists
     return tree
 
 
