@@ -11,13 +11,6 @@
 namespace vleak {
 namespace {
 
-template <typename T>
-View<T> contiguous_view(T* data, const std::array<int64_t, 5>& sizes) {
-  std::array<int64_t, 5> strides{};
-  for (int64_t axis = 4, step = 1; axis >= 0; step *= sizes[axis--]) strides[axis] = step;
-  return {data, sizes, strides};
-}
-
 // packed: scratch memory for the weights of this part, [rows * channels * taps].
 template <typename T>
 void run_part(const Schedule& schedule, const Planes& planes, const std::vector<WeightView<T>>& weights,
@@ -96,14 +89,10 @@ std::array<int64_t, 3> phases_of(const ConvolutionShape& shape) {
 std::vector<Axes> input_parts(const ConvolutionShape& shape) {
   std::vector<Axes> parts;
   const std::array<int64_t, 3> phases = phases_of(shape);
-  const auto axis = [&](int i, int64_t phase) {
-    Axis a = backward_axis(shape.input[2 + i], shape.kernel[i], shape.stride[i], shape.padding[i], phase);
-    a.size = shape.output[2 + i];
-    return a;
-  };
   for (int64_t t = 0; t < phases[0]; ++t) {
     for (int64_t i = 0; i < phases[1]; ++i) {
-      for (int64_t j = 0; j < phases[2]; ++j) parts.push_back({axis(0, t), axis(1, i), axis(2, j)});
+      for (int64_t j = 0; j < phases[2]; ++j)
+        parts.push_back({backward_axis(shape, 0, t), backward_axis(shape, 1, i), backward_axis(shape, 2, j)});
     }
   }
   return parts;
@@ -140,11 +129,7 @@ void conv_output(const std::vector<View<const T>>& xs, const std::vector<const T
   if (winograd_pays<T>(fast, shape.kernel, shape.stride)) {
     return winograd(fast, xs, weight_views<T>(ws, shape, false), bias, y);
   }
-  Axes axes;
-  for (int i = 0; i < 3; ++i) {
-    axes[i] = forward_axis(shape.input[2 + i], shape.kernel[i], shape.stride[i], shape.padding[i]);
-    axes[i].count = shape.output[2 + i];
-  }
+  const Axes axes = {forward_axis(shape, 0), forward_axis(shape, 1), forward_axis(shape, 2)};
   std::vector<T> start(shape.output[1], T(0));
   if (bias) std::copy_n(bias, start.size(), start.begin());
   correlate<T>(xs, weight_views<T>(ws, shape, false), {axes}, start, {contiguous_view(y, shape.output)});
@@ -162,7 +147,7 @@ void conv_input(const std::vector<View<const T>>& dys, const std::vector<const T
   const std::vector<T> zeros(sizes[1], T(0));
   const std::vector<Axes> parts = input_parts(shape);
   const bool one_part = parts.size() == 1;
-  const auto phases = scratch<T>(one_part ? 0 : sizes[0] * sizes[1] * sizes[2] * sizes[3] * sizes[4]);
+  const auto phases = scratch<T>(one_part ? 0 : sizes[0] * sizes[1] * channel_size(sizes));
   const std::vector<View<T>> views = part_views(parts, shape, one_part ? dx : phases.get());
   correlate<T>(dys, weight_views<T>(ws, shape, true), parts, zeros, views);
   if (!one_part) weave_parts(views, shape, dx);

@@ -1,7 +1,5 @@
 #include "kernels/convolution_few.h"
 
-#include <algorithm>
-
 #include "kernels/parallel.h"
 #include "kernels/product.h"
 
@@ -10,10 +8,6 @@ namespace {
 
 constexpr int64_t kFewOutputs = 64;  // of all clips
 constexpr int64_t kManyWeights = 1 << 14;
-
-int64_t places_of(const ConvolutionShape& shape) {
-  return shape.output[2] * shape.output[3] * shape.output[4];
-}
 
 int64_t depth_of(const ConvolutionShape& shape) {
   return shape.input[1] * shape.kernel[0] * shape.kernel[1] * shape.kernel[2];
@@ -27,15 +21,14 @@ void for_reads(const ConvolutionShape& shape, int64_t place, const Act& act) {
   const int64_t time = place / shape.output[4] / shape.output[3];
   const auto& kernel = shape.kernel;
   const int64_t column = across * shape.stride[2] - shape.padding[2];
-  const int64_t begin = std::clamp<int64_t>(-column, 0, kernel[2]);
-  const int64_t end = std::clamp<int64_t>(shape.input[4] - column, begin, kernel[2]);
-  for (int64_t t = 0; t < kernel[0]; ++t) {
-    const int64_t frame = time * shape.stride[0] - shape.padding[0] + t;
-    if (frame < 0 || frame >= shape.input[2]) continue;
-    for (int64_t i = 0; i < kernel[1]; ++i) {
-      const int64_t row = down * shape.stride[1] - shape.padding[1] + i;
-      if (row < 0 || row >= shape.input[3]) continue;
-      act((t * kernel[1] + i) * kernel[2] + begin, frame, row, column + begin, end - begin);
+  const int64_t frame = time * shape.stride[0] - shape.padding[0];
+  const int64_t row = down * shape.stride[1] - shape.padding[1];
+  const Range frames = inside(frame, 1, shape.input[2], kernel[0]);
+  const Range rows = inside(row, 1, shape.input[3], kernel[1]);
+  const auto [first, last] = inside(column, 1, shape.input[4], kernel[2]);
+  for (int64_t t = frames.begin; t < frames.end; ++t) {
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      act((t * kernel[1] + i) * kernel[2] + first, frame + t, row + i, column + first, last - first);
     }
   }
 }
@@ -43,7 +36,8 @@ void for_reads(const ConvolutionShape& shape, int64_t place, const Act& act) {
 // to[image, place][channel, tap]: what every output reads; zeros outside the input.
 template <typename T>
 void unfold(const ConvolutionShape& shape, const View<const T>& x, T* to) {
-  const int64_t depth = depth_of(shape), taps = depth / shape.input[1], places = places_of(shape);
+  const int64_t depth = depth_of(shape), taps = depth / shape.input[1];
+  const int64_t places = channel_size(shape.output);
   const int64_t rows = shape.output[0] * places;
   std::fill_n(to, rows * depth, T(0));
   parallel_for(rows, grain_of(kCopyGrain, depth), [&](int64_t begin, int64_t end) {
@@ -67,29 +61,19 @@ void unfold(const ConvolutionShape& shape, const View<const T>& x, T* to) {
 template <typename T>
 void fold(const ConvolutionShape& shape, const T* from, T* dx) {
   const int64_t depth = depth_of(shape), taps = depth / shape.input[1];
-  const int64_t a_channel = shape.input[2] * shape.input[3] * shape.input[4];
+  const int64_t a_channel = channel_size(shape.input), places = channel_size(shape.output);
   std::fill_n(dx, shape.input[1] * a_channel, T(0));
-  parallel_for(shape.input[1], grain_of(kCopyGrain, places_of(shape) * taps),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t place = 0; place < places_of(shape); ++place) {
-                   for_reads(shape, place,
-                             [&](int64_t first, int64_t frame, int64_t row, int64_t column, int64_t count) {
-                               T* to = dx + (frame * shape.input[3] + row) * shape.input[4] + column;
-                               const T* line = from + place * depth + first;
-                               for (int64_t channel = begin; channel < end; ++channel) {
-                                 for (int64_t j = 0; j < count; ++j)
-                                   to[channel * a_channel + j] += line[channel * taps + j];
-                               }
-                             });
-                 }
-               });
-}
-
-template <typename T>
-View<const T> contiguous(const T* data, const std::array<int64_t, 5>& sizes) {
-  View<const T> view{data, sizes, {}};
-  for (int64_t axis = 4, step = 1; axis >= 0; step *= sizes[axis--]) view.strides[axis] = step;
-  return view;
+  parallel_for(shape.input[1], grain_of(kCopyGrain, places * taps), [&](int64_t begin, int64_t end) {
+    for (int64_t place = 0; place < places; ++place) {
+      for_reads(shape, place, [&](int64_t first, int64_t frame, int64_t row, int64_t column, int64_t count) {
+        T* to = dx + (frame * shape.input[3] + row) * shape.input[4] + column;
+        const T* line = from + place * depth + first;
+        for (int64_t channel = begin; channel < end; ++channel) {
+          for (int64_t j = 0; j < count; ++j) to[channel * a_channel + j] += line[channel * taps + j];
+        }
+      });
+    }
+  });
 }
 
 // Calls act(channel, image and place, entry) for every output of a view.
@@ -112,14 +96,14 @@ void for_outputs(const ConvolutionShape& shape, const View<const T>& dy, const A
 }  // namespace
 
 bool few_outputs(const ConvolutionShape& shape) {
-  const int64_t outputs = shape.output[0] * places_of(shape);
+  const int64_t outputs = shape.output[0] * channel_size(shape.output);
   return 0 < outputs && outputs <= kFewOutputs && shape.output[1] * depth_of(shape) >= kManyWeights;
 }
 
 template <typename T>
 void few_output(const std::vector<View<const T>>& xs, const std::vector<const T*>& ws, const T* bias,
                 const ConvolutionShape& shape, T* y) {
-  const int64_t places = places_of(shape), depth = depth_of(shape), out = shape.output[1];
+  const int64_t places = channel_size(shape.output), depth = depth_of(shape), out = shape.output[1];
   const int64_t rows = shape.output[0] * places;
   const auto unfolded = scratch<T>(xs.size() * rows * depth), turned = scratch<T>(rows * out);
   std::vector<ProductPair<T>> pairs;
@@ -141,9 +125,9 @@ void few_output(const std::vector<View<const T>>& xs, const std::vector<const T*
 template <typename T>
 void few_input(const std::vector<View<const T>>& dys, const std::vector<const T*>& ws,
                const ConvolutionShape& shape, T* dx) {
-  const int64_t places = places_of(shape), depth = depth_of(shape), out = shape.output[1];
+  const int64_t places = channel_size(shape.output), depth = depth_of(shape), out = shape.output[1];
   const int64_t rows = shape.output[0] * places;
-  const int64_t an_image = shape.input[1] * shape.input[2] * shape.input[3] * shape.input[4];
+  const int64_t an_image = shape.input[1] * channel_size(shape.input);
   const auto unfolded = scratch<T>(rows * depth), turned = scratch<T>(dys.size() * rows * out);
   std::vector<ProductPair<T>> pairs;
   for (size_t pair = 0; pair < dys.size(); ++pair) {
@@ -160,10 +144,11 @@ void few_input(const std::vector<View<const T>>& dys, const std::vector<const T*
 
 template <typename T>
 void few_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw) {
-  const int64_t rows = shape.output[0] * places_of(shape), depth = depth_of(shape), out = shape.output[1];
+  const int64_t rows = shape.output[0] * channel_size(shape.output), depth = depth_of(shape),
+                out = shape.output[1];
   const auto unfolded = scratch<T>(rows * depth), turned = scratch<T>(rows * out);
-  unfold(shape, contiguous(x, shape.input), unfolded.get());
-  for_outputs(shape, contiguous(dy, shape.output),
+  unfold(shape, contiguous_view(x, shape.input), unfolded.get());
+  for_outputs(shape, contiguous_view(dy, shape.output),
               [&](int64_t channel, int64_t row, T entry) { turned[channel * rows + row] = entry; });
   product<T>({{{turned.get(), rows}, {unfolded.get(), depth}, rows, false}}, out, depth, dw);
   for (int64_t i = 0; start && i < out * depth; ++i) dw[i] += start[i];

@@ -118,7 +118,7 @@ template <typename T>
 void line_rows(const WeightSchedule& schedule, const T* frame, int64_t line, const T* zeros,
                std::vector<const T*>& rows) {
   const auto& [input, output, kernel, stride, padding] = schedule.problem;
-  const int64_t a_channel = input[2] * input[3] * input[4];
+  const int64_t a_channel = channel_size(input);
   rows.clear();
   for (int64_t tap = 0; tap < (schedule.pixels.folded ? kernel[1] : 1); ++tap) {
     const int64_t row = (schedule.pixels.folded ? line * stride[1] + tap : line) - padding[1];
@@ -133,8 +133,7 @@ template <typename T>
 void copy_frame(const WeightSchedule& schedule, const T* frame, T* to) {
   const Pixels& pixels = schedule.pixels;
   const int64_t width = schedule.problem.input[4], padding = schedule.problem.padding[2];
-  const int64_t begin = std::min(padding, pixels.columns),
-                end = std::clamp(width + padding, begin, pixels.columns);
+  const auto [begin, end] = inside(-padding, 1, width, pixels.columns);
   const std::vector<T> zeros(width);
   std::vector<const T*> rows;
   for (int64_t line = 0; line < pixels.rows; ++line, to += pixels.columns * pixels.channels) {
@@ -155,14 +154,9 @@ void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int6
   }
 }
 
-// Positions [begin, end) of [image, frame, row, column] of the output.
-struct Run {
-  int64_t begin;
-  int64_t end;
-};
-
-// Offsets of the inputs of each position, for tap 0 without padding in time.
-void position_offsets(const WeightSchedule& schedule, Run run, int64_t* offsets) {
+// Offsets of the inputs of each position, for tap 0 without padding in time. A run: positions of [image,
+// frame, row, column] of the output.
+void position_offsets(const WeightSchedule& schedule, Range run, int64_t* offsets) {
   const auto& [input, output, kernel, stride, padding] = schedule.problem;
   const Pixels& pixels = schedule.pixels;
   const int64_t width = output[4], height = output[3], frames = output[2];
@@ -180,9 +174,9 @@ void position_offsets(const WeightSchedule& schedule, Run run, int64_t* offsets)
 
 // packed[position][row] = dy[image][first + row][position]
 template <typename T>
-void pack_positions(const ConvolutionShape& problem, const T* dy, int64_t first, int64_t rows, Run run,
+void pack_positions(const ConvolutionShape& problem, const T* dy, int64_t first, int64_t rows, Range run,
                     T* packed) {
-  const int64_t a_channel = problem.output[2] * problem.output[3] * problem.output[4];
+  const int64_t a_channel = channel_size(problem.output);
   for (int64_t at = run.begin; at < run.end;) {
     const int64_t image = at / a_channel, inner = at % a_channel;
     const int64_t count = std::min(run.end - at, a_channel - inner);
@@ -199,36 +193,28 @@ void pack_positions(const ConvolutionShape& problem, const T* dy, int64_t first,
   }
 }
 
-// Output frames, [begin, end), that meet an input frame for this tap.
-Run valid_frames(const ConvolutionShape& problem, int64_t tap) {
-  const int64_t shift = tap - problem.padding[0], stride = problem.stride[0], frames = problem.output[2];
-  const int64_t begin = std::clamp<int64_t>(divide_up(std::max<int64_t>(0, -shift), stride), 0, frames);
-  const int64_t end =
-      std::clamp<int64_t>(divide_up(std::max<int64_t>(0, problem.input[2] - shift), stride), begin, frames);
-  return {begin, end};
-}
-
 // Calls act(piece) for the parts of a run that meet an input frame for this tap.
 template <typename Do>
-void for_valid(const ConvolutionShape& problem, int64_t tap, Run run, Do act) {
-  const Run frames = valid_frames(problem, tap);
+void for_valid(const ConvolutionShape& problem, int64_t tap, Range run, Do act) {
+  const Range frames =
+      inside(tap - problem.padding[0], problem.stride[0], problem.input[2], problem.output[2]);
   if (frames.begin == frames.end) return;
   if (frames.end - frames.begin == problem.output[2]) return act(run);
   const int64_t a_frame = problem.output[3] * problem.output[4], a_clip = problem.output[2] * a_frame;
   for (int64_t image = run.begin / a_clip; image * a_clip < run.end; ++image) {
-    const Run piece = {std::max(run.begin, image * a_clip + frames.begin * a_frame),
-                       std::min(run.end, image * a_clip + frames.end * a_frame)};
+    const Range piece = {std::max(run.begin, image * a_clip + frames.begin * a_frame),
+                         std::min(run.end, image * a_clip + frames.end * a_frame)};
     if (piece.begin < piece.end) act(piece);
   }
 }
 
 template <typename T>
 void add_run(const WeightSchedule& schedule, const T* pixels, const T* packed, const int64_t* offsets,
-             Run run, int64_t begin, int64_t end, T* sums) {
+             Range run, int64_t begin, int64_t end, T* sums) {
   const CpuKernels<T>& kernels = cpu_kernels<T>();
   const int64_t length = run.end - run.begin;
   for (const WeightGroup& group : schedule.groups) {
-    for_valid(schedule.problem, group.frame_tap, run, [&](Run piece) {
+    for_valid(schedule.problem, group.frame_tap, run, [&](Range piece) {
       const int64_t skipped = piece.begin - run.begin;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = schedule.row_blocks[block], rows = schedule.row_blocks[block + 1] - first;
@@ -264,13 +250,13 @@ template <typename T>
 void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, int64_t begin, int64_t end,
                 T* sums, const T* start, T* result) {
   const auto& output = schedule.problem.output;
-  const int64_t positions = output[0] * output[2] * output[3] * output[4];
+  const int64_t positions = output[0] * channel_size(output);
   const int64_t first = schedule.row_blocks[begin], last = schedule.row_blocks[end];
   std::fill(sums + first * schedule.a_row, sums + last * schedule.a_row, T(0));
   std::vector<T> packed(kRun * (last - first));
   int64_t offsets[kRun];
   for (int64_t at = 0; at < positions; at += kRun) {
-    const Run run = {at, std::min(positions, at + kRun)};
+    const Range run = {at, std::min(positions, at + kRun)};
     position_offsets(schedule, run, offsets);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t row = schedule.row_blocks[block];
@@ -299,9 +285,8 @@ void conv_weight(const T* x, const T* dy, const T* start, const ConvolutionShape
   const auto pixels = scratch<T>(entries), sums = scratch<T>(shape.output[1] * schedule.a_row);
   parallel_for(frames, grain_of(kCopyGrain, entries / std::max<int64_t>(1, frames)),
                [&](int64_t begin, int64_t end) { copy_pixels(schedule, x, begin, end, pixels.get()); });
-  const auto& dy_sizes = shape.output;
   const int64_t blocks = static_cast<int64_t>(schedule.row_blocks.size()) - 1;
-  const int64_t dy_entries = dy_sizes[0] * dy_sizes[1] * dy_sizes[2] * dy_sizes[3] * dy_sizes[4];
+  const int64_t dy_entries = shape.output[0] * shape.output[1] * channel_size(shape.output);
   parallel_for(blocks, grain_of(kSumGrain, dy_entries * schedule.a_row / blocks),
                [&](int64_t begin, int64_t end) {
                  run_weight(schedule, pixels.get(), dy, begin, end, sums.get(), start, result);

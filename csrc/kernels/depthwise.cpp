@@ -67,18 +67,9 @@ void for_taps(const Layout& layout, const Act& act) {
   }
 }
 
-// The entries of a phase that lie inside the input: [begin, end).
-struct Inside {
-  int64_t begin;
-  int64_t end;
-};
-
-Inside inside(const Line& axis, int64_t phase) {
-  const int64_t before = axis.padding - phase;  // of entry 0, to input 0
-  const int64_t begin =
-      std::clamp<int64_t>(divide_up(std::max<int64_t>(0, before), axis.stride), 0, axis.length);
-  const int64_t behind = std::max<int64_t>(0, axis.input + before);
-  return {begin, std::clamp(divide_up(behind, axis.stride), begin, axis.length)};
+// The entries of a phase that lie inside the input.
+Range inside_input(const Line& axis, int64_t phase) {
+  return inside(phase - axis.padding, axis.stride, axis.input, axis.length);
 }
 
 // Calls act(place, frame, row, column, count, phase of columns) for the runs of entries inside the input.
@@ -88,8 +79,8 @@ void for_inputs(const Layout& layout, const Act& act) {
   for (int64_t phase = 0; phase < layout.phases; ++phase) {
     const int64_t in_row = phase % across.stride, in_column = phase / across.stride % down.stride;
     const int64_t in_time = phase / across.stride / down.stride;
-    const Inside frames = inside(time, in_time), rows = inside(down, in_column),
-                 columns = inside(across, in_row);
+    const Range frames = inside_input(time, in_time), rows = inside_input(down, in_column),
+                columns = inside_input(across, in_row);
     if (columns.begin == columns.end) continue;
     for (int64_t t = frames.begin; t < frames.end; ++t) {
       for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -235,12 +226,7 @@ template <typename T>
 void depthwise_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw) {
   const Layout layout = plan_layout(shape, cpu_kernels<T>().tile_limits().lanes);
   const int64_t channels = shape.input[1], lanes = cpu_kernels<T>().tile_limits().lanes;
-  const auto view = [](const T* data, const std::array<int64_t, 5>& sizes) {
-    View<const T> made{data, sizes, {}};
-    for (int64_t axis = 4, step = 1; axis >= 0; step *= sizes[axis--]) made.strides[axis] = step;
-    return made;
-  };
-  const View<const T> inputs = view(x, shape.input), outputs = view(dy, shape.output);
+  const View<const T> inputs = contiguous_view(x, shape.input), outputs = contiguous_view(dy, shape.output);
   std::vector<int64_t> offsets(layout.taps);
   for_taps(layout,
            [&](int64_t tap, int64_t phase, int64_t shift) { offsets[tap] = phase * layout.phase + shift; });

@@ -25,7 +25,7 @@ struct Layout {
   // What vectors may reach beyond an end.
   int64_t slack() const { return line_vectors * lanes; }
   int64_t patch() const { return steps.size() * lanes; }
-  int64_t a_clip() const { return shape.input[1] * shape.input[2] * shape.input[3] * shape.input[4]; }
+  int64_t a_clip() const { return shape.input[1] * channel_size(shape.input); }
 };
 
 Layout plan_layout(const ConvolutionShape& shape, int64_t lanes) {
@@ -172,17 +172,11 @@ void collect(const std::vector<const T*>& dys, const int64_t* starts, const Plac
   to.starts.resize(kept);
 }
 
-// Frames of the padded input: [begin, end).
-struct Slab {
-  int64_t begin;
-  int64_t end;
-};
-
-// Adds to frames of the padded input what outputs of one channel pass on to them. Every entry is added to in
-// the order of the outputs, however the frames are cut into slabs.
+// Adds to a slab of frames of the padded input what outputs of one channel pass on to them. Every entry is
+// added to in the order of the outputs, however the frames are cut into slabs.
 template <typename T>
 void add_outputs(const Layout& layout, const Derivatives<T>& derivatives,
-                 const std::vector<const T*>& patches, const Slab& slab, T* to) {
+                 const std::vector<const T*>& patches, const Range& slab, T* to) {
   const int64_t terms = patches.size(), count = derivatives.starts.size(), frames = layout.shape.kernel[0];
   const int64_t a_frame = layout.steps.size() / frames;
   const bool whole = slab.begin == 0 && slab.end == layout.frames();
@@ -249,7 +243,7 @@ void sparse_conv_input(const std::vector<const T*>& dys, const std::vector<const
   const int64_t cost = outs * places.count * layout.patch() / std::max<int64_t>(1, frames);
   for (int64_t clip = 0; clip < shape.input[0]; ++clip) {
     parallel_for(frames, grain_of(kSumGrain, cost), [&](int64_t begin, int64_t end) {
-      const Slab slab{begin ? begin + before : 0, end < frames ? end + before : layout.frames()};
+      const Range slab{begin ? begin + before : 0, end < frames ? end + before : layout.frames()};
       std::vector<T> sums((slab.end - slab.begin) * layout.frame + layout.slack());
       std::vector<const T*> patches;
       Derivatives<T> derivatives;

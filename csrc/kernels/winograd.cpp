@@ -174,8 +174,7 @@ void multiply(const WinogradShape& shape, const Plan& plan, const T* weights, co
     T* sums = to + point * shape.rows * a_row;
     for (int64_t frame = 0; frame < shape.output[0]; ++frame) {
       // Taps outside the input in time read zeros, so they are left out.
-      const int64_t begin = std::clamp<int64_t>(shape.padding[0] - frame, 0, shape.taps);
-      const int64_t end = std::clamp<int64_t>(shape.input[0] + shape.padding[0] - frame, begin, shape.taps);
+      const auto [begin, end] = inside(frame - shape.padding[0], 1, shape.input[0], shape.taps);
       const int64_t skipped = begin * plan.channels, count = (end - begin) * plan.channels;
       for (int64_t first = 0; first < plan.tiles; first += plan.vectors * lanes) {
         const int64_t vectors = std::min(plan.vectors, (plan.tiles - first) / lanes);

@@ -3,7 +3,7 @@
 // takes 36. Frames are summed over plainly.
 #pragma once
 
-#include "kernels/convolution_run.h"
+#include "kernels/convolution.h"
 
 namespace vleak {
 
