@@ -91,11 +91,18 @@ inline ConvolutionShape convolution_shape(const Sizes& input, const Sizes& weigh
   return shape;
 }
 
+// The tensor as contiguous memory, if there is one.
+inline std::optional<Tensor> checked(const std::optional<Tensor>& tensor, const Tensor& like,
+                                     const Sizes& sizes, const char* name) {
+  if (!tensor.has_value()) return {};
+  check_kind(*tensor, like, name);
+  check(sizes_of(*tensor) == sizes, name, " does not match in shape");
+  return as_contiguous(*tensor);
+}
+
 inline void check_pairs(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights) {
-  check(!inputs.empty() && inputs.size() == weights.size(), "lists differ in length");
+  check_lists(inputs, weights);
   for (size_t i = 0; i < inputs.size(); ++i) {
-    check_kind(inputs[i], inputs[0], "inputs");
-    check_kind(weights[i], inputs[0], "ws");
     check(sizes_of(inputs[i]) == sizes_of(inputs[0]) && sizes_of(weights[i]) == sizes_of(weights[0]),
           "pairs differ in shape");
   }

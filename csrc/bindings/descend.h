@@ -1,6 +1,8 @@
 // Arguments of descend, on the CPU and on CUDA.
 #pragma once
 
+#include <tuple>
+
 #include "bindings/arguments.h"
 #include "kernels/descend.h"
 
@@ -43,51 +45,22 @@ struct DescendState {
   InPlace m, v, best, best_objective;
   Tensor moved, objective;
 
-  DescendState(const Tensor& x_, const Tensor& data_gradient_, const Tensor& distance_, const Tensor& m_,
-               const Tensor& v_, const Tensor& best_, const Tensor& best_objective_,
-               const std::optional<Tensor>& prior_, const Tensor& settings)
-      : size(clip_size(x_)),
-        x(as_contiguous(x_)),
-        data_gradient(as_contiguous(data_gradient_)),
-        distance(as_contiguous(distance_)),
-        numbers(as_contiguous(settings)),
-        m(m_),
-        v(v_),
-        best(best_),
-        best_objective(best_objective_),
-        moved(new_contiguous(x_)),
-        objective(new_contiguous(x_, {size.trials})) {
-    if (prior_.has_value()) prior = as_contiguous(*prior_);
-    check_all();
-  }
-
-  // On the device of x.
-  const StepNumbers* step_numbers() const {
-    return reinterpret_cast<const StepNumbers*>(numbers.const_data_ptr<double>());
-  }
-
   template <typename T>
   Trials<T> trials() const {
     const bool shared = prior.has_value() && prior->size(0) != size.trials;
     return {size,
             x.const_data_ptr<T>(),
             data_gradient.const_data_ptr<T>(),
-            prior.has_value() ? prior->const_data_ptr<T>() : nullptr,
+            pointer<T>(prior),
             shared ? 0 : trial_size(size),
             m.data<T>(),
             v.data<T>(),
             moved.mutable_data_ptr<T>()};
   }
 
-  void write_back() {
-    for (InPlace* changed : {&m, &v, &best, &best_objective}) changed->write_back();
-  }
-
- private:
   void check_all() const {
-    STD_TORCH_CHECK(numbers.scalar_type() == ScalarType::Double && numbers.numel() == kStepNumbers &&
-                        numbers.device() == x.device(),
-                    "vleak: descend: settings do not match; see vleak.native.descend.step_settings");
+    check_kind(numbers, x, "settings", ScalarType::Double);
+    check(numbers.numel() == kStepNumbers, "settings do not match in size");
     check_like(data_gradient, x, "data_gradient");
     check_like(m.tensor(), x, "m");
     check_like(v.tensor(), x, "v");
@@ -100,5 +73,30 @@ struct DescendState {
     check(shared || prior->numel() == x.numel(), "prior does not match in size");
   }
 };
+
+// kRun calls the kernel of a device.
+template <void (*kRun)(const DescendState&, const StepSettings&)>
+std::tuple<Tensor, Tensor> call_descend(Tensor x, Tensor data_gradient, Tensor distance, Tensor m, Tensor v,
+                                        Tensor best, Tensor best_objective, std::optional<Tensor> prior,
+                                        Tensor settings, bool isotropic, double smoothing, std::string rule) {
+  const ClipSize size = clip_size(x);
+  DescendState state{size,
+                     as_contiguous(x),
+                     as_contiguous(data_gradient),
+                     as_contiguous(distance),
+                     as_contiguous(settings),
+                     as_contiguous(prior),
+                     InPlace(m),
+                     InPlace(v),
+                     InPlace(best),
+                     InPlace(best_objective),
+                     new_contiguous(x),
+                     new_contiguous(x, {size.trials})};
+  state.check_all();
+  const auto* numbers = reinterpret_cast<const StepNumbers*>(state.numbers.const_data_ptr<double>());
+  kRun(state, {numbers, isotropic, smoothing, rule_of(rule)});
+  for (InPlace* changed : {&state.m, &state.v, &state.best, &state.best_objective}) changed->write_back();
+  return {state.moved, state.objective};
+}
 
 }  // namespace vleak

@@ -25,9 +25,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> call_gradient_match_partial(std:
                                                                             std::vector<Tensor> masks,
                                                                             Tensor sums, std::string kind) {
   const MatchLists lists(gradients, targets, masks);
-  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.numel() == 3 && sums.is_contiguous() &&
-                      sums.device() == lists.first().device(),
-                  "vleak: gradient_match_partial: sums do not match");
+  check_kind(sums, lists.first(), "sums", ScalarType::Double);
+  check(sums.numel() == 3 && sums.is_contiguous(), "sums do not match");
   Tensor distance = new_contiguous(lists.first(), {}), factors = new_contiguous(lists.first(), {2});
   const double* other = sums.const_data_ptr<double>();
   with_type(lists.first(), [&](auto zero) {

@@ -40,17 +40,13 @@ struct MatchLists {
  private:
   static void check_lists(const std::vector<Tensor>& gradients, const std::vector<Tensor>& targets,
                           const std::vector<Tensor>& masks) {
-    STD_TORCH_CHECK(!gradients.empty() && targets.size() == gradients.size() &&
-                        (masks.empty() || masks.size() == gradients.size()),
-                    "vleak: gradient_match: lists differ in length");
+    check(!gradients.empty() && targets.size() == gradients.size() &&
+              (masks.empty() || masks.size() == gradients.size()),
+          "gradient_match: lists differ in length");
     for (size_t i = 0; i < gradients.size(); ++i) {
       check_kind(gradients[i], gradients[0], "gradients");
       check_like(targets[i], gradients[i], "targets");
-      if (masks.empty()) continue;
-      STD_TORCH_CHECK(masks[i].scalar_type() == ScalarType::Bool &&
-                          masks[i].numel() == gradients[i].numel() &&
-                          masks[i].device() == gradients[i].device(),
-                      "vleak: gradient_match: masks do not match");
+      if (!masks.empty()) check_like(masks[i], gradients[i], "masks", ScalarType::Bool);
     }
   }
 };

@@ -27,9 +27,7 @@ std::tuple<Tensor, Tensor> call_max_pool(Tensor x, Sizes kernel, Sizes stride) {
     result.push_back(shape.output[to]);
   }
   x = as_contiguous(x);
-  const Tensor values = new_contiguous(x, result);
-  const Tensor places = torch::stable::new_empty(
-      x, torch::headeronly::IntHeaderOnlyArrayRef(result.data(), result.size()), ScalarType::Long);
+  const Tensor values = new_contiguous(x, result), places = new_contiguous(x, result, ScalarType::Long);
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
     max_pool(x.const_data_ptr<T>(), shape, values.mutable_data_ptr<T>(), places.mutable_data_ptr<int64_t>());

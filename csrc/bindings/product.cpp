@@ -23,10 +23,8 @@ ProductPair<T> product_pair(const Tensor& x, const Tensor& m) {
 }
 
 void check_products(const std::vector<Tensor>& xs, const std::vector<Tensor>& ms) {
-  check(!xs.empty() && xs.size() == ms.size(), "product: lists differ in length");
+  check_lists(xs, ms);
   for (size_t i = 0; i < xs.size(); ++i) {
-    check_kind(xs[i], xs[0], "xs");
-    check_kind(ms[i], xs[0], "ms");
     check(xs[i].dim() == 2 && ms[i].dim() == 2 && xs[i].size(1) == ms[i].size(0) &&
               xs[i].size(0) == xs[0].size(0) && ms[i].size(1) == ms[0].size(1),
           "product: pairs do not match");
