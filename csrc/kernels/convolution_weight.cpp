@@ -20,6 +20,7 @@ namespace {
 // row and input channel, so that few input channels fill a vector.
 struct Pixels {
   bool folded;
+  int64_t tap_rows;  // separate runs of entries for one tap in time
   int64_t channels;
   int64_t rows;
   int64_t row_step;  // from output row to output row
@@ -38,66 +39,48 @@ struct WeightSchedule {
   ConvolutionShape problem;
   Pixels pixels;
   int64_t lanes;
+  int64_t a_line;  // sums for one run of entries, in whole vectors
+  int64_t a_row;   // and for one output channel
   std::vector<WeightGroup> groups;
   std::vector<int64_t> row_blocks;
-  int64_t a_row;  // entries of sums for one output channel
 };
 
 // Positions per run: their part of the input stays in the first-level cache for all output channels.
 constexpr int64_t kRun = 192;
 
-int64_t vectors_a_tap(const ConvolutionShape& problem, bool folded, int64_t lanes) {
-  const int64_t run = problem.kernel[2] * problem.input[1];
-  if (folded) return divide_up(run * problem.kernel[1], lanes);
-  return problem.kernel[1] * divide_up(run, lanes);
-}
-
 Pixels plan_pixels(const ConvolutionShape& problem, int64_t lanes) {
   const auto& [input, output, kernel, stride, padding] = problem;
+  const int64_t columns = (output[4] - 1) * stride[2] + kernel[2], across = kernel[2];
+  const Pixels folded{true, 1, kernel[1] * input[1], output[3], 1, columns};
+  const Pixels plain{false, kernel[1], input[1], (output[3] - 1) * stride[1] + kernel[1], stride[1], columns};
+  const auto vectors = [&](const Pixels& p) { return p.tap_rows * divide_up(across * p.channels, lanes); };
   // Folding multiplies the size of the copy by the rows of the kernel, so it has to save at least a fifth.
-  const bool folded = 5 * vectors_a_tap(problem, true, lanes) < 4 * vectors_a_tap(problem, false, lanes);
-  const int64_t columns = (output[4] - 1) * stride[2] + kernel[2];
-  if (folded) return {true, kernel[1] * input[1], output[3], 1, columns};
-  return {false, input[1], (output[3] - 1) * stride[1] + kernel[1], stride[1], columns};
+  return 5 * vectors(folded) < 4 * vectors(plain) ? folded : plain;
 }
 
 int64_t frame_entries(const Pixels& pixels) { return pixels.rows * pixels.columns * pixels.channels; }
-
-// Contiguous entries for one tap in time and, unless folded, one kernel row.
-int64_t run_entries(const WeightSchedule& schedule) {
-  return schedule.problem.kernel[2] * schedule.pixels.channels;
-}
-
-// Separate runs of such entries for one tap in time.
-int64_t tap_lines(const WeightSchedule& schedule) {
-  return schedule.pixels.folded ? 1 : schedule.problem.kernel[1];
-}
-
-// Sums per run, rounded up to whole vectors.
-int64_t padded_run(const WeightSchedule& schedule) {
-  return divide_up(run_entries(schedule), schedule.lanes) * schedule.lanes;
-}
 
 // Adds the group of vectors [begin, end) of one tap in time: their offsets among pixels and sums.
 void add_group(int64_t frame_tap, int64_t begin, int64_t end, WeightSchedule& schedule) {
   const Pixels& pixels = schedule.pixels;
   const int64_t frame = (frame_tap - schedule.problem.padding[0]) * frame_entries(pixels);
-  const int64_t a_line = padded_run(schedule), lines = tap_lines(schedule);
+  const int64_t a_line = schedule.a_line;
   WeightGroup group{frame_tap, end - begin, {}, {}};
   for (int64_t v = 0; v < group.vectors; ++v) {
     const int64_t at = (begin + v) * schedule.lanes;
     group.bases[v] = frame + at / a_line * pixels.columns * pixels.channels + at % a_line;
-    group.at[v] = frame_tap * lines * a_line + at;
+    group.at[v] = frame_tap * pixels.tap_rows * a_line + at;
   }
   schedule.groups.push_back(group);
 }
 
 WeightSchedule plan_weight(const ConvolutionShape& problem, const TileLimits& limits) {
-  WeightSchedule plan{problem, plan_pixels(problem, limits.lanes), limits.lanes, {}, {}, 0};
-  const int64_t a_tap = tap_lines(plan) * padded_run(plan), vectors = a_tap / limits.lanes;
+  const Pixels pixels = plan_pixels(problem, limits.lanes);
+  const int64_t a_line = divide_up(problem.kernel[2] * pixels.channels, limits.lanes) * limits.lanes;
+  const int64_t a_tap = pixels.tap_rows * a_line, vectors = a_tap / limits.lanes;
+  WeightSchedule plan{problem, pixels, limits.lanes, a_line, problem.kernel[0] * a_tap, {}, {}};
   const int64_t tile_vectors = best_vectors(problem.output[1], vectors, limits),
                 blocks = divide_up(vectors, tile_vectors);
-  plan.a_row = problem.kernel[0] * a_tap;
   plan.row_blocks = cut_rows(problem.output[1], most_rows(tile_vectors, limits));
   for (int64_t tap = 0; tap < problem.kernel[0]; ++tap) {
     for (int64_t i = 0; i < blocks; ++i) {
@@ -231,15 +214,14 @@ void add_run(const WeightSchedule& schedule, const T* pixels, const T* packed, c
 std::vector<int64_t> find_sources(const WeightSchedule& schedule) {
   const auto& kernel = schedule.problem.kernel;
   const Pixels& pixels = schedule.pixels;
-  const int64_t lines = tap_lines(schedule), a_line = padded_run(schedule);
   std::vector<int64_t> sources;
   for (int64_t channel = 0; channel < schedule.problem.input[1]; ++channel) {
     for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
       const int64_t frame = tap / kernel[1], down = tap % kernel[1];
-      const int64_t line = frame * lines + (pixels.folded ? 0 : down);
+      const int64_t line = frame * pixels.tap_rows + (pixels.folded ? 0 : down);
       const int64_t inner = channel + (pixels.folded ? down * schedule.problem.input[1] : 0);
       for (int64_t across = 0; across < kernel[2]; ++across) {
-        sources.push_back(line * a_line + across * pixels.channels + inner);
+        sources.push_back(line * schedule.a_line + across * pixels.channels + inner);
       }
     }
   }
