@@ -1,7 +1,6 @@
 #include "kernels/convolution.h"
 
 #include "bindings/convolution_arguments.h"
-#include "kernels/depthwise.h"
 
 namespace vleak {
 namespace {
@@ -16,8 +15,7 @@ Tensor call_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::opt
   if (y.numel() == 0) return y;
   with_type(y, [&](auto zero) {
     using T = decltype(zero);
-    const auto run = is_depthwise(sizes_of(xs[0]), sizes_of(ws[0])) ? &depthwise_output<T> : &conv_output<T>;
-    run(views<T>(xs), pointers<T>(ws), pointer<T>(bias), shape, y.mutable_data_ptr<T>());
+    conv_output(views<T>(xs), pointers<T>(ws), pointer<T>(bias), shape, y.mutable_data_ptr<T>());
   });
   return y;
 }
@@ -33,8 +31,7 @@ Tensor call_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes in
   if (dx.numel() == 0) return dx;
   with_type(dx, [&](auto zero) {
     using T = decltype(zero);
-    const auto run = is_depthwise(input_shape, sizes_of(ws[0])) ? &depthwise_input<T> : &conv_input<T>;
-    run(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>());
+    conv_input(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>());
   });
   return dx;
 }
@@ -54,8 +51,8 @@ Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes p
   const Tensor dw = new_contiguous(x, weight);
   with_type(dw, [&](auto zero) {
     using T = decltype(zero);
-    const auto run = is_depthwise(sizes_of(x), weight) ? &depthwise_weight<T> : &conv_weight<T>;
-    run(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), pointer<T>(start), shape, dw.mutable_data_ptr<T>());
+    conv_weight(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), pointer<T>(start), shape,
+                dw.mutable_data_ptr<T>());
   });
   return dw;
 }

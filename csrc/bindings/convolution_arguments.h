@@ -70,21 +70,17 @@ inline void add_axis(ConvolutionShape& shape, int axis, int64_t& entries) {
   if (shape.output[2 + axis] == 1 && stride > kernel) stride = 1;
 }
 
-// Whether every channel has a kernel of its own.
-inline bool is_depthwise(const Sizes& input, const Sizes& weight) {
-  return input[1] > 1 && weight[1] == 1 && weight[0] == input[1];
-}
-
 // input: sizes of x; weight: sizes of w.
 inline ConvolutionShape convolution_shape(const Sizes& input, const Sizes& weight, const Sizes& stride,
                                           const Sizes& padding) {
   check((input.size() == 4 || input.size() == 5) && weight.size() == input.size() &&
             stride.size() + 2 == input.size() && padding.size() + 2 == input.size(),
         "axes do not match");
-  check((weight[1] == input[1] || is_depthwise(input, weight)) && input[1] > 0 && weight[0] > 0,
-        "channels do not match");
-  ConvolutionShape shape{five(input, 1), five(input, 1), spatial(Sizes(weight.begin() + 2, weight.end()), 1),
-                         spatial(stride, 1), spatial(padding, 0)};
+  const bool depthwise = input[1] > 1 && weight[1] == 1 && weight[0] == input[1];
+  check((weight[1] == input[1] || depthwise) && input[1] > 0 && weight[0] > 0, "channels do not match");
+  ConvolutionShape shape{
+      five(input, 1),     five(input, 1),      spatial(Sizes(weight.begin() + 2, weight.end()), 1),
+      spatial(stride, 1), spatial(padding, 0), depthwise};
   shape.output[1] = weight[0];
   int64_t entries = 1;
   for (int axis = 0; axis < 3; ++axis) add_axis(shape, axis, entries);

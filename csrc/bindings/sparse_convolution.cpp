@@ -21,8 +21,9 @@ Places places_of(const Tensor& places, const ConvolutionShape& shape) {
 
 ConvolutionShape dense_shape(const Sizes& input, const Sizes& weight, const Sizes& stride,
                              const Sizes& padding) {
-  check(!is_depthwise(input, weight), "channels do not match");
-  return convolution_shape(input, weight, stride, padding);
+  const ConvolutionShape shape = convolution_shape(input, weight, stride, padding);
+  check(!shape.depthwise, "channels do not match");
+  return shape;
 }
 
 Tensor call_sparse_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::optional<Tensor> bias,

@@ -4,6 +4,7 @@
 
 #include "kernels/convolution_few.h"
 #include "kernels/convolution_run.h"
+#include "kernels/depthwise.h"
 #include "kernels/dispatch.h"
 #include "kernels/parallel.h"
 #include "kernels/winograd.h"
@@ -124,6 +125,7 @@ void weave_parts(const std::vector<View<T>>& parts, const ConvolutionShape& shap
 template <typename T>
 void conv_output(const std::vector<View<const T>>& xs, const std::vector<const T*>& ws, const T* bias,
                  const ConvolutionShape& shape, T* y) {
+  if (shape.depthwise) return depthwise_output(xs, ws, bias, shape, y);
   if (few_outputs(shape)) return few_output(xs, ws, bias, shape, y);
   const WinogradShape fast = winograd_shape(shape, false);
   if (winograd_pays<T>(fast, shape.kernel, shape.stride)) {
@@ -138,6 +140,7 @@ void conv_output(const std::vector<View<const T>>& xs, const std::vector<const T
 template <typename T>
 void conv_input(const std::vector<View<const T>>& dys, const std::vector<const T*>& ws,
                 const ConvolutionShape& shape, T* dx) {
+  if (shape.depthwise) return depthwise_input(dys, ws, shape, dx);
   if (few_outputs(shape)) return few_input(dys, ws, shape, dx);
   const WinogradShape fast = winograd_shape(shape, true);
   if (winograd_pays<T>(fast, shape.kernel, shape.stride)) {

@@ -51,6 +51,7 @@ struct ConvolutionShape {
   std::array<int64_t, 3> kernel;  // frames, rows, columns
   std::array<int64_t, 3> stride;
   std::array<int64_t, 3> padding;
+  bool depthwise;  // every channel has a kernel of its own: weights are [channel, taps]
 };
 
 // A weight, read as data[row * row_stride + channel * channel_stride + offset in the kernel].

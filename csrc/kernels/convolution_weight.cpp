@@ -9,6 +9,7 @@
 #include "kernels/blocking.h"
 #include "kernels/convolution.h"
 #include "kernels/convolution_few.h"
+#include "kernels/depthwise.h"
 #include "kernels/dispatch.h"
 #include "kernels/parallel.h"
 #include "kernels/transpose.h"
@@ -49,7 +50,7 @@ struct WeightSchedule {
 constexpr int64_t kRun = 192;
 
 Pixels plan_pixels(const ConvolutionShape& problem, int64_t lanes) {
-  const auto& [input, output, kernel, stride, padding] = problem;
+  const auto& [input, output, kernel, stride, padding, depthwise] = problem;
   const int64_t columns = (output[4] - 1) * stride[2] + kernel[2], across = kernel[2];
   const Pixels folded{true, 1, kernel[1] * input[1], output[3], 1, columns};
   const Pixels plain{false, kernel[1], input[1], (output[3] - 1) * stride[1] + kernel[1], stride[1], columns};
@@ -100,7 +101,7 @@ int64_t pixels_entries(const WeightSchedule& schedule) {
 template <typename T>
 void line_rows(const WeightSchedule& schedule, const T* frame, int64_t line, const T* zeros,
                std::vector<const T*>& rows) {
-  const auto& [input, output, kernel, stride, padding] = schedule.problem;
+  const auto& [input, output, kernel, stride, padding, depthwise] = schedule.problem;
   const int64_t a_channel = channel_size(input);
   rows.clear();
   for (int64_t tap = 0; tap < (schedule.pixels.folded ? kernel[1] : 1); ++tap) {
@@ -140,7 +141,7 @@ void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int6
 // Offsets of the inputs of each position, for tap 0 without padding in time. A run: positions of [image,
 // frame, row, column] of the output.
 void position_offsets(const WeightSchedule& schedule, Range run, int64_t* offsets) {
-  const auto& [input, output, kernel, stride, padding] = schedule.problem;
+  const auto& [input, output, kernel, stride, padding, depthwise] = schedule.problem;
   const Pixels& pixels = schedule.pixels;
   const int64_t width = output[4], height = output[3], frames = output[2];
   const int64_t line = pixels.columns * pixels.channels;
@@ -261,6 +262,7 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
 
 template <typename T>
 void conv_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* result) {
+  if (shape.depthwise) return depthwise_weight(x, dy, start, shape, result);
   if (few_outputs(shape)) return few_weight(x, dy, start, shape, result);
   const WeightSchedule schedule = plan_weight(shape, cpu_kernels<T>().tile_limits());
   const int64_t entries = pixels_entries(schedule), frames = shape.input[0] * shape.input[2];
