@@ -81,15 +81,15 @@ inline Tensor new_contiguous(const Tensor& like, const Sizes& sizes, std::option
 
 inline Tensor new_contiguous(const Tensor& like) { return new_contiguous(like, sizes_of(like)); }
 
-// Calls run(T()) for the type of the tensor.
+// Calls run<T>() for the type of the tensor.
 template <typename Run>
 void with_type(const Tensor& tensor, Run run) {
   const ScalarType type = tensor.scalar_type();
   check(type == ScalarType::Float || type == ScalarType::Double, "expected float32 or float64");
   if (type == ScalarType::Float) {
-    run(float());
+    run.template operator()<float>();
   } else {
-    run(double());
+    run.template operator()<double>();
   }
 }
 

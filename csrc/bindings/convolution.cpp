@@ -13,8 +13,7 @@ Tensor call_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::opt
   bias = checked(bias, xs[0], {shape.output[1]}, "bias");
   const Tensor y = new_contiguous(xs[0], without_added_axis(shape.output, xs[0].dim()));
   if (y.numel() == 0) return y;
-  with_type(y, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(y, [&]<typename T>() {
     conv_output(views<T>(xs), pointers<T>(ws), pointer<T>(bias), shape, y.mutable_data_ptr<T>());
   });
   return y;
@@ -29,10 +28,8 @@ Tensor call_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes in
   ws = as_contiguous(ws);
   const Tensor dx = new_contiguous(dys[0], input_shape);
   if (dx.numel() == 0) return dx;
-  with_type(dx, [&](auto zero) {
-    using T = decltype(zero);
-    conv_input(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>());
-  });
+  with_type(
+      dx, [&]<typename T>() { conv_input(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>()); });
   return dx;
 }
 
@@ -49,8 +46,7 @@ Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes p
   dy = as_contiguous(dy);
   start = checked(start, x, weight, "start");
   const Tensor dw = new_contiguous(x, weight);
-  with_type(dw, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(dw, [&]<typename T>() {
     conv_weight(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), pointer<T>(start), shape,
                 dw.mutable_data_ptr<T>());
   });

@@ -4,8 +4,7 @@ namespace vleak {
 namespace {
 
 void run(const DescendState& state, const StepSettings& step) {
-  with_type(state.x, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(state.x, [&]<typename T>() {
     descend(state.trials<T>(), step, state.distance.const_data_ptr<T>(),
             state.objective.mutable_data_ptr<T>(), state.best.data<T>(), state.best_objective.data<T>());
   });

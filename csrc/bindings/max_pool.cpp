@@ -28,8 +28,7 @@ std::tuple<Tensor, Tensor> call_max_pool(Tensor x, Sizes kernel, Sizes stride) {
   }
   x = as_contiguous(x);
   const Tensor values = new_contiguous(x, result), places = new_contiguous(x, result, ScalarType::Long);
-  with_type(x, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(x, [&]<typename T>() {
     max_pool(x.const_data_ptr<T>(), shape, values.mutable_data_ptr<T>(), places.mutable_data_ptr<int64_t>());
   });
   return {values, places};

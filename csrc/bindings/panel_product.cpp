@@ -24,8 +24,7 @@ Tensor call_panel_product(std::vector<Tensor> xs, std::vector<Tensor> panels, in
   const int64_t rows = xs[0].size(0);
   const Tensor result = new_contiguous(xs[0], {rows, transposed ? panels[0].size(1) : columns});
   if (result.numel() == 0) return result;
-  with_type(xs[0], [&](auto zero) {
-    using T = decltype(zero);
+  with_type(xs[0], [&]<typename T>() {
     std::vector<PanelPair<T>> pairs;
     for (size_t i = 0; i < xs.size(); ++i) {
       if (xs[i].stride(1) != 1 && xs[i].size(1) != 1) xs[i] = as_contiguous(xs[i]);

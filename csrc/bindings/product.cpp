@@ -36,8 +36,7 @@ Tensor call_product(std::vector<Tensor> xs, std::vector<Tensor> ms) {
   const int64_t rows = xs[0].size(0), columns = ms[0].size(1);
   const Tensor result = new_contiguous(xs[0], {rows, columns});
   if (result.numel() == 0) return result;
-  with_type(xs[0], [&](auto zero) {
-    using T = decltype(zero);
+  with_type(xs[0], [&]<typename T>() {
     std::vector<ProductPair<T>> pairs;
     for (size_t i = 0; i < xs.size(); ++i) {
       if (xs[i].size(1) == 0) continue;

@@ -36,8 +36,7 @@ Tensor call_sparse_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, s
   bias = checked(bias, xs[0], {shape.output[1]}, "bias");
   const Places at = places_of(places, shape);
   const Tensor y = new_contiguous(xs[0], sizes_of(places));
-  with_type(y, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(y, [&]<typename T>() {
     sparse_conv_output(pointers<T>(xs), pointers<T>(ws), pointer<T>(bias), shape, at,
                        y.mutable_data_ptr<T>());
   });
@@ -54,8 +53,7 @@ Tensor call_sparse_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, T
   places = as_contiguous(places);
   const Places at = places_of(places, shape);
   const Tensor dx = new_contiguous(dys[0], input_shape);
-  with_type(dx, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(dx, [&]<typename T>() {
     sparse_conv_input(pointers<T>(dys), pointers<T>(ws), shape, at, dx.mutable_data_ptr<T>());
   });
   return dx;
@@ -73,8 +71,7 @@ Tensor call_sparse_conv_weight(Tensor x, Tensor dy, Tensor places, Sizes kernel,
   places = as_contiguous(places);
   const Places at = places_of(places, shape);
   const Tensor dw = new_contiguous(x, weight);
-  with_type(dw, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(dw, [&]<typename T>() {
     sparse_conv_weight(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), shape, at, dw.mutable_data_ptr<T>());
   });
   return dw;
