@@ -111,15 +111,6 @@ std::vector<View<T>> part_views(const std::vector<Axes>& parts, const Convolutio
   return views;
 }
 
-template <typename T>
-void weave_parts(const std::vector<View<T>>& parts, const ConvolutionShape& shape, T* dx) {
-  std::vector<const T*> from;
-  for (const View<T>& part : parts) from.push_back(part.data);
-  const auto& sizes = shape.input;
-  parallel_for(sizes[0] * sizes[1] * sizes[2] * sizes[3], grain_of(kCopyGrain, sizes[4]),
-               [&](int64_t begin, int64_t end) { weave(from, phases_of(shape), sizes, begin, end, dx); });
-}
-
 }  // namespace
 
 template <typename T>
@@ -153,7 +144,9 @@ void conv_input(const std::vector<View<const T>>& dys, const std::vector<const T
   const auto phases = scratch<T>(one_part ? 0 : sizes[0] * sizes[1] * channel_size(sizes));
   const std::vector<View<T>> views = part_views(parts, shape, one_part ? dx : phases.get());
   correlate<T>(dys, weight_views<T>(ws, shape, true), parts, zeros, views);
-  if (!one_part) weave_parts(views, shape, dx);
+  if (one_part) return;
+  parallel_for(sizes[0] * sizes[1] * sizes[2] * sizes[3], grain_of(kCopyGrain, sizes[4]),
+               [&](int64_t begin, int64_t end) { weave(views, phases_of(shape), sizes, begin, end, dx); });
 }
 
 #define VLEAK_CONVOLUTION(T)                                                                              \

@@ -97,9 +97,7 @@ Planes plan_planes(const std::vector<Axes>& parts, int64_t batch, int64_t channe
   return planes;
 }
 
-int64_t planes_entries(const Planes& planes) {
-  return planes.batch * planes.frames * planes.frame + kMaxTileBytes / static_cast<int64_t>(sizeof(float));
-}
+int64_t planes_entries(const Planes& planes) { return planes.batch * planes.frames * planes.frame + kSlack; }
 
 // ---------------------------------------------------------------------------------------------------------
 // Schedule

@@ -223,7 +223,7 @@ void weave_line(const T* const* from, int64_t step, int64_t size, T* line) {
 // Interleaves the tensors of all phases: part [frame phase, row phase, column phase] holds every strides-th
 // entry from that phase on. begin, end: lines of [image * channel * frame * row].
 template <typename T>
-void weave(const std::vector<const T*>& parts, const std::array<int64_t, 3>& strides,
+void weave(const std::vector<View<T>>& parts, const std::array<int64_t, 3>& strides,
            const std::array<int64_t, 5>& sizes, int64_t begin, int64_t end, T* output) {
   const int64_t frames = sizes[2], rows = sizes[3], columns = sizes[4];
   std::vector<const T*> from(strides[2]);
@@ -234,8 +234,8 @@ void weave(const std::vector<const T*>& parts, const std::array<int64_t, 3>& str
     const int64_t in_rows = divide_up(rows - row_phase, strides[1]);
     const int64_t line = (plane * in_frames + frame / strides[0]) * in_rows + row / strides[1];
     for (int64_t phase = 0; phase < strides[2]; ++phase) {
-      const T* part = parts[(frame_phase * strides[1] + row_phase) * strides[2] + phase];
-      from[phase] = part + line * divide_up(std::max<int64_t>(0, columns - phase), strides[2]);
+      const View<T>& part = parts[(frame_phase * strides[1] + row_phase) * strides[2] + phase];
+      from[phase] = part.data + line * divide_up(std::max<int64_t>(0, columns - phase), strides[2]);
     }
     weave_line(from.data(), strides[2], columns, output + at * columns);
   }

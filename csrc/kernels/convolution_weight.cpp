@@ -77,7 +77,7 @@ void add_group(int64_t frame_tap, int64_t begin, int64_t end, WeightSchedule& sc
 
 WeightSchedule plan_weight(const ConvolutionShape& problem, const TileLimits& limits) {
   const Pixels pixels = plan_pixels(problem, limits.lanes);
-  const int64_t a_line = divide_up(problem.kernel[2] * pixels.channels, limits.lanes) * limits.lanes;
+  const int64_t a_line = round_up(problem.kernel[2] * pixels.channels, limits.lanes);
   const int64_t a_tap = pixels.tap_rows * a_line, vectors = a_tap / limits.lanes;
   WeightSchedule plan{problem, pixels, limits.lanes, a_line, problem.kernel[0] * a_tap, {}, {}};
   const int64_t tile_vectors = best_vectors(problem.output[1], vectors, limits),
@@ -93,8 +93,7 @@ WeightSchedule plan_weight(const ConvolutionShape& problem, const TileLimits& li
 
 int64_t pixels_entries(const WeightSchedule& schedule) {
   const auto& input = schedule.problem.input;
-  return input[0] * input[2] * frame_entries(schedule.pixels) +
-         kMaxTileBytes / static_cast<int64_t>(sizeof(float));
+  return input[0] * input[2] * frame_entries(schedule.pixels) + kSlack;
 }
 
 // The input rows of one line of pixels, one per channel; `zeros` stands for rows outside the input.

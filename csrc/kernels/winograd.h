@@ -41,8 +41,6 @@ struct Plan {
   std::vector<int64_t> row_blocks;
 };
 
-int64_t whole_vectors(int64_t count, int64_t lanes) { return divide_up(count, lanes) * lanes; }
-
 template <typename T>
 Plan make_plan(const WinogradShape& shape, int64_t pairs) {
   const TileLimits limits = cpu_kernels<T>().tile_limits();
@@ -55,7 +53,7 @@ Plan make_plan(const WinogradShape& shape, int64_t pairs) {
             1,
             {}};
   const int64_t per_tile = kPoints * (plan.channels * plan.frames + shape.rows * shape.output[0]) * sizeof(T);
-  const auto tiles = [&](int64_t rows) { return whole_vectors(rows * plan.tile_columns, limits.lanes); };
+  const auto tiles = [&](int64_t rows) { return round_up(rows * plan.tile_columns, limits.lanes); };
   while (plan.block_rows < plan.tile_rows && (tiles(plan.block_rows) < 2 * limits.lanes ||
                                               tiles(plan.block_rows + 1) * per_tile <= kBlockBytes)) {
     ++plan.block_rows;
@@ -99,37 +97,26 @@ VLEAK_INLINE void transform_kernels(const Lanes<T>* g /* [9] */, Lanes<T>* to /*
   }
 }
 
-// Transforms rows of weights, up to kTogether, to [point][tap, channel][row], `rows` of which make a block.
+// Transforms the weights of one block of rows: to[point][tap, channel][row].
 template <typename T>
-void transform_rows(const WinogradShape& shape, const Plan& plan, const WeightView<T>& weight, const T* from,
-                    int64_t count, int64_t rows, T* to) {
-  const int64_t a_point = shape.rows * shape.taps * plan.channels;
+void transform_weights(const WinogradShape& shape, const Plan& plan, const WeightView<T>& weight,
+                       int64_t first_channel, int64_t first, int64_t rows, T* to) {
+  const int64_t depth = shape.taps * plan.channels, a_point = shape.rows * depth;
   Lanes<T> g[9] = {}, points[kPoints];
-  for (int64_t channel = 0; channel < shape.channels; ++channel) {
-    for (int64_t tap = 0; tap < shape.taps; ++tap) {
-      const int64_t plane = 9 * (shape.flipped ? shape.taps - 1 - tap : tap);
-      for (int64_t row = 0; row < count; ++row) {
-        const T* kernel = from + row * weight.row_stride + channel * weight.channel_stride + plane;
-        for (int64_t i = 0; i < 9; ++i) g[i].of[row] = kernel[shape.flipped ? 8 - i : i];
+  for (int64_t begin = 0; begin < rows; begin += kTogether) {
+    const int64_t count = std::min(kTogether, rows - begin);
+    const T* from = weight.data + (first + begin) * weight.row_stride;
+    for (int64_t channel = 0; channel < shape.channels; ++channel) {
+      for (int64_t tap = 0; tap < shape.taps; ++tap) {
+        const int64_t plane = 9 * (shape.flipped ? shape.taps - 1 - tap : tap);
+        for (int64_t row = 0; row < count; ++row) {
+          const T* kernel = from + row * weight.row_stride + channel * weight.channel_stride + plane;
+          for (int64_t i = 0; i < 9; ++i) g[i].of[row] = kernel[shape.flipped ? 8 - i : i];
+        }
+        transform_kernels(g, points);
+        T* at = to + first * depth + (tap * plan.channels + first_channel + channel) * rows + begin;
+        for (int64_t i = 0; i < kPoints; ++i) std::copy_n(points[i].of, count, at + i * a_point);
       }
-      transform_kernels(g, points);
-      T* at = to + (tap * plan.channels + channel) * rows;
-      for (int64_t i = 0; i < kPoints; ++i) std::copy_n(points[i].of, count, at + i * a_point);
-    }
-  }
-}
-
-// Transforms the weights of one block of rows.
-template <typename T>
-void transform_weights(const WinogradShape& shape, const Plan& plan,
-                       const std::vector<WeightView<T>>& weights, int64_t first, int64_t rows, T* to) {
-  const int64_t depth = shape.taps * plan.channels;
-  for (size_t pair = 0; pair < weights.size(); ++pair) {
-    const WeightView<T>& weight = weights[pair];
-    for (int64_t row = 0; row < rows; row += kTogether) {
-      transform_rows(shape, plan, weight, weight.data + (first + row) * weight.row_stride,
-                     std::min(kTogether, rows - row), rows,
-                     to + first * depth + static_cast<int64_t>(pair) * shape.channels * rows + row);
     }
   }
 }
@@ -250,9 +237,11 @@ void winograd(const WinogradShape& shape, const std::vector<View<const T>>& inpu
   parallel_for(row_blocks, grain_of(kCopyGrain, kPoints * shape.rows * depth / row_blocks),
                [&](int64_t begin, int64_t end) {
                  for (int64_t block = begin; block < end; ++block) {
-                   const int64_t first = plan.row_blocks[block];
-                   transform_weights(shape, plan, weights, first, plan.row_blocks[block + 1] - first,
-                                     transformed.get());
+                   const int64_t first = plan.row_blocks[block], rows = plan.row_blocks[block + 1] - first;
+                   for (size_t pair = 0; pair < weights.size(); ++pair) {
+                     transform_weights<T>(shape, plan, weights[pair], pair * shape.channels, first, rows,
+                                          transformed.get());
+                   }
                  }
                });
   const int64_t blocks = divide_up(plan.tile_rows, plan.block_rows);
