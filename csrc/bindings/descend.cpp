@@ -6,7 +6,8 @@ namespace {
 void run(const DescendState& state, const StepSettings& step) {
   with_type(state.x, [&]<typename T>() {
     descend(state.trials<T>(), step, state.distance.const_data_ptr<T>(),
-            state.objective.mutable_data_ptr<T>(), state.best.data<T>(), state.best_objective.data<T>());
+            state.objective.mutable_data_ptr<T>(), state.best.mutable_data_ptr<T>(),
+            state.best_objective.mutable_data_ptr<T>());
   });
 }
 

@@ -11,8 +11,8 @@ void run(const DescendState& state, const StepSettings& step) {
   with_type(state.x, [&]<typename T>() {
     cuda::descend(state.trials<T>(), step, state.distance.const_data_ptr<T>(),
                   partial.mutable_data_ptr<double>(), static_cast<bool*>(better.mutable_data_ptr()),
-                  state.objective.mutable_data_ptr<T>(), state.best.data<T>(), state.best_objective.data<T>(),
-                  current_stream(state.x));
+                  state.objective.mutable_data_ptr<T>(), state.best.mutable_data_ptr<T>(),
+                  state.best_objective.mutable_data_ptr<T>(), current_stream(state.x));
   });
   check_launch();
 }
