@@ -91,9 +91,6 @@ struct Row {
   int64_t next_entries;
 };
 
-template <typename T>
-using RowProduct = void (*)(const Row<T>& row);
-
 // Where the vectors of a patch lie, from its place: vector v begins `of[v]` entries behind it.
 struct Steps {
   const int64_t* of;

@@ -190,39 +190,6 @@ void run_block(const Block<T>& block) {
   }
 }
 
-// Where a panel is narrower than kRowVectors vectors, successive terms go to separate sets of sums.
-template <typename T>
-void run_row(const Row<T>& row) {
-  using Vector = typename Wide<T>::Vector;
-  constexpr int kLanes = Wide<T>::kLanes, kFit = kPanel / kLanes;
-  constexpr int kVectors = kFit < kRowVectors ? kFit : kRowVectors, kSets = kRowVectors / kVectors;
-  static_assert(kPanel % (kVectors * kLanes) == 0);
-  for (int64_t i = 0; i < row.next_entries; i += kLine<T>) __builtin_prefetch(row.next + i);
-  Vector sum[kSets][kVectors] = {};
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    if (!row.fresh) sum[0][v] = load(row.sums + v * kLanes);
-  }
-  const auto add = [&](const Term<T>& term, Vector(&to)[kVectors]) __attribute__((always_inline)) {
-    const Vector factor = term.factor - Vector{};
-    const T* right = row.right + term.at;
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) to[v] += factor * load(right + v * kLanes);
-  };
-  const Term<T>*term = row.terms, *end = term + row.count;
-  for (; end - term >= kSets; term += kSets) {
-#pragma GCC unroll 8
-    for (int set = 0; set < kSets; ++set) add(term[set], sum[set]);
-  }
-  for (; term < end; ++term) add(*term, sum[0]);
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 8
-    for (int set = 1; set < kSets; ++set) sum[0][v] += sum[set][v];
-    store(sum[0][v], row.sums + v * kLanes);
-  }
-}
-
 constexpr int most_vectors(int rows, int64_t most) {
   return kSums / rows < most ? kSums / rows : static_cast<int>(most);
 }
@@ -298,9 +265,37 @@ BlockProduct<T> block_product(int64_t rows, int64_t vectors) {
   return kBlocks.of[rows - 1][vectors - 1];
 }
 
+// Where a panel is narrower than kRowVectors vectors, successive terms go to separate sets of sums.
 template <typename T>
-RowProduct<T> row_product() {
-  return &run_row<T>;
+void row_product(const Row<T>& row) {
+  using Vector = typename Wide<T>::Vector;
+  constexpr int kLanes = Wide<T>::kLanes, kFit = kPanel / kLanes;
+  constexpr int kVectors = kFit < kRowVectors ? kFit : kRowVectors, kSets = kRowVectors / kVectors;
+  static_assert(kPanel % (kVectors * kLanes) == 0);
+  for (int64_t i = 0; i < row.next_entries; i += kLine<T>) __builtin_prefetch(row.next + i);
+  Vector sum[kSets][kVectors] = {};
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    if (!row.fresh) sum[0][v] = load(row.sums + v * kLanes);
+  }
+  const auto add = [&](const Term<T>& term, Vector(&to)[kVectors]) __attribute__((always_inline)) {
+    const Vector factor = term.factor - Vector{};
+    const T* right = row.right + term.at;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) to[v] += factor * load(right + v * kLanes);
+  };
+  const Term<T>*term = row.terms, *end = term + row.count;
+  for (; end - term >= kSets; term += kSets) {
+#pragma GCC unroll 8
+    for (int set = 0; set < kSets; ++set) add(term[set], sum[set]);
+  }
+  for (; term < end; ++term) add(*term, sum[0]);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 8
+    for (int set = 1; set < kSets; ++set) sum[0][v] += sum[set][v];
+    store(sum[0][v], row.sums + v * kLanes);
+  }
 }
 
 template <typename T>
@@ -314,7 +309,7 @@ TileLimits tile_limits() {
   template void patch_sums<T>(const T*, const int64_t*, int64_t, const T* const*, int64_t, const Steps&, \
                               T*);                                                                       \
   template BlockProduct<T> block_product<T>(int64_t, int64_t);                                           \
-  template RowProduct<T> row_product<T>();                                                               \
+  template void row_product<T>(const Row<T>&);                                                           \
   template TileLimits tile_limits<T>();
 
 VLEAK_TILE(float)
