@@ -20,20 +20,27 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
-inline void check(bool holds, const char* what) {
-  STD_TORCH_CHECK(holds, "vleak: ", what, "; call the function in vleak.native, which says why");
+template <typename... What>
+void check(bool holds, const What&... what) {
+  STD_TORCH_CHECK(holds, "vleak: ", what..., "; call the function in vleak.native, which says why");
 }
 
-inline void check_kind(const Tensor& tensor, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type() && tensor.device() == like.device(),
-                  "vleak: ", name, " does not match in dtype or device; call the function in vleak.native, ",
-                  "which says why");
+inline void check_kind(const Tensor& tensor, const Tensor& like, const char* name,
+                       std::optional<ScalarType> type = {}) {
+  check(tensor.scalar_type() == type.value_or(like.scalar_type()) && tensor.device() == like.device(), name,
+        " does not match in dtype or device");
 }
 
-inline void check_like(const Tensor& tensor, const Tensor& like, const char* name) {
-  check_kind(tensor, like, name);
-  STD_TORCH_CHECK(tensor.numel() == like.numel(), "vleak: ", name,
-                  " does not match in size; call the function in vleak.native, which says why");
+inline void check_like(const Tensor& tensor, const Tensor& like, const char* name,
+                       std::optional<ScalarType> type = {}) {
+  check_kind(tensor, like, name, type);
+  check(tensor.numel() == like.numel(), name, " does not match in size");
+}
+
+inline void check_lists(const std::vector<Tensor>& xs, const std::vector<Tensor>& ys) {
+  check(!xs.empty() && xs.size() == ys.size(), "lists differ in length");
+  for (const auto* list : {&xs, &ys})
+    for (const Tensor& tensor : *list) check_kind(tensor, xs[0], "a tensor of a list");
 }
 
 inline Sizes sizes_of(const Tensor& tensor) {
@@ -58,21 +65,31 @@ inline std::vector<Tensor> as_contiguous(const std::vector<Tensor>& tensors) {
   return result;
 }
 
-inline Tensor new_contiguous(const Tensor& like, const Sizes& sizes) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
+}
+
+template <typename T>
+const T* pointer(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+inline Tensor new_contiguous(const Tensor& like, const Sizes& sizes, std::optional<ScalarType> type = {}) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()),
+                                  type);
 }
 
 inline Tensor new_contiguous(const Tensor& like) { return new_contiguous(like, sizes_of(like)); }
 
-// Calls run(T()) for the type of the tensor.
+// Calls run<T>() for the type of the tensor.
 template <typename Run>
 void with_type(const Tensor& tensor, Run run) {
   const ScalarType type = tensor.scalar_type();
   check(type == ScalarType::Float || type == ScalarType::Double, "expected float32 or float64");
   if (type == ScalarType::Float) {
-    run(float());
+    run.template operator()<float>();
   } else {
-    run(double());
+    run.template operator()<double>();
   }
 }
 

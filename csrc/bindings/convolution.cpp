@@ -1,7 +1,6 @@
 #include "kernels/convolution.h"
 
 #include "bindings/convolution_arguments.h"
-#include "kernels/depthwise.h"
 
 namespace vleak {
 namespace {
@@ -11,18 +10,11 @@ Tensor call_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::opt
   check_pairs(xs, ws);
   const ConvolutionShape shape = convolution_shape(sizes_of(xs[0]), sizes_of(ws[0]), stride, padding);
   ws = as_contiguous(ws);
-  if (bias.has_value()) {
-    check_kind(*bias, xs[0], "bias");
-    check(bias->dim() == 1 && bias->size(0) == shape.output[1], "bias does not match");
-    bias = as_contiguous(*bias);
-  }
+  bias = checked(bias, xs[0], {shape.output[1]}, "bias");
   const Tensor y = new_contiguous(xs[0], without_added_axis(shape.output, xs[0].dim()));
   if (y.numel() == 0) return y;
-  with_type(y, [&](auto zero) {
-    using T = decltype(zero);
-    const T* start = bias.has_value() ? bias->const_data_ptr<T>() : nullptr;
-    const auto run = is_depthwise(sizes_of(xs[0]), sizes_of(ws[0])) ? &depthwise_output<T> : &conv_output<T>;
-    run(views<T>(xs), pointers<T>(ws), start, shape, y.mutable_data_ptr<T>());
+  with_type(y, [&]<typename T>() {
+    conv_output(views<T>(xs), pointers<T>(ws), pointer<T>(bias), shape, y.mutable_data_ptr<T>());
   });
   return y;
 }
@@ -36,11 +28,8 @@ Tensor call_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes in
   ws = as_contiguous(ws);
   const Tensor dx = new_contiguous(dys[0], input_shape);
   if (dx.numel() == 0) return dx;
-  with_type(dx, [&](auto zero) {
-    using T = decltype(zero);
-    const auto run = is_depthwise(input_shape, sizes_of(ws[0])) ? &depthwise_input<T> : &conv_input<T>;
-    run(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>());
-  });
+  with_type(
+      dx, [&]<typename T>() { conv_input(views<T>(dys), pointers<T>(ws), shape, dx.mutable_data_ptr<T>()); });
   return dx;
 }
 
@@ -55,17 +44,11 @@ Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes p
   check(sizes_of(dy) == without_added_axis(shape.output, x.dim()), "dy does not match x");
   x = as_contiguous(x);
   dy = as_contiguous(dy);
-  if (start.has_value()) {
-    check_kind(*start, x, "start");
-    check(sizes_of(*start) == weight, "start does not match");
-    start = as_contiguous(*start);
-  }
+  start = checked(start, x, weight, "start");
   const Tensor dw = new_contiguous(x, weight);
-  with_type(dw, [&](auto zero) {
-    using T = decltype(zero);
-    const auto run = is_depthwise(sizes_of(x), weight) ? &depthwise_weight<T> : &conv_weight<T>;
-    const T* begin = start.has_value() ? start->const_data_ptr<T>() : nullptr;
-    run(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), begin, shape, dw.mutable_data_ptr<T>());
+  with_type(dw, [&]<typename T>() {
+    conv_weight(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), pointer<T>(start), shape,
+                dw.mutable_data_ptr<T>());
   });
   return dw;
 }

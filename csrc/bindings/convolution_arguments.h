@@ -70,32 +70,35 @@ inline void add_axis(ConvolutionShape& shape, int axis, int64_t& entries) {
   if (shape.output[2 + axis] == 1 && stride > kernel) stride = 1;
 }
 
-// Whether every channel has a kernel of its own.
-inline bool is_depthwise(const Sizes& input, const Sizes& weight) {
-  return input[1] > 1 && weight[1] == 1 && weight[0] == input[1];
-}
-
 // input: sizes of x; weight: sizes of w.
 inline ConvolutionShape convolution_shape(const Sizes& input, const Sizes& weight, const Sizes& stride,
                                           const Sizes& padding) {
   check((input.size() == 4 || input.size() == 5) && weight.size() == input.size() &&
             stride.size() + 2 == input.size() && padding.size() + 2 == input.size(),
         "axes do not match");
-  check((weight[1] == input[1] || is_depthwise(input, weight)) && input[1] > 0 && weight[0] > 0,
-        "channels do not match");
-  ConvolutionShape shape{five(input, 1), five(input, 1), spatial(Sizes(weight.begin() + 2, weight.end()), 1),
-                         spatial(stride, 1), spatial(padding, 0)};
+  const bool depthwise = input[1] > 1 && weight[1] == 1 && weight[0] == input[1];
+  check((weight[1] == input[1] || depthwise) && input[1] > 0 && weight[0] > 0, "channels do not match");
+  ConvolutionShape shape{
+      five(input, 1),     five(input, 1),      spatial(Sizes(weight.begin() + 2, weight.end()), 1),
+      spatial(stride, 1), spatial(padding, 0), depthwise};
   shape.output[1] = weight[0];
   int64_t entries = 1;
   for (int axis = 0; axis < 3; ++axis) add_axis(shape, axis, entries);
   return shape;
 }
 
+// The tensor as contiguous memory, if there is one.
+inline std::optional<Tensor> checked(const std::optional<Tensor>& tensor, const Tensor& like,
+                                     const Sizes& sizes, const char* name) {
+  if (!tensor.has_value()) return {};
+  check_kind(*tensor, like, name);
+  check(sizes_of(*tensor) == sizes, name, " does not match in shape");
+  return as_contiguous(*tensor);
+}
+
 inline void check_pairs(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights) {
-  check(!inputs.empty() && inputs.size() == weights.size(), "lists differ in length");
+  check_lists(inputs, weights);
   for (size_t i = 0; i < inputs.size(); ++i) {
-    check_kind(inputs[i], inputs[0], "inputs");
-    check_kind(weights[i], inputs[0], "ws");
     check(sizes_of(inputs[i]) == sizes_of(inputs[0]) && sizes_of(weights[i]) == sizes_of(weights[0]),
           "pairs differ in shape");
   }

@@ -23,9 +23,7 @@ inline void check_launch() {
 
 // Device memory that lives as long as the returned tensor.
 inline Tensor scratch_memory(const Tensor& like, int64_t bytes) {
-  const Sizes sizes = {bytes / 8 + 1};
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()),
-                                  ScalarType::Double);
+  return new_contiguous(like, {bytes / 8 + 1}, ScalarType::Double);
 }
 
 }  // namespace vleak

@@ -10,8 +10,7 @@ std::tuple<Tensor, std::vector<Tensor>> call_gradient_match(std::vector<Tensor> 
                                                             std::vector<Tensor> masks, std::string kind) {
   const MatchLists lists(gradients, targets, masks);
   Tensor distance = new_contiguous(lists.first(), {});
-  with_type(lists.first(), [&](auto zero) {
-    using T = decltype(zero);
+  with_type(lists.first(), [&]<typename T>() {
     const auto tensors = lists.tensors<T>();
     const MatchResult result =
         vleak::gradient_match(tensors.data(), tensors.size(), match_kind(kind), MatchSums{0.0, 0.0, 0.0});
@@ -25,13 +24,11 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> call_gradient_match_partial(std:
                                                                             std::vector<Tensor> masks,
                                                                             Tensor sums, std::string kind) {
   const MatchLists lists(gradients, targets, masks);
-  STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.numel() == 3 && sums.is_contiguous() &&
-                      sums.device() == lists.first().device(),
-                  "vleak: gradient_match_partial: sums do not match");
+  check_kind(sums, lists.first(), "sums", ScalarType::Double);
+  check(sums.numel() == 3 && sums.is_contiguous(), "sums do not match");
   Tensor distance = new_contiguous(lists.first(), {}), factors = new_contiguous(lists.first(), {2});
   const double* other = sums.const_data_ptr<double>();
-  with_type(lists.first(), [&](auto zero) {
-    using T = decltype(zero);
+  with_type(lists.first(), [&]<typename T>() {
     const auto tensors = lists.tensors<T>();
     const MatchResult result = vleak::gradient_match(tensors.data(), tensors.size(), match_kind(kind),
                                                      MatchSums{other[0], other[1], other[2]});

@@ -7,7 +7,7 @@
 namespace vleak {
 
 inline MatchKind match_kind(const std::string& name) {
-  STD_TORCH_CHECK(name == "cosine" || name == "l2", "vleak: unknown kind ", name);
+  check(name == "cosine" || name == "l2", "unknown kind ", name);
   return name == "l2" ? MatchKind::kL2 : MatchKind::kCosine;
 }
 
@@ -16,12 +16,17 @@ struct MatchLists {
   std::vector<Tensor> gradients, targets, masks, residuals;
 
   MatchLists(const std::vector<Tensor>& gradients_, const std::vector<Tensor>& targets_,
-             const std::vector<Tensor>& masks_) {
-    check_lists(gradients_, targets_, masks_);
-    gradients = as_contiguous(gradients_);
-    targets = as_contiguous(targets_);
-    masks = as_contiguous(masks_);
-    for (const Tensor& gradient : gradients) residuals.push_back(new_contiguous(gradient));
+             const std::vector<Tensor>& masks_)
+      : gradients(as_contiguous(gradients_)), targets(as_contiguous(targets_)), masks(as_contiguous(masks_)) {
+    check(!gradients.empty() && targets.size() == gradients.size() &&
+              (masks.empty() || masks.size() == gradients.size()),
+          "gradient_match: lists differ in length");
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      check_kind(gradients[i], first(), "gradients");
+      check_like(targets[i], gradients[i], "targets");
+      if (!masks.empty()) check_like(masks[i], gradients[i], "masks", ScalarType::Bool);
+      residuals.push_back(new_contiguous(gradients[i]));
+    }
   }
 
   const Tensor& first() const { return gradients[0]; }
@@ -35,23 +40,6 @@ struct MatchLists {
                         residuals[i].mutable_data_ptr<T>(), gradients[i].numel()});
     }
     return result;
-  }
-
- private:
-  static void check_lists(const std::vector<Tensor>& gradients, const std::vector<Tensor>& targets,
-                          const std::vector<Tensor>& masks) {
-    STD_TORCH_CHECK(!gradients.empty() && targets.size() == gradients.size() &&
-                        (masks.empty() || masks.size() == gradients.size()),
-                    "vleak: gradient_match: lists differ in length");
-    for (size_t i = 0; i < gradients.size(); ++i) {
-      check_kind(gradients[i], gradients[0], "gradients");
-      check_like(targets[i], gradients[i], "targets");
-      if (masks.empty()) continue;
-      STD_TORCH_CHECK(masks[i].scalar_type() == ScalarType::Bool &&
-                          masks[i].numel() == gradients[i].numel() &&
-                          masks[i].device() == gradients[i].device(),
-                      "vleak: gradient_match: masks do not match");
-    }
   }
 };
 

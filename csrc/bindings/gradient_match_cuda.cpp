@@ -9,12 +9,11 @@ namespace {
 std::tuple<Tensor, std::vector<Tensor>> call_gradient_match(std::vector<Tensor> gradients,
                                                             std::vector<Tensor> targets,
                                                             std::vector<Tensor> masks, std::string kind) {
-  STD_TORCH_CHECK(!gradients.empty(), "vleak: gradient_match: lists differ in length");
+  check(!gradients.empty(), "gradient_match: lists differ in length");
   const DeviceGuard guard(gradients[0].get_device_index());
   const MatchLists lists(gradients, targets, masks);
   Tensor distance = new_contiguous(lists.first(), {});
-  with_type(lists.first(), [&](auto zero) {
-    using T = decltype(zero);
+  with_type(lists.first(), [&]<typename T>() {
     const auto tensors = lists.tensors<T>();
     const int64_t count = tensors.size();
     const Tensor scratch = scratch_memory(distance, cuda::match_scratch_bytes(tensors.data(), count));

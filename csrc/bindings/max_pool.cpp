@@ -1,9 +1,8 @@
 #include "kernels/max_pool.h"
 
-#include <algorithm>
 #include <tuple>
 
-#include "bindings/arguments.h"
+#include "bindings/convolution_arguments.h"
 
 namespace vleak {
 namespace {
@@ -12,26 +11,24 @@ std::tuple<Tensor, Tensor> call_max_pool(Tensor x, Sizes kernel, Sizes stride) {
   const Sizes size = sizes_of(x);
   const size_t axes = kernel.size();
   check((axes == 2 || axes == 3) && stride.size() == axes && size.size() == axes + 2, "axes do not match");
-  PoolShape shape{size[0] * size[1], {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}};
-  Sizes result = {size[0], size[1]};
+  PoolShape shape{size[0] * size[1],
+                  spatial(Sizes(size.begin() + 2, size.end()), 1),
+                  {},
+                  spatial(kernel, 1),
+                  spatial(stride, 1)};
   int64_t window = 1;
-  for (size_t axis = 0; axis < axes; ++axis) {
-    const size_t to = axis + 3 - axes;
-    check(kernel[axis] > 0 && stride[axis] > 0 && kernel[axis] <= size[axis + 2], "bad kernel or stride");
-    check(size[axis + 2] <= (int64_t{1} << 31) / std::max<int64_t>(1, window), "the window is too large");
-    window *= kernel[axis];
-    shape.input[to] = size[axis + 2];
-    shape.kernel[to] = kernel[axis];
-    shape.stride[to] = stride[axis];
-    shape.output[to] = (size[axis + 2] - kernel[axis]) / stride[axis] + 1;
-    result.push_back(shape.output[to]);
+  for (int axis = 0; axis < 3; ++axis) {
+    const int64_t input = shape.input[axis], taps = shape.kernel[axis], step = shape.stride[axis];
+    check(taps > 0 && step > 0 && taps <= input, "bad kernel or stride");
+    check(input <= (int64_t{1} << 31) / std::max<int64_t>(1, window), "the window is too large");
+    window *= taps;
+    shape.output[axis] = (input - taps) / step + 1;
   }
+  const auto& [frames, rows, columns] = shape.output;
+  const Sizes result = without_added_axis({size[0], size[1], frames, rows, columns}, size.size());
   x = as_contiguous(x);
-  const Tensor values = new_contiguous(x, result);
-  const Tensor places = torch::stable::new_empty(
-      x, torch::headeronly::IntHeaderOnlyArrayRef(result.data(), result.size()), ScalarType::Long);
-  with_type(x, [&](auto zero) {
-    using T = decltype(zero);
+  const Tensor values = new_contiguous(x, result), places = new_contiguous(x, result, ScalarType::Long);
+  with_type(x, [&]<typename T>() {
     max_pool(x.const_data_ptr<T>(), shape, values.mutable_data_ptr<T>(), places.mutable_data_ptr<int64_t>());
   });
   return {values, places};

@@ -7,11 +7,10 @@ namespace {
 
 void check_panels(const std::vector<Tensor>& xs, const std::vector<Tensor>& panels, int64_t columns,
                   bool transposed) {
-  check(!xs.empty() && xs.size() == panels.size() && columns >= 0, "panel_product: lists differ in length");
+  check_lists(xs, panels);
+  check(columns >= 0, "panel_product: columns are negative");
   for (size_t i = 0; i < xs.size(); ++i) {
     const Tensor &x = xs[i], &m = panels[i];
-    check_kind(x, xs[0], "xs");
-    check_kind(m, xs[0], "panels");
     check(x.dim() == 2 && m.dim() == 3 && m.size(2) == kPanel && m.size(0) == divide_up(columns, kPanel) &&
               x.size(0) == xs[0].size(0) && x.size(1) == (transposed ? columns : m.size(1)) &&
               (!transposed || m.size(1) == panels[0].size(1)),
@@ -25,8 +24,7 @@ Tensor call_panel_product(std::vector<Tensor> xs, std::vector<Tensor> panels, in
   const int64_t rows = xs[0].size(0);
   const Tensor result = new_contiguous(xs[0], {rows, transposed ? panels[0].size(1) : columns});
   if (result.numel() == 0) return result;
-  with_type(xs[0], [&](auto zero) {
-    using T = decltype(zero);
+  with_type(xs[0], [&]<typename T>() {
     std::vector<PanelPair<T>> pairs;
     for (size_t i = 0; i < xs.size(); ++i) {
       if (xs[i].stride(1) != 1 && xs[i].size(1) != 1) xs[i] = as_contiguous(xs[i]);

@@ -23,10 +23,8 @@ ProductPair<T> product_pair(const Tensor& x, const Tensor& m) {
 }
 
 void check_products(const std::vector<Tensor>& xs, const std::vector<Tensor>& ms) {
-  check(!xs.empty() && xs.size() == ms.size(), "product: lists differ in length");
+  check_lists(xs, ms);
   for (size_t i = 0; i < xs.size(); ++i) {
-    check_kind(xs[i], xs[0], "xs");
-    check_kind(ms[i], xs[0], "ms");
     check(xs[i].dim() == 2 && ms[i].dim() == 2 && xs[i].size(1) == ms[i].size(0) &&
               xs[i].size(0) == xs[0].size(0) && ms[i].size(1) == ms[0].size(1),
           "product: pairs do not match");
@@ -38,8 +36,7 @@ Tensor call_product(std::vector<Tensor> xs, std::vector<Tensor> ms) {
   const int64_t rows = xs[0].size(0), columns = ms[0].size(1);
   const Tensor result = new_contiguous(xs[0], {rows, columns});
   if (result.numel() == 0) return result;
-  with_type(xs[0], [&](auto zero) {
-    using T = decltype(zero);
+  with_type(xs[0], [&]<typename T>() {
     std::vector<ProductPair<T>> pairs;
     for (size_t i = 0; i < xs.size(); ++i) {
       if (xs[i].size(1) == 0) continue;

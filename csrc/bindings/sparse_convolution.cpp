@@ -13,7 +13,7 @@ Places places_of(const Tensor& places, const ConvolutionShape& shape) {
   check(places.scalar_type() == ScalarType::Long && sizes.size() >= 2, "expected int64 places");
   check(sizes[0] == shape.output[0] && sizes[1] == shape.output[1], "places do not match the output");
   const int64_t* data = places.const_data_ptr<int64_t>();
-  const int64_t outputs = shape.output[2] * shape.output[3] * shape.output[4], all = places.numel();
+  const int64_t outputs = channel_size(shape.output), all = places.numel();
   const bool inside = std::all_of(data, data + all, [=](int64_t at) { return at >= 0 && at < outputs; });
   check(inside, "a place is no output");
   return {data, all / std::max<int64_t>(1, sizes[0] * sizes[1]), sizes.back()};
@@ -21,8 +21,9 @@ Places places_of(const Tensor& places, const ConvolutionShape& shape) {
 
 ConvolutionShape dense_shape(const Sizes& input, const Sizes& weight, const Sizes& stride,
                              const Sizes& padding) {
-  check(!is_depthwise(input, weight), "channels do not match");
-  return convolution_shape(input, weight, stride, padding);
+  const ConvolutionShape shape = convolution_shape(input, weight, stride, padding);
+  check(!shape.depthwise, "channels do not match");
+  return shape;
 }
 
 Tensor call_sparse_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, std::optional<Tensor> bias,
@@ -32,17 +33,12 @@ Tensor call_sparse_conv_output(std::vector<Tensor> xs, std::vector<Tensor> ws, s
   xs = as_contiguous(xs);
   ws = as_contiguous(ws);
   places = as_contiguous(places);
-  if (bias.has_value()) {
-    check_kind(*bias, xs[0], "bias");
-    check(bias->dim() == 1 && bias->size(0) == shape.output[1], "bias does not match");
-    bias = as_contiguous(*bias);
-  }
+  bias = checked(bias, xs[0], {shape.output[1]}, "bias");
   const Places at = places_of(places, shape);
   const Tensor y = new_contiguous(xs[0], sizes_of(places));
-  with_type(y, [&](auto zero) {
-    using T = decltype(zero);
-    const T* start = bias.has_value() ? bias->const_data_ptr<T>() : nullptr;
-    sparse_conv_output(pointers<T>(xs), pointers<T>(ws), start, shape, at, y.mutable_data_ptr<T>());
+  with_type(y, [&]<typename T>() {
+    sparse_conv_output(pointers<T>(xs), pointers<T>(ws), pointer<T>(bias), shape, at,
+                       y.mutable_data_ptr<T>());
   });
   return y;
 }
@@ -57,8 +53,7 @@ Tensor call_sparse_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, T
   places = as_contiguous(places);
   const Places at = places_of(places, shape);
   const Tensor dx = new_contiguous(dys[0], input_shape);
-  with_type(dx, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(dx, [&]<typename T>() {
     sparse_conv_input(pointers<T>(dys), pointers<T>(ws), shape, at, dx.mutable_data_ptr<T>());
   });
   return dx;
@@ -76,8 +71,7 @@ Tensor call_sparse_conv_weight(Tensor x, Tensor dy, Tensor places, Sizes kernel,
   places = as_contiguous(places);
   const Places at = places_of(places, shape);
   const Tensor dw = new_contiguous(x, weight);
-  with_type(dw, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(dw, [&]<typename T>() {
     sparse_conv_weight(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), shape, at, dw.mutable_data_ptr<T>());
   });
   return dw;

@@ -12,8 +12,7 @@ std::tuple<Tensor, Tensor> call_total_variation(Tensor x, double spatial, double
   const ClipSize size = clip_size(x);
   x = as_contiguous(x);
   Tensor value = new_contiguous(x, {size.trials}), gradient = new_contiguous(x);
-  with_type(x, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(x, [&]<typename T>() {
     vleak::total_variation(x.const_data_ptr<T>(), size, TvSettings{spatial, temporal, smoothing, isotropic},
                            gradient.mutable_data_ptr<T>(), value.mutable_data_ptr<T>());
   });

@@ -12,8 +12,7 @@ std::tuple<Tensor, Tensor> call_total_variation(Tensor x, double spatial, double
   x = as_contiguous(x);
   Tensor value = new_contiguous(x, {size.trials}), gradient = new_contiguous(x);
   const Tensor partial = scratch_memory(x, cuda::plane_blocks(size) * sizeof(double));
-  with_type(x, [&](auto zero) {
-    using T = decltype(zero);
+  with_type(x, [&]<typename T>() {
     cuda::total_variation(x.const_data_ptr<T>(), size, TvSettings{spatial, temporal, smoothing, isotropic},
                           partial.mutable_data_ptr<double>(), gradient.mutable_data_ptr<T>(),
                           value.mutable_data_ptr<T>(), current_stream(x));

@@ -6,7 +6,7 @@ namespace vleak {
 
 std::vector<int64_t> cut_rows(int64_t count, int64_t most) {
   const int64_t blocks = divide_up(count, most),
-                fours = divide_up(divide_up(count, std::max<int64_t>(1, blocks)), 4) * 4;
+                fours = round_up(divide_up(count, std::max<int64_t>(1, blocks)), 4);
   std::vector<int64_t> cuts;
   for (int64_t block = 0; block <= blocks; ++block) {
     cuts.push_back(fours <= most ? std::min(count, block * fours)

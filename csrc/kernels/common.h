@@ -29,6 +29,8 @@ VLEAK_INLINE int64_t trial_size(const ClipSize& size) { return planes_per_trial(
 
 VLEAK_INLINE int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
+VLEAK_INLINE int64_t round_up(int64_t count, int64_t size) { return divide_up(count, size) * size; }
+
 // A weight divided by a number of pairs; 0 where there are no pairs.
 VLEAK_INLINE double per_pair(double weight, int64_t pairs) {
   return pairs > 0 ? weight / static_cast<double>(pairs) : 0.0;

@@ -4,19 +4,13 @@
 
 #include "kernels/convolution_few.h"
 #include "kernels/convolution_run.h"
+#include "kernels/depthwise.h"
 #include "kernels/dispatch.h"
 #include "kernels/parallel.h"
 #include "kernels/winograd.h"
 
 namespace vleak {
 namespace {
-
-template <typename T>
-View<T> contiguous_view(T* data, const std::array<int64_t, 5>& sizes) {
-  std::array<int64_t, 5> strides{};
-  for (int64_t axis = 4, step = 1; axis >= 0; step *= sizes[axis--]) strides[axis] = step;
-  return {data, sizes, strides};
-}
 
 // packed: scratch memory for the weights of this part, [rows * channels * taps].
 template <typename T>
@@ -96,14 +90,10 @@ std::array<int64_t, 3> phases_of(const ConvolutionShape& shape) {
 std::vector<Axes> input_parts(const ConvolutionShape& shape) {
   std::vector<Axes> parts;
   const std::array<int64_t, 3> phases = phases_of(shape);
-  const auto axis = [&](int i, int64_t phase) {
-    Axis a = backward_axis(shape.input[2 + i], shape.kernel[i], shape.stride[i], shape.padding[i], phase);
-    a.size = shape.output[2 + i];
-    return a;
-  };
   for (int64_t t = 0; t < phases[0]; ++t) {
     for (int64_t i = 0; i < phases[1]; ++i) {
-      for (int64_t j = 0; j < phases[2]; ++j) parts.push_back({axis(0, t), axis(1, i), axis(2, j)});
+      for (int64_t j = 0; j < phases[2]; ++j)
+        parts.push_back({backward_axis(shape, 0, t), backward_axis(shape, 1, i), backward_axis(shape, 2, j)});
     }
   }
   return parts;
@@ -121,30 +111,18 @@ std::vector<View<T>> part_views(const std::vector<Axes>& parts, const Convolutio
   return views;
 }
 
-template <typename T>
-void weave_parts(const std::vector<View<T>>& parts, const ConvolutionShape& shape, T* dx) {
-  std::vector<const T*> from;
-  for (const View<T>& part : parts) from.push_back(part.data);
-  const auto& sizes = shape.input;
-  parallel_for(sizes[0] * sizes[1] * sizes[2] * sizes[3], grain_of(kCopyGrain, sizes[4]),
-               [&](int64_t begin, int64_t end) { weave(from, phases_of(shape), sizes, begin, end, dx); });
-}
-
 }  // namespace
 
 template <typename T>
 void conv_output(const std::vector<View<const T>>& xs, const std::vector<const T*>& ws, const T* bias,
                  const ConvolutionShape& shape, T* y) {
+  if (shape.depthwise) return depthwise_output(xs, ws, bias, shape, y);
   if (few_outputs(shape)) return few_output(xs, ws, bias, shape, y);
   const WinogradShape fast = winograd_shape(shape, false);
   if (winograd_pays<T>(fast, shape.kernel, shape.stride)) {
     return winograd(fast, xs, weight_views<T>(ws, shape, false), bias, y);
   }
-  Axes axes;
-  for (int i = 0; i < 3; ++i) {
-    axes[i] = forward_axis(shape.input[2 + i], shape.kernel[i], shape.stride[i], shape.padding[i]);
-    axes[i].count = shape.output[2 + i];
-  }
+  const Axes axes = {forward_axis(shape, 0), forward_axis(shape, 1), forward_axis(shape, 2)};
   std::vector<T> start(shape.output[1], T(0));
   if (bias) std::copy_n(bias, start.size(), start.begin());
   correlate<T>(xs, weight_views<T>(ws, shape, false), {axes}, start, {contiguous_view(y, shape.output)});
@@ -153,6 +131,7 @@ void conv_output(const std::vector<View<const T>>& xs, const std::vector<const T
 template <typename T>
 void conv_input(const std::vector<View<const T>>& dys, const std::vector<const T*>& ws,
                 const ConvolutionShape& shape, T* dx) {
+  if (shape.depthwise) return depthwise_input(dys, ws, shape, dx);
   if (few_outputs(shape)) return few_input(dys, ws, shape, dx);
   const WinogradShape fast = winograd_shape(shape, true);
   if (winograd_pays<T>(fast, shape.kernel, shape.stride)) {
@@ -162,10 +141,12 @@ void conv_input(const std::vector<View<const T>>& dys, const std::vector<const T
   const std::vector<T> zeros(sizes[1], T(0));
   const std::vector<Axes> parts = input_parts(shape);
   const bool one_part = parts.size() == 1;
-  const auto phases = scratch<T>(one_part ? 0 : sizes[0] * sizes[1] * sizes[2] * sizes[3] * sizes[4]);
+  const auto phases = scratch<T>(one_part ? 0 : sizes[0] * sizes[1] * channel_size(sizes));
   const std::vector<View<T>> views = part_views(parts, shape, one_part ? dx : phases.get());
   correlate<T>(dys, weight_views<T>(ws, shape, true), parts, zeros, views);
-  if (!one_part) weave_parts(views, shape, dx);
+  if (one_part) return;
+  parallel_for(sizes[0] * sizes[1] * sizes[2] * sizes[3], grain_of(kCopyGrain, sizes[4]),
+               [&](int64_t begin, int64_t end) { weave(views, phases_of(shape), sizes, begin, end, dx); });
 }
 
 #define VLEAK_CONVOLUTION(T)                                                                              \

@@ -4,6 +4,7 @@
 // No result depends on the number of threads.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -19,6 +20,30 @@ struct View {
   std::array<int64_t, 5> strides;
 };
 
+template <typename T>
+View<T> contiguous_view(T* data, const std::array<int64_t, 5>& sizes) {
+  View<T> view{data, sizes, {}};
+  for (int64_t axis = 4, step = 1; axis >= 0; step *= sizes[axis--]) view.strides[axis] = step;
+  return view;
+}
+
+// Entries of one channel of one clip.
+inline int64_t channel_size(const std::array<int64_t, 5>& sizes) { return sizes[2] * sizes[3] * sizes[4]; }
+
+struct Range {  // [begin, end)
+  int64_t begin;
+  int64_t end;
+
+  bool operator==(const Range&) const = default;
+};
+
+// Those i of [0, count) for which first + i * step lies in [0, size).
+inline Range inside(int64_t first, int64_t step, int64_t size, int64_t count) {
+  const auto reached = [&](int64_t at) { return divide_up(std::max<int64_t>(0, at - first), step); };
+  const int64_t begin = std::min(reached(0), count);
+  return {begin, std::clamp(reached(size), begin, count)};
+}
+
 // Of the convolution itself, for its derivatives too.
 struct ConvolutionShape {
   std::array<int64_t, 5> input;   // sizes of x: [clip, channel, frame, row, column]
@@ -26,6 +51,17 @@ struct ConvolutionShape {
   std::array<int64_t, 3> kernel;  // frames, rows, columns
   std::array<int64_t, 3> stride;
   std::array<int64_t, 3> padding;
+  bool depthwise;  // every channel has a kernel of its own: weights are [channel, taps]
+};
+
+// A weight, read as data[row * row_stride + channel * channel_stride + offset in the kernel].
+template <typename T>
+struct WeightView {
+  const T* data;
+  int64_t channels;
+  int64_t row_stride;
+  int64_t channel_stride;
+  std::array<int64_t, 3> kernel;
 };
 
 // y = sum over pairs of conv(x, w), plus the bias. ws: contiguous, [out, channel, taps]; bias: [out] or null.

@@ -7,18 +7,22 @@ namespace vleak {
 // ---------------------------------------------------------------------------------------------------------
 // Layout of the copied input
 
-Axis forward_axis(int64_t size, int64_t kernel, int64_t stride, int64_t padding) {
-  const int64_t count = (size + 2 * padding - kernel) / stride + 1;
-  return {size, count, kernel, stride, -padding, 0, 1};
+Axis forward_axis(const ConvolutionShape& shape, int axis) {
+  return {shape.input[2 + axis],
+          shape.output[2 + axis],
+          shape.kernel[axis],
+          shape.stride[axis],
+          -shape.padding[axis],
+          0,
+          1};
 }
 
-Axis backward_axis(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t phase) {
-  const int64_t outputs = (size + 2 * padding - kernel) / stride + 1;
-  const int64_t count = divide_up(std::max<int64_t>(0, size - phase), stride);
-  const int64_t first_tap = (phase + padding) % stride;
-  const int64_t taps = divide_up(std::max<int64_t>(0, kernel - first_tap), stride);
-  const int64_t start = (phase + padding) / stride - (taps - 1);
-  return {outputs, count, taps, 1, start, first_tap + stride * (taps - 1), -stride};
+Axis backward_axis(const ConvolutionShape& shape, int axis, int64_t phase) {
+  const int64_t stride = shape.stride[axis], at = phase + shape.padding[axis], first_tap = at % stride;
+  const int64_t count = divide_up(std::max<int64_t>(0, shape.input[2 + axis] - phase), stride);
+  const int64_t taps = divide_up(std::max<int64_t>(0, shape.kernel[axis] - first_tap), stride);
+  const int64_t start = at / stride - (taps - 1);
+  return {shape.output[2 + axis], count, taps, 1, start, first_tap + stride * (taps - 1), -stride};
 }
 
 namespace {
@@ -93,9 +97,7 @@ Planes plan_planes(const std::vector<Axes>& parts, int64_t batch, int64_t channe
   return planes;
 }
 
-int64_t planes_entries(const Planes& planes) {
-  return planes.batch * planes.frames * planes.frame + kMaxTileBytes / static_cast<int64_t>(sizeof(float));
-}
+int64_t planes_entries(const Planes& planes) { return planes.batch * planes.frames * planes.frame + kSlack; }
 
 // ---------------------------------------------------------------------------------------------------------
 // Schedule
@@ -125,12 +127,6 @@ std::vector<int64_t> tap_offsets(const Axes& axes, const Planes& planes) {
   return offsets;
 }
 
-// Output rows [begin, end) of one frame.
-struct Band {
-  int64_t begin;
-  int64_t end;
-};
-
 // Rows that are computed for all frames before the next rows: their inputs stay in the second-level cache.
 int64_t band_rows(const Axes& axes, const Planes& planes, int64_t entry_bytes) {
   if (planes.columns.spread) return axes[1].count;
@@ -138,7 +134,8 @@ int64_t band_rows(const Axes& axes, const Planes& planes, int64_t entry_bytes) {
   return std::max<int64_t>(4, kBandBytes / bytes - axes[1].taps);
 }
 
-void add_band_vectors(const Axes& axes, const Planes& planes, int64_t lanes, Band band, int64_t base,
+// band: output rows of one frame.
+void add_band_vectors(const Axes& axes, const Planes& planes, int64_t lanes, Range band, int64_t base,
                       int64_t frame, std::vector<Lane>& vectors) {
   const Axis &down = axes[1], &across = axes[2];
   const int64_t pitch = planes.columns.length, columns = across.count;
@@ -160,22 +157,15 @@ void add_band_vectors(const Axes& axes, const Planes& planes, int64_t lanes, Ban
 }
 
 // Cuts the vectors from `begin` on into groups of nearly equal size.
-void add_groups(const std::vector<Lane>& vectors, int64_t begin, int64_t most, int64_t first_tap,
-                int64_t last_tap, std::vector<Group>& groups) {
+void add_groups(const std::vector<Lane>& vectors, int64_t begin, int64_t most, Range taps,
+                std::vector<Group>& groups) {
   const int64_t count = static_cast<int64_t>(vectors.size()) - begin, blocks = divide_up(count, most);
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t from = begin + i * count / blocks, to = begin + (i + 1) * count / blocks;
     const bool direct = std::all_of(vectors.begin() + from, vectors.begin() + to,
                                     [](const Lane& lane) { return lane.direct >= 0; });
-    groups.push_back({from, to, first_tap, last_tap, direct});
+    groups.push_back({from, to, taps, direct});
   }
-}
-
-// The taps, [begin, end), that meet an input frame, for outputs that start at input frame `start`.
-std::array<int64_t, 2> valid_taps(const Axis& time, int64_t start) {
-  const int64_t begin = std::clamp<int64_t>(-start, 0, time.taps);
-  const int64_t end = std::clamp<int64_t>(time.size - start, begin, time.taps);
-  return {begin, end};
 }
 
 }  // namespace
@@ -188,15 +178,15 @@ Schedule plan_schedule(const Axes& axes, const Planes& planes, int64_t rows,
   const int64_t tile_vectors = best_vectors(rows, std::max<int64_t>(1, per_frame), limits);
   plan.row_blocks = cut_rows(rows, most_rows(tile_vectors, limits));
   plan.vectors.reserve(per_frame * time.count);
-  std::array<int64_t, 2> taps = {0, 0};
+  Range taps = {0, 0};
   int64_t begin = 0;
   const int64_t band = band_rows(axes, planes, limits.entry_bytes);
   for (int64_t row = 0; row < down.count; row += band) {
     for (int64_t frame = 0; frame < time.count; ++frame) {
       const int64_t start = frame * time.stride + time.start;
-      const auto valid = plan.offsets.empty() ? std::array<int64_t, 2>{0, 0} : valid_taps(time, start);
+      const Range valid = plan.offsets.empty() ? Range{0, 0} : inside(start, 1, time.size, time.taps);
       if (valid != taps) {
-        add_groups(plan.vectors, begin, tile_vectors, taps[0], taps[1], plan.groups);
+        add_groups(plan.vectors, begin, tile_vectors, taps, plan.groups);
         begin = plan.vectors.size();
         taps = valid;
       }
@@ -208,7 +198,7 @@ Schedule plan_schedule(const Axes& axes, const Planes& planes, int64_t rows,
       }
     }
   }
-  add_groups(plan.vectors, begin, tile_vectors, taps[0], taps[1], plan.groups);
+  add_groups(plan.vectors, begin, tile_vectors, taps, plan.groups);
   return plan;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/blocking.h"
+#include "kernels/convolution.h"
 
 namespace vleak {
 
@@ -23,11 +24,11 @@ struct Axis {
 using Axes = std::array<Axis, 3>;  // frame, row, column
 
 // The convolution itself.
-Axis forward_axis(int64_t size, int64_t kernel, int64_t stride, int64_t padding);
+Axis forward_axis(const ConvolutionShape& shape, int axis);
 
 // Its derivative with respect to the input, for every stride-th input entry from `phase` on: all of these
 // meet the same taps.
-Axis backward_axis(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t phase);
+Axis backward_axis(const ConvolutionShape& shape, int axis, int64_t phase);
 
 // How one axis of the input is copied: entry i of variant v is input entry first + stride * i + v. With one
 // variant per phase of the stride, the entries that successive outputs read are contiguous. With one variant
@@ -72,12 +73,11 @@ struct Lane {
   int64_t direct;  // offset in the output if all lanes are contiguous there, else -1
 };
 
-// Vectors of one tile, which meet the same taps in time: [first_tap, last_tap).
+// Vectors of one tile, which meet the same taps in time.
 struct Group {
   int64_t begin;
   int64_t end;
-  int64_t first_tap;
-  int64_t last_tap;
+  Range taps;
   bool direct;  // every lane is direct
 };
 

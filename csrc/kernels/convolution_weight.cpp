@@ -9,6 +9,7 @@
 #include "kernels/blocking.h"
 #include "kernels/convolution.h"
 #include "kernels/convolution_few.h"
+#include "kernels/depthwise.h"
 #include "kernels/dispatch.h"
 #include "kernels/parallel.h"
 #include "kernels/transpose.h"
@@ -20,6 +21,7 @@ namespace {
 // row and input channel, so that few input channels fill a vector.
 struct Pixels {
   bool folded;
+  int64_t tap_rows;  // separate runs of entries for one tap in time
   int64_t channels;
   int64_t rows;
   int64_t row_step;  // from output row to output row
@@ -38,66 +40,48 @@ struct WeightSchedule {
   ConvolutionShape problem;
   Pixels pixels;
   int64_t lanes;
+  int64_t a_line;  // sums for one run of entries, in whole vectors
+  int64_t a_row;   // and for one output channel
   std::vector<WeightGroup> groups;
   std::vector<int64_t> row_blocks;
-  int64_t a_row;  // entries of sums for one output channel
 };
 
 // Positions per run: their part of the input stays in the first-level cache for all output channels.
 constexpr int64_t kRun = 192;
 
-int64_t vectors_a_tap(const ConvolutionShape& problem, bool folded, int64_t lanes) {
-  const int64_t run = problem.kernel[2] * problem.input[1];
-  if (folded) return divide_up(run * problem.kernel[1], lanes);
-  return problem.kernel[1] * divide_up(run, lanes);
-}
-
 Pixels plan_pixels(const ConvolutionShape& problem, int64_t lanes) {
-  const auto& [input, output, kernel, stride, padding] = problem;
+  const auto& [input, output, kernel, stride, padding, depthwise] = problem;
+  const int64_t columns = (output[4] - 1) * stride[2] + kernel[2], across = kernel[2];
+  const Pixels folded{true, 1, kernel[1] * input[1], output[3], 1, columns};
+  const Pixels plain{false, kernel[1], input[1], (output[3] - 1) * stride[1] + kernel[1], stride[1], columns};
+  const auto vectors = [&](const Pixels& p) { return p.tap_rows * divide_up(across * p.channels, lanes); };
   // Folding multiplies the size of the copy by the rows of the kernel, so it has to save at least a fifth.
-  const bool folded = 5 * vectors_a_tap(problem, true, lanes) < 4 * vectors_a_tap(problem, false, lanes);
-  const int64_t columns = (output[4] - 1) * stride[2] + kernel[2];
-  if (folded) return {true, kernel[1] * input[1], output[3], 1, columns};
-  return {false, input[1], (output[3] - 1) * stride[1] + kernel[1], stride[1], columns};
+  return 5 * vectors(folded) < 4 * vectors(plain) ? folded : plain;
 }
 
 int64_t frame_entries(const Pixels& pixels) { return pixels.rows * pixels.columns * pixels.channels; }
-
-// Contiguous entries for one tap in time and, unless folded, one kernel row.
-int64_t run_entries(const WeightSchedule& schedule) {
-  return schedule.problem.kernel[2] * schedule.pixels.channels;
-}
-
-// Separate runs of such entries for one tap in time.
-int64_t tap_lines(const WeightSchedule& schedule) {
-  return schedule.pixels.folded ? 1 : schedule.problem.kernel[1];
-}
-
-// Sums per run, rounded up to whole vectors.
-int64_t padded_run(const WeightSchedule& schedule) {
-  return divide_up(run_entries(schedule), schedule.lanes) * schedule.lanes;
-}
 
 // Adds the group of vectors [begin, end) of one tap in time: their offsets among pixels and sums.
 void add_group(int64_t frame_tap, int64_t begin, int64_t end, WeightSchedule& schedule) {
   const Pixels& pixels = schedule.pixels;
   const int64_t frame = (frame_tap - schedule.problem.padding[0]) * frame_entries(pixels);
-  const int64_t a_line = padded_run(schedule), lines = tap_lines(schedule);
+  const int64_t a_line = schedule.a_line;
   WeightGroup group{frame_tap, end - begin, {}, {}};
   for (int64_t v = 0; v < group.vectors; ++v) {
     const int64_t at = (begin + v) * schedule.lanes;
     group.bases[v] = frame + at / a_line * pixels.columns * pixels.channels + at % a_line;
-    group.at[v] = frame_tap * lines * a_line + at;
+    group.at[v] = frame_tap * pixels.tap_rows * a_line + at;
   }
   schedule.groups.push_back(group);
 }
 
 WeightSchedule plan_weight(const ConvolutionShape& problem, const TileLimits& limits) {
-  WeightSchedule plan{problem, plan_pixels(problem, limits.lanes), limits.lanes, {}, {}, 0};
-  const int64_t a_tap = tap_lines(plan) * padded_run(plan), vectors = a_tap / limits.lanes;
+  const Pixels pixels = plan_pixels(problem, limits.lanes);
+  const int64_t a_line = round_up(problem.kernel[2] * pixels.channels, limits.lanes);
+  const int64_t a_tap = pixels.tap_rows * a_line, vectors = a_tap / limits.lanes;
+  WeightSchedule plan{problem, pixels, limits.lanes, a_line, problem.kernel[0] * a_tap, {}, {}};
   const int64_t tile_vectors = best_vectors(problem.output[1], vectors, limits),
                 blocks = divide_up(vectors, tile_vectors);
-  plan.a_row = problem.kernel[0] * a_tap;
   plan.row_blocks = cut_rows(problem.output[1], most_rows(tile_vectors, limits));
   for (int64_t tap = 0; tap < problem.kernel[0]; ++tap) {
     for (int64_t i = 0; i < blocks; ++i) {
@@ -109,16 +93,15 @@ WeightSchedule plan_weight(const ConvolutionShape& problem, const TileLimits& li
 
 int64_t pixels_entries(const WeightSchedule& schedule) {
   const auto& input = schedule.problem.input;
-  return input[0] * input[2] * frame_entries(schedule.pixels) +
-         kMaxTileBytes / static_cast<int64_t>(sizeof(float));
+  return input[0] * input[2] * frame_entries(schedule.pixels) + kSlack;
 }
 
 // The input rows of one line of pixels, one per channel; `zeros` stands for rows outside the input.
 template <typename T>
 void line_rows(const WeightSchedule& schedule, const T* frame, int64_t line, const T* zeros,
                std::vector<const T*>& rows) {
-  const auto& [input, output, kernel, stride, padding] = schedule.problem;
-  const int64_t a_channel = input[2] * input[3] * input[4];
+  const auto& [input, output, kernel, stride, padding, depthwise] = schedule.problem;
+  const int64_t a_channel = channel_size(input);
   rows.clear();
   for (int64_t tap = 0; tap < (schedule.pixels.folded ? kernel[1] : 1); ++tap) {
     const int64_t row = (schedule.pixels.folded ? line * stride[1] + tap : line) - padding[1];
@@ -133,8 +116,7 @@ template <typename T>
 void copy_frame(const WeightSchedule& schedule, const T* frame, T* to) {
   const Pixels& pixels = schedule.pixels;
   const int64_t width = schedule.problem.input[4], padding = schedule.problem.padding[2];
-  const int64_t begin = std::min(padding, pixels.columns),
-                end = std::clamp(width + padding, begin, pixels.columns);
+  const auto [begin, end] = inside(-padding, 1, width, pixels.columns);
   const std::vector<T> zeros(width);
   std::vector<const T*> rows;
   for (int64_t line = 0; line < pixels.rows; ++line, to += pixels.columns * pixels.channels) {
@@ -155,15 +137,10 @@ void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int6
   }
 }
 
-// Positions [begin, end) of [image, frame, row, column] of the output.
-struct Run {
-  int64_t begin;
-  int64_t end;
-};
-
-// Offsets of the inputs of each position, for tap 0 without padding in time.
-void position_offsets(const WeightSchedule& schedule, Run run, int64_t* offsets) {
-  const auto& [input, output, kernel, stride, padding] = schedule.problem;
+// Offsets of the inputs of each position, for tap 0 without padding in time. A run: positions of [image,
+// frame, row, column] of the output.
+void position_offsets(const WeightSchedule& schedule, Range run, int64_t* offsets) {
+  const auto& [input, output, kernel, stride, padding, depthwise] = schedule.problem;
   const Pixels& pixels = schedule.pixels;
   const int64_t width = output[4], height = output[3], frames = output[2];
   const int64_t line = pixels.columns * pixels.channels;
@@ -180,9 +157,9 @@ void position_offsets(const WeightSchedule& schedule, Run run, int64_t* offsets)
 
 // packed[position][row] = dy[image][first + row][position]
 template <typename T>
-void pack_positions(const ConvolutionShape& problem, const T* dy, int64_t first, int64_t rows, Run run,
+void pack_positions(const ConvolutionShape& problem, const T* dy, int64_t first, int64_t rows, Range run,
                     T* packed) {
-  const int64_t a_channel = problem.output[2] * problem.output[3] * problem.output[4];
+  const int64_t a_channel = channel_size(problem.output);
   for (int64_t at = run.begin; at < run.end;) {
     const int64_t image = at / a_channel, inner = at % a_channel;
     const int64_t count = std::min(run.end - at, a_channel - inner);
@@ -199,36 +176,28 @@ void pack_positions(const ConvolutionShape& problem, const T* dy, int64_t first,
   }
 }
 
-// Output frames, [begin, end), that meet an input frame for this tap.
-Run valid_frames(const ConvolutionShape& problem, int64_t tap) {
-  const int64_t shift = tap - problem.padding[0], stride = problem.stride[0], frames = problem.output[2];
-  const int64_t begin = std::clamp<int64_t>(divide_up(std::max<int64_t>(0, -shift), stride), 0, frames);
-  const int64_t end =
-      std::clamp<int64_t>(divide_up(std::max<int64_t>(0, problem.input[2] - shift), stride), begin, frames);
-  return {begin, end};
-}
-
 // Calls act(piece) for the parts of a run that meet an input frame for this tap.
 template <typename Do>
-void for_valid(const ConvolutionShape& problem, int64_t tap, Run run, Do act) {
-  const Run frames = valid_frames(problem, tap);
+void for_valid(const ConvolutionShape& problem, int64_t tap, Range run, Do act) {
+  const Range frames =
+      inside(tap - problem.padding[0], problem.stride[0], problem.input[2], problem.output[2]);
   if (frames.begin == frames.end) return;
   if (frames.end - frames.begin == problem.output[2]) return act(run);
   const int64_t a_frame = problem.output[3] * problem.output[4], a_clip = problem.output[2] * a_frame;
   for (int64_t image = run.begin / a_clip; image * a_clip < run.end; ++image) {
-    const Run piece = {std::max(run.begin, image * a_clip + frames.begin * a_frame),
-                       std::min(run.end, image * a_clip + frames.end * a_frame)};
+    const Range piece = {std::max(run.begin, image * a_clip + frames.begin * a_frame),
+                         std::min(run.end, image * a_clip + frames.end * a_frame)};
     if (piece.begin < piece.end) act(piece);
   }
 }
 
 template <typename T>
 void add_run(const WeightSchedule& schedule, const T* pixels, const T* packed, const int64_t* offsets,
-             Run run, int64_t begin, int64_t end, T* sums) {
+             Range run, int64_t begin, int64_t end, T* sums) {
   const CpuKernels<T>& kernels = cpu_kernels<T>();
   const int64_t length = run.end - run.begin;
   for (const WeightGroup& group : schedule.groups) {
-    for_valid(schedule.problem, group.frame_tap, run, [&](Run piece) {
+    for_valid(schedule.problem, group.frame_tap, run, [&](Range piece) {
       const int64_t skipped = piece.begin - run.begin;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = schedule.row_blocks[block], rows = schedule.row_blocks[block + 1] - first;
@@ -245,15 +214,14 @@ void add_run(const WeightSchedule& schedule, const T* pixels, const T* packed, c
 std::vector<int64_t> find_sources(const WeightSchedule& schedule) {
   const auto& kernel = schedule.problem.kernel;
   const Pixels& pixels = schedule.pixels;
-  const int64_t lines = tap_lines(schedule), a_line = padded_run(schedule);
   std::vector<int64_t> sources;
   for (int64_t channel = 0; channel < schedule.problem.input[1]; ++channel) {
     for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
       const int64_t frame = tap / kernel[1], down = tap % kernel[1];
-      const int64_t line = frame * lines + (pixels.folded ? 0 : down);
+      const int64_t line = frame * pixels.tap_rows + (pixels.folded ? 0 : down);
       const int64_t inner = channel + (pixels.folded ? down * schedule.problem.input[1] : 0);
       for (int64_t across = 0; across < kernel[2]; ++across) {
-        sources.push_back(line * a_line + across * pixels.channels + inner);
+        sources.push_back(line * schedule.a_line + across * pixels.channels + inner);
       }
     }
   }
@@ -264,13 +232,13 @@ template <typename T>
 void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, int64_t begin, int64_t end,
                 T* sums, const T* start, T* result) {
   const auto& output = schedule.problem.output;
-  const int64_t positions = output[0] * output[2] * output[3] * output[4];
+  const int64_t positions = output[0] * channel_size(output);
   const int64_t first = schedule.row_blocks[begin], last = schedule.row_blocks[end];
   std::fill(sums + first * schedule.a_row, sums + last * schedule.a_row, T(0));
   std::vector<T> packed(kRun * (last - first));
   int64_t offsets[kRun];
   for (int64_t at = 0; at < positions; at += kRun) {
-    const Run run = {at, std::min(positions, at + kRun)};
+    const Range run = {at, std::min(positions, at + kRun)};
     position_offsets(schedule, run, offsets);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t row = schedule.row_blocks[block];
@@ -293,15 +261,15 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
 
 template <typename T>
 void conv_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* result) {
+  if (shape.depthwise) return depthwise_weight(x, dy, start, shape, result);
   if (few_outputs(shape)) return few_weight(x, dy, start, shape, result);
   const WeightSchedule schedule = plan_weight(shape, cpu_kernels<T>().tile_limits());
   const int64_t entries = pixels_entries(schedule), frames = shape.input[0] * shape.input[2];
   const auto pixels = scratch<T>(entries), sums = scratch<T>(shape.output[1] * schedule.a_row);
   parallel_for(frames, grain_of(kCopyGrain, entries / std::max<int64_t>(1, frames)),
                [&](int64_t begin, int64_t end) { copy_pixels(schedule, x, begin, end, pixels.get()); });
-  const auto& dy_sizes = shape.output;
   const int64_t blocks = static_cast<int64_t>(schedule.row_blocks.size()) - 1;
-  const int64_t dy_entries = dy_sizes[0] * dy_sizes[1] * dy_sizes[2] * dy_sizes[3] * dy_sizes[4];
+  const int64_t dy_entries = shape.output[0] * shape.output[1] * channel_size(shape.output);
   parallel_for(blocks, grain_of(kSumGrain, dy_entries * schedule.a_row / blocks),
                [&](int64_t begin, int64_t end) {
                  run_weight(schedule, pixels.get(), dy, begin, end, sums.get(), start, result);

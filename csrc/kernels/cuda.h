@@ -15,7 +15,7 @@ constexpr int kThreads = 256;
 constexpr int kPerThread = 4;
 constexpr int kBlockEntries = kThreads * kPerThread;
 
-VLEAK_INLINE int64_t blocks_for(int64_t entries) { return (entries + kBlockEntries - 1) / kBlockEntries; }
+VLEAK_INLINE int64_t blocks_for(int64_t entries) { return divide_up(entries, kBlockEntries); }
 VLEAK_INLINE int64_t plane_blocks(const ClipSize& size) {
   return size.trials * planes_per_trial(size) * blocks_for(frame_size(size));
 }
@@ -34,18 +34,10 @@ template <typename T>
 void total_variation(const T* x, const ClipSize& size, const TvSettings& tv, double* partial, T* gradient,
                      T* value, Stream stream);
 
-// StepSettings whose numbers lie in device memory.
-struct StepRow {
-  const StepNumbers* numbers;  // [1]
-  bool isotropic;
-  double smoothing;
-  Rule rule;
-};
-
 // partial: [plane_blocks]; better: [N], scratch; distance, objective, best_objective: [N];
 // best: [N, C, T, H, W]
 template <typename T>
-void descend(const Trials<T>& trials, const StepRow& row, const T* distance, double* partial, bool* better,
-             T* objective, T* best, T* best_objective, Stream stream);
+void descend(const Trials<T>& trials, const StepSettings& step, const T* distance, double* partial,
+             bool* better, T* objective, T* best, T* best_objective, Stream stream);
 
 }  // namespace vleak::cuda

@@ -14,20 +14,20 @@ struct Penalties {
 
 template <typename T>
 __device__ Penalties<T> penalties_of(const Trials<T>& trials, const StepSettings& step) {
-  const double weight = trials.prior ? per_pair(step.numbers.prior_weight, trial_size(trials.size)) : 0.0;
+  const double weight = trials.prior ? per_pair(step.numbers->prior_weight, trial_size(trials.size)) : 0.0;
   return {tv_scale(trials.size, tv_settings(step)), step.isotropic, T(step.smoothing), weight};
 }
 
 template <Rule kRule, bool kSmooth, typename T>
-__global__ void step_kernel(const __grid_constant__ Trials<T> trials, StepRow row, double* partial) {
+__global__ void step_kernel(const __grid_constant__ Trials<T> trials, StepSettings settings,
+                            double* partial) {
   __shared__ double shared[kThreads];
   __shared__ Penalties<T> penalties;
   __shared__ StepFactors<T> step;
   const ClipSize& size = trials.size;
   if (threadIdx.x == 0) {
-    const StepSettings settings = {*row.numbers, row.isotropic, row.smoothing, row.rule};
     penalties = penalties_of(trials, settings);
-    step = StepFactors<T>::from(settings.numbers);
+    step = StepFactors<T>::from(*settings.numbers);
   }
   __syncthreads();
   const BlockPlace place = block_place(size);
@@ -82,32 +82,32 @@ __global__ void keep_kernel(const T* x, ClipSize size, const bool* better, T* be
 }
 
 template <Rule kRule, typename T>
-void launch_step(const Trials<T>& trials, const StepRow& row, double* partial, Stream stream) {
-  const auto kernel = row.smoothing > 0.0 ? step_kernel<kRule, true, T> : step_kernel<kRule, false, T>;
-  kernel<<<plane_blocks(trials.size), kThreads, 0, stream>>>(trials, row, partial);
+void launch_step(const Trials<T>& trials, const StepSettings& step, double* partial, Stream stream) {
+  const auto kernel = step.smoothing > 0.0 ? step_kernel<kRule, true, T> : step_kernel<kRule, false, T>;
+  kernel<<<plane_blocks(trials.size), kThreads, 0, stream>>>(trials, step, partial);
 }
 
 }  // namespace
 
 template <typename T>
-void descend(const Trials<T>& trials, const StepRow& row, const T* distance, double* partial, bool* better,
-             T* objective, T* best, T* best_objective, Stream stream) {
+void descend(const Trials<T>& trials, const StepSettings& step, const T* distance, double* partial,
+             bool* better, T* objective, T* best, T* best_objective, Stream stream) {
   const ClipSize& size = trials.size;
   if (size.trials == 0) return;
   const int64_t blocks = plane_blocks(size);
   if (blocks) {
-    if (row.rule == Rule::kAdam) launch_step<Rule::kAdam>(trials, row, partial, stream);
-    if (row.rule == Rule::kSign) launch_step<Rule::kSign>(trials, row, partial, stream);
-    if (row.rule == Rule::kSignAdam) launch_step<Rule::kSignAdam>(trials, row, partial, stream);
+    if (step.rule == Rule::kAdam) launch_step<Rule::kAdam>(trials, step, partial, stream);
+    if (step.rule == Rule::kSign) launch_step<Rule::kSign>(trials, step, partial, stream);
+    if (step.rule == Rule::kSignAdam) launch_step<Rule::kSignAdam>(trials, step, partial, stream);
   }
   objective_kernel<T><<<size.trials, kThreads, 0, stream>>>(partial, blocks / size.trials, distance,
                                                             objective, best_objective, better);
   if (blocks) keep_kernel<T><<<blocks, kThreads, 0, stream>>>(trials.x, size, better, best);
 }
 
-template void descend<float>(const Trials<float>&, const StepRow&, const float*, double*, bool*, float*,
+template void descend<float>(const Trials<float>&, const StepSettings&, const float*, double*, bool*, float*,
                              float*, float*, Stream);
-template void descend<double>(const Trials<double>&, const StepRow&, const double*, double*, bool*, double*,
-                              double*, double*, Stream);
+template void descend<double>(const Trials<double>&, const StepSettings&, const double*, double*, bool*,
+                              double*, double*, double*, Stream);
 
 }  // namespace vleak::cuda

@@ -40,14 +40,14 @@ constexpr int kStepNumbers = 11;
 static_assert(sizeof(StepNumbers) == kStepNumbers * sizeof(double));
 
 struct StepSettings {
-  StepNumbers numbers;
+  const StepNumbers* numbers;  // [1], in the memory of the device
   bool isotropic;
   double smoothing;
   Rule rule;
 };
 
 VLEAK_INLINE TvSettings tv_settings(const StepSettings& step) {
-  return {step.numbers.spatial, step.numbers.temporal, step.smoothing, step.isotropic};
+  return {step.numbers->spatial, step.numbers->temporal, step.smoothing, step.isotropic};
 }
 
 // The numbers in the precision of the clip, computed once per kernel.

@@ -44,9 +44,9 @@ void descend_range(const Trials<T>& trials, const StepSettings& step, int64_t be
   const TvSettings settings = tv_settings(step);
   const TvNumbers<T> tv = tv_numbers<T>(size, settings);
   const bool varies = tv.scale.across != 0.0 || tv.scale.down != 0.0 || tv.scale.time != 0.0;
-  const StepFactors<T> factors = StepFactors<T>::from(step.numbers);
+  const StepFactors<T> factors = StepFactors<T>::from(*step.numbers);
   const int64_t entries = trial_size(size);
-  const double prior_weight = trials.prior ? per_pair(step.numbers.prior_weight, entries) : 0.0;
+  const double prior_weight = trials.prior ? per_pair(step.numbers->prior_weight, entries) : 0.0;
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t trial = plane / planes_per_trial(size);
     const auto finish_row = [&](int64_t at, T* penalties, double* row_value) {

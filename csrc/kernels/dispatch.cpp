@@ -3,7 +3,7 @@
 #include <atomic>
 #include <cstring>
 
-#define VLEAK_CPU_KERNELS(variant, T)                       \
+#define VLEAK_CPU_KERNELS(variant)                          \
   {variant::match_sums<T>,     variant::match_residuals<T>, \
    variant::tv_planes<T>,      variant::descend_planes<T>,  \
    variant::tile<T>,           variant::patch_dots<T>,      \
@@ -17,16 +17,15 @@ namespace {
 
 #ifdef VLEAK_BASELINE_ONLY
 constexpr const char* kNames[] = {"baseline"};
-constexpr CpuKernels<float> kFloat[] = {VLEAK_CPU_KERNELS(baseline, float)};
-constexpr CpuKernels<double> kDouble[] = {VLEAK_CPU_KERNELS(baseline, double)};
+template <typename T>
+constexpr CpuKernels<T> kKernels[] = {VLEAK_CPU_KERNELS(baseline)};
 
 bool supported(int) { return true; }
 #else
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
-constexpr CpuKernels<float> kFloat[] = {VLEAK_CPU_KERNELS(baseline, float), VLEAK_CPU_KERNELS(avx2, float),
-                                        VLEAK_CPU_KERNELS(avx512, float)};
-constexpr CpuKernels<double> kDouble[] = {VLEAK_CPU_KERNELS(baseline, double),
-                                          VLEAK_CPU_KERNELS(avx2, double), VLEAK_CPU_KERNELS(avx512, double)};
+template <typename T>
+constexpr CpuKernels<T> kKernels[] = {VLEAK_CPU_KERNELS(baseline), VLEAK_CPU_KERNELS(avx2),
+                                      VLEAK_CPU_KERNELS(avx512)};
 
 bool supported(int level) {
   if (level == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -53,15 +52,13 @@ std::atomic<int>& level() {
 
 }  // namespace
 
-template <>
-const CpuKernels<float>& cpu_kernels<float>() {
-  return kFloat[level().load(std::memory_order_relaxed)];
+template <typename T>
+const CpuKernels<T>& cpu_kernels() {
+  return kKernels<T>[level().load(std::memory_order_relaxed)];
 }
 
-template <>
-const CpuKernels<double>& cpu_kernels<double>() {
-  return kDouble[level().load(std::memory_order_relaxed)];
-}
+template const CpuKernels<float>& cpu_kernels<float>();
+template const CpuKernels<double>& cpu_kernels<double>();
 
 }  // namespace vleak
 

@@ -39,7 +39,7 @@
   template <typename T>                                                                                      \
   BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
   template <typename T>                                                                                      \
-  RowProduct<T> row_product();                                                                               \
+  void row_product(const Row<T>& row);                                                                       \
   template <typename T>                                                                                      \
   TileLimits tile_limits();                                                                                  \
   }

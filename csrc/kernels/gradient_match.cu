@@ -29,6 +29,12 @@ std::vector<MatchGroup<T>> cut_groups(const MatchTensor<T>* tensors, int64_t cou
   return groups;
 }
 
+// Of the block, in thread 0.
+__device__ __forceinline__ MatchSums block_sums(const MatchSums& mine, double* shared /* [kThreads] */) {
+  const double dot = block_sum(mine.dot, shared), gradient = block_sum(mine.gradient, shared);
+  return {dot, gradient, block_sum(mine.target, shared)};
+}
+
 struct Piece {
   int tensor;
   int64_t first;  // entry of the tensor
@@ -55,10 +61,8 @@ __global__ void sums_kernel(const __grid_constant__ MatchGroup<T> group, MatchKi
     mine.gradient += g * g;
     mine.target += t * t;
   }
-  const double dot = block_sum(mine.dot, shared);
-  const double gradient = block_sum(mine.gradient, shared);
-  const double target = block_sum(mine.target, shared);
-  if (threadIdx.x == 0) sums[blockIdx.x] = {dot, gradient, target};
+  const MatchSums all = block_sums(mine, shared);
+  if (threadIdx.x == 0) sums[blockIdx.x] = all;
 }
 
 template <typename T>
@@ -69,11 +73,9 @@ __global__ void finish_kernel(const MatchSums* sums, int64_t blocks, MatchKind k
   for (int64_t i = threadIdx.x; i < blocks; i += kThreads) {
     mine = {mine.dot + sums[i].dot, mine.gradient + sums[i].gradient, mine.target + sums[i].target};
   }
-  const double dot = block_sum(mine.dot, shared);
-  const double gradient = block_sum(mine.gradient, shared);
-  const double target = block_sum(mine.target, shared);
+  const MatchSums all = block_sums(mine, shared);
   if (threadIdx.x != 0) return;
-  *result = match_result({dot, gradient, target}, kind);
+  *result = match_result(all, kind);
   *distance = static_cast<T>(result->distance);
 }
 

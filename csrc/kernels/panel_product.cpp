@@ -54,7 +54,7 @@ template <typename T>
 void add_terms(const Terms<T>& terms, const Panels<T>& m, int64_t panel, int64_t rows, bool fresh,
                T* sums /* [rows, kPanel] */) {
   const int64_t width = row_entries<T>(cpu_kernels<T>().tile_limits());
-  const auto run = cpu_kernels<T>().row_product();
+  const auto run = cpu_kernels<T>().row_product;
   for (int64_t start = 0, piece = 0; start < m.depth; start += kPieceRows, ++piece, fresh = false) {
     const int64_t ahead = std::min(kPieceRows, m.depth - start - kPieceRows) * kPanel;
     const int64_t share = ahead > 0 ? divide_up(ahead, rows * (kPanel / width)) : 0;

@@ -5,23 +5,18 @@
 #include "kernels/product_blocks.h"
 
 namespace vleak {
-namespace {
-
-// The parts of both operands that are in use should fit into the second-level cache.
-constexpr int64_t kCacheBytes = 1 << 18;
-constexpr int64_t kLeastDepth = 128;
-
-}  // namespace
 
 ProductPlan plan_product(int64_t rows, int64_t depth, int64_t vectors, bool left_is_large,
                          const TileLimits& limits) {
+  // The parts of both operands that are in use should fit into the second-level cache.
+  constexpr int64_t kCacheBytes = 1 << 18, kLeastDepth = 128;
   const int64_t block_vectors = std::min(best_vectors(rows, vectors, limits), kMaxBlockVectors);
   const int64_t block = most_rows(block_vectors, limits), width = block_vectors * limits.lanes;
   const int64_t entries = left_is_large ? vectors * limits.lanes + 2 * block : rows + 2 * width;
   const int64_t most = std::max(kLeastDepth, kCacheBytes / limits.entry_bytes / entries);
   const int64_t even = divide_up(depth, divide_up(depth, most));
-  return {limits.lanes,         vectors, block_vectors, depth, divide_up(even, 16) * 16, left_is_large,
-          cut_rows(rows, block)};
+  return {limits.lanes,       vectors,       block_vectors,        depth,
+          round_up(even, 16), left_is_large, cut_rows(rows, block)};
 }
 
 namespace {
@@ -55,7 +50,7 @@ void add_product(const ProductPair<T>& pair, int64_t rows, int64_t columns, bool
 template <typename T>
 void transposed_products(const std::vector<ProductPair<T>>& pairs, int64_t rows, int64_t columns, T* y) {
   const TileLimits limits = cpu_kernels<T>().tile_limits();
-  const int64_t vectors = divide_up(rows, limits.lanes), padded = vectors * limits.lanes;
+  const int64_t padded = round_up(rows, limits.lanes), vectors = padded / limits.lanes;
   const auto sums = scratch<T>(columns * padded);
   bool fresh = true;
   for (const ProductPair<T>& pair : pairs) {

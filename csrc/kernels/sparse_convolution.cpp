@@ -19,13 +19,14 @@ struct Layout {
   int64_t line;   // entries of a line
   int64_t lanes;
   int64_t line_vectors;
-  std::vector<int64_t> steps;  // where the vectors of a patch begin, frame by frame of the kernel
+  std::vector<int64_t> steps;   // where the vectors of a patch begin, frame by frame of the kernel
+  std::vector<int64_t> starts;  // where the patch of every output begins
 
   int64_t frames() const { return shape.input[2] + 2 * shape.padding[0]; }
   // What vectors may reach beyond an end.
   int64_t slack() const { return line_vectors * lanes; }
   int64_t patch() const { return steps.size() * lanes; }
-  int64_t a_clip() const { return shape.input[1] * shape.input[2] * shape.input[3] * shape.input[4]; }
+  int64_t a_clip() const { return shape.input[1] * channel_size(shape.input); }
 };
 
 Layout plan_layout(const ConvolutionShape& shape, int64_t lanes) {
@@ -33,7 +34,7 @@ Layout plan_layout(const ConvolutionShape& shape, int64_t lanes) {
   layout.shape = shape;
   layout.channels = shape.input[1];
   layout.lanes = lanes;
-  layout.row = divide_up((shape.input[4] + 2 * shape.padding[2]) * layout.channels, lanes) * lanes;
+  layout.row = round_up((shape.input[4] + 2 * shape.padding[2]) * layout.channels, lanes);
   layout.frame = (shape.input[3] + 2 * shape.padding[1]) * layout.row;
   layout.line = shape.kernel[2] * layout.channels;
   layout.line_vectors = divide_up(layout.line, lanes);
@@ -41,6 +42,16 @@ Layout plan_layout(const ConvolutionShape& shape, int64_t lanes) {
     for (int64_t i = 0; i < shape.kernel[1]; ++i) {
       for (int64_t v = 0; v < layout.line_vectors; ++v) {
         layout.steps.push_back(t * layout.frame + i * layout.row + v * lanes);
+      }
+    }
+  }
+  const auto& [clips, outs, frames, rows, columns] = shape.output;
+  layout.starts.reserve(frames * rows * columns);
+  for (int64_t t = 0; t < frames; ++t) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = t * shape.stride[0] * layout.frame + i * shape.stride[1] * layout.row;
+      for (int64_t j = 0; j < columns; ++j) {
+        layout.starts.push_back(row + j * shape.stride[2] * layout.channels);
       }
     }
   }
@@ -111,21 +122,6 @@ void unpack(const Layout& layout, const T* line, T* dw) {
   }
 }
 
-// Where the patch of every output begins in the padded input.
-std::vector<int64_t> starts_of(const Layout& layout) {
-  const auto& [clips, outs, frames, rows, columns] = layout.shape.output;
-  const auto& stride = layout.shape.stride;
-  std::vector<int64_t> starts(frames * rows * columns);
-  int64_t* to = starts.data();
-  for (int64_t t = 0; t < frames; ++t) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t row = t * stride[0] * layout.frame + i * stride[1] * layout.row;
-      for (int64_t j = 0; j < columns; ++j) *to++ = row + j * stride[2] * layout.channels;
-    }
-  }
-  return starts;
-}
-
 int64_t grain(const Layout& layout, const Places& places) {
   return grain_of(kSumGrain, places.count * layout.patch());
 }
@@ -135,7 +131,7 @@ int64_t grain(const Layout& layout, const Places& places) {
 template <typename Act>
 void for_groups(const Places& places, const Act& act) {
   constexpr int64_t kGroup = 18;
-  const int64_t row = std::max<int64_t>(1, places.row), group = divide_up(kGroup, row) * row;
+  const int64_t row = std::max<int64_t>(1, places.row), group = round_up(kGroup, row);
   for (int64_t first = 0; first < places.count; first += group) {
     act(first, std::min(group, places.count - first));
   }
@@ -172,17 +168,11 @@ void collect(const std::vector<const T*>& dys, const int64_t* starts, const Plac
   to.starts.resize(kept);
 }
 
-// Frames of the padded input: [begin, end).
-struct Slab {
-  int64_t begin;
-  int64_t end;
-};
-
-// Adds to frames of the padded input what outputs of one channel pass on to them. Every entry is added to in
-// the order of the outputs, however the frames are cut into slabs.
+// Adds to a slab of frames of the padded input what outputs of one channel pass on to them. Every entry is
+// added to in the order of the outputs, however the frames are cut into slabs.
 template <typename T>
 void add_outputs(const Layout& layout, const Derivatives<T>& derivatives,
-                 const std::vector<const T*>& patches, const Slab& slab, T* to) {
+                 const std::vector<const T*>& patches, const Range& slab, T* to) {
   const int64_t terms = patches.size(), count = derivatives.starts.size(), frames = layout.shape.kernel[0];
   const int64_t a_frame = layout.steps.size() / frames;
   const bool whole = slab.begin == 0 && slab.end == layout.frames();
@@ -210,7 +200,6 @@ void sparse_conv_output(const std::vector<const T*>& xs, const std::vector<const
                         const ConvolutionShape& shape, const Places& places, T* y) {
   const Layout layout = plan_layout(shape, cpu_kernels<T>().tile_limits().lanes);
   const int64_t outs = shape.output[1], pairs = xs.size();
-  const std::vector<int64_t> starts = starts_of(layout);
   const Steps steps{layout.steps.data(), static_cast<int64_t>(layout.steps.size())};
   std::vector<std::vector<T>> weights,
       inputs(pairs, std::vector<T>(layout.frames() * layout.frame + layout.slack()));
@@ -224,7 +213,7 @@ void sparse_conv_output(const std::vector<const T*>& xs, const std::vector<const
       for_groups(places, [&](int64_t group, int64_t count) {
         for (int64_t out = begin; out < end; ++out) {
           const int64_t first = (clip * outs + out) * places.count + group;
-          for (int64_t i = 0; i < count; ++i) patches[i] = starts[places.data[first + i]];
+          for (int64_t i = 0; i < count; ++i) patches[i] = layout.starts[places.data[first + i]];
           std::fill_n(y + first, count, bias ? bias[out] : T(0));
           for (int64_t pair = 0; pair < pairs; ++pair) {
             cpu_kernels<T>().patch_dots(weights[pair].data() + out * layout.patch(), inputs[pair].data(),
@@ -243,13 +232,12 @@ void sparse_conv_input(const std::vector<const T*>& dys, const std::vector<const
   const Layout layout = plan_layout(shape, cpu_kernels<T>().tile_limits().lanes);
   const int64_t outs = shape.output[1], pairs = dys.size(), frames = shape.input[2];
   const int64_t before = shape.padding[0];
-  const std::vector<int64_t> starts = starts_of(layout);
   std::vector<std::vector<T>> weights;
   for (const T* w : ws) weights.push_back(packed(layout, w));
   const int64_t cost = outs * places.count * layout.patch() / std::max<int64_t>(1, frames);
   for (int64_t clip = 0; clip < shape.input[0]; ++clip) {
     parallel_for(frames, grain_of(kSumGrain, cost), [&](int64_t begin, int64_t end) {
-      const Slab slab{begin ? begin + before : 0, end < frames ? end + before : layout.frames()};
+      const Range slab{begin ? begin + before : 0, end < frames ? end + before : layout.frames()};
       std::vector<T> sums((slab.end - slab.begin) * layout.frame + layout.slack());
       std::vector<const T*> patches;
       Derivatives<T> derivatives;
@@ -258,7 +246,7 @@ void sparse_conv_input(const std::vector<const T*>& dys, const std::vector<const
           for (int64_t pair = 0; pair < pairs; pair += kTerms) {
             const int64_t next = std::min(pair + kTerms, pairs);
             const std::vector<const T*> some(dys.begin() + pair, dys.begin() + next);
-            collect(some, starts.data(), places, (clip * outs + out) * places.count + group, count,
+            collect(some, layout.starts.data(), places, (clip * outs + out) * places.count + group, count,
                     derivatives);
             patches.clear();
             for (int64_t i = pair; i < next; ++i) patches.push_back(weights[i].data() + out * layout.patch());
@@ -279,7 +267,6 @@ void sparse_conv_weight(const T* x, const T* dy, const ConvolutionShape& shape, 
   const CpuKernels<T>& kernels = cpu_kernels<T>();
   const Layout layout = plan_layout(shape, kernels.tile_limits().lanes);
   const int64_t outs = shape.output[1], vectors = layout.steps.size();
-  const std::vector<int64_t> starts = starts_of(layout);
   std::vector<T> input(layout.frames() * layout.frame + layout.slack()), sums(outs * layout.patch());
   std::vector<int64_t> at(vectors);
   for (int64_t v = 0; v < vectors; ++v) at[v] = v * layout.lanes;
@@ -291,7 +278,7 @@ void sparse_conv_weight(const T* x, const T* dy, const ConvolutionShape& shape, 
       Derivatives<T> derivatives;
       for_groups(places, [&](int64_t group, int64_t count) {
         for (int64_t out = begin; out < end; ++out) {
-          collect({dy}, starts.data(), places, (clip * outs + out) * places.count + group, count,
+          collect({dy}, layout.starts.data(), places, (clip * outs + out) * places.count + group, count,
                   derivatives);
           for (int64_t v = 0; v < vectors; v += block) {
             kernels.tile(1, std::min(block, vectors - v))(

@@ -31,6 +31,9 @@ constexpr int64_t kMaxTileVectors = 8;
 constexpr int64_t kMaxTileRows = 12;
 constexpr int64_t kMaxTileBytes = 24 * 64;
 
+// Entries that a tile may read beyond an end.
+constexpr int64_t kSlack = kMaxTileBytes / sizeof(float);
+
 constexpr int64_t kLineBytes = 64;  // a cache line
 
 // Rows to prefetch while another block is computed: `lines_a_step` cache lines at every step of that block,
@@ -87,9 +90,6 @@ struct Row {
   const T* next;
   int64_t next_entries;
 };
-
-template <typename T>
-using RowProduct = void (*)(const Row<T>& row);
 
 // Where the vectors of a patch lie, from its place: vector v begins `of[v]` entries behind it.
 struct Steps {

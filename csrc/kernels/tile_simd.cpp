@@ -190,9 +190,84 @@ void run_block(const Block<T>& block) {
   }
 }
 
+constexpr int most_vectors(int rows, int64_t most) {
+  return kSums / rows < most ? kSums / rows : static_cast<int>(most);
+}
+
+// The two kinds of loops, and the one for a block shape.
+template <typename T>
+struct TileLoop {
+  using Function = Tile<T>;
+  static constexpr int64_t kMost = kMaxTileVectors;
+  template <int kRows, int kVectors>
+  static constexpr Function kOf = &run_tile<T, kRows, kVectors>;
+};
+
+template <typename T>
+struct BlockLoop {
+  using Function = BlockProduct<T>;
+  static constexpr int64_t kMost = kMaxBlockVectors;
+  template <int kRows, int kVectors>
+  static constexpr Function kOf = &run_block<T, kRows, kVectors>;
+};
+
+// One function per block shape that fits, indexed by rows - 1 and vectors - 1.
+template <typename Loop>
+struct Shapes {
+  typename Loop::Function of[kMostRows][Loop::kMost] = {};
+
+  template <int kRows = kMostRows, int kVectors = most_vectors(kRows, Loop::kMost)>
+  constexpr Shapes& fill() {
+    of[kRows - 1][kVectors - 1] = Loop::template kOf<kRows, kVectors>;
+    if constexpr (kVectors > 1)
+      fill<kRows, kVectors - 1>();
+    else if constexpr (kRows > 1)
+      fill<kRows - 1>();
+    return *this;
+  }
+};
+
+}  // namespace
+
+// The loop for a block of this shape, which must fit into the registers.
+template <typename T>
+Tile<T> tile(int64_t rows, int64_t vectors) {
+  static constexpr auto kTiles = Shapes<TileLoop<T>>().fill();
+  return kTiles.of[rows - 1][vectors - 1];
+}
+
+template <typename T>
+void patch_dots(const T* left, const T* right, const int64_t* places, int64_t count, const Steps& steps,
+                T* sums) {
+  constexpr int64_t kMost = 9;
+  static constexpr decltype(&add_dots<T, 1>) kDots[kMost] = {
+      &add_dots<T, 1>, &add_dots<T, 2>, &add_dots<T, 3>, &add_dots<T, 4>, &add_dots<T, 5>,
+      &add_dots<T, 6>, &add_dots<T, 7>, &add_dots<T, 8>, &add_dots<T, 9>};
+  if (count == 0) return;
+  // Blocks of like size: one of a single place would wait for every sum.
+  const int64_t block = divide_up(count, divide_up(count, kMost));
+  for (int64_t at = 0; at < count; at += block) {
+    const int64_t some = block < count - at ? block : count - at;
+    kDots[some - 1](left, right, places + at, steps, sums + at);
+  }
+}
+
+template <typename T>
+void patch_sums(const T* factors, const int64_t* places, int64_t count, const T* const* patches,
+                int64_t terms, const Steps& steps, T* to) {
+  const auto add = terms == 2 ? &add_patches<T, 2> : &add_patches<T, 1>;
+  add(factors, places, count, patches, steps, to);
+}
+
+template <typename T>
+BlockProduct<T> block_product(int64_t rows, int64_t vectors) {
+  static constexpr auto kBlocks = Shapes<BlockLoop<T>>().fill();
+  return kBlocks.of[rows - 1][vectors - 1];
+}
+
 // Where a panel is narrower than kRowVectors vectors, successive terms go to separate sets of sums.
 template <typename T>
-void run_row(const Row<T>& row) {
+void row_product(const Row<T>& row) {
   using Vector = typename Wide<T>::Vector;
   constexpr int kLanes = Wide<T>::kLanes, kFit = kPanel / kLanes;
   constexpr int kVectors = kFit < kRowVectors ? kFit : kRowVectors, kSets = kRowVectors / kVectors;
@@ -223,117 +298,21 @@ void run_row(const Row<T>& row) {
   }
 }
 
-constexpr int most_vectors(int rows, int64_t most) {
-  return kSums / rows < most ? kSums / rows : static_cast<int>(most);
-}
-
-// One function per block shape that fits, indexed by rows - 1 and vectors - 1.
-template <typename Function, int64_t kMostVectors>
-struct Shapes {
-  Function of[kMostRows][kMostVectors] = {};
-};
-
-template <typename T>
-using Tiles = Shapes<Tile<T>, kMaxTileVectors>;
-template <typename T>
-using Blocks = Shapes<BlockProduct<T>, kMaxBlockVectors>;
-
-template <typename T, int kRows, int kVectors>
-constexpr void add_tiles(Tiles<T>& tiles) {
-  tiles.of[kRows - 1][kVectors - 1] = &run_tile<T, kRows, kVectors>;
-  if constexpr (kVectors > 1) {
-    add_tiles<T, kRows, kVectors - 1>(tiles);
-  } else if constexpr (kRows > 1) {
-    add_tiles<T, kRows - 1, most_vectors(kRows - 1, kMaxTileVectors)>(tiles);
-  }
-}
-
-template <typename T, int kRows, int kVectors>
-constexpr void add_blocks(Blocks<T>& blocks) {
-  blocks.of[kRows - 1][kVectors - 1] = &run_block<T, kRows, kVectors>;
-  if constexpr (kVectors > 1) {
-    add_blocks<T, kRows, kVectors - 1>(blocks);
-  } else if constexpr (kRows > 1) {
-    add_blocks<T, kRows - 1, most_vectors(kRows - 1, kMaxBlockVectors)>(blocks);
-  }
-}
-
-template <typename T>
-constexpr Tiles<T> all_tiles() {
-  Tiles<T> tiles;
-  add_tiles<T, kMostRows, most_vectors(kMostRows, kMaxTileVectors)>(tiles);
-  return tiles;
-}
-
-template <typename T>
-constexpr Blocks<T> all_blocks() {
-  Blocks<T> blocks;
-  add_blocks<T, kMostRows, most_vectors(kMostRows, kMaxBlockVectors)>(blocks);
-  return blocks;
-}
-
-}  // namespace
-
-// The loop for a block of this shape, which must fit into the registers.
-template <typename T>
-Tile<T> tile(int64_t rows, int64_t vectors) {
-  static constexpr Tiles<T> kTiles = all_tiles<T>();
-  return kTiles.of[rows - 1][vectors - 1];
-}
-
-template <typename T>
-void patch_dots(const T* left, const T* right, const int64_t* places, int64_t count, const Steps& steps,
-                T* sums) {
-  constexpr int64_t kMost = 9;
-  static constexpr decltype(&add_dots<T, 1>) kDots[kMost] = {
-      &add_dots<T, 1>, &add_dots<T, 2>, &add_dots<T, 3>, &add_dots<T, 4>, &add_dots<T, 5>,
-      &add_dots<T, 6>, &add_dots<T, 7>, &add_dots<T, 8>, &add_dots<T, 9>};
-  if (count == 0) return;
-  // Blocks of like size: one of a single place would wait for every sum.
-  const int64_t block = divide_up(count, divide_up(count, kMost));
-  for (int64_t at = 0; at < count; at += block) {
-    const int64_t some = block < count - at ? block : count - at;
-    kDots[some - 1](left, right, places + at, steps, sums + at);
-  }
-}
-
-template <typename T>
-void patch_sums(const T* factors, const int64_t* places, int64_t count, const T* const* patches,
-                int64_t terms, const Steps& steps, T* to) {
-  const auto add = terms == 2 ? &add_patches<T, 2> : &add_patches<T, 1>;
-  add(factors, places, count, patches, steps, to);
-}
-
-template <typename T>
-BlockProduct<T> block_product(int64_t rows, int64_t vectors) {
-  static constexpr Blocks<T> kBlocks = all_blocks<T>();
-  return kBlocks.of[rows - 1][vectors - 1];
-}
-
-template <typename T>
-RowProduct<T> row_product() {
-  return &run_row<T>;
-}
-
 template <typename T>
 TileLimits tile_limits() {
   return {Wide<T>::kLanes, kSums, kMostRows, sizeof(T)};
 }
 
-template Tile<float> tile<float>(int64_t, int64_t);
-template Tile<double> tile<double>(int64_t, int64_t);
-template void patch_dots<float>(const float*, const float*, const int64_t*, int64_t, const Steps&, float*);
-template void patch_dots<double>(const double*, const double*, const int64_t*, int64_t, const Steps&,
-                                 double*);
-template void patch_sums<float>(const float*, const int64_t*, int64_t, const float* const*, int64_t,
-                                const Steps&, float*);
-template void patch_sums<double>(const double*, const int64_t*, int64_t, const double* const*, int64_t,
-                                 const Steps&, double*);
-template BlockProduct<float> block_product<float>(int64_t, int64_t);
-template BlockProduct<double> block_product<double>(int64_t, int64_t);
-template RowProduct<float> row_product<float>();
-template RowProduct<double> row_product<double>();
-template TileLimits tile_limits<float>();
-template TileLimits tile_limits<double>();
+#define VLEAK_TILE(T)                                                                                    \
+  template Tile<T> tile<T>(int64_t, int64_t);                                                            \
+  template void patch_dots<T>(const T*, const T*, const int64_t*, int64_t, const Steps&, T*);            \
+  template void patch_sums<T>(const T*, const int64_t*, int64_t, const T* const*, int64_t, const Steps&, \
+                              T*);                                                                       \
+  template BlockProduct<T> block_product<T>(int64_t, int64_t);                                           \
+  template void row_product<T>(const Row<T>&);                                                           \
+  template TileLimits tile_limits<T>();
+
+VLEAK_TILE(float)
+VLEAK_TILE(double)
 
 }  // namespace vleak::VLEAK_VARIANT

@@ -183,8 +183,7 @@ std::shared_ptr<Program> make_program(py::handle lowered, py::object slot_type) 
   for (py::handle description : lowered.attr("body"))
     program->body.push_back(make_instruction(reader, description));
   program->outputs = lowered.attr("outputs").cast<std::vector<int>>();
-  for (const auto& [output, slot] : lowered.attr("carries").cast<std::vector<std::pair<int, int>>>())
-    program->carries.push_back({output, slot});
+  program->carries = lowered.attr("carries").cast<std::vector<std::pair<int, int>>>();
   program->leftover = lowered.attr("leftover").cast<std::vector<int>>();
   program->settings = lowered.attr("settings").cast<std::optional<int>>();
   program->objective = lowered.attr("objective").cast<int>();

@@ -98,7 +98,7 @@ void Execution::iterate(std::vector<double>& history) {
   const at::Tensor objectives = outputs_[program_->objective].to(at::kDouble).contiguous();
   const double* first = objectives.const_data_ptr<double>();
   history.insert(history.end(), first, first + objectives.numel());
-  for (const Carry& carry : program_->carries) slots_[carry.slot] = outputs_[carry.output];
+  for (const auto& [output, slot] : program_->carries) slots_[slot] = outputs_[output];
 }
 
 void Execution::run(int64_t n, const at::Tensor& settings, std::vector<double>& history,

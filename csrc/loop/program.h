@@ -43,12 +43,6 @@ struct Instruction {
   std::vector<int> results;
 };
 
-// An output, by its place among the outputs, that becomes the next iteration's value of a slot.
-struct Carry {
-  int output;
-  int slot;
-};
-
 struct Program {
   int slots = 0;
   std::vector<Instruction> prologue;
@@ -56,7 +50,8 @@ struct Program {
   std::vector<int> outputs;
   // Slots of outputs that are still held when an iteration ends.
   std::vector<int> leftover;
-  std::vector<Carry> carries;
+  // Outputs, by their places among the outputs, and the slots of which they become the next values.
+  std::vector<std::pair<int, int>> carries;
   std::optional<int> settings;
   // Place among the outputs.
   int objective = 0;

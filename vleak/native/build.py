@@ -57,9 +57,7 @@ _VARIANTS: dict[str, tuple[str, ...]] = {
 _FUSED = {"kernels/tile_simd.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
 _CPU_STEMS = (
     *("gradient_match", "total_variation", "descend", "product", "panel_product"),
-    *("convolution", "convolution_plan", "convolution_run", "convolution_weight"),
-    *("convolution_few", "sparse_convolution"),
-    *("depthwise", "winograd", "max_pool"),
+    *("convolution", "convolution_plan", "convolution_weight", "sparse_convolution", "max_pool"),
     *("blocking", "dispatch"),
 )
 _CPU_BINDINGS = (
