@@ -160,15 +160,15 @@ def _in_short(results: Results) -> str:
         "show which clip it was, and no clear picture": [
             work for work, each in own.items() if each.verdict.startswith("linkable")
         ],
-        "are such that the attack cannot tell": [
+        "cannot be judged by this attack": [
             work for work, each in own.items() if each.verdict in _CANNOT_TELL
         ],
     }
     planned = len([work for work in works() if _is_own(work)])
     lines = [f"Of {len(own)} settings" + ("" if len(own) == planned else f" ({planned} are planned)")]
     for said, alike in groups.items():
-        names = "" if said == "leak" or not alike else ": " + "; ".join(_name(work.setting) for work in alike)
-        lines.append(f"- {len(alike)} {said}{names}")
+        names = "; ".join(_name(work.setting) for work in alike)
+        lines.append(f"- {said}: {len(alike)}" + (f" ({names})" if alike and said != "leak" else ""))
     return lines[0] + "\n\n" + "\n".join(lines[1:])
 
 
