@@ -170,7 +170,10 @@ def test_rounds_of_new_clips_and_rounds_without_the_client() -> None:
     assert "rounds=3,participation=0.1" in attacked(rare)[0].id
 
 
-def test_batch_norm_under_dp_is_refused_before_the_first_cell(tmp_path: Path) -> None:
+def test_batch_norm_under_dp_is_refused_before_any_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vleak.federated.Client.update", None)
     norm = torch.nn.Sequential(
         torch.nn.Conv3d(3, 4, 3, padding=1), torch.nn.BatchNorm3d(4), torch.nn.AdaptiveAvgPool3d(1),
         torch.nn.Flatten(), torch.nn.Linear(4, 6),

@@ -163,8 +163,8 @@ def test_tables_say_what_was_measured(decides: Any, planted: Callable[..., Any])
     assert line.endswith("| 123 of 1000 | 25.0 % | 50.0 % | 2026-01-02 |")
     assert "Written on 2026-01-02" in text
     assert "measured 2026-01-02: vleak" in text
-    assert "Of 2 settings (23 are planned)\n\n- 1 leak\n- 0 show" in text
-    assert "- 1 are such that the attack cannot tell: `r3d_18:width=16`, 8x32x32, untrained" in text
+    assert "Of 2 settings (23 are planned)\n\n- leak: 1\n- show" in text
+    assert "- cannot be judged by this attack: 1 (`r3d_18:width=16`, 8x32x32, untrained)" in text
     assert "## Mode" in text  # r3d in eval mode stands there, too
     assert "## Local steps" in text
     assert "peer" not in text

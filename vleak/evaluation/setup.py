@@ -140,8 +140,7 @@ def _served(
     """
     if ALL not in settings.defenses:
         return settings, {}
-    named = strengths_of([given for given in settings.defenses if given != ALL], ends=settings.quick)
-    asked, reasons = {defense_text(strength) for strength in named}, dict[str, str]()
+    asked, reasons = {defense_text(strength) for strength in _named(settings)}, dict[str, str]()
     for strength in settings.strengths():
         text = defense_text(strength)
         progress(f"trying defense {text}", 0, 0)
@@ -149,6 +148,11 @@ def _served(
             reasons[text] = reason
     kept = tuple(each for each in settings.strengths() if defense_text(each) not in reasons)
     return replace(settings, defenses=kept), reasons
+
+
+def _named(settings: Settings) -> list[Defense]:
+    """Return the defenses that were asked for by their names, in all strengths."""
+    return list(strengths_of([given for given in settings.defenses if given != ALL], ends=settings.quick))
 
 
 def _refusal(strength: Defense, settings: Settings, pipelines: Sequence[Pipeline]) -> str:
@@ -179,7 +183,7 @@ def _check_clients(settings: Settings, pipelines: Sequence[Pipeline]) -> None:
 
 
 def _with_model(data: Data, settings: Settings) -> tuple[Data, Plain | None]:
-    """The data, and the classifier of the raw pipeline where it runs.
+    """Data, and the classifier of the raw pipeline where it runs; refuses one that a defense cannot serve.
 
     Labels that were drawn are drawn over as many pseudo-classes as the classifier has logits: one that was
     handed over may have a number of its own.
@@ -191,8 +195,11 @@ def _with_model(data: Data, settings: Settings) -> tuple[Data, Plain | None]:
         settings.model, frames=frames, size=size, classes=len(data.classes), seed=settings.seed,
         least=2 if data.labels_drawn else None, layout=settings.layout(), checkpoint=settings.checkpoint,
     )  # fmt: skip
-    if data.labels_drawn and (logits := check_classifier(model, data.clips[:1], 2)) != len(data.classes):
+    logits = check_classifier(model, data.clips[:1], 2 if data.labels_drawn else len(data.classes))
+    if data.labels_drawn and logits != len(data.classes):
         data = redrawn(data, logits, settings.seed)
+    for defense in _named(settings):  # before the updates of all clips are computed
+        Client(model, "cross_entropy", defense).check_model()
     return data, Plain(model, notes)
 
 
