@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -330,6 +331,20 @@ def test_sums_of_convolutions_merge() -> None:
     assert merged(biased, x, y, z, draw(4)) == (1, 0, 0)
 
 
+@pytest.mark.parametrize(("at_once", "calls_left"), [(1, 2), (1 << 20, 1)])
+def test_a_call_takes_two_convolutions_of_a_sum_or_what_fits(
+    at_once: int, calls_left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["vleak.descent.passes.convolution"], "_AT_ONCE", at_once)
+
+    def four(x: Tensor, w: Tensor) -> Tensor:
+        first, second, third, fourth = (F.conv2d(x * factor, w) for factor in (1.0, 2.0, 3.0, 4.0))
+        return first + second + third + fourth
+
+    assert merged(four, draw(2, 3, 8, 8), draw(4, 3, 3, 3)) == (calls_left, 0, 0)
+
+
 def test_a_derivative_by_a_weight_begins_with_the_other_terms_of_its_sum() -> None:
     def by_weight(x: Tensor, dy: Tensor, start: Tensor) -> Tensor:
         options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
@@ -392,8 +407,9 @@ def test_rows_that_meet_a_matrix_made_later_meet_it_together() -> None:
         matrix = y.exp()
         return torch.stack([row.mm(matrix) * place for place, row in enumerate(rows)])
 
+    graph, _ = of(function, draw(8, 5), draw(5, 6))
     stacked = agrees("stack", function, draw(8, 5), draw(5, 6), rtol=1e-12)
-    assert count(stacked, aten.mm.default) == 1
+    assert (count(graph, aten.mm.default), count(stacked, aten.mm.default)) == (4, 1)
 
 
 def test_rows_that_follow_from_each_other_are_not_stacked() -> None:
