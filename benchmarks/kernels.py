@@ -131,7 +131,9 @@ def convolutions() -> dict[str, tuple[Call, Call, float]]:
         directions: dict[str, Call] = {
             "output": partial(bilinear.conv_output, [x], [w], **given),
             "input": partial(bilinear.conv_input, [dy], [w], input_shape=x.shape, **given),
-            "weight": partial(bilinear.conv_weight, x, dy, kernel=w.shape[2:], depthwise=depthwise, **given),
+            "weight": partial(
+                bilinear.conv_weight, [x], [dy], kernel=w.shape[2:], depthwise=depthwise, **given
+            ),
         }
         pairs = math.prod(sums_along(n, kernel, step) for n, step in zip(size, stride, strict=True))
         shape = "x".join(map(str, (clips, *size)))

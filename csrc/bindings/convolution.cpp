@@ -33,22 +33,22 @@ Tensor call_conv_input(std::vector<Tensor> dys, std::vector<Tensor> ws, Sizes in
   return dx;
 }
 
-Tensor call_conv_weight(Tensor x, Tensor dy, Sizes kernel, Sizes stride, Sizes padding, bool depthwise,
-                        std::optional<Tensor> start) {
-  check_kind(dy, x, "dy");
+Tensor call_conv_weight(std::vector<Tensor> xs, std::vector<Tensor> dys, Sizes kernel, Sizes stride,
+                        Sizes padding, bool depthwise, std::optional<Tensor> start) {
+  check_pairs(xs, dys);
+  const Tensor &x = xs[0], &dy = dys[0];
   check(x.dim() == dy.dim() && (x.dim() == 4 || x.dim() == 5), "axes do not match");
   check(!depthwise || x.size(1) == dy.size(1), "channels do not match");
   Sizes weight = {dy.size(1), depthwise ? 1 : x.size(1)};
   weight.insert(weight.end(), kernel.begin(), kernel.end());
   const ConvolutionShape shape = convolution_shape(sizes_of(x), weight, stride, padding);
-  check(sizes_of(dy) == without_added_axis(shape.output, x.dim()), "dy does not match x");
-  x = as_contiguous(x);
-  dy = as_contiguous(dy);
+  check(sizes_of(dy) == without_added_axis(shape.output, x.dim()), "dys do not match xs");
   start = checked(start, x, weight, "start");
   const Tensor dw = new_contiguous(x, weight);
+  xs = as_contiguous(xs);
+  dys = as_contiguous(dys);
   with_type(dw, [&]<typename T>() {
-    conv_weight(x.const_data_ptr<T>(), dy.const_data_ptr<T>(), pointer<T>(start), shape,
-                dw.mutable_data_ptr<T>());
+    conv_weight(pointers<T>(xs), pointers<T>(dys), pointer<T>(start), shape, dw.mutable_data_ptr<T>());
   });
   return dw;
 }

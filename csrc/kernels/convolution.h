@@ -74,8 +74,9 @@ template <typename T>
 void conv_input(const std::vector<View<const T>>& dys, const std::vector<const T*>& ws,
                 const ConvolutionShape& shape, T* dx);
 
-// dw [out, channel, taps], summed over the clips, plus start, which may be null. All are contiguous.
+// dw [out, channel, taps], summed over pairs and clips, plus start, which may be null. All are contiguous.
 template <typename T>
-void conv_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw);
+void conv_weight(const std::vector<const T*>& xs, const std::vector<const T*>& dys, const T* start,
+                 const ConvolutionShape& shape, T* dw);
 
 }  // namespace vleak

@@ -143,16 +143,22 @@ void few_input(const std::vector<View<const T>>& dys, const std::vector<const T*
   }
 }
 
-// x and dy are contiguous.
+// xs and dys are contiguous.
 template <typename T>
-void few_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw) {
+void few_weight(const std::vector<const T*>& xs, const std::vector<const T*>& dys, const T* start,
+                const ConvolutionShape& shape, T* dw) {
   const int64_t rows = shape.output[0] * channel_size(shape.output), depth = depth_of(shape),
                 out = shape.output[1];
-  const auto unfolded = scratch<T>(rows * depth), turned = scratch<T>(rows * out);
-  unfold(shape, contiguous_view(x, shape.input), unfolded.get());
-  for_outputs(shape, contiguous_view(dy, shape.output),
-              [&](int64_t channel, int64_t row, T entry) { turned[channel * rows + row] = entry; });
-  product<T>({{{turned.get(), rows}, {unfolded.get(), depth}, rows, false}}, out, depth, dw);
+  const auto unfolded = scratch<T>(xs.size() * rows * depth), turned = scratch<T>(xs.size() * rows * out);
+  std::vector<ProductPair<T>> pairs;
+  for (size_t pair = 0; pair < xs.size(); ++pair) {
+    T *left = turned.get() + pair * rows * out, *right = unfolded.get() + pair * rows * depth;
+    unfold(shape, contiguous_view(xs[pair], shape.input), right);
+    for_outputs(shape, contiguous_view(dys[pair], shape.output),
+                [&](int64_t channel, int64_t row, T entry) { left[channel * rows + row] = entry; });
+    pairs.push_back({{left, rows}, {right, depth}, rows, false});
+  }
+  product(pairs, out, depth, dw);
   for (int64_t i = 0; start && i < out * depth; ++i) dw[i] += start[i];
 }
 

@@ -127,13 +127,17 @@ void copy_frame(const WeightSchedule& schedule, const T* frame, T* to) {
   }
 }
 
+// begin, end: frames of [pair, image, frame].
 template <typename T>
-void copy_pixels(const WeightSchedule& schedule, const T* x, int64_t begin, int64_t end, T* pixels) {
+void copy_pixels(const WeightSchedule& schedule, const std::vector<const T*>& xs, int64_t begin, int64_t end,
+                 T* pixels) {
   const auto& input = schedule.problem.input;
-  const int64_t frames = input[2], a_frame = input[3] * input[4], size = frame_entries(schedule.pixels);
+  const int64_t frames = input[2], a_pair = input[0] * frames, a_frame = input[3] * input[4];
+  const int64_t size = frame_entries(schedule.pixels), entries = pixels_entries(schedule);
   for (int64_t at = begin; at < end; ++at) {
-    const T* frame = x + (at / frames * input[1] * frames + at % frames) * a_frame;
-    copy_frame(schedule, frame, pixels + at * size);
+    const int64_t inner = at % a_pair;
+    const T* frame = xs[at / a_pair] + (inner / frames * input[1] * frames + inner % frames) * a_frame;
+    copy_frame(schedule, frame, pixels + at / a_pair * entries + inner * size);
   }
 }
 
@@ -210,29 +214,42 @@ void add_run(const WeightSchedule& schedule, const T* pixels, const T* packed, c
   }
 }
 
-// For each weight [channel][taps] of an output channel, the offset of its sum.
-std::vector<int64_t> find_sources(const WeightSchedule& schedule) {
+// For each tap of the kernel, the offset of its sums, which are those of the input channels side by side.
+std::vector<int64_t> find_taps(const WeightSchedule& schedule) {
   const auto& kernel = schedule.problem.kernel;
   const Pixels& pixels = schedule.pixels;
-  std::vector<int64_t> sources;
-  for (int64_t channel = 0; channel < schedule.problem.input[1]; ++channel) {
-    for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
-      const int64_t frame = tap / kernel[1], down = tap % kernel[1];
-      const int64_t line = frame * pixels.tap_rows + (pixels.folded ? 0 : down);
-      const int64_t inner = channel + (pixels.folded ? down * schedule.problem.input[1] : 0);
-      for (int64_t across = 0; across < kernel[2]; ++across) {
-        sources.push_back(line * schedule.a_line + across * pixels.channels + inner);
-      }
+  std::vector<int64_t> taps;
+  for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
+    const int64_t frame = tap / kernel[1], down = tap % kernel[1];
+    const int64_t line = frame * pixels.tap_rows + (pixels.folded ? 0 : down);
+    const int64_t inner = pixels.folded ? down * schedule.problem.input[1] : 0;
+    for (int64_t across = 0; across < kernel[2]; ++across) {
+      taps.push_back(line * schedule.a_line + across * pixels.channels + inner);
     }
   }
-  return sources;
+  return taps;
+}
+
+// result[row][channel][tap] = sums, plus start, for the rows [first, last)
+template <typename T>
+void copy_sums(const WeightSchedule& schedule, int64_t first, int64_t last, const T* sums, const T* start,
+               T* result) {
+  const std::vector<int64_t> offsets = find_taps(schedule);
+  const int64_t taps = offsets.size(), channels = schedule.problem.input[1], weights = channels * taps;
+  std::vector<const T*> lines(taps);
+  for (int64_t row = first; row < last; ++row) {
+    for (int64_t tap = 0; tap < taps; ++tap) lines[tap] = sums + row * schedule.a_row + offsets[tap];
+    T* to = result + row * weights;
+    transpose(lines.data(), taps, channels, to, taps);
+    for (int64_t i = 0; start && i < weights; ++i) to[i] += start[row * weights + i];
+  }
 }
 
 template <typename T>
-void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, int64_t begin, int64_t end,
-                T* sums, const T* start, T* result) {
+void run_weight(const WeightSchedule& schedule, const T* pixels, const std::vector<const T*>& dys,
+                int64_t begin, int64_t end, T* sums) {
   const auto& output = schedule.problem.output;
-  const int64_t positions = output[0] * channel_size(output);
+  const int64_t positions = output[0] * channel_size(output), entries = pixels_entries(schedule);
   const int64_t first = schedule.row_blocks[begin], last = schedule.row_blocks[end];
   std::fill(sums + first * schedule.a_row, sums + last * schedule.a_row, T(0));
   std::vector<T> packed(kRun * (last - first));
@@ -240,44 +257,43 @@ void run_weight(const WeightSchedule& schedule, const T* pixels, const T* dy, in
   for (int64_t at = 0; at < positions; at += kRun) {
     const Range run = {at, std::min(positions, at + kRun)};
     position_offsets(schedule, run, offsets);
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t row = schedule.row_blocks[block];
-      pack_positions(schedule.problem, dy, row, schedule.row_blocks[block + 1] - row, run,
-                     packed.data() + (row - first) * (run.end - run.begin));
+    for (size_t pair = 0; pair < dys.size(); ++pair) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t row = schedule.row_blocks[block];
+        pack_positions(schedule.problem, dys[pair], row, schedule.row_blocks[block + 1] - row, run,
+                       packed.data() + (row - first) * (run.end - run.begin));
+      }
+      add_run(schedule, pixels + pair * entries, packed.data(), offsets, run, begin, end, sums);
     }
-    add_run(schedule, pixels, packed.data(), offsets, run, begin, end, sums);
-  }
-  const std::vector<int64_t> sources = find_sources(schedule);
-  const int64_t weights = sources.size();
-  for (int64_t row = first; row < last; ++row) {
-    const T* from = sums + row * schedule.a_row;
-    T* to = result + row * weights;
-    for (int64_t i = 0; i < weights; ++i) to[i] = from[sources[i]];
-    for (int64_t i = 0; start && i < weights; ++i) to[i] += start[row * weights + i];
   }
 }
 
 }  // namespace
 
 template <typename T>
-void conv_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* result) {
-  if (shape.depthwise) return depthwise_weight(x, dy, start, shape, result);
-  if (few_outputs(shape)) return few_weight(x, dy, start, shape, result);
+void conv_weight(const std::vector<const T*>& xs, const std::vector<const T*>& dys, const T* start,
+                 const ConvolutionShape& shape, T* result) {
+  if (shape.depthwise) return depthwise_weight(xs, dys, start, shape, result);
+  if (few_outputs(shape)) return few_weight(xs, dys, start, shape, result);
   const WeightSchedule schedule = plan_weight(shape, cpu_kernels<T>().tile_limits());
   const int64_t entries = pixels_entries(schedule), frames = shape.input[0] * shape.input[2];
-  const auto pixels = scratch<T>(entries), sums = scratch<T>(shape.output[1] * schedule.a_row);
-  parallel_for(frames, grain_of(kCopyGrain, entries / std::max<int64_t>(1, frames)),
-               [&](int64_t begin, int64_t end) { copy_pixels(schedule, x, begin, end, pixels.get()); });
+  const int64_t pairs = xs.size();
+  const auto pixels = scratch<T>(pairs * entries), sums = scratch<T>(shape.output[1] * schedule.a_row);
+  parallel_for(pairs * frames, grain_of(kCopyGrain, entries / std::max<int64_t>(1, frames)),
+               [&](int64_t begin, int64_t end) { copy_pixels(schedule, xs, begin, end, pixels.get()); });
   const int64_t blocks = static_cast<int64_t>(schedule.row_blocks.size()) - 1;
   const int64_t dy_entries = shape.output[0] * shape.output[1] * channel_size(shape.output);
-  parallel_for(blocks, grain_of(kSumGrain, dy_entries * schedule.a_row / blocks),
-               [&](int64_t begin, int64_t end) {
-                 run_weight(schedule, pixels.get(), dy, begin, end, sums.get(), start, result);
-               });
+  parallel_for(
+      blocks, grain_of(kSumGrain, pairs * dy_entries * schedule.a_row / blocks),
+      [&](int64_t begin, int64_t end) {
+        run_weight(schedule, pixels.get(), dys, begin, end, sums.get());
+        copy_sums(schedule, schedule.row_blocks[begin], schedule.row_blocks[end], sums.get(), start, result);
+      });
 }
 
-template void conv_weight<float>(const float*, const float*, const float*, const ConvolutionShape&, float*);
-template void conv_weight<double>(const double*, const double*, const double*, const ConvolutionShape&,
-                                  double*);
+template void conv_weight<float>(const std::vector<const float*>&, const std::vector<const float*>&,
+                                 const float*, const ConvolutionShape&, float*);
+template void conv_weight<double>(const std::vector<const double*>&, const std::vector<const double*>&,
+                                  const double*, const ConvolutionShape&, double*);
 
 }  // namespace vleak

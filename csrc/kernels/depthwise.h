@@ -224,26 +224,28 @@ void depthwise_input(const std::vector<View<const T>>& dys, const std::vector<co
   });
 }
 
-// x and dy are contiguous.
+// xs and dys are contiguous.
 template <typename T>
-void depthwise_weight(const T* x, const T* dy, const T* start, const ConvolutionShape& shape, T* dw) {
+void depthwise_weight(const std::vector<const T*>& xs, const std::vector<const T*>& dys, const T* start,
+                      const ConvolutionShape& shape, T* dw) {
   const ChannelLayout layout = plan_layout(shape, cpu_kernels<T>().tile_limits().lanes);
   const int64_t channels = shape.input[1], lanes = cpu_kernels<T>().tile_limits().lanes;
-  const View<const T> inputs = contiguous_view(x, shape.input), outputs = contiguous_view(dy, shape.output);
+  const int64_t images = xs.size() * shape.input[0];
   std::vector<int64_t> offsets(layout.taps);
   for_taps(layout,
            [&](int64_t tap, int64_t phase, int64_t shift) { offsets[tap] = phase * layout.phase + shift; });
   std::vector<int64_t> steps(divide_up(layout.outputs, lanes));
   for (size_t i = 0; i < steps.size(); ++i) steps[i] = i * lanes;
-  parallel_for(channels, grain(layout, shape.input[0]), [&](int64_t begin, int64_t end) {
+  parallel_for(channels, grain(layout, images), [&](int64_t begin, int64_t end) {
     std::vector<T> line(layout.phase * layout.phases + layout.slack), sums(layout.outputs + layout.slack);
     for (int64_t channel = begin; channel < end; ++channel) {
       T* to = dw + channel * layout.taps;
       for (int64_t tap = 0; tap < layout.taps; ++tap)
         to[tap] = start ? start[channel * layout.taps + tap] : T(0);
-      for (int64_t image = 0; image < shape.input[0]; ++image) {
-        copy_input(layout, inputs, image, channel, line.data());
-        copy_output(layout, outputs, image, channel, sums.data());
+      for (int64_t at = 0; at < images; ++at) {
+        const int64_t pair = at / shape.input[0], image = at % shape.input[0];
+        copy_input(layout, contiguous_view(xs[pair], shape.input), image, channel, line.data());
+        copy_output(layout, contiguous_view(dys[pair], shape.output), image, channel, sums.data());
         cpu_kernels<T>().patch_dots(sums.data(), line.data(), offsets.data(), layout.taps,
                                     {steps.data(), static_cast<int64_t>(steps.size())}, to);
       }

@@ -345,16 +345,26 @@ def test_a_call_takes_two_convolutions_of_a_sum_or_what_fits(
     assert merged(four, draw(2, 3, 8, 8), draw(4, 3, 3, 3)) == (calls_left, 0, 0)
 
 
-def test_a_derivative_by_a_weight_begins_with_the_other_terms_of_its_sum() -> None:
+@pytest.mark.parametrize(("at_once", "calls_left"), [(1, 2), (1 << 20, 1)])
+def test_derivatives_by_a_weight_merge_and_begin_with_the_other_terms_of_their_sum(
+    at_once: int, calls_left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["vleak.descent.passes.convolution"], "_AT_ONCE", at_once)
+
     def by_weight(x: Tensor, dy: Tensor, start: Tensor) -> Tensor:
         options = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
         return aten.convolution_backward.default(dy, x, start, None, *options)[1]
 
     def total(x: Tensor, dy: Tensor, start: Tensor) -> Tensor:
-        return by_weight(x, dy, start) + start + by_weight(2 * x, dy, start)
+        return (
+            by_weight(x, dy, start)
+            + start
+            + by_weight(2 * x, dy, start)
+            + by_weight(dy.new_ones(2, 3, 8, 8), dy, start)
+        )
 
     optimized = agrees("convolution", total, draw(2, 3, 8, 8), draw(2, 4, 6, 6), draw(4, 3, 3, 3))
-    assert (bilinear(optimized), count(optimized, aten.add.Tensor)) == ((0, 0, 2), 0)
+    assert (bilinear(optimized), count(optimized, aten.add.Tensor)) == ((0, 0, calls_left), 0)
 
 
 def test_sums_that_do_not_fit_stay_sums() -> None:

@@ -140,9 +140,10 @@ def assert_all_three(case: Case, dtype: torch.dtype, pairs: int = 1, with_bias: 
     dx = sum(plain_input(case, dy, w) for dy, w in zip(wide[2], wide[1], strict=True))
     assert_near(conv_output(xs, ws, bias, **case.settings), y)
     assert_near(conv_input(dys, ws, input_shape=xs[0].shape, **case.settings), dx)
-    start = None if pairs == 1 else ws[1]
-    dw = conv_weight(xs[0], dys[0], kernel=case.kernel, start=start, **case.settings)
-    assert_near(dw, plain_weight(case, wide[0][0], wide[2][0]) + (0 if start is None else wide[1][1]))
+    dw = sum(plain_weight(case, x, dy) for x, dy in zip(wide[0], wide[2], strict=True))
+    assert_near(conv_weight(xs, dys, kernel=case.kernel, **case.settings), dw)
+    begun = conv_weight(xs, dys, kernel=case.kernel, start=ws[0], **case.settings)
+    assert_near(begun, dw + wide[1][0])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_known_answers(each_implementation: str) -> None:
     ]
     dx = conv_input([x], [w], input_shape=(1, 1, 1, 3), **settings)
     assert dx.flatten().tolist() == [21.0, 142.0, 204.0]
-    dw = conv_weight(x, x, kernel=(1, 3), **settings)
+    dw = conv_weight([x], [x], kernel=(1, 3), **settings)
     assert dw.flatten().tolist() == [10.0, 21.0, 10.0]
 
 
@@ -202,7 +203,7 @@ def test_the_three_are_adjoint(each_implementation: str, name: str) -> None:
     x, w, dy = case.inputs()
     value = (conv_output([x], [w], **case.settings) * dy).sum().item()
     dx = conv_input([dy], [w], input_shape=x.shape, **case.settings)
-    dw = conv_weight(x, dy, kernel=case.kernel, **case.settings)
+    dw = conv_weight([x], [dy], kernel=case.kernel, **case.settings)
     size = math.sqrt((dy * dy).sum().item() * (dx * dx).sum().item())
     assert (x * dx).sum().item() == pytest.approx(value, abs=1e-12 * size)
     assert (w * dw).sum().item() == pytest.approx(value, abs=1e-12 * size)
@@ -216,7 +217,7 @@ def test_reads_any_strides(each_implementation: str) -> None:
         return [
             conv_output([x], [w], **case.settings),
             conv_input([dy], [w], input_shape=x.shape, **case.settings),
-            conv_weight(x, dy, kernel=case.kernel, start=w, **case.settings),
+            conv_weight([x], [dy], kernel=case.kernel, start=w, **case.settings),
         ]
 
     permuted = [t.transpose(1, -1).contiguous().transpose(1, -1) for t in (x, w, dy)]
@@ -231,7 +232,7 @@ def test_reads_any_strides(each_implementation: str) -> None:
 def test_a_requires_grad_input_is_read_as_a_constant(each_implementation: str) -> None:
     x, w, dy = (t.requires_grad_() for t in CASES["2-D"].inputs())
     y = conv_output([x], [w], **CASES["2-D"].settings)
-    dw = conv_weight(x, dy, kernel=(3, 3), **CASES["2-D"].settings)
+    dw = conv_weight([x], [dy], kernel=(3, 3), **CASES["2-D"].settings)
     assert not y.requires_grad
     assert not dw.requires_grad
 
@@ -255,7 +256,7 @@ def test_a_stride_that_gives_one_output_costs_no_more_than_the_kernel(each_imple
     before = time.process_time()
     conv_output([x], [w], **far.settings)
     conv_input([dy], [w], input_shape=x.shape, **far.settings)
-    conv_weight(x, dy, kernel=far.kernel, **far.settings)
+    conv_weight([x], [dy], kernel=far.kernel, **far.settings)
     # One part for every phase of the stride would never end.
     assert time.process_time() - before < 2
 
@@ -278,7 +279,7 @@ def input_with(**changes: Any) -> Callable[[], Any]:
 
 
 def weight_with(**changes: Any) -> Callable[[], Any]:
-    arguments: dict[str, Any] = {"x": X, "dy": DY, "kernel": (3, 3), **SETTINGS, **changes}
+    arguments: dict[str, Any] = {"xs": [X], "dys": [DY], "kernel": (3, 3), **SETTINGS, **changes}
     return lambda: conv_weight(**arguments)
 
 
@@ -308,12 +309,14 @@ BAD_INPUTS: list[tuple[Callable[[], Any], str]] = [
     (input_with(dys=[DY[:, :, 1:]]), "expected dys[0] of shape (3, 13, 8, 11), got (3, 13, 7, 11)"),
     (input_with(input_shape=(3, 5, 8)), "expected input_shape of 4 sizes like dys, got [3, 5, 8]"),
     (input_with(input_shape=(3, 4, 8, 11)), "expected a weight of shape (out, 4, 2 kernel sizes)"),
-    (weight_with(dy=DY[:, :, 1:]), "expected dy of shape (3, 13, 8, 11), got (3, 13, 7, 11)"),
-    (weight_with(dy=DY.float()), "expected dy of dtype torch.float64 like x"),
+    (weight_with(dys=[DY[:, :, 1:]]), "expected dys[0] of shape (3, 13, 8, 11), got (3, 13, 7, 11)"),
+    (weight_with(dys=[DY.float()]), "expected dys[0] of dtype torch.float64 like xs[0]"),
     (weight_with(kernel=(3, 0)), "expected kernel to be 2 integers >= 1"),
-    (weight_with(x=X[0]), "expected x of shape (clip"),
+    (weight_with(xs=[X[0]]), "expected xs[0] of shape (clip"),
+    (weight_with(dys=[DY, DY]), "expected as many xs as dys, at least one, got 1 and 2"),
+    (weight_with(xs=[X, X], dys=[DY, DY[:1]]), "all dys need one shape"),
     (weight_with(start=W[:1]), "expected start of shape (13, 5, 3, 3), got (1, 5, 3, 3)"),
-    (weight_with(start=W.float()), "expected start of dtype torch.float64 like x"),
+    (weight_with(start=W.float()), "expected start of dtype torch.float64 like xs[0]"),
 ]
 
 

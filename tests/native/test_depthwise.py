@@ -51,10 +51,10 @@ def test_all_three_sums_of_two_pairs(each_implementation: str, name: str) -> Non
     assert_near(conv_output(xs, ws, bias, **settings), sum(ys).detach() + spread)  # type: ignore[union-attr]
     dx = conv_input(dys, ws, input_shape=xs[0].shape, **settings)
     assert_near(dx, sum(dx for dx, _ in gradients))  # type: ignore[arg-type]
-    dw = conv_weight(xs[0], dys[0], kernel=kernel, depthwise=True, **settings)
-    assert_near(dw, gradients[0][1])
-    begun = conv_weight(xs[0], dys[0], kernel=kernel, depthwise=True, start=ws[1], **settings)
-    assert_near(begun, gradients[0][1] + wide[1][1].detach())
+    dw = sum(dw for _, dw in gradients)
+    assert_near(conv_weight(xs, dys, kernel=kernel, depthwise=True, **settings), dw)  # type: ignore[arg-type]
+    begun = conv_weight(xs, dys, kernel=kernel, depthwise=True, start=ws[1], **settings)
+    assert_near(begun, dw + wide[1][1].detach())
 
 
 def test_any_strides_are_read(each_implementation: str) -> None:
@@ -73,7 +73,8 @@ def test_any_strides_are_read(each_implementation: str) -> None:
         conv_input([dy], [each], input_shape=x.shape, **settings) for dy, each in ((moved, wide), (y, w))
     ]
     by_weight = [
-        conv_weight(*pair, kernel=kernel, depthwise=True, **settings) for pair in ((turned, moved), (x, y))
+        conv_weight([left], [right], kernel=kernel, depthwise=True, **settings)
+        for left, right in ((turned, moved), (x, y))
     ]
     assert_near(*by_input)
     assert_near(*by_weight)

@@ -70,7 +70,7 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     return {
         "conv_output": ([x, x], [w, w], normal(4, dtype=dtype), ones, ones),
         "conv_input": ([dy, dy], [w, w], list(x.shape), ones, ones),
-        "conv_weight": (x, dy, [3, 3, 3], ones, ones, False, w),
+        "conv_weight": ([x, x], [dy, dy], [3, 3, 3], ones, ones, False, w),
         "sparse_conv_output": ([x, x], [w, w], normal(4, dtype=dtype), places, ones, ones),
         "sparse_conv_input": ([few, few], [w, w], places, list(x.shape), ones, ones),
         "sparse_conv_weight": (x, few, places, [3, 3, 3], ones, ones),
@@ -129,7 +129,7 @@ def all_sums(dtype: torch.dtype) -> list[Tensor]:
     x, w = normal(2, 9, 5, 37, 41, dtype=dtype), normal(25, 9, 3, 3, 3, dtype=dtype)
     y = conv_output([x, x], [w, w], **settings)
     dx = conv_input([y], [w], input_shape=x.shape, **settings)
-    dw = conv_weight(x, y, kernel=(3, 3, 3), **settings)
+    dw = conv_weight([x, x], [y, y], kernel=(3, 3, 3), **settings)
     few, places = max_pool(y, kernel=(2, 2, 2), stride=(2, 2, 2))
     rows, m = normal(19, 700, dtype=dtype), normal(700, 1030, dtype=dtype)
     sparse = torch.where(rows > 0, rows, 0)
@@ -213,8 +213,8 @@ ONES, PLACES = [1, 1], torch.zeros(3, 13, 4, 5, dtype=torch.int64)
         ("descend", (CLIP, A, A, CLIP, CLIP, CLIP, A, None, *pass_samples(torch.float32)["descend"][8:])),
         ("conv_output", ([X], [W[:, :1]], None, ONES, ONES)),
         ("conv_input", ([DY], [W], [3, 5, 9, 11], ONES, ONES)),
-        ("conv_weight", (X, DY, [3], ONES, ONES)),
-        ("conv_weight", (X, DY, [3, 3], ONES, ONES, False, W[:1])),
+        ("conv_weight", ([X], [DY], [3], ONES, ONES)),
+        ("conv_weight", ([X], [DY], [3, 3], ONES, ONES, False, W[:1])),
         ("sparse_conv_output", ([X], [W], None, PLACES + 88, ONES, ONES)),
         ("sparse_conv_input", ([DY], [W], PLACES, [3, 5, 9, 11], ONES, ONES)),
         ("sparse_conv_weight", (X, DY, PLACES - 1, [3, 3], ONES, ONES)),
@@ -261,8 +261,8 @@ DIRECT: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "a meta input": ("conv_output", ([meta(X)], [W], None, ONES, ONES), "expected ws[0] on meta"),
     "a second meta input": ("conv_output", ([X, meta(X)], [W, W], None, ONES, ONES), "xs[1] on cpu"),
     "a meta weight backward": ("conv_input", ([DY], [meta(W)], list(X.shape), ONES, ONES), "ws[0] on"),
-    "a meta dy": ("conv_weight", (X, meta(DY), [3, 3], ONES, ONES), "expected dy on cpu"),
-    "a meta start": ("conv_weight", (X, DY, [3, 3], ONES, ONES, False, meta(W)), "expected start on cpu"),
+    "a meta dy": ("conv_weight", ([X], [meta(DY)], [3, 3], ONES, ONES), "expected dys[0] on cpu"),
+    "a meta start": ("conv_weight", ([X], [DY], [3, 3], ONES, ONES, False, meta(W)), "expected start on cpu"),
     "a meta matrix": ("product", ([M], [meta(M.T)]), "expected ms[0] on cpu"),
     "no input": ("conv_output", ([], [], None, ONES, ONES), "as many xs as ws, at least one, got 0 and 0"),
     "no dy": ("conv_input", ([], [], list(X.shape), ONES, ONES), "as many dys as ws, at least one, got 0"),
@@ -300,7 +300,7 @@ def test_all_on_meta_gives_shapes() -> None:
     assert torch.ops.vleak.gradient_match_partial([a], [a], [], sums, "l2")[2].shape == (2,)
     assert torch.ops.vleak.conv_output([x], [w], None, ONES, ONES).shape == DY.shape
     assert torch.ops.vleak.conv_input([dy], [w], list(X.shape), ONES, ONES).shape == X.shape
-    assert torch.ops.vleak.conv_weight(x, dy, [3, 3], ONES, ONES).shape == W.shape
+    assert torch.ops.vleak.conv_weight([x], [dy], [3, 3], ONES, ONES).shape == W.shape
     assert torch.ops.vleak.product([m], [m.T]).shape == (8, 8)
     assert torch.ops.vleak.panel_product([m.T], [cut], 5, False).shape == (5, 5)
     assert torch.ops.vleak.panel_product([m], [cut], 5, True).shape == (8, 8)

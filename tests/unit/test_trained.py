@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vleak.certificates import gaussian_epsilon
 from vleak.defenses import Compress, Defense, DpClient, DpSgd, Prune
-from vleak.descent.unrolled import mean_step
+from vleak.descent.unrolled import sum_of_steps, sum_over_mean
 from vleak.errors import CapabilityError, InputError
 from vleak.federated import Client, LocalTraining, Privacy, Update, trained_part
 from vleak.seeds import generator
@@ -113,11 +113,12 @@ def test_unrolled_steps_are_those_of_the_client(name: str) -> None:
     model, local = small_model(), LocalTraining(steps=3, **OPTIMIZERS[name])
     delta = Client(model, local=local).update(clips(), LABELS, generator("client")).as_gradient()
     parameters = {key: value.detach().requires_grad_() for key, value in model.named_parameters()}
-    means = mean_step(
+    sums = sum_of_steps(
         model, F.cross_entropy, clips(), LABELS, parameters=parameters, buffers=no_buffers, local=local
     )
-    for key, mean in zip(parameters, means, strict=True):
-        torch.testing.assert_close(mean.detach(), delta.tensors[key], rtol=1e-3, atol=1e-5)
+    for key, total in zip(parameters, sums, strict=True):
+        mean = total.detach() / sum_over_mean(local)
+        torch.testing.assert_close(mean, delta.tensors[key], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -131,8 +132,8 @@ def test_unrolled_steps_have_the_right_derivative(name: str, monkeypatch: pytest
     options: dict[str, Any] = {"parameters": parameters, "buffers": no_buffers, "local": local}
 
     def value(x: Tensor) -> Tensor:
-        means = mean_step(model, F.cross_entropy, x, LABELS[:2], **options)
-        return torch.stack([mean.sum() for mean in means])
+        sums = sum_of_steps(model, F.cross_entropy, x, LABELS[:2], **options)
+        return torch.stack([total.sum() / sum_over_mean(local) for total in sums])
 
     x = clips(2).double()[:, :, :, :3, :3]
     model[3] = nn.Linear(4 * 2 * 1 * 1, 3).double()

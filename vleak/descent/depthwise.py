@@ -106,7 +106,7 @@ class _Weight(Function):
         ctx.save_for_backward(x, dy)
         ctx.geometry = stride, padding
         kernel, depthwise = tuple(kernel), True
-        return conv_weight(x, dy, kernel=kernel, stride=stride, padding=padding, depthwise=depthwise)
+        return conv_weight([x], [dy], kernel=kernel, stride=stride, padding=padding, depthwise=depthwise)
 
     @staticmethod
     def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, ...]:

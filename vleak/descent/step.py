@@ -18,7 +18,7 @@ from vleak.descent import optimizers
 from vleak.descent.optimizers import Curvature, as_trial
 from vleak.descent.problem import DescentSettings, Problem, Values
 from vleak.descent.step_settings import settings_of
-from vleak.descent.unrolled import mean_step
+from vleak.descent.unrolled import sum_of_steps, sum_over_mean
 from vleak.federated import LocalTraining
 from vleak.native import operators
 
@@ -43,11 +43,15 @@ def first_values(problem: Problem, settings: DescentSettings, start: Tensor) -> 
     values |= {f"parameter:{name}": p.detach() for name, p in problem.model.named_parameters()}
     values |= {f"buffer:{name}": b.detach() for name, b in problem.model.named_buffers()}
     names = [name for name, _ in problem.model.named_parameters()]
-    values |= {f"target:{name}": problem.target[name] for name in names}
+    target = {name: problem.target[name] for name in names}
+    if problem.local is not None and problem.distance == "cosine":
+        # A cosine is the same of sums as of means, which would be another pass over the weights.
+        target = {name: sum_over_mean(problem.local) * tensor for name, tensor in target.items()}
     if problem.scales is not None:
         scales = {name: start.new_tensor(problem.scales[name]) for name in names}
-        values |= {f"target:{name}": scale * problem.target[name] for name, scale in scales.items()}
+        target = {name: scale * target[name] for name, scale in scales.items()}
         values |= {f"scale:{name}": scale for name, scale in scales.items()}
+    values |= {f"target:{name}": tensor for name, tensor in target.items()}
     if problem.masks is not None:
         values |= {f"mask:{name}": problem.masks[name] for name in names}
     if settings.prior is not None:
@@ -147,16 +151,17 @@ class Step:
         return [distance, *_pull_back(gradients, residuals, *variables, last=True)]
 
     def _gradients(self, values: Values, x: Tensor, unknown: Tensor | None = None) -> list[Tensor]:
-        """Return what a client sends of x: its gradient or mean local step."""
+        """Return what a client sends of x: its gradient or local steps, their sum for a cosine or mean."""
         if self.local is None:
             parameters, loss = self._loss(values, x, unknown)
             return _derivatives(loss, parameters)
         with torch.enable_grad():
-            return mean_step(
+            sums = sum_of_steps(
                 self.model, self.loss, x, values["labels"], local=self.local,
                 parameters={name: value.requires_grad_() for name, value in _of_kind("parameter", values)},
                 buffers=lambda step, rows: self._buffers(values, unknown, step, rows),
             )  # fmt: skip
+            return sums if self.distance == "cosine" else [s / sum_over_mean(self.local) for s in sums]
 
     def _buffers(
         self, values: Values, unknown: Tensor | None, step: int = 0, rows: slice = slice(None)

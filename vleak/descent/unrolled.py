@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from vleak.federated import LocalTraining
 
-__all__ = ["mean_step"]
+__all__ = ["sum_of_steps", "sum_over_mean"]
 
 _ADAM = (0.9, 0.999, 1e-8)
 """Betas and epsilon of PyTorch's Adam."""
@@ -19,7 +19,21 @@ _SOFTENING = 0.1
 Chosen of 0, 0.003, 0.01, 0.03, 0.1, 0.3, 1 and 3 on synthetic clips of seed 3, which no default run draws."""
 
 
-def mean_step(
+def sum_over_mean(local: LocalTraining) -> float:
+    """Return what `sum_of_steps` is in units of -delta / (learning rate * steps), the mean step."""
+    return _rate(local) * local.steps
+
+
+def _rate(local: LocalTraining) -> float:
+    """Return the factor of the loss.
+
+    SGD is linear in the gradients: the loss, a single number, takes the learning rate, and no pass over the
+    weights multiplies by it, in either direction.
+    """
+    return 1.0 if local.optimizer == "adam" else -local.learning_rate
+
+
+def sum_of_steps(
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
@@ -29,11 +43,11 @@ def mean_step(
     buffers: Callable[[int, slice], Mapping[str, Tensor]],
     local: LocalTraining,
 ) -> list[Tensor]:
-    """Return -delta / (learning rate * steps) of local training on x, differentiable by x.
+    """Return a multiple of the delta of local training on x, differentiable by x.
 
-    For plain SGD that is the mean gradient of the steps. A step takes the next clips of x in their order,
-    over and over: which clips the client took is unknown, and within one pass the order of x is as good as
-    any (Dimitrov et al., TMLR 2022, arXiv 2206.12395).
+    Over `sum_over_mean` it is -delta / (learning rate * steps), for plain SGD the mean gradient of the steps.
+    A step takes the next clips of x in their order, over and over: which clips the client took is unknown,
+    and within one pass the order of x is as good as any (Dimitrov et al., TMLR 2022, arXiv 2206.12395).
 
     Args:
         model: its code; the tensors come as arguments.
@@ -52,9 +66,7 @@ def mean_step(
     # Not cut where all clips are one batch: their derivatives of all steps are then summed in one place.
     batches = [(x[each], labels[each]) for each in rows] if len(rows) > 1 else [(x, labels)]
     weights = list(parameters.values())
-    # SGD is linear in the gradients: the loss, a single number, takes the learning rate, and no pass over the
-    # weights multiplies by it, in either direction.
-    rate = 1.0 if local.optimizer == "adam" else -local.learning_rate
+    rate = _rate(local)
     moments = _Moments(local, rate)
     total: list[Tensor] = []
     for step in range(local.steps):
@@ -72,7 +84,7 @@ def mean_step(
             torch.add(first, sum_, alpha=-local.learning_rate / rate)
             for first, sum_ in zip(parameters.values(), total, strict=True)
         ]
-    return [sum_ / (rate * local.steps) for sum_ in total]
+    return total
 
 
 class _Moments:

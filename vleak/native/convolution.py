@@ -92,8 +92,8 @@ def conv_input(
 
 
 def conv_weight(
-    x: Tensor,
-    dy: Tensor,
+    xs: Sequence[Tensor],
+    dys: Sequence[Tensor],
     *,
     kernel: Sizes,
     stride: Sizes,
@@ -101,11 +101,11 @@ def conv_weight(
     depthwise: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Derivative of :func:`conv_output` with respect to a weight, summed over the clips.
+    """Derivative of :func:`conv_output` with respect to a weight, summed over pairs and clips.
 
     Args:
-        x: the convolution's input, (clip, channel, [frame,] height, width).
-        dy: derivative with respect to its output, (clip, out, [frame,] height, width).
+        xs: the convolution's inputs, all of one shape, (clip, channel, [frame,] height, width).
+        dys: as many derivatives with respect to its output, (clip, out, [frame,] height, width).
         kernel: the weight's spatial sizes, >= 1.
         stride, padding: those of the convolution.
         depthwise: every channel has a kernel of its own.
@@ -116,11 +116,12 @@ def conv_weight(
         autograd.
 
     Raises:
-        InputError: as :func:`conv_output`; or dy does not have the output shape for x.
+        InputError: as :func:`conv_output`; or dys do not have the output shape for xs.
     """
-    _check_dense_weight(x, dy, kernel, stride, padding, depthwise, start)
+    xs, dys = list(xs), list(dys)
+    _check_dense_weight(xs, dys, kernel, stride, padding, depthwise, start)
     return call_without_autograd(
-        "conv_weight", x.device, x, dy, list(kernel), list(stride), list(padding), depthwise, start
+        "conv_weight", xs[0].device, xs, dys, list(kernel), list(stride), list(padding), depthwise, start
     )
 
 
@@ -132,7 +133,7 @@ def check_output(
     op: str, xs: list[Tensor], ws: list[Tensor], bias: Tensor | None, stride: Sizes, padding: Sizes
 ) -> list[int]:
     """Shape of y; InputError where the arguments do not belong together."""
-    _check_pairs(op, "xs", xs, ws)
+    _check_pairs(op, ("xs", "ws"), xs, ws)
     shape = _output_shape(op, xs[0].shape, ws[0].shape, stride, padding)
     if bias is not None:
         check_like(op, "bias", bias, "xs[0]", xs[0], ws[0].shape[:1], "it holds one number an output channel")
@@ -143,7 +144,7 @@ def check_input(
     op: str, dys: list[Tensor], ws: list[Tensor], input_shape: Sizes, stride: Sizes, padding: Sizes
 ) -> list[int]:
     """Shape of y; InputError where the arguments, but for the sizes of dys, do not belong together."""
-    _check_pairs(op, "dys", dys, ws)
+    _check_pairs(op, ("dys", "ws"), dys, ws)
     if len(input_shape) != dys[0].ndim:
         raise InputError(
             f"{op}: expected input_shape of {dys[0].ndim} sizes like dys, got {list(input_shape)}"
@@ -215,16 +216,17 @@ def _weight_shape(x: Tensor, dy: Tensor, kernel: Sizes, depthwise: bool) -> list
     return [dy.shape[1], 1 if depthwise else x.shape[1], *kernel]
 
 
-def _check_pairs(op: str, name: str, inputs: list[Tensor], ws: list[Tensor]) -> None:
-    """Refuse inputs and weights that are not as many, of one kind, and each of one shape."""
-    check_pair_count(op, (name, "ws"), inputs, ws)
-    check_tensor(op, f"{name}[0]", inputs[0])
-    _check_axes(op, f"{name}[0]", inputs[0])
-    for label, tensors in ((name, inputs), ("ws", ws)):
+def _check_pairs(op: str, names: tuple[str, str], left: list[Tensor], right: list[Tensor]) -> None:
+    """Refuse pairs that are not as many, of one kind, and their parts not each of one shape."""
+    check_pair_count(op, names, left, right)
+    first_name, first = f"{names[0]}[0]", left[0]
+    check_tensor(op, first_name, first)
+    _check_axes(op, first_name, first)
+    for name, tensors in zip(names, (left, right), strict=True):
         for index, tensor in enumerate(tensors):
-            check_same_kind(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0])
-            advice = f"all {label} need one shape"
-            check_like(op, f"{label}[{index}]", tensor, f"{name}[0]", inputs[0], tensors[0].shape, advice)
+            check_same_kind(op, f"{name}[{index}]", tensor, first_name, first)
+            advice = f"all {name} need one shape"
+            check_like(op, f"{name}[{index}]", tensor, first_name, first, tensors[0].shape, advice)
 
 
 def _check_dense_input(
@@ -236,14 +238,22 @@ def _check_dense_input(
 
 
 def _check_dense_weight(
-    x: Tensor, dy: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, depthwise: bool, start: Tensor | None
+    xs: list[Tensor],
+    dys: list[Tensor],
+    kernel: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    depthwise: bool,
+    start: Tensor | None,
 ) -> None:
     op = "conv_weight"
-    expected = check_weight(op, x, dy, kernel, stride, padding, depthwise)
-    check_like(op, "dy", dy, "x", x, expected, "that is the output for x")
+    _check_pairs(op, ("xs", "dys"), xs, dys)
+    _check_axes(op, "dys[0]", dys[0])
+    expected = check_weight(op, xs[0], dys[0], kernel, stride, padding, depthwise)
+    check_like(op, "dys[0]", dys[0], "xs[0]", xs[0], expected, "that is the output for xs")
     if start is not None:
-        shape = _weight_shape(x, dy, kernel, depthwise)
-        check_like(op, "start", start, "x", x, shape, "that is the shape of the result")
+        shape = _weight_shape(xs[0], dys[0], kernel, depthwise)
+        check_like(op, "start", start, "xs[0]", xs[0], shape, "that is the shape of the result")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -298,30 +308,34 @@ def _fake_input(
 
 
 def _plain_weight(
-    x: Tensor,
-    dy: Tensor,
+    xs: list[Tensor],
+    dys: list[Tensor],
     kernel: Sizes,
     stride: Sizes,
     padding: Sizes,
     depthwise: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
-    w = x.new_empty(_weight_shape(x, dy, kernel, depthwise))
-    dw = _backward(dy, x, w, stride, padding, [False, True, False])[1]
-    return (dw if start is None else dw + start).contiguous()
+    check_pair_count("conv_weight", ("xs", "dys"), xs, dys)
+    w = xs[0].new_empty(_weight_shape(xs[0], dys[0], kernel, depthwise))
+    terms = [
+        _backward(dy, x, w, stride, padding, [False, True, False])[1] for x, dy in zip(xs, dys, strict=True)
+    ]
+    terms += [] if start is None else [start]
+    return sum(terms[1:], terms[0]).contiguous()
 
 
 def _fake_weight(
-    x: Tensor,
-    dy: Tensor,
+    xs: list[Tensor],
+    dys: list[Tensor],
     kernel: Sizes,
     stride: Sizes,
     padding: Sizes,
     depthwise: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
-    _check_dense_weight(x, dy, kernel, stride, padding, depthwise, start)
-    return x.new_empty(_weight_shape(x, dy, kernel, depthwise))
+    _check_dense_weight(xs, dys, kernel, stride, padding, depthwise, start)
+    return xs[0].new_empty(_weight_shape(xs[0], dys[0], kernel, depthwise))
 
 
 declare(
@@ -338,7 +352,7 @@ declare(
 )
 declare(
     "conv_weight",
-    "(Tensor x, Tensor dy, int[] kernel, int[] stride, int[] padding, bool depthwise=False, "
+    "(Tensor[] xs, Tensor[] dys, int[] kernel, int[] stride, int[] padding, bool depthwise=False, "
     "Tensor? start=None) -> Tensor",
     _plain_weight,
     _fake_weight,

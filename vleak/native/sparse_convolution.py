@@ -217,7 +217,7 @@ def _plain_weight(
     x: Tensor, dy: Tensor, places: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes
 ) -> Tensor:
     output = _check_weight(x, dy, places, kernel, stride, padding)
-    return conv_weight(x, _spread(dy, places, output), kernel=kernel, stride=stride, padding=padding)
+    return conv_weight([x], [_spread(dy, places, output)], kernel=kernel, stride=stride, padding=padding)
 
 
 def _fake_weight(

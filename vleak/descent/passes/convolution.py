@@ -91,7 +91,7 @@ def _weight_derivative(node: Any) -> None:
             kept = next(iter(kept.users))
         kernel = list(value(kept).shape[2:])
         with kept.graph.inserting_before(kept):
-            made = emit(kept.graph, torch.ops.vleak.conv_weight.default, x, dy, kernel, stride, padding)
+            made = emit(kept.graph, torch.ops.vleak.conv_weight.default, [x], [dy], kernel, stride, padding)
         kept.replace_all_uses_with(made)
         derive_strides(made.graph, {made})
 
@@ -130,7 +130,7 @@ def _backward(node: Node) -> None:
     shape, kernel, axes = list(value(x).shape), list(value(weight).shape[2:]), [0, *range(2, value(dy).ndim)]
     calls_of = {
         0: (torch.ops.vleak.conv_input.default, [dy], [weight], shape, stride, padding),
-        1: (torch.ops.vleak.conv_weight.default, x, dy, kernel, stride, padding),
+        1: (torch.ops.vleak.conv_weight.default, [x], [dy], kernel, stride, padding),
         2: (aten.sum.dim_IntList, dy, axes),
     }
     with node.graph.inserting_before(node):
@@ -181,10 +181,11 @@ def _joined(terms: list[Node], order: dict[Node, int]) -> list[Node]:
 def _geometry(term: Node) -> Hashable:
     """Return the properties that convolutions merged into one call share; None for other terms."""
     operators = torch.ops.vleak
-    if not is_term(term) or not calls(term, operators.conv_output.default, operators.conv_input.default):
+    mergeable = (operators.conv_output.default, operators.conv_input.default, operators.conv_weight.default)
+    if not is_term(term) or not calls(term, *mergeable):
         return None
-    first, weights, *rest = term.args
-    shapes = tuple(value(nodes[0]).shape for nodes in (first, weights))  # type: ignore[index,arg-type]
+    left, right, *rest = term.args
+    shapes = tuple(value(nodes[0]).shape for nodes in (left, right))  # type: ignore[index,arg-type]
     rest = rest[1:] if term.target is operators.conv_output.default else rest
     return term.target, shapes, repr(rest)
 
@@ -197,12 +198,12 @@ def _is_full(call: Any) -> bool:
 
 def _both(left: Node, right: Node) -> tuple[Any, ...] | None:
     """Return the arguments of a call that computes the sum of two calls; None if both have a bias."""
-    (firsts, weights, *rest), (more, more_weights, *other) = left.args, right.args
+    (firsts, seconds, *rest), (more_firsts, more_seconds, *other) = left.args, right.args
     if left.target is torch.ops.vleak.conv_output.default:
         if rest[0] is not None and other[0] is not None:
             return None
         rest[0] = other[0] if rest[0] is None else rest[0]
-    return [*firsts, *more], [*weights, *more_weights], *rest  # type: ignore[misc]
+    return [*firsts, *more_firsts], [*seconds, *more_seconds], *rest  # type: ignore[misc]
 
 
 def _with_bias(terms: list[Node], root: Node) -> list[Node]:

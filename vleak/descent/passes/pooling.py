@@ -19,6 +19,7 @@ from vleak.descent.passes.editing import (
     emit,
     parts,
     substitute,
+    total,
     value,
 )
 
@@ -169,11 +170,15 @@ def _replace(user: Node, whole: Node, few: Node, sparse: dict[Node, Node], place
     operators, graph = torch.ops.vleak, user.graph
     every = [0, *range(2, value(whole).ndim)]
     with graph.inserting_before(user):
-        if calls(user, operators.conv_weight.default) and user.args[1] is whole and user.args[0] is not whole:
-            x, _, *geometry = user.args
-            made = emit(graph, operators.sparse_conv_weight.default, x, few, places, *geometry[:3])
+        if calls(user, operators.conv_weight.default) and set(user.args[1]) <= set(sparse):  # type: ignore[arg-type]
+            xs, dys, *geometry = user.args
+            target = operators.sparse_conv_weight.default
+            terms = [
+                emit(graph, target, x, sparse[dy], places, *geometry[:3])
+                for x, dy in zip(xs, dys, strict=True)  # type: ignore[arg-type]
+            ]
             start = argument(user, "start")
-            made = made if start is None else emit(graph, aten.add.Tensor, made, start)
+            made = total(graph, terms if start is None else [*terms, start])
         elif calls(user, operators.conv_input.default) and set(user.args[0]) <= set(sparse):  # type: ignore[arg-type]
             dys, ws, *geometry = user.args
             all_few = [sparse[dy] for dy in dys]  # type: ignore[union-attr, index]
