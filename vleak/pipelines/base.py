@@ -120,18 +120,17 @@ class Pipeline(ABC):
 
     def seed(self, case: Case) -> int:
         """Seed of the client's message: every attack meets the same message."""
+        client = (case.client.text,) if case.client.text else ()  # what tells it from the default client
         return derive_seed(
-            self.conditions.cell_seed, self.id_prefix, defense_text(case.defense), *self._client_parts(case)
+            self.conditions.cell_seed, self.id_prefix, defense_text(case.defense), *self._batch(case), *client
         )
 
     def attack_generator(self, case: Case) -> torch.Generator:
-        """Random numbers of the attack: the same for every defense and attack on a client."""
-        return generator(self.conditions.cell_seed, self.id_prefix, *self._client_parts(case), "attack")
+        """Random numbers of the attack: the same for every client, defense and attack on these clips."""
+        return generator(self.conditions.cell_seed, self.id_prefix, *self._batch(case), "attack")
 
-    def _client_parts(self, case: Case) -> tuple[str, ...]:
-        """What tells a client from others: its clips, and its settings where they are not the default."""
-        names = tuple(self.clip_names[clip] for clip in case.batch)
-        return (*names, case.client.text) if case.client.text else names
+    def _batch(self, case: Case) -> tuple[str, ...]:
+        return tuple(self.clip_names[clip] for clip in case.batch)
 
     def _client(self, settings: ClientSettings, model: nn.Module, defense: Defense = NO_DEFENSE) -> Client:
         kept = self._learned.of(defense)
