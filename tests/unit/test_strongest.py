@@ -8,14 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 from attacking import built_in, observe, observe_clip, psnr, run, scene
+from torch import nn
 
 from vleak.attacks import Strongest
 from vleak.attacks.base import Hooks, Observation
+from vleak.attacks.cost import slowness
 from vleak.attacks.flags import NO_EVIDENCE
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.trials import evidence_of, trials
 from vleak.defenses import Compress, DpSgd, Prune
 from vleak.errors import InputError
+from vleak.federated import LocalTraining
 
 
 def quick(**settings: int) -> Strongest:
@@ -199,3 +202,27 @@ def test_trials_with_labels_and_without_are_kept_apart() -> None:
         keys.append(attack._key(observation, observation.channel))
     assert keys[0] != keys[1]
     assert attack._key(granted, granted.channel) == keys[1]
+
+
+def test_the_cost_of_an_iteration_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 5, 3, padding=1), nn.Flatten(), nn.Linear(5 * 4 * 16 * 16, 6))
+    observation = observe(model, scene().clips[:2], scene().labels[:2])
+    # two operations for each tap of each output, and for each weight of the last layer
+    operations = 2 * 2 * (3 * 27 + 6) * 5 * 4 * 16 * 16
+    assert slowness(observation) == 1.0
+    monkeypatch.setattr("vleak.attacks.cost._SMALL", operations / 3)
+    assert slowness(observation) == pytest.approx(3.0)
+    local = LocalTraining(steps=4, learning_rate=0.1)
+    delta = replace(observation.update, facts=replace(observation.update.facts, kind="fedavg", local=local))
+    assert slowness(replace(observation, update=delta)) == pytest.approx(12.0)
+
+
+@pytest.mark.parametrize(("slow", "iterations"), [(1.0, 60), (2.0, 30), (100.0, 20)])
+def test_a_slow_network_has_fewer_iterations(
+    slow: float, iterations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vleak.attacks.strongest.slowness", lambda observation: slow)
+    unknown = observe_clip(public_clips=scene().public_clips[:2])  # nothing to try: it is one descent
+    assert run(quick(iterations=60), unknown).iterations == iterations
+    tried = run(quick(iterations=6, budget=20), observe_clip(rehearse=True))
+    assert tried.evidence  # however few iterations are left

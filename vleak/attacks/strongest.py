@@ -12,6 +12,7 @@ import torch
 from vleak.attacks.analytic import Tokens
 from vleak.attacks.base import Attack, Hooks, Observation, Reconstruction, Work, suited
 from vleak.attacks.cache import Cache, digest_of_model
+from vleak.attacks.cost import slowness
 from vleak.attacks.expectation import prior_answer
 from vleak.attacks.flags import NO_EVIDENCE
 from vleak.attacks.learned import Inverter
@@ -34,6 +35,8 @@ _TRIALS = 2
 """Public clips that are tried at most."""
 _DESCENTS = 5
 """Attacks that descend among those that are tried."""
+_LEAST = 20
+"""Iterations of a descent on the slowest networks, of 150 on small ones."""
 
 
 class Strongest(Attack):
@@ -67,9 +70,11 @@ class Strongest(Attack):
         """Set the hyper-parameters.
 
         Args:
-            iterations, restarts, engine: as of `Matching`, for what is chosen.
-            budget: iterations of all descents in the trials of one model and defense together. A smaller one
-                leaves shorter descents, then fewer trials.
+            iterations, restarts, engine: as of `Matching`, for what is chosen. A network of more than two
+                billion floating-point operations a pass has fewer iterations in proportion, at least 20, and
+                `inverter` fewer copies.
+            budget: iterations of all descents in the trials of one model and defense together, fewer
+                likewise. A smaller one leaves shorter descents, then fewer trials.
 
         Raises:
             InputError: fewer than one iteration or restart, or a budget of less than one iteration for every
@@ -90,16 +95,18 @@ class Strongest(Attack):
         self, observation: Observation, generator: torch.Generator, hooks: Hooks
     ) -> Work | Reconstruction:
         """Return the work of what did best in the trials, or the answer without the update."""
-        channel, choice = known_channel(observation), _UNTRIED
-        if not observation.knowledge.of_features and observation.knowledge.references is None:
-            key = self._key(observation, channel)
-            try:
-                choice = _kept.get(key, lambda: self._tried(observation, channel, hooks))
-            except StoppedError:
-                return _without_update(observation, channel, ())
+        channel, choice, slow = known_channel(observation), _UNTRIED, 1.0
+        if not observation.knowledge.of_features:
+            slow = slowness(observation)
+            if observation.knowledge.references is None:
+                key = self._key(observation, channel)
+                try:
+                    choice = _kept.get(key, lambda: self._tried(observation, channel, slow, hooks))
+                except StoppedError:
+                    return _without_update(observation, channel, ())
         if choice.stack is None:
             return _without_update(observation, channel, choice.gains)
-        running = _Running(choice.stack, choice.gains, observation, generator)
+        running = _Running(choice.stack, choice.gains, observation, generator, slow)
         return self._continued(running, self._begun(running, hooks), hooks)
 
     def finish(self, work: Work, hooks: Hooks) -> Work | Reconstruction:
@@ -110,7 +117,8 @@ class Strongest(Attack):
         return self._continued(running, outcome, hooks)
 
     def _attack(self, running: _Running) -> Attack:
-        return self._attacks(self.iterations)[running.stack.weights[len(running.answers)][0]]
+        attacks = self._attacks(self._iterations(running.slow), running.slow)
+        return attacks[running.stack.weights[len(running.answers)][0]]
 
     def _begun(self, running: _Running, hooks: Hooks) -> Work | Reconstruction:
         """Return what the next attack of the stack begins with."""
@@ -128,7 +136,11 @@ class Strongest(Attack):
             outcome = self._begun(running, hooks)
         return replace(outcome, state=replace(running, state=outcome.state))
 
-    def _attacks(self, iterations: int) -> dict[str, Attack]:
+    def _iterations(self, slow: float) -> int:
+        """Return the iterations of a descent on a network that is so slow."""
+        return max(min(self.iterations, _LEAST), round(self.iterations / slow))
+
+    def _attacks(self, iterations: int, slow: float) -> dict[str, Attack]:
         """Return the attacks that are tried, by the text that stands for them on the command line."""
         matching = partial(Matching, iterations=iterations, restarts=self.restarts, engine=self.engine)
         return {
@@ -139,19 +151,22 @@ class Strongest(Attack):
                 regulariser="spectrum", noise=10.0, layers="balanced"
             ),
             "refinement": Refinement(iterations=iterations, restarts=self.restarts, engine=self.engine),
-            "inverter": Inverter(),
+            "inverter": Inverter(copies=max(1, round(Inverter().copies / slow))),
             "retrieval": Retrieval(),
             "tokens": Tokens(),  # fails at once where the model is no transformer
         }
 
-    def _tried(self, observation: Observation, channel: Channel | None, hooks: Hooks) -> _Choice:
-        """Return what is best in the trials that the budget allows."""
+    def _tried(self, observation: Observation, channel: Channel | None, slow: float, hooks: Hooks) -> _Choice:
+        """Return what is best in the trials that the budget allows on a network that is so slow."""
         descents = _DESCENTS * self.restarts
-        iterations = max(1, min(self.iterations, self.budget // (descents * _TRIALS)))
-        count = min(_TRIALS, self.budget // (descents * iterations))
+        budget = max(descents, round(self.budget / slow))
+        iterations = max(1, min(self._iterations(slow), budget // (descents * _TRIALS)))
+        count = min(_TRIALS, budget // (descents * iterations))
         tried = trials(observation, channel, count)
         evidence = (
-            evidence_of(self._attacks(iterations) | {"retrieval": Retrieval(rehearsals=6)}, tried, hooks)
+            evidence_of(
+                self._attacks(iterations, slow) | {"retrieval": Retrieval(rehearsals=6)}, tried, hooks
+            )
             if tried
             else []
         )
@@ -205,6 +220,7 @@ class _Running:
     Attributes:
         stack: the attacks. gains: of the choice.
         observation, generator: as of `Attack.prepare`.
+        slow: how slow the network is, see `slowness`.
         answers: of the attacks that have run.
         state: that of the work of the one that runs.
     """
@@ -213,6 +229,7 @@ class _Running:
     gains: tuple[tuple[str, float], ...]
     observation: Observation
     generator: torch.Generator
+    slow: float
     answers: tuple[Reconstruction, ...] = ()
     state: object = None
 

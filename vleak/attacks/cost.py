@@ -1,0 +1,42 @@
+"""Cost of an iteration, by which an attack that is to end in minutes has fewer of them on large networks."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vleak.attacks.cache import Cache, digest_of_model
+from vleak.attacks.observation import Observation
+
+__all__ = ["slowness"]
+
+_SMALL = 2e9
+"""Floating-point operations of a forward pass on the batch up to which a network is small: those of
+docs/what_decides.md are. An iteration then takes at most some 0.15 s on one core."""
+
+
+def slowness(observation: Observation) -> float:
+    """Return the cost of an iteration in iterations on the largest network that is small, at least 1.
+
+    It is counted and not timed: an attack does the same on every machine.
+    """
+    facts, shape = observation.update.facts, observation.knowledge.clip_shape
+    steps = 1 if facts.local is None else facts.local.steps
+    one_clip = _counts.get(
+        (digest_of_model(observation.model), shape), lambda: _count(observation.model, shape)
+    )
+    return max(1.0, one_clip * observation.knowledge.batch_size * steps / _SMALL)
+
+
+def _count(model: torch.nn.Module, shape: tuple[int, ...]) -> int:
+    """Return the floating-point operations of a forward pass on one clip."""
+    own = copy.deepcopy(model).eval()  # counts no batch, and draws no number
+    example = next((p for p in own.parameters()), torch.empty(0))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        own(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
+    return int(counter.get_total_flops())
+
+
+_counts: Cache[int] = Cache(64)
