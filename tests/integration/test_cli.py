@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from command import vleak
 from rich.table import Table
 
+import vleak
 from runs import options, tiny, without_time
 from vleak.cli import output, run
 from vleak.evaluation import evaluate
@@ -30,7 +30,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def record() -> RunRecord:
     """A small run, kept in memory."""
-    return evaluate(tiny(engine="reference"))
+    return evaluate(tiny(engine="reference", enhance="none"))
 
 
 # --- what it says -----------------------------------------------------------------------------------------
@@ -62,22 +62,23 @@ def test_importing_vleak_is_light() -> None:
 
 
 def test_every_public_name_of_vleak_can_be_had() -> None:
-    import vleak
-
     assert [name for name in vleak.__all__ if not hasattr(vleak, name)] == []
     assert sorted({*vleak.__all__, "__version__"}) == sorted(dir(vleak))
     with pytest.raises(AttributeError, match="module 'vleak' has no attribute 'nothing'"):
         vleak.nothing  # noqa: B018
 
 
-def test_evaluate_prints_one_json_and_shows_the_table_elsewhere(tmp_path: Path, record: RunRecord) -> None:
-    done = vleak("evaluate", *options(engine="reference"), "--out", "run", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((tmp_path / "run" / "results.json").read_text())
-    assert "What still leaks? synthetic, 3 clips, c3d_tiny untrained" in done.stderr
-    assert "dp σ=0.1" in done.stderr
-    assert "report: run/report.html" in done.stderr
-    assert "vleak: " not in done.stderr  # a warning, also of another package, would begin so
+def test_evaluate_prints_one_json_and_shows_the_table_elsewhere(
+    tmp_path: Path, record: RunRecord, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = options(engine="reference", enhance="none")
+    assert run(["evaluate", *given, "--out", "run", "--json"]) == 0
+    shown = capfd.readouterr()
+    assert json.loads(shown.out) == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "What still leaks? synthetic, 3 clips, c3d_tiny untrained" in shown.err
+    assert "dp σ=0.1" in shown.err
+    assert "report: run/report.html" in shown.err
+    assert "vleak: " not in shown.err  # a warning, also of another package, would begin so
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert without_time(read_run(tmp_path / "run")) == without_time(record)
@@ -86,7 +87,7 @@ def test_evaluate_prints_one_json_and_shows_the_table_elsewhere(tmp_path: Path, 
 def test_evaluate_without_json_leaves_stdout_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["evaluate", *options(clips=2, defense="none")]) == 0
+    assert run(["evaluate", *options(clips=2, defense="none", enhance="none")]) == 0
     shown = capsys.readouterr()
     assert shown.out == ""
     (folder,) = (tmp_path / "runs").iterdir()
@@ -106,10 +107,18 @@ def test_names_between_colons_are_no_emoji(capsys: pytest.CaptureFixture[str]) -
     assert "my_models:four:" in shown.out
 
 
-def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    library = vleak.evaluate
+
+    def within_this_process(*, cell_seconds: float, cell_memory: float, **others: Any) -> Any:
+        asked.update(others, cell_seconds=cell_seconds, cell_memory=cell_memory)
+        return library(**others)
+
+    monkeypatch.setattr("vleak.api.evaluate", within_this_process)
     given = {
         "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny_pool", "training-state": "early",
-        "clips": 4, "frames": 5, "size": 17, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
+        "clips": 4, "frames": 5, "size": 9, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
         "draw": 3, "budget": 99, "non-adaptive": 1, "public-from": "other-files",
         "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "cell-seconds": 900,
         "cell-memory": 64, "extractor": "frame_cnn",
@@ -138,7 +147,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, capsys: pytest.Captur
     assert run(["evaluate", *flags, *repeated, "--reference-frames", "0,2", "--out", "run"]) == 0
     settings = json.loads((tmp_path / "run" / "results.json").read_text())["settings"]
     for name in ("workers", "cell-seconds", "cell-memory"):  # no score depends on them
-        del given[name]
+        assert asked[name.replace("-", "_")] == given.pop(name)
     assert settings == {name.replace("-", "_"): value for name, value in (given | several).items()} | {
         "checkpoint": None,
         "utility": 0,
@@ -154,7 +163,7 @@ def test_report_is_written_again_also_of_a_killed_or_stopped_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    evaluate(tiny(clips=1), folder)
+    evaluate(tiny(clips=1, enhance="none"), folder)
 
     def report() -> list[str]:
         (folder / "report.html").unlink(missing_ok=True)

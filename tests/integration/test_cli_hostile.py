@@ -414,14 +414,25 @@ def test_a_folder_whose_name_is_no_text(capfd: pytest.CaptureFixture[str]) -> No
     assert read_run(Path("run")).settings.data == r"a\udcff"
 
 
-def test_stdout_has_the_results_alone() -> None:
-    parts = ["--defense", "hostile_parts:Leaver:how=print", "--attack", "hostile_parts:Quitter:how=close",
-             "--metric", "hostile_parts:Judge:how=print"]  # fmt: skip
-    done = subprocess.run(
-        [*VLEAK, "evaluate", *SMALL, *parts, "--engine", "reference", "--json"],
-        capture_output=True, text=True, timeout=120,
+PACKAGES = ("opacus", "torch", "rich", "typer", "yaml", "pydantic", "safetensors")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """Run of plug-ins that print and close stdout, in a folder whose files have the names of packages."""
+    folder = tmp_path_factory.mktemp("packages")
+    for name in PACKAGES:
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")
+    parts = ["--defense", "hostile_parts:Leaver:how=print", "--defense", "dp_hooks:noise_multiplier=1",
+             "--attack", "hostile_parts:Quitter:how=close", "--metric", "hostile_parts:Judge:how=print"]  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "vleak.cli", "evaluate", *SMALL, *parts, "--engine", "reference", "--json"],
+        capture_output=True, text=True, timeout=120, cwd=folder,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")},
     )  # fmt: skip
+
+
+def test_stdout_has_the_results_alone(done: subprocess.CompletedProcess[str]) -> None:
     assert "hello from a plug-in" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(json.loads(done.stdout)["cells"]) >= 4
@@ -429,16 +440,15 @@ def test_stdout_has_the_results_alone() -> None:
 
 # --- surroundings -----------------------------------------------------------------------------------------
 
-PACKAGES = ("opacus", "torch", "rich", "typer", "yaml", "pydantic", "safetensors")
 
-
-def test_files_of_the_working_folder_do_not_stand_in_for_packages(tmp_path: Path) -> None:
-    for name in PACKAGES:
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")
-    command = [sys.executable, "-m", "vleak.cli", "list", "defenses"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "dp" in done.stdout.split()
+def test_files_of_the_working_folder_do_not_stand_in_for_packages(
+    done: subprocess.CompletedProcess[str],
+) -> None:
+    assert "the wrong one" not in done.stdout + done.stderr
+    cells = [cell for cell in json.loads(done.stdout)["cells"] if cell["defense"]["name"] == "dp_hooks"]
+    assert cells
+    # They came past the defense, which needs opacus, and failed at the stdout that a plug-in closed.
+    assert all(cell["status"].endswith("I/O operation on closed file.") for cell in cells)
 
 
 def test_a_module_of_the_working_folder_is_found_and_its_folder_comes_last(

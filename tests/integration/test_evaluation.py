@@ -40,11 +40,15 @@ from vleak.results.flags import FAILS_UNDEFENDED, NO_BETTER
 from vleak.results.records import RunRecord
 
 DEFENSES = (DP, "prune:fraction=0.9", "compress:codec=qsgd,bits=4")
+MODEL = "c3d_tiny:width=4,depth=1"
+FINISHED: dict[str, Any] = {
+    "model": MODEL, "defenses": DEFENSES, "attacks": ("matching", "matching_blind"), "non_adaptive": 2,
+}  # fmt: skip
 
 
 def small(**changes: Any) -> Settings:
-    """Settings of a tiny run without enhancement, which few tests are about."""
-    return tiny(**({"enhance": "none"} | changes))
+    """Settings of a tiny run of a narrow model without enhancement, which few tests are about."""
+    return tiny(**({"enhance": "none", "model": MODEL} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,7 @@ def clips() -> ClipSet:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRecord]:
     """Run with enhancement, three defenses and two attacks, one worker."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"), non_adaptive=2)
-    return folder, evaluate(settings, folder, workers=1)
+    return folder, evaluate(tiny(**FINISHED), folder, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_every_cell_that_was_asked_for_is_there_once(finished: tuple[Path, RunRe
     wanted = [("none", "grey"), ("none", "public_mean"), *attacks]
     names = record.data.names
     assert [cell.id for cell in record.cells] == [
-        f"c3d_tiny.untrained/{defense}/{attack}/{name}" for defense, attack in wanted for name in names
+        f"{MODEL}.untrained/{defense}/{attack}/{name}" for defense, attack in wanted for name in names
     ]
     assert record.planned_cells == len(record.cells) == 3 * len(wanted)
     assert [cell.clip_index for cell in record.cells] == [0, 1, 2] * len(wanted)
@@ -203,7 +206,7 @@ def test_who_does_not_know_the_defense_shares_the_trials_of_no_defense(
     monkeypatch.setattr(Strongest, "_tried", counted)
     record = evaluate(
         small(
-            clips=2, size=8, model="c3d_tiny:width=4,depth=1", engine="reference",
+            clips=2, size=8, engine="reference",
             attacks=("strongest:iterations=4,budget=5",), non_adaptive=2,
         )
     )  # fmt: skip
@@ -395,8 +398,7 @@ def test_a_finished_run_is_not_run_again(finished: tuple[Path, RunRecord]) -> No
     folder, record = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "reconstructions").iterdir()}
     stop = threading.Event()
-    settings = tiny(defenses=DEFENSES, attacks=("matching", "matching_blind"), non_adaptive=2)
-    assert evaluate(settings, folder, workers=1, stop=stop) == record  # times of the attacks included
+    assert evaluate(tiny(**FINISHED), folder, workers=1, stop=stop) == record  # times of the attacks included
     assert {path: path.stat().st_mtime_ns for path in (folder / "reconstructions").iterdir()} == before
     assert not stop.is_set()  # the event is the caller's
 
@@ -433,7 +435,7 @@ def test_another_run_in_the_folder_is_refused_before_anything_slow(
 
     monkeypatch.setattr("vleak.evaluation.setup.load_data", slow)
     with pytest.raises(InputError, match=r"holds another run: settings defenses is \['none', 'dp:noise_mult"):
-        evaluate(tiny(attacks=("matching", "matching_blind")), finished[0])
+        evaluate(tiny(**(FINISHED | {"defenses": (DP,)})), finished[0])
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         evaluate(tiny(), tmp_path / "file")
@@ -565,7 +567,7 @@ def test_objects_give_the_numbers_of_their_names(alone: tuple[Path, RunRecord], 
     from vleak.models import build_model
 
     by_name = timeless(alone[1])
-    model = build_model("c3d_tiny", frames=4, size=16, classes=6, seed=0)
+    model = build_model(MODEL, frames=4, size=16, classes=6, seed=0)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     record = evaluate(
         small(data=clips, clips=None, model=model, defenses=(NoDefense(),), attacks=(Matching(iterations=3),),
@@ -577,7 +579,7 @@ def test_objects_give_the_numbers_of_their_names(alone: tuple[Path, RunRecord], 
     for cell in cells_of(record, "matching"):
         assert cell.attack.settings == {"iterations": 3}
         scores, metrics = scores_of(cell), scores_of(cell).metrics
-        named = by_name[f"c3d_tiny.untrained/none/matching/{cell.clip}"]
+        named = by_name[f"{MODEL}.untrained/none/matching/{cell.clip}"]
         # The seeds of an attack are those of its model's name.
         assert cell.update == named.update
         assert scores.baselines == scores_of(named).baselines
@@ -689,7 +691,7 @@ def test_a_planted_truth_changes_no_answer(tmp_path: Path) -> None:
     planted = dataclasses.replace(here, clips=there.clips, fine=there.fine, labels=here.labels.flip(0))
     runs = [
         evaluate(
-            tiny(data=data, clips=None, restarts=2, iterations=6, training_state="early", defenses=defenses),
+            tiny(data=data, clips=None, model=MODEL, restarts=2, training_state="early", defenses=defenses),
             tmp_path / name, workers=1,
         )
         for name, data in (("here", here), ("planted", planted))
@@ -746,7 +748,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("model", ["c3d_tiny", pytest.param("odd_models:plain", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", [MODEL, pytest.param("odd_models:plain", marks=pytest.mark.slow)])
 def test_the_process_is_left_as_it_was(
     model: str, alone: tuple[Path, RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -758,7 +760,7 @@ def test_the_process_is_left_as_it_was(
     before = process_state()
     record = evaluate(small(model=model), tmp_path / "run", workers=2)
     assert process_state() == before
-    if model == "c3d_tiny":
+    if model == MODEL:
         assert timeless(record) == timeless(alone[1])
 
 
