@@ -52,6 +52,7 @@ class CertificateOfMoreNoise(DpSgd):
         return DpSgd(noise_multiplier=4 * self.noise_multiplier).privacy()
 
 
+NARROW = "c3d_tiny:width=4,depth=1"
 HONEST = ("dp:noise_multiplier=1", "dp:noise_multiplier=0.5+prune:fraction=0.5", "prune:fraction=0.9")
 
 
@@ -60,6 +61,7 @@ def audited(*defenses: str | DpSgd, **changes: object) -> RunRecord:
         tiny(
             **{
                 "defenses": defenses,
+                "model": NARROW,
                 "audit_draws": 60,
                 "iterations": 1,
                 "enhance": "none",
@@ -121,6 +123,7 @@ def test_a_refuted_claim_ends_the_run_with_1(
         iterations=1,
         engine="reference",
         enhance="none",
+        clips=2,
     )
     assert run(["evaluate", *given, "--out", str(tmp_path / "run"), "--json"]) == 1
     shown = capsys.readouterr()
@@ -141,6 +144,7 @@ def test_a_bound_that_is_broken_ends_the_run_with_1(
         defense="test_audits_in_runs:CertificateOfMoreNoise:noise_multiplier=0.3",
         iterations=1,
         engine="reference",
+        enhance="none",
     )
     assert run(["evaluate", *given, "--out", str(tmp_path / "run")]) == 1
     assert (
@@ -165,6 +169,7 @@ def test_too_few_draws_are_refused_with_how_many_would_do(
 def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
     settings = tiny(
         defenses=("dp:noise_multiplier=1", "dp:noise_multiplier=0.5"),
+        model=NARROW,
         audit_draws=30,
         iterations=1,
         engine="reference",
@@ -191,7 +196,7 @@ def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
 def test_the_library_has_them_in_its_rows() -> None:
     found = vleak.evaluate(
         defenses=[HalvedNoise(noise_multiplier=1.0)], attacks="matching", clips=2, frames=4, size=16,
-        iterations=1, audit_draws=60, enhance="none", engine="reference",
+        model=NARROW, iterations=1, audit_draws=60, enhance="none", engine="reference",
     )  # fmt: skip
     row = found.rows[-1]
     assert row.refuted

@@ -423,8 +423,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProces
     folder = tmp_path_factory.mktemp("packages")
     for name in PACKAGES:
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")
-    parts = ["--defense", "hostile_parts:Leaver:how=print", "--defense", "dp_hooks:noise_multiplier=1",
-             "--attack", "hostile_parts:Quitter:how=close", "--metric", "hostile_parts:Judge:how=print"]  # fmt: skip
+    parts = [
+        "--defense", "hostile_parts:Leaver:how=print", "--defense", "dp_hooks:noise_multiplier=1",
+        "--attack", "hostile_parts:Quitter:how=close", "--metric", "hostile_parts:Judge:how=print",
+    ]  # fmt: skip
     return subprocess.run(
         [sys.executable, "-m", "vleak.cli", "evaluate", *SMALL, *parts, "--engine", "reference", "--json"],
         capture_output=True, text=True, timeout=120, cwd=folder,

@@ -72,11 +72,11 @@ def test_the_default_client_has_the_numbers_that_it_has_alone(swept: tuple[Path,
 def test_a_batch_runs_once_and_a_lost_cell_runs_its_batch_again(
     swept: tuple[Path, Run], tmp_path: Path
 ) -> None:
-    first = run(batch=2, out=tmp_path)
+    first = run(batch=2, iterations=5, out=tmp_path)
     journal = tmp_path / "cells.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:-1]))
-    again = run(batch=2, out=tmp_path)
+    again = run(batch=2, iterations=5, out=tmp_path)
     assert [cell.scores for cell in again.cells] == [cell.scores for cell in first.cells]
     pairs = {cell.batch: set() for cell in attacked(first)}
     for cell in attacked(first):
@@ -85,7 +85,7 @@ def test_a_batch_runs_once_and_a_lost_cell_runs_its_batch_again(
 
 
 def test_only_trainable_parameters_are_sent() -> None:
-    whole, head = run(), run(trainable="head.*")
+    whole, head = run(iterations=1), run(iterations=1, trainable="head.*")
     (model,) = head.record.models
     assert whole.record.models[0].sent_parameters is None
     assert model.sent_parameters is not None
@@ -106,6 +106,7 @@ def test_epochs_count_in_passes_over_the_clips() -> None:
 
 def test_privacy_over_local_steps_is_in_the_record() -> None:
     noisy: dict[str, Any] = {
+        "clips": 2,
         "defenses": "dp:noise_multiplier=2",
         "iterations": 1,
         "engine": "reference",
@@ -121,7 +122,7 @@ def test_privacy_over_local_steps_is_in_the_record() -> None:
 def test_features_come_back_from_batches_and_deltas() -> None:
     result = run(
         pipeline="feature", extractor="frame_cnn", head="mlp", batch=(1, 2),
-        local_steps=(0, 2), local_rate=0.1, size=16,
+        local_steps=(0, 2), local_rate=0.1, size=16, clips=2, iterations=5,
     )  # fmt: skip
     assert all(cell.ok for cell in result.cells), [cell.status for cell in result.cells if not cell.ok]
     assert all(cell.scores.segments is not None for cell in attacked(result))
@@ -240,6 +241,7 @@ def test_error_feedback_is_carried_on_over_rounds() -> None:
         attacked(
             run(
                 defenses=f"prune:fraction=0.9,error_feedback={kept}",
+                clips=1,
                 rounds=3,
                 local_rate=0.01,
                 iterations=1,
@@ -258,12 +260,12 @@ def test_train_mode_uses_the_batch() -> None:
             torch.nn.AdaptiveAvgPool3d(2), torch.nn.Flatten(), torch.nn.Linear(32, classes),
         )  # fmt: skip
 
-    both = run(model=vleak.named("norm", model), batch=2, mode=("eval", "train"))
+    both = run(model=vleak.named("norm", model), batch=2, mode=("eval", "train"), iterations=5)
     assert [row.client.mode for row in both.rows if not row.baseline] == ["eval", "train"]
     cells = {
         mode: [cell for cell in attacked(both) if cell.client.mode == mode] for mode in ("eval", "train")
     }
-    alone = attacked(run(model=vleak.named("norm", model), batch=2, mode="train"))
+    alone = attacked(run(model=vleak.named("norm", model), batch=2, mode="train", iterations=5))
     assert [cell.scores for cell in alone] == [cell.scores for cell in cells["train"]]
     assert {cell.client.mode for cell in cells["train"]} == {"train"}
     assert all(cell.ok for cell in cells["train"])
@@ -281,8 +283,9 @@ def test_masks_of_dropout_are_unknown_and_the_row_says_so() -> None:
         )  # fmt: skip
 
     done = run(
-        model=vleak.named("dropping", model), mode="train", defenses=("none", "dp:noise_multiplier=0.1")
-    )
+        model=vleak.named("dropping", model), mode="train", defenses=("none", "dp:noise_multiplier=0.1"),
+        clips=2, iterations=5,
+    )  # fmt: skip
     cells = attacked(done)
     assert all(cell.ok and cell.client.masks_unknown for cell in cells), [cell.status for cell in cells]
     assert cells[0].update is not None

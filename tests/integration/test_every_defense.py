@@ -29,6 +29,7 @@ def record(folder: Path) -> RunRecord:
     """Quick run of all defenses, one of them also by its name, by an attack that costs nothing."""
     settings = tiny(
         clips=2,
+        model="c3d_tiny:width=4,depth=1",
         defenses=("all", ASKED),
         attacks=(Onlooker(),),
         quick=True,
@@ -73,5 +74,8 @@ def test_a_quick_run_says_what_it_left_out(record: RunRecord, folder: Path) -> N
 
 
 def test_a_quick_run_attacks_the_first_clips_of_a_whole_one() -> None:
-    quick = evaluate(tiny(clips=9, defenses=("none",), attacks=(Onlooker(),), quick=True)).data
+    settings = tiny(
+        clips=9, model="c3d_tiny:width=4,depth=1", defenses=("none",), attacks=(Onlooker(),), quick=True
+    )
+    quick = evaluate(settings).data
     assert (quick.clips, quick.names) == (8, load_clips("synthetic", clips=9, frames=4, size=16).names[:8])

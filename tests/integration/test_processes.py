@@ -17,7 +17,8 @@ from vleak.errors import InputError
 from vleak.evaluation import Limits, StoppedError, evaluate
 from vleak.results import RunRecord, read_run
 
-HOSTS: dict[str, Any] = {"defenses": ("none",), "enhance": "none"}
+NARROW = "c3d_tiny:width=4,depth=1"
+HOSTS: dict[str, Any] = {"model": NARROW, "defenses": ("none",), "enhance": "none"}
 
 
 def costly(marks: Path, way: str, tries: int, limits: Limits | None = None) -> RunRecord:
@@ -45,8 +46,9 @@ def statuses(record: RunRecord, attack: str) -> list[str]:
     ],
 )
 def test_numbers_are_those_of_one_process(changes: dict[str, Any], tmp_path: Path) -> None:
-    alone = evaluate(tiny(**changes), workers=1)
-    apart = evaluate(tiny(**changes), tmp_path / "run", workers=2)
+    settings = tiny(**{"model": NARROW} | changes)
+    alone = evaluate(settings, workers=1)
+    apart = evaluate(settings, tmp_path / "run", workers=2)
     assert timeless(apart) == {
         name: cell.model_copy(update={"media": timeless(apart)[name].media})
         for name, cell in timeless(alone).items()
@@ -111,7 +113,7 @@ def test_memory_beyond_the_limit_fails_the_cell_only(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_leaves_no_process_and_goes_on(tmp_path: Path) -> None:
-    stop, settings = threading.Event(), tiny(engine="reference", enhance="none")
+    stop, settings = threading.Event(), tiny(model=NARROW, engine="reference", enhance="none")
 
     def halt(what: str, done: int, total: int) -> None:
         if what == "attacking" and done >= 7:  # two baselines of three clips, and one cell

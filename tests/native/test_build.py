@@ -109,9 +109,11 @@ def test_pure_wheel(pure: tuple[Environment, Path]) -> None:
     environment, wheel = pure
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in check_contents(wheel) if name.endswith(".so")]
-    code = "import vleak.defenses, vleak.cli; print(vleak.defenses.__file__); print(vleak.cli.__file__)"
-    for line, name in zip(environment.run(code, Path("/")).splitlines(), ("defenses", "cli"), strict=True):
-        assert Path(line).parent == environment.site / "vleak" / name
+    code = (
+        "from importlib.util import find_spec as f; print(f('vleak.defenses').origin, f('vleak.cli').origin)"
+    )
+    for place, name in zip(environment.run(code, Path("/")).split(), ("defenses", "cli"), strict=True):
+        assert Path(place).parent == environment.site / "vleak" / name
 
 
 @pytest.mark.slow

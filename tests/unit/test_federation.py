@@ -12,7 +12,7 @@ from torch import nn
 
 import vleak
 from runs import tiny
-from vleak.defenses import DpSgd, Prune
+from vleak.defenses import DpClient, Prune
 from vleak.errors import CapabilityError, InputError
 from vleak.evaluation import StoppedError, evaluate
 from vleak.federated import Client, Federation, LocalTraining, train_federation
@@ -24,6 +24,7 @@ from vleak.seeds import generator
 
 CLIPS = torch.rand((24, 3, 2, 4, 4), generator=generator("federation")) * 0.2
 LABELS = torch.arange(24) % 2
+NARROW = "c3d_tiny:width=4,depth=1"
 CLIPS[LABELS == 1] += 0.8
 
 
@@ -72,7 +73,7 @@ def test_training_learns_and_heavy_noise_prevents_it() -> None:
     numbers = [generator("noise", seed) for seed in range(5)]
     noisy = [
         train_federation(
-            Client(model(), defense=DpSgd(noise_multiplier=100.0)), CLIPS, LABELS, federation, each
+            Client(model(), defense=DpClient(noise_multiplier=100.0)), CLIPS, LABELS, federation, each
         )
         for each in numbers
     ]
@@ -104,7 +105,9 @@ def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_trains_under_every_defense_and_a_resumed_one_does_not_again(tmp_path: Path) -> None:
-    settings = tiny(defenses=("prune:fraction=0.9",), utility=2, engine="reference", enhance="none")
+    settings = tiny(
+        clips=2, model=NARROW, defenses=("prune:fraction=0.9",), utility=2, engine="reference", enhance="none"
+    )
     record = evaluate(settings, tmp_path / "run")
     assert [each.defense for each in record.utility] == ["none", "prune 90 %"]
     assert all(each.ok and len(each.right) == 12 and each.rounds == 2 for each in record.utility)
@@ -131,8 +134,9 @@ def test_a_stopped_training_keeps_the_cells(tmp_path: Path) -> None:
 
     with pytest.raises(StoppedError, match="stopped while training"):
         evaluate(
-            tiny(utility=2, engine="reference", enhance="none"), tmp_path / "run", progress=told, stop=stop
-        )
+            tiny(clips=2, model=NARROW, utility=2, engine="reference", enhance="none"),
+            tmp_path / "run", progress=told, stop=stop,
+        )  # fmt: skip
     kept = vleak.load_run(tmp_path / "run").record
     assert kept.cells
     assert not kept.utility
