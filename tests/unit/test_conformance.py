@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from mutants import MUTANTS, Coins, RightProjection
 
 from vleak.cli.app import invoke
 from vleak.conformance import conform
-from vleak.conformance.contract import information
+from vleak.conformance.contract import CONTRACT, information
 from vleak.conformance.statistics import is_binomial, is_standard_normal, mean_is_zero
 from vleak.defenses import DEFENSES, Compress, Defense, DpSgd, PowerSgd, Prune, parse_defenses
 from vleak.errors import InputError
@@ -56,10 +57,15 @@ HEAVY = [
 
 
 @pytest.mark.parametrize("fault", MUTANTS)
-def test_planted_faults_are_found_by_their_check(fault: str) -> None:
+def test_planted_faults_are_found_by_their_check(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     defense, name = MUTANTS[fault]
+    module = importlib.import_module("vleak.conformance.conform")  # the package has a function of this name
+    # Checks that are not about it would take most of the time.
+    claims = [claim for claim in module._claims(defense) if claim.name == name]
+    monkeypatch.setattr(module, "_claims", lambda given: claims)
+    monkeypatch.setattr(module, "CONTRACT", {key: CONTRACT[key] for key in CONTRACT.keys() & {name}})
     broken = [check for check in conform(defense).checks if check.outcome == "broken"]
-    assert name in [check.name for check in broken]
+    assert {check.name for check in broken} == {name}
     assert all(check.detail for check in broken)
 
 
