@@ -53,7 +53,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "corrupt.mkv").write_bytes(sound[:middle] + bytes(3000) + sound[middle + 3000 :])
     (root / "header.mkv").write_bytes(bytes(200) + whole[200:])
     shutil.copy(SUPPORT / "odd_models.py", root)
-    evaluate(tiny(clips=2, defenses=("none",)), root / "other")
+    evaluate(tiny(clips=2, defenses=("none",), enhance="none"), root / "other")
     return root
 
 
@@ -190,7 +190,8 @@ def test_a_mistake_costs_one_line(
 def test_odd_videos_work_or_cost_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     codes = {}
     for path in sorted(ODD.iterdir()):
-        code = run(["evaluate", "--data", str(path), *options(clips=1, defense="none"), "--out", path.stem])
+        given = options(clips=1, defense="none", enhance="none")
+        code = run(["evaluate", "--data", str(path), *given, "--out", path.stem])
         shown = capfd.readouterr()
         codes[path.name] = code
         assert shown.out == ""
@@ -225,22 +226,23 @@ def test_a_bug_is_called_one(capfd: pytest.CaptureFixture[str], monkeypatch: pyt
         raise ZeroDivisionError("first\nsecond")
 
     monkeypatch.setattr("vleak.api.summarise", broken)
-    assert run(["evaluate", *options(clips=1, defense="none"), "--out", "run"]) == 2
+    command = ["evaluate", *options(clips=1, defense="none", enhance="none"), "--out", "run"]
+    assert run(command) == 2
     line = capfd.readouterr().err.splitlines(keepends=True)[-1]
     assert (
         line
         == "vleak: internal error, ZeroDivisionError: first; VLEAK_DEBUG=1 shows where, please report it\n"
     )
     monkeypatch.setenv("VLEAK_DEBUG", "1")
-    assert run(["evaluate", *options(clips=1, defense="none"), "--out", "run"]) == 2
+    assert run(command) == 2
     assert "Traceback" in capfd.readouterr().err
 
 
 def test_two_runs_at_once_do_not_share_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    record = evaluate(tiny(clips=1, defenses=("none",)), tmp_path / "run")
+    record = evaluate(tiny(clips=1, defenses=("none",), enhance="none"), tmp_path / "run")
     header = RunHeader(**{name: getattr(record, name) for name in RunHeader.model_fields})
     with FolderStore(tmp_path / "run").open(header):
-        assert run(["evaluate", *options(clips=1, defense="none"), "--out", "run"]) == 2
+        assert run(["evaluate", *options(clips=1, defense="none", enhance="none"), "--out", "run"]) == 2
     expected = "vleak: run is in use by another run; wait for it, or give another --out\n"
     assert capfd.readouterr().err == expected
 

@@ -65,64 +65,6 @@ def vleak(python: Path, folder: Path, *arguments: str, **options: Any) -> subpro
     return run(python, "-c", command, *arguments, cwd=folder, **options)
 
 
-def test_lists_show_what_came_from_outside_and_from_where(python: Path, tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as screen:
-        code = "from vleak.cli import main; main()"
-        environment = {**os.environ, "COLUMNS": "200"}
-        process = subprocess.Popen(
-            [str(python), "-c", code, "list", "defenses"], stdout=theirs, cwd=tmp_path, env=environment
-        )
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                part = screen.read(4096)
-            except OSError:  # how a terminal of Linux says that nobody writes any more
-                break
-            if not part:
-                break
-            shown += part
-        assert process.wait(60) == 0
-    lines = {line.split()[0]: line for line in shown.decode().splitlines() if line.split()}
-    assert "built in" in lines["dp"]
-    assert "Zeros every entry" in lines["zero_small"]
-    assert ORIGIN in lines["zero_small"]
-    assert "cannot be used" in lines["torn"]
-
-
-@pytest.mark.slow  # the library uses the same parts below
-def test_the_command_line_runs_what_came_from_outside(python: Path, tmp_path: Path) -> None:
-    finished = vleak(
-        python, tmp_path, "evaluate", *SMALL, "--pipeline", "all", "--model", "one_layer:width=3",
-        "--extractor", "frame_means", "--head", "linear", "--attack", "short:smooth=0.5",
-        "--metric", "brightness_error:scale=0.5", "--defense", "zero_small",
-        "--defense", "outside_parts:ZeroSmall:part=0.25", "--defense", "careless", "--out", "run",
-        "--engine", "reference", "--non-adaptive", "0",
-    )  # fmt: skip
-    broken = "defense Careless (outside_parts:Careless): transmit returned"
-    assert finished.returncode == 2  # of the careless one there is no result; all other cells went on
-    assert broken in finished.stderr.splitlines()[-1]
-    cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
-    assert {cell["model"] for cell in cells} == {"one_layer:width=3", "frame_means>linear>bce"}
-    attacked = [cell for cell in cells if cell["attack"]["name"] == "short"]
-    for model in {cell["model"] for cell in cells}:
-        changed = {
-            cell["defense"]["settings"]["part"]: cell["update"]["changed_fraction"]
-            for cell in attacked
-            if cell["defense"]["name"] == "zero_small" and cell["model"] == model
-        }
-        assert 0 < changed[0.1] < changed[0.25] < changed[0.5] < 1
-    assert {cell["attack"]["settings"]["smooth"] for cell in attacked} == {0.5}
-    scored = [
-        cell["scores"]["metrics"] for cell in cells if cell["model"] == "one_layer:width=3" and cell["scores"]
-    ]
-    assert all(metrics["brightness_error:scale=0.5"] >= 0 for metrics in scored)
-    failed = [cell["status"] for cell in attacked if cell["status"] != "ok"]
-    assert len(failed) == 2 * 2  # two clips in two pipelines
-    assert all(broken in line for line in failed)
-
-
 LIBRARY = """
 from dataclasses import replace
 import torch, vleak
@@ -173,10 +115,73 @@ print([kind.find(name).origin for kind in kinds for name in kind.names() if name
 """
 
 
-def test_the_library_uses_each_of_them(python: Path, tmp_path: Path) -> None:
-    finished = run(python, "-c", LIBRARY, cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.splitlines() == [
+@pytest.fixture(scope="module")
+def screen(python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Lines on the terminal of a process that uses the package as a library, and then lists defenses."""
+    ours, theirs = pty.openpty()
+    code = f"{LIBRARY}\nfrom vleak.cli import run\nraise SystemExit(run(['list', 'defenses']))"
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [str(python), "-c", code], stdout=theirs, cwd=tmp_path_factory.mktemp("screen"),
+            env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        )  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = terminal.read(4096)
+            except OSError:  # how a terminal of Linux says that nobody writes any more
+                break
+            if not part:
+                break
+            shown += part
+        assert process.wait(60) == 0, shown.decode()
+    return shown.decode().splitlines()
+
+
+def test_lists_show_what_came_from_outside_and_from_where(screen: list[str]) -> None:
+    lines = {line.split()[0]: line for line in screen if line.split()}
+    assert "built in" in lines["dp"]
+    assert "Zeros every entry" in lines["zero_small"]
+    assert ORIGIN in lines["zero_small"]
+    assert "cannot be used" in lines["torn"]
+
+
+@pytest.mark.slow  # the library uses the same parts below
+def test_the_command_line_runs_what_came_from_outside(python: Path, tmp_path: Path) -> None:
+    finished = vleak(
+        python, tmp_path, "evaluate", *SMALL, "--pipeline", "all", "--model", "one_layer:width=3",
+        "--extractor", "frame_means", "--head", "linear", "--attack", "short:smooth=0.5",
+        "--metric", "brightness_error:scale=0.5", "--defense", "zero_small",
+        "--defense", "outside_parts:ZeroSmall:part=0.25", "--defense", "careless", "--out", "run",
+        "--engine", "reference", "--non-adaptive", "0",
+    )  # fmt: skip
+    broken = "defense Careless (outside_parts:Careless): transmit returned"
+    assert finished.returncode == 2  # of the careless one there is no result; all other cells went on
+    assert broken in finished.stderr.splitlines()[-1]
+    cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
+    assert {cell["model"] for cell in cells} == {"one_layer:width=3", "frame_means>linear>bce"}
+    attacked = [cell for cell in cells if cell["attack"]["name"] == "short"]
+    for model in {cell["model"] for cell in cells}:
+        changed = {
+            cell["defense"]["settings"]["part"]: cell["update"]["changed_fraction"]
+            for cell in attacked
+            if cell["defense"]["name"] == "zero_small" and cell["model"] == model
+        }
+        assert 0 < changed[0.1] < changed[0.25] < changed[0.5] < 1
+    assert {cell["attack"]["settings"]["smooth"] for cell in attacked} == {0.5}
+    scored = [
+        cell["scores"]["metrics"] for cell in cells if cell["model"] == "one_layer:width=3" and cell["scores"]
+    ]
+    assert all(metrics["brightness_error:scale=0.5"] >= 0 for metrics in scored)
+    failed = [cell["status"] for cell in attacked if cell["status"] != "ok"]
+    assert len(failed) == 2 * 2  # two clips in two pipelines
+    assert all(broken in line for line in failed)
+
+
+def test_the_library_uses_each_of_them(screen: list[str]) -> None:
+    assert screen[:2] == [
         f"defense 'torn' ({ORIGIN}) cannot be imported: RuntimeError: weights are missing; mend or uninstall "
         "that package",
         str([ORIGIN] * 6),

@@ -218,12 +218,12 @@ def test_pruned_update_is_matched_where_it_survived(monkeypatch: pytest.MonkeyPa
 def test_knowing_of_dp_is_an_advantage(noise: float) -> None:
     data, model = scene(3, 8, 32, 24), built_in("c3d_tiny", 0, 8, 32)
     gains = {True: 0.0, False: 0.0}
-    for index in range(3):
+    for index in range(2):
         clip, label = data.clips[index : index + 1], data.labels[index : index + 1]
         for adaptive in gains:
             defense, public = DpSgd(noise_multiplier=noise), data.public_clips
             seen = observe(model, clip, label, defense, adaptive=adaptive, public_clips=public)
-            gains[adaptive] += psnr(run(Matching(iterations=50), seen, index).clips, clip) / 3
+            gains[adaptive] += psnr(run(Matching(iterations=50), seen, index).clips, clip) / 2
     assert gains[True] > gains[False] + 1
 
 

@@ -22,7 +22,7 @@ from vleak.federated import LocalTraining
 
 
 def quick(**settings: int) -> Strongest:
-    return Strongest(**{"iterations": 40, "budget": 100, **settings}, engine="reference")
+    return Strongest(**{"iterations": 20, "budget": 50, **settings}, engine="reference")
 
 
 def gain(answer: torch.Tensor, index: int) -> float:
