@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -60,6 +61,20 @@ def noise(count: int, side: int = 48) -> Pixels:
 
 def frame_numbers(clip: torch.Tensor) -> list[int]:
     return (clip[1].mean((1, 2)) * 255 / 2).round().int().tolist()
+
+
+def convert_without_threads(patch: pytest.MonkeyPatch) -> None:
+    """Convert frames by one thread each.
+
+    Starting threads for every frame takes most of the time of small videos. Not for tests of pixels, of
+    orientation or of large frames.
+    """
+
+    def upright(frame: av.VideoFrame, stored: bytes | None, shown: str) -> Pixels:
+        assert stored is None
+        return np.asarray(frame.to_ndarray(format="gbrap", threads=1), dtype=np.uint8)[..., :3]
+
+    patch.setattr("vleak.data.video._upright", upright)
 
 
 def write_frames(root: Path, video: str, numbers: list[int], pattern: str = "{video}_{number}.png") -> None:

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from videos import Pixels, noise, numbered, write_video
+from videos import Pixels, convert_without_threads, noise, numbered, write_video
 
 from vleak.data import clip_set, load_clips, noted, windows
 from vleak.errors import InputError
 
 GIVEN = {"frames": 4, "stride": 1, "size": 16, "public": 0}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    convert_without_threads(monkeypatch)
 
 
 def black(count: int, side: int = 48) -> Pixels:
