@@ -248,7 +248,7 @@ def swallowed_errors(modules: Mapping[str, str]) -> list[str]:
     """Return handlers that take every error and do nothing about it."""
     violations = []
     for name, text in modules.items():
-        for node in ast.walk(parsed(text)):
+        for node in nodes(parsed(text)):
             if isinstance(node, ast.ExceptHandler) and _blind(node) and _silent(node):
                 violations.append(f"{name}:{node.lineno} swallows every error")
             if isinstance(node, ast.Call) and _suppresses_all(node):
@@ -283,7 +283,7 @@ def size_violations(modules: Mapping[str, str]) -> list[str]:
     for name, text in modules.items():
         if (lines := len(text.splitlines())) > 400:
             violations.append(f"{name} has {lines} lines, expected at most 400")
-        for node in ast.walk(parsed(text)):
+        for node in nodes(parsed(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lengths.append(_length(node))
                 violations += _signature_violations(name, node)
@@ -328,9 +328,15 @@ def parsed(text: str) -> ast.Module:
     return ast.parse(text)
 
 
+@cache
+def nodes(tree: ast.AST) -> list[ast.AST]:
+    """Return all nodes of a tree, which every wall would else walk again."""
+    return list(ast.walk(tree))
+
+
 def imports(text: str) -> Iterator[tuple[str, str]]:
     """Yield (module, name) of every import, wherever it stands; the name is "" for a whole module."""
-    for node in ast.walk(parsed(text)):
+    for node in nodes(parsed(text)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -347,6 +353,6 @@ def dotted(node: ast.expr) -> str:
 
 def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str]]:
     """Yield every call with the name that is called."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Call):
             yield node, dotted(node.func)
