@@ -35,9 +35,9 @@ def without_time(record: RunRecord) -> dict[str, Cell]:
     return timeless(record)
 
 
-def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+def start(arguments: list[str], folder: Path, before: str = "") -> subprocess.Popen[str]:
     """Start `vleak` in a process of its own, which hears Ctrl-C also where the tests run deaf to it."""
-    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + VLEAK[2]
+    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {before}{VLEAK[2]}"
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         cwd=folder,
