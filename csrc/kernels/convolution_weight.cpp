@@ -283,12 +283,12 @@ void conv_weight(const std::vector<const T*>& xs, const std::vector<const T*>& d
                [&](int64_t begin, int64_t end) { copy_pixels(schedule, xs, begin, end, pixels.get()); });
   const int64_t blocks = static_cast<int64_t>(schedule.row_blocks.size()) - 1;
   const int64_t dy_entries = shape.output[0] * shape.output[1] * channel_size(shape.output);
-  parallel_for(
-      blocks, grain_of(kSumGrain, pairs * dy_entries * schedule.a_row / blocks),
-      [&](int64_t begin, int64_t end) {
-        run_weight(schedule, pixels.get(), dys, begin, end, sums.get());
-        copy_sums(schedule, schedule.row_blocks[begin], schedule.row_blocks[end], sums.get(), start, result);
-      });
+  parallel_for(blocks, grain_of(kSumGrain, pairs * dy_entries * schedule.a_row / blocks),
+               [&](int64_t begin, int64_t end) {
+                 run_weight(schedule, pixels.get(), dys, begin, end, sums.get());
+                 copy_sums(schedule, schedule.row_blocks[begin], schedule.row_blocks[end], sums.get(), start,
+                           result);
+               });
 }
 
 template void conv_weight<float>(const std::vector<const float*>&, const std::vector<const float*>&,
