@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vleak.attacks.cache import Cache, digest_of_model
 from vleak.attacks.observation import Observation
+from vleak.descent.problem import lock_of
 
 __all__ = ["slowness"]
 
@@ -30,9 +32,10 @@ def slowness(observation: Observation) -> float:
     return max(1.0, one_clip * observation.knowledge.batch_size * steps / _SMALL)
 
 
-def _count(model: torch.nn.Module, shape: tuple[int, ...]) -> int:
+def _count(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Return the floating-point operations of a forward pass on one clip."""
-    own = copy.deepcopy(model).eval()  # counts no batch, and draws no number
+    with lock_of(model):
+        own = copy.deepcopy(model).eval()  # counts no batch, and draws no number
     example = next((p for p in own.parameters()), torch.empty(0))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         own(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
