@@ -14,6 +14,7 @@ from vleak.attacks import Strongest
 from vleak.attacks.base import Hooks, Observation
 from vleak.attacks.cost import slowness
 from vleak.attacks.flags import NO_EVIDENCE
+from vleak.attacks.learned import Inverter
 from vleak.attacks.simulation import known_channel
 from vleak.attacks.trials import evidence_of, trials
 from vleak.defenses import Compress, DpSgd, Prune
@@ -215,6 +216,10 @@ def test_the_cost_of_an_iteration_is_counted(monkeypatch: pytest.MonkeyPatch) ->
     local = LocalTraining(steps=4, learning_rate=0.1)
     delta = replace(observation.update, facts=replace(observation.update.facts, kind="fedavg", local=local))
     assert slowness(replace(observation, update=delta)) == pytest.approx(12.0)
+
+
+def test_a_slow_network_has_fewer_copies() -> None:
+    assert [Inverter.afforded(slow).copies for slow in (1.0, 2.0, 100.0)] == [8, 4, 1]
 
 
 @pytest.mark.parametrize(("slow", "iterations"), [(1.0, 60), (2.0, 30), (100.0, 20)])

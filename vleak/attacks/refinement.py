@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vleak.attacks.base import Hooks, Observation, suited
+from vleak.attacks.cost import slowness
 from vleak.attacks.learned import Inverter
 from vleak.attacks.matching import Matching
 from vleak.seeds import generator as seeded
@@ -31,5 +32,5 @@ class Refinement(Matching):
         Raises:
             InputError: there are fewer than two public clips, or a part of the update is missing.
         """
-        inverter = Inverter()
+        inverter = Inverter.afforded(slowness(observation))
         return inverter.prepare(suited(inverter, observation), seeded("refinement"), hooks).clips

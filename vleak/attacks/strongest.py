@@ -151,7 +151,7 @@ class Strongest(Attack):
                 regulariser="spectrum", noise=10.0, layers="balanced"
             ),
             "refinement": Refinement(iterations=iterations, restarts=self.restarts, engine=self.engine),
-            "inverter": Inverter(copies=max(1, round(Inverter().copies / slow))),
+            "inverter": Inverter.afforded(slow),
             "retrieval": Retrieval(),
             "tokens": Tokens(),  # fails at once where the model is no transformer
         }

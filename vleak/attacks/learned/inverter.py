@@ -56,6 +56,11 @@ class Inverter(PublicClipsAttack):
             )
         self.copies, self.rehearsals = copies, rehearsals
 
+    @classmethod
+    def afforded(cls, slow: float) -> Inverter:
+        """Return an inverter with fewer copies on a slow network, see `vleak.attacks.cost.slowness`."""
+        return cls(copies=max(1, round(cls().copies / slow)))
+
     def prepare(self, observation: Observation, generator: torch.Generator, hooks: Hooks) -> Reconstruction:
         """Return what the map makes of the update; the mean public clip where fitting it was stopped."""
         refuse_partial(observation, self.name)

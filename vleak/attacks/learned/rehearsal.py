@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vleak.attacks.base import Hooks
+from vleak.attacks.cache import Cache
 from vleak.attacks.knowledge import Simulate
 from vleak.attacks.learned.augment import augment
 from vleak.federated import LOSSES, Channel, Client, Update
@@ -167,7 +169,17 @@ def folded(tensors: Mapping[str, Tensor], entries: int) -> list[Tensor]:
         rows = tensor.reshape(len(tensor), -1)
         width = max(1, min(rows.shape[1], rows.shape[1] * WIDTH // entries))
         if width < rows.shape[1]:
-            signs = torch.randint(2, (rows.shape[1],), generator=seeded("fold", name)) * 2 - 1
-            rows = F.pad(rows * signs, (0, -rows.shape[1] % width)).view(len(rows), -1, width).sum(1)
+            count = rows.shape[1]
+            signs = _signs.get((name, count), partial(_draw_signs, name, count))
+            rows = F.pad(rows * signs, (0, -count % width)).view(len(rows), -1, width).sum(1)
         parts.append(rows)
     return parts
+
+
+def _draw_signs(name: str, count: int) -> Tensor:
+    """Draw (count,) int8, 1 or -1."""
+    return (torch.randint(2, (count,), generator=seeded("fold", name)) * 2 - 1).to(torch.int8)
+
+
+_signs: Cache[Tensor] = Cache(256)
+"""By name and length of a tensor; drawing them takes longer than folding."""
