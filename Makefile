@@ -8,9 +8,10 @@ WORKERS ?= 2
 .PHONY: help evaluate test test-core test-page test-ray test-all check docs layout format clean
 
 # The tests that hold the parts by themselves and the walls between them, in about a minute: no run from end to
-# end, no attack and no training.
+# end, no attack, no training, and no audit of hundreds of messages.
 HEAVY := test_attack* test_learned.py test_exact.py test_reference_frames.py test_extractors.py test_models.py \
-	test_strongest.py test_adaptive.py test_tokens.py test_update_audit.py test_federation.py
+	test_strongest.py test_adaptive.py test_tokens.py test_update_audit.py test_federation.py test_auditing.py \
+	test_conformance.py test_guarding.py test_planted_models.py test_denoisers.py test_channels_in_attacks.py
 CORE := tests/unit $(patsubst %,--ignore-glob='*/%',$(HEAVY))
 
 help:  ## list the commands
