@@ -213,9 +213,12 @@ def test_the_cost_of_an_iteration_is_counted(monkeypatch: pytest.MonkeyPatch) ->
     assert slowness(observation) == 1.0
     monkeypatch.setattr("vleak.attacks.cost._SMALL", operations / 3)
     assert slowness(observation) == pytest.approx(3.0)
-    local = LocalTraining(steps=4, learning_rate=0.1)
-    delta = replace(observation.update, facts=replace(observation.update.facts, kind="fedavg", local=local))
-    assert slowness(replace(observation, update=delta)) == pytest.approx(12.0)
+    for steps, batch_size, cost in ((4, 0, 12.0), (4, 1, 6.0), (40, 0, 3.0)):  # forty are not unrolled
+        local = LocalTraining(steps=steps, batch_size=batch_size, learning_rate=0.1)
+        delta = replace(
+            observation.update, facts=replace(observation.update.facts, kind="fedavg", local=local)
+        )
+        assert slowness(replace(observation, update=delta)) == pytest.approx(cost)
 
 
 def test_a_slow_network_has_fewer_copies() -> None:

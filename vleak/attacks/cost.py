@@ -9,13 +9,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vleak.attacks.cache import Cache, digest_of_model
+from vleak.attacks.matching.setup import unrolled
 from vleak.attacks.observation import Observation
 from vleak.descent.problem import lock_of
 
 __all__ = ["slowness"]
 
 _SMALL = 2e9
-"""Floating-point operations of a forward pass on the batch up to which a network is small: those of
+"""Floating-point operations of an iteration's forward passes up to which a network is small: those of
 docs/what_decides.md are. An iteration then takes at most some 0.15 s on one core."""
 
 
@@ -24,12 +25,13 @@ def slowness(observation: Observation) -> float:
 
     It is counted and not timed: an attack does the same on every machine.
     """
-    facts, shape = observation.update.facts, observation.knowledge.clip_shape
-    steps = 1 if facts.local is None else facts.local.steps
+    shape, batch = observation.knowledge.clip_shape, observation.knowledge.batch_size
+    local = unrolled(observation, "auto")  # a gradient at the midpoint costs what any gradient does
+    clips = batch if local is None else local.steps * local.step_size(batch)
     one_clip = _counts.get(
         (digest_of_model(observation.model), shape), lambda: _count(observation.model, shape)
     )
-    return max(1.0, one_clip * observation.knowledge.batch_size * steps / _SMALL)
+    return max(1.0, one_clip * clips / _SMALL)
 
 
 def _count(model: nn.Module, shape: tuple[int, ...]) -> int:

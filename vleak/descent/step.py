@@ -151,7 +151,7 @@ class Step:
         return [distance, *_pull_back(gradients, residuals, *variables, last=True)]
 
     def _gradients(self, values: Values, x: Tensor, unknown: Tensor | None = None) -> list[Tensor]:
-        """Return what a client sends of x: its gradient or local steps, their sum for a cosine or mean."""
+        """Return what a client sends of x: its gradient; of local steps the sum, or for l2 the mean."""
         if self.local is None:
             parameters, loss = self._loss(values, x, unknown)
             return _derivatives(loss, parameters)
