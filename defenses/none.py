@@ -16,4 +16,4 @@ class NoDefense(Defense):
 
     def channel(self, update: Update) -> Channel:
         """Return that every entry is the gradient itself."""
-        return Channel()
+        return Channel(key=(self.name,))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -191,13 +192,18 @@ class Channel:
         Returns:
             (n, *parameter shape) by name, on the CPU.
         """
-        mean = {name: sample.mean(1).cpu() for name, sample in self.clipped(samples).items()}
+        mean = {name: _mean_of_clips(sample).cpu() for name, sample in self.clipped(samples).items()}
         kept = mean if self.kept_fraction == 1 else _largest(mean, self.kept_fraction)
         if self.transform is None:
             return kept
         rows = range(len(next(iter(kept.values()))))
         sent = [self.transform({name: tensor[row] for name, tensor in kept.items()}) for row in rows]
         return {name: torch.stack([row[name] for row in sent]) for name in kept}
+
+
+def _mean_of_clips(samples: Tensor) -> Tensor:
+    """Return the mean over the second axis; of one clip it is the clip, without a copy."""
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(1)
 
 
 def _check_masks(masks: dict[str, Tensor], update: Update) -> None:
@@ -246,7 +252,9 @@ def _largest(gradients: dict[str, Tensor], fraction: float) -> dict[str, Tensor]
     """Keep the largest entries of every row over all tensors, ties with the smallest of them included."""
     magnitudes = torch.cat([t.reshape(len(t), -1).abs() for t in gradients.values()], 1)
     kept = max(1, round(fraction * magnitudes.shape[1]))
-    least = magnitudes.topk(kept, 1).values[:, -1]
+    first = magnitudes.shape[1] - kept
+    # NumPy selects millions of entries several times faster than PyTorch.
+    least = torch.from_numpy(np.partition(magnitudes.numpy(), first, 1)[:, first].copy())
     return {
         name: torch.where(t.abs() >= least.view(-1, *[1] * (t.ndim - 1)), t, 0.0)
         for name, t in gradients.items()

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vleak.attacks.base import Hooks
 from vleak.attacks.cache import Cache
@@ -24,7 +23,8 @@ __all__ = ["Rehearsal", "Sender", "StoppedError", "folded", "rehearse", "stop_or
 
 WIDTH = 2**17
 """Entries of an update that are kept apart; a longer one is folded with random signs (a count sketch)."""
-_CLIPS_AT_ONCE = 8  # whose gradients are computed together
+_CLIPS_AT_ONCE, _ENTRIES_AT_ONCE = 8, 2**26
+"""Clips whose gradients are computed together, and entries that these have at most."""
 
 
 class StoppedError(Exception):
@@ -136,7 +136,8 @@ def rehearse(sender: Sender, public: Tensor, copies: int, hooks: Hooks) -> Rehea
     slots = _slots(len(public), len(clips), batch, source)
     entries = sum(p.numel() for p in sender.model.parameters())
     parts: list[list[Tensor]] = []
-    for rows in torch.split(torch.arange(len(clips)), max(1, _CLIPS_AT_ONCE // batch)):
+    at_once = max(1, min(_CLIPS_AT_ONCE, _ENTRIES_AT_ONCE // entries) // batch)
+    for rows in torch.split(torch.arange(len(clips)), at_once):
         stop_or_report(hooks, int(rows[0]))
         messages = folded(sender.expected(clips[slots[rows]]), entries)
         parts.append([part.bfloat16() for part in messages])
@@ -171,9 +172,17 @@ def folded(tensors: Mapping[str, Tensor], entries: int) -> list[Tensor]:
         if width < rows.shape[1]:
             count = rows.shape[1]
             signs = _signs.get((name, count), partial(_draw_signs, name, count))
-            rows = F.pad(rows * signs, (0, -count % width)).view(len(rows), -1, width).sum(1)
+            rows = _sum_of_blocks(rows, signs, width)
         parts.append(rows)
     return parts
+
+
+def _sum_of_blocks(rows: Tensor, signs: Tensor, width: int) -> Tensor:
+    """Return (n, width), the sum of the blocks of rows (n, count), each times its signs (count,)."""
+    total = rows.new_zeros(len(rows), width)
+    for block, sign in zip(torch.split(rows, width, 1), torch.split(signs, width), strict=True):
+        total[:, : len(sign)].addcmul_(block, sign.to(rows.dtype))
+    return total
 
 
 def _draw_signs(name: str, count: int) -> Tensor:
