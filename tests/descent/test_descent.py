@@ -32,6 +32,7 @@ from descents import (
 )
 from tiny import Conv, Residual, build
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 from vleak.descent import ENGINES, Descent, DescentSettings, Problem
@@ -82,7 +83,38 @@ combinations = pytest.mark.parametrize(
 )
 
 
+class Asking(Smooth):
+    """Asks something once the derivative by the clips is there."""
+
+    asked: Callable[[], None]
+
+    def forward(self, clips: Tensor) -> Tensor:
+        if clips.requires_grad:
+            clips.register_hook(lambda gradient: self.asked())
+        return super().forward(clips)
+
+
 # ---- the derivative
+
+
+def test_residuals_are_given_back_on_the_way_to_the_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are as large as the weights, and would be the peak of wide networks."""
+    residuals: list[StorageWeakRef] = []
+    left: list[int] = []
+    match = operators.gradient_match
+
+    def recorded(*arguments: Any, **settings: Any) -> tuple[Tensor, list[Tensor]]:
+        distance, made = match(*arguments, **settings)
+        residuals[:] = [StorageWeakRef(residual.untyped_storage()) for residual in made]
+        return distance, made
+
+    monkeypatch.setattr(operators, "gradient_match", recorded)
+    model = build(Asking)
+    model.asked = lambda: left.append(sum(not residual.expired() for residual in residuals))
+    problem = make_problem(model)
+    Descent(problem, make_settings(problem), draw(1, "start"), engine="reference").run(1)
+    assert len(residuals) == len(list(model.parameters()))
+    assert left == [0]
 
 
 @models

@@ -64,14 +64,16 @@ def levels_of(problem: Problem, settings: DescentSettings, start: Tensor) -> lis
 
 
 def resize(clips: Tensor, size: Size | None) -> Tensor:
-    """Return clips (B, C, T, H, W) of another size: linear between pixels, or their mean where it shrinks.
+    """Return clips (B, C, T, H, W) in another size: linear between pixels, or their mean where it shrinks.
+
+    Clips that have the size already are returned as they are.
 
     Args:
         clips: with whatever size; rows of features where there is no size.
         size: the new one; no axis may grow where another shrinks.
     """
     if size is None or tuple(clips.shape[2:]) == size:
-        return clips.clone()
+        return clips
     if any(new < old for new, old in zip(size, clips.shape[2:], strict=True)):
         return F.adaptive_avg_pool3d(clips, size)  # type: ignore[arg-type]  # three numbers
     return _enlarge(

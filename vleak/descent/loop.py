@@ -208,9 +208,10 @@ class Descent:
 
     def _full_size(self, clips: Tensor, size: Size | None) -> Tensor:
         """Return clips of the present level at full resolution."""
+        if size is not None and tuple(clips.shape[2:]) != size:
+            return resize(clips, size)
         # Of many descents that are held at a time, each keeps as little as it can.
-        in_place = size is None or tuple(clips.shape[2:]) == size
-        return clips if in_place and isinstance(self.runner, GraphRunner) else resize(clips, size)
+        return clips if isinstance(self.runner, GraphRunner) else clips.clone()
 
 
 def _reference(step: Step, values: Values) -> EagerRunner:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,12 @@ _UNKNOWN_RATE = 1.0
 
 
 def first_values(problem: Problem, settings: DescentSettings, start: Tensor) -> Values:
-    """Return the tensors of the first iteration; nothing in them is changed by running a `Step` natively."""
+    """Return the tensors of the first iteration, views of the start among them.
+
+    A runner changes none of them; who calls a `Step` itself copies those of `STATE` first.
+    """
     flat = as_trial(start)
-    values = {"x": start.clone(), "labels": problem.labels}
+    values = {"x": start, "labels": problem.labels}
     values |= {f"parameter:{name}": p.detach() for name, p in problem.model.named_parameters()}
     values |= {f"buffer:{name}": b.detach() for name, b in problem.model.named_buffers()}
     names = [name for name, _ in problem.model.named_parameters()]
@@ -60,7 +64,7 @@ def first_values(problem: Problem, settings: DescentSettings, start: Tensor) -> 
         values |= optimizers.first_state(settings.rule, flat)
     else:
         values |= {"m": torch.zeros_like(flat), "v": torch.zeros_like(flat)}
-    values |= {"best": flat.clone(), "best_objective": flat.new_full((1,), math.inf)}
+    values |= {"best": flat, "best_objective": flat.new_full((1,), math.inf)}
     return values | _first_unknown(problem)
 
 
@@ -103,7 +107,11 @@ class Step:
         """
         if self.settings.rule == "gauss_newton":
             return self._gauss_newton(values)
-        distance, gradient, *others = self.evaluate(values, values["x"])
+        return self.advance(values, self.evaluate(values, values["x"]))
+
+    def advance(self, values: Values, evaluated: list[Tensor]) -> Values:
+        """Return what a call does, from what `evaluate` returned at "x"; not of Gauss-Newton."""
+        distance, gradient, *others = evaluated
         if self.settings.rule == "lbfgs":
             return self._lbfgs(values, distance, gradient)
         after = self._first_order(values, distance, gradient)
@@ -148,7 +156,7 @@ class Step:
             variables.append(values["unknown"].detach().requires_grad_())
         gradients = self._gradients(values, *variables)
         distance, residuals = self._match(values, gradients)
-        return [distance, *_pull_back(gradients, residuals, *variables, last=True)]
+        return [distance, *_pull_back_once(gradients, residuals, *variables)]
 
     def _gradients(self, values: Values, x: Tensor, unknown: Tensor | None = None) -> list[Tensor]:
         """Return what a client sends of x: its gradient; of local steps the sum, or for l2 the mean."""
@@ -258,7 +266,7 @@ def _weigh(gradients: list[Tensor], masks: list[Tensor], kind: str) -> Callable[
     return project
 
 
-def _scaled(tensors: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
+def _scaled(tensors: Iterable[Tensor], scales: list[Tensor]) -> list[Tensor]:
     """Return constants, each times its scale; of no scales as they are."""
     detached = [tensor.detach() for tensor in tensors]
     return [t * s for t, s in zip(detached, scales, strict=True)] if scales else detached
@@ -288,19 +296,39 @@ def _derivatives(loss: Tensor, variables: list[Tensor]) -> list[Tensor]:
 
 
 def _pull_back(
-    tensors: Iterable[Tensor], weights: Iterable[Tensor], *variables: Tensor, last: bool = False
-) -> list[Tensor]:
-    """Return the derivative by every variable of <tensors, weights>, the weights held constant.
-
-    The last one gives back what autograd has kept for it as it goes.
-    """
+    tensors: Iterable[Tensor], weights: Iterable[Tensor], *variables: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the derivative by every variable of <tensors, weights>, the weights held constant."""
     pairs = [(t, w) for t, w in zip(tensors, weights, strict=True) if t.requires_grad]
     if not pairs:
-        return [torch.zeros_like(variable) for variable in variables]
+        return tuple(torch.zeros_like(variable) for variable in variables)
     outputs, weights = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(
-            outputs, variables, grad_outputs=weights, retain_graph=not last,
-            allow_unused=True, materialize_grads=True,
-        )
-    )  # fmt: skip
+    return torch.autograd.grad(
+        outputs, variables, grad_outputs=weights, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
+def _pull_back_once(tensors: list[Tensor], weights: list[Tensor], *variables: Tensor) -> tuple[Tensor, ...]:
+    """Return the same, and give back on the way what autograd has kept, and the weights, which are emptied.
+
+    Those of a network with wide layers are as large as all that is kept of its activations.
+    """
+    zero = _ZeroWithSlope.apply
+    zeros = [zero(t, weights, at) for at, t in enumerate(tensors) if t.requires_grad]  # type: ignore[no-untyped-call]
+    if not zeros:
+        return tuple(torch.zeros_like(variable) for variable in variables)
+    return torch.autograd.grad(sum(zeros), variables, allow_unused=True, materialize_grads=True)
+
+
+class _ZeroWithSlope(torch.autograd.Function):
+    """Zero, whose derivative by a tensor is taken out of a list, so that autograd alone holds it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, slopes: list[Tensor | None], at: int) -> Tensor:
+        ctx.slopes, ctx.at = slopes, at
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None]:
+        slope, ctx.slopes[ctx.at] = ctx.slopes[ctx.at], None
+        return slope, None, None

@@ -53,9 +53,16 @@ def reference_context(step: Step) -> AbstractContextManager[object]:
 
 def reference_iteration(step: Step, values: Values) -> Values:
     """Return "objective" and "gradient" of one iteration of the reference; the values are left alone."""
-    own = {name: value.clone() if name in STATE else value for name, value in values.items()}
+
+    def own() -> Values:
+        return {name: value.clone() if name in STATE else value for name, value in values.items()}
+
     with reference_context(step):
-        after = step(own)
+        if step.settings.rule == "gauss_newton":
+            after = step(own())
+        else:  # the state is copied once autograd has given back its memory
+            evaluated = step.evaluate(values, values["x"])
+            after = step.advance(own(), evaluated)
     return {name: after[name] for name in _TOLERANCES}
 
 
