@@ -309,7 +309,7 @@ def _pull_back(
 
 
 def _pull_back_once(tensors: list[Tensor], weights: list[Tensor], *variables: Tensor) -> tuple[Tensor, ...]:
-    """Return the same, and give back on the way what autograd has kept, and the weights, which are emptied.
+    """Return what `_pull_back` does, and give back on the way what autograd keeps, and the weights.
 
     Those of a network with wide layers are as large as all that is kept of its activations.
     """
