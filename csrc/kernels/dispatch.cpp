@@ -9,7 +9,8 @@
    variant::tile<T>,           variant::patch_dots<T>,      \
    variant::patch_sums<T>,     variant::split_line<T>,      \
    variant::winograd_input<T>, variant::winograd_output<T>, \
-   variant::pool_row<T>,       variant::block_product<T>,   \
+   variant::pool_row<T>,       variant::channel_sums<T>,    \
+   variant::combine<T>,        variant::block_product<T>,   \
    variant::row_product<T>,    variant::tile_limits<T>}
 
 namespace vleak {

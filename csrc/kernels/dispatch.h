@@ -2,6 +2,7 @@
 // them: the best set that this machine has.
 #pragma once
 
+#include "kernels/batch_norm.h"
 #include "kernels/descend.h"
 #include "kernels/gradient_match.h"
 #include "kernels/max_pool.h"
@@ -37,6 +38,10 @@
   template <typename T>                                                                                      \
   void pool_row(const PoolRow<T>& row);                                                                      \
   template <typename T>                                                                                      \
+  void channel_sums(const T* x, T shift, const T* dy, const T* u, int64_t count, ChannelSums& sums);         \
+  template <typename T>                                                                                      \
+  void combine(const Combination<T>& terms, int count_of_terms, int64_t count, T* to);                       \
+  template <typename T>                                                                                      \
   BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
   template <typename T>                                                                                      \
   void row_product(const Row<T>& row);                                                                       \
@@ -63,6 +68,8 @@ struct CpuKernels {
   decltype(&baseline::winograd_input<T>) winograd_input;
   decltype(&baseline::winograd_output<T>) winograd_output;
   decltype(&baseline::pool_row<T>) pool_row;
+  decltype(&baseline::channel_sums<T>) channel_sums;
+  decltype(&baseline::combine<T>) combine;
   decltype(&baseline::block_product<T>) block_product;
   decltype(&baseline::row_product<T>) row_product;
   decltype(&baseline::tile_limits<T>) tile_limits;

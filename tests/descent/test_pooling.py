@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vleak.descent.capture import Capture, capture
 from vleak.descent.passes import optimize
+from vleak.native import conv_input, conv_weight
 from vleak.seeds import generator
 
 BEFORE = ("simplify", "convolution")
@@ -121,10 +122,9 @@ def test_a_derivative_that_something_else_reads_too_stays() -> None:
             convolved = F.conv3d(x, y, padding=2).requires_grad_()
             pooled = F.max_pool3d(convolved.relu(), 2)
             (dense,) = torch.autograd.grad(pooled, convolved, z)
-        moved = torch.ops.aten.convolution_backward(
-            dense, x, y, None, [1] * 3, [2] * 3, [1] * 3, False, [0] * 3, 1, [True, True, False]
-        )
-        return dense.sum() + moved[0].sum() + moved[1].sum() + pooled.detach().sum()
+        by_input = conv_input([dense], [y], input_shape=x.shape, stride=[1] * 3, padding=[2] * 3)
+        by_weight = conv_weight([x], [dense], kernel=[5] * 3, stride=[1] * 3, padding=[2] * 3)
+        return dense.sum() + by_input.sum() + by_weight.sum() + pooled.detach().sum()
 
     assert calls(pooled_alike(function, [*BEFORE, "pooling"]))[4:7] == (1, 1, 1)
 

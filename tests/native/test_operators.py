@@ -67,6 +67,7 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     ones = [1, 1, 1]
     few, places = F.max_pool3d(dy, 2, return_indices=True)
     rows, m = normal(3, 6, dtype=dtype), normal(6, 40, dtype=dtype)
+    numbers = [normal(3, seed=seed, dtype=dtype) for seed in range(4)]
     return {
         "conv_output": ([x, x], [w, w], normal(4, dtype=dtype), ones, ones),
         "conv_input": ([dy, dy], [w, w], list(x.shape), ones, ones),
@@ -75,6 +76,10 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "sparse_conv_input": ([few, few], [w, w], places, list(x.shape), ones, ones),
         "sparse_conv_weight": (x, few, places, [3, 3, 3], ones, ones),
         "max_pool": (x, [2, 2, 2], [2, 1, 2]),
+        "batch_statistics": (x, 1e-5),
+        "batch_norm": (x, *numbers),
+        "batch_norm_backward": (-x, x, *numbers[:3], True),
+        "batch_norm_second": (x.cos(), *numbers[:2], -x, x, *numbers[:3], False),
         "product": ([rows, rows], [m, m.T.contiguous().T]),
         "panel_product": ([rows, rows], [panels(m), panels(2 * m)], 40, False),
     }
@@ -219,6 +224,10 @@ ONES, PLACES = [1, 1], torch.zeros(3, 13, 4, 5, dtype=torch.int64)
         ("sparse_conv_input", ([DY], [W], PLACES, [3, 5, 9, 11], ONES, ONES)),
         ("sparse_conv_weight", (X, DY, PLACES - 1, [3, 3], ONES, ONES)),
         ("max_pool", (X, [2, 12], ONES)),
+        ("batch_statistics", (A, 1e-5)),
+        ("batch_norm", (X, M[0], M[0], M[0], A)),
+        ("batch_norm_backward", (DY, X, M[0], M[0], M[0], True)),
+        ("batch_norm_second", (X, M[0], M[0], X[:1], X, M[0], M[0], M[0], True)),
         ("product", ([M], [M])),
         ("panel_product", ([M], [CUT], 5, False)),
     ],

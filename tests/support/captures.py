@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +19,14 @@ from vleak.native import operators
 from vleak.seeds import generator
 
 CLASSES, SHAPE = 5, (2, 3, 4, 8, 8)
+
+
+@contextmanager
+def atens_operators() -> Iterator[None]:
+    """Capture PyTorch's operators, as for a CUDA device, where vleak has kernels of its own for the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["vleak.descent.capture"], "_own_operators", lambda device: nullcontext())
+        yield
 
 
 class Frames(nn.Module):

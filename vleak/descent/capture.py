@@ -12,8 +12,8 @@ import operator
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vleak.descent.depthwise import OwnDepthwise
+from vleak.descent.convolution import OwnConvolution
 from vleak.descent.memory import Memory, changed_arguments
+from vleak.descent.normalization import OwnBatchNorm
 from vleak.descent.recurrent import PlainLstm
 from vleak.errors import CapabilityError, InputError, VleakError
 from vleak.switches import math_attention
@@ -154,6 +155,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.graph, self.constants = Graph(), nn.Module()
         self.device = Counter(value.device for value in values.values()).most_common(1)[0][0]
         self._nodes: dict[int, Node] = {}
+        self._parts: dict[int, tuple[Node, int]] = {}  # results of several that nothing has read yet
         self._alive: list[Tensor] = []  # keeps tensors alive, since `_nodes` has their id() as keys
         self._running: Any = None
         self._known: dict[Hashable, Any] = {}
@@ -162,8 +164,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def run(self, step: Step) -> dict[str, Any]:
         """Return the node of every output by name; outputs that are no tensors are returned unchanged."""
         try:
-            own = OwnDepthwise() if self.device.type == "cpu" else nullcontext()  # as the pass `convolution`
-            with _tracing, math_attention(), PlainLstm(), own, self:
+            with _tracing, math_attention(), PlainLstm(), _own_operators(self.device), self:
                 returned = {
                     name: _laid_out(value, self._inputs.get(name))
                     for name, value in step(dict(self._inputs)).items()
@@ -182,6 +183,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if reads and not any(isinstance(item, Tensor) and item.is_meta for item in args):
             return func(*args, **kwargs)  # reads a constant
         _check_operator(func, args)
+        if func is torch.ops.aten.detach.default:
+            return self._alias(args[0])
         self._running = func
         node = self.graph.call_function(func, *torch.fx.node.map_aggregate((args, kwargs), self._find))  # type: ignore[arg-type]
         if any(argument.name == "device" for argument in func._schema.arguments):
@@ -195,6 +198,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             item.is_contiguous() for item in args if isinstance(item, Tensor)
         )
         return _mapped(result, self._copied) if own else result
+
+    def _alias(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the same contents and memory, of the same node."""
+        node = self._find(tensor)
+        alias = _without_contents(tensor).detach()
+        self._nodes[id(alias)] = node
+        self._alive.append(alias)
+        return alias
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return an operator's result, cached by shapes of the arguments: recurrent layers repeat calls."""
@@ -222,6 +233,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the node of a tensor; a tensor without a node becomes a constant of the graph."""
         if not isinstance(value, Tensor):
             return value
+        if id(value) in self._parts:
+            call, index = self._parts.pop(id(value))
+            part = self.graph.call_function(operator.getitem, (call, index))
+            part.meta["val"] = call.meta["val"][index]
+            self._nodes[id(value)] = part
         if id(value) not in self._nodes:
             if value.is_meta:
                 raise CaptureError("a tensor came from outside of the step's operators")
@@ -240,15 +256,30 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._nodes[id(result)] = node
             self._alive.append(result)
         elif isinstance(result, (list, tuple)):
-            items = [
-                self.graph.call_function(operator.getitem, (node, index)) for index in range(len(result))
-            ]
-            for item, part in zip(items, result, strict=True):
-                self._track(item, part)
-            node.meta["val"] = [item.meta["val"] for item in items]
+            node.meta["val"] = [self._promise(node, index, part) for index, part in enumerate(result)]
         else:
             node.meta["val"] = result
         return result
+
+    def _promise(self, node: Node, index: int, part: Any) -> Any:
+        """Return the meta value of one of several results; a tensor gets its node once it is read."""
+        if isinstance(part, Tensor):
+            self._parts[id(part)] = node, index
+            self._alive.append(part)
+            return part.detach()
+        item = self.graph.call_function(operator.getitem, (node, index))
+        self._track(item, part)
+        return item.meta["val"]
+
+
+@contextmanager
+def _own_operators(device: torch.device) -> Iterator[None]:
+    """Context in which vleak's operators are recorded where PyTorch's have long second derivatives."""
+    if device.type != "cpu":  # our kernels for them are for the CPU only
+        yield
+        return
+    with OwnConvolution(), OwnBatchNorm():
+        yield
 
 
 def _laid_out(value: Any, taken: Tensor | None) -> Any:

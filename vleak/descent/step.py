@@ -313,22 +313,26 @@ def _pull_back_once(tensors: list[Tensor], weights: list[Tensor], *variables: Te
 
     Those of a network with wide layers are as large as all that is kept of its activations.
     """
-    zero = _ZeroWithSlope.apply
-    zeros = [zero(t, weights, at) for at, t in enumerate(tensors) if t.requires_grad]  # type: ignore[no-untyped-call]
-    if not zeros:
+    pairs = [(t, w) for t, w in zip(tensors, weights, strict=True) if t.requires_grad]
+    weights.clear()
+    if not pairs:
         return tuple(torch.zeros_like(variable) for variable in variables)
-    return torch.autograd.grad(sum(zeros), variables, allow_unused=True, materialize_grads=True)
+    outputs, slopes = (list(each) for each in zip(*pairs, strict=True))
+    pairs.clear()  # who else holds a weight keeps its memory
+    zero = _ZeroWithSlopes.apply(slopes, *outputs)  # type: ignore[no-untyped-call]
+    return torch.autograd.grad(zero, variables, allow_unused=True, materialize_grads=True)
 
 
-class _ZeroWithSlope(torch.autograd.Function):
-    """Zero, whose derivative by a tensor is taken out of a list, so that autograd alone holds it."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, slopes: list[Tensor | None], at: int) -> Tensor:
-        ctx.slopes, ctx.at = slopes, at
-        return tensor.new_zeros(())
+class _ZeroWithSlopes(torch.autograd.Function):
+    """Zero, whose derivatives by tensors are taken out of a list, so that autograd alone holds them."""
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None]:
-        slope, ctx.slopes[ctx.at] = ctx.slopes[ctx.at], None
-        return slope, None, None
+    def forward(ctx: Any, slopes: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.slopes = slopes
+        return tensors[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = tuple(ctx.slopes)
+        ctx.slopes.clear()
+        return None, *slopes

@@ -7,6 +7,7 @@ C++ only adds a faster implementation, so every operator exists on every machine
 
 from vleak.native import bilinear, build, loader, operators
 from vleak.native.backend import backend, use_reference
+from vleak.native.batch_norm import batch_norm, batch_norm_backward, batch_norm_second, batch_statistics
 from vleak.native.convolution import conv_input, conv_output, conv_weight
 from vleak.native.descend import StepSettings, descend, descend_with, step_settings
 from vleak.native.gradient_match import gradient_match
@@ -23,6 +24,10 @@ __all__ = [
     "ExtensionWarning",
     "StepSettings",
     "backend",
+    "batch_norm",
+    "batch_norm_backward",
+    "batch_norm_second",
+    "batch_statistics",
     "bilinear",
     "build",
     "conv_input",

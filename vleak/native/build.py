@@ -46,7 +46,7 @@ _STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_O
 # Compiled once per instruction set; the best one is chosen when the library is loaded.
 _SIMD_SOURCES = tuple(
     f"kernels/{stem}_simd.cpp"
-    for stem in ("gradient_match", "total_variation", "descend", "tile", "winograd", "max_pool")
+    for stem in ("gradient_match", "total_variation", "descend", "tile", "winograd", "max_pool", "batch_norm")
 )
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": (),
@@ -58,11 +58,11 @@ _FUSED = {"kernels/tile_simd.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
 _CPU_STEMS = (
     *("gradient_match", "total_variation", "descend", "product", "panel_product"),
     *("convolution", "convolution_plan", "convolution_weight", "sparse_convolution", "max_pool"),
-    *("blocking", "dispatch"),
+    *("batch_norm", "blocking", "dispatch"),
 )
 _CPU_BINDINGS = (
     *("gradient_match", "total_variation", "descend"),
-    *("convolution", "sparse_convolution", "max_pool", "product", "panel_product"),
+    *("convolution", "sparse_convolution", "max_pool", "batch_norm", "product", "panel_product"),
     *("parallel", "info"),
 )
 _CUDA_STEMS = ("gradient_match", "total_variation", "descend")

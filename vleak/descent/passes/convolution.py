@@ -1,4 +1,4 @@
-"""Pass that calls vleak's own kernels for convolutions, their derivatives, and sums of them."""
+"""Pass that computes sums of convolutions, and of their derivatives, in few calls."""
 
 from __future__ import annotations
 
@@ -13,134 +13,32 @@ from vleak.descent.passes.editing import (
     argument,
     aten,
     calls,
-    derive_strides,
-    drop_dead,
     emit,
     is_term,
-    parts,
     substitute,
     terms_of_sums,
     total,
     value,
 )
-from vleak.descent.passes.simplify import sweep
 
 __all__ = ["convolution"]
 
-_DTYPES = (torch.float32, torch.float64)
 #: Bytes of inputs that one call takes, if more than two: they are kept until then, and leave a core's cache.
 _AT_ONCE = 1 << 20
 
 
 def convolution(capture: Capture) -> None:
-    """Call vleak.conv_output, conv_input and conv_weight where supported, and merge those of one sum.
+    """Merge calls of vleak.conv_output, conv_input and conv_weight whose results are added, on a CPU.
 
-    Supported are two or three spatial axes, one group, dilation 1, float32 or float64, on a CPU. Results
-    agree to rounding. Depthwise convolutions are captured as vleak's operators already.
+    A bias, and what else is added to a derivative by the weight, go into a call as well. Results agree to
+    rounding.
     """
     graph = capture.graph.graph
     if capture.device.type != "cpu":
         return
-    for node in list(graph.nodes):
-        if calls(node, aten.convolution.default) and _is_weight_derivative(node):
-            _weight_derivative(node)
-        elif calls(node, aten.convolution.default) and _applies(node, node.args[0]):
-            _forward(node)
-        elif calls(node, aten.convolution_backward.default) and _applies(node, node.args[1]):
-            _backward(node)
-    drop_dead(graph)
-    sweep(graph)  # removes copies of what is contiguous now, which would stand between the terms of a sum
     order = {node: index for index, node in enumerate(graph.nodes)}
     for root, terms in terms_of_sums(graph):
         _merge(root, terms, order)
-
-
-def _applies(node: Node, x: Any) -> bool:
-    tensor = value(x)
-    return (
-        set(argument(node, "dilation")) == {1}
-        and argument(node, "groups") == 1
-        and tensor.ndim in (4, 5)
-        and tensor.numel() > 0
-        and tensor.dtype in _DTYPES
-        and value(argument(node, "weight")).dtype == tensor.dtype
-    )
-
-
-def _is_weight_derivative(node: Any) -> bool:
-    """Return whether a convolution is what PyTorch makes of a derivative by the weight, see below."""
-    x, dy, bias = node.args[:3]
-    swapped = all(
-        calls(each, aten.transpose.int) and set(each.args[1:]) == {0, 1} for each in (x, dy, *node.users)
-    )
-    plain = bias is None and not argument(node, "transposed") and argument(node, "groups") == 1
-    steps_of_one = all(step == 1 for step in argument(node, "stride"))
-    return swapped and plain and steps_of_one and value(x).ndim in (4, 5) and value(x).dtype in _DTYPES
-
-
-def _weight_derivative(node: Any) -> None:
-    """Call conv_weight for a convolution over swapped clips and channels, whose dilation is the stride.
-
-    Its results are cut to the size of the kernel, often; only those that are kept are computed.
-    """
-    x, dy = (each.args[0] for each in node.args[:2])
-    padding, stride = (_per_axis(node, name) for name in ("padding", "dilation"))
-    for swapped in list(node.users):
-        kept = swapped
-        while len(kept.users) == 1 and _cuts_the_end(next(iter(kept.users))):
-            kept = next(iter(kept.users))
-        kernel = list(value(kept).shape[2:])
-        with kept.graph.inserting_before(kept):
-            made = emit(kept.graph, torch.ops.vleak.conv_weight.default, [x], [dy], kernel, stride, padding)
-        kept.replace_all_uses_with(made)
-        derive_strides(made.graph, {made})
-
-
-def _cuts_the_end(node: Node) -> bool:
-    if not calls(node, aten.slice.Tensor):
-        return False
-    return (argument(node, "start"), argument(node, "step")) == (0, 1) and argument(node, "dim") >= 2
-
-
-def _per_axis(node: Node, name: str) -> list[int]:
-    """Return the stride or padding of every axis; PyTorch accepts one number for all axes."""
-    lengths = list(argument(node, name))
-    axes = value(argument(node, "weight")).ndim - 2
-    return lengths * axes if len(lengths) == 1 else lengths
-
-
-def _forward(node: Node) -> None:
-    x, weight, bias = node.args[:3]
-    stride, padding = _per_axis(node, "stride"), _per_axis(node, "padding")
-    transposed = argument(node, "transposed")
-    if transposed and bias is not None:
-        return
-    with node.graph.inserting_before(node):
-        operators, shape = torch.ops.vleak, list(value(node).shape)
-        target, third = (operators.conv_input, shape) if transposed else (operators.conv_output, bias)
-        result = emit(node.graph, target.default, [x], [weight], third, stride, padding)
-    substitute(node, result)
-
-
-def _backward(node: Node) -> None:
-    if argument(node, "transposed"):
-        return
-    dy, x, weight = node.args[:3]
-    stride, padding = _per_axis(node, "stride"), _per_axis(node, "padding")
-    shape, kernel, axes = list(value(x).shape), list(value(weight).shape[2:]), [0, *range(2, value(dy).ndim)]
-    calls_of = {
-        0: (torch.ops.vleak.conv_input.default, [dy], [weight], shape, stride, padding),
-        1: (torch.ops.vleak.conv_weight.default, [x], [dy], kernel, stride, padding),
-        2: (aten.sum.dim_IntList, dy, axes),
-    }
-    with node.graph.inserting_before(node):
-        for index, part in sorted(parts(node).items()):
-            if part.users:
-                substitute(part, emit(node.graph, *calls_of[index]))
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Sums
 
 
 def _merge(root: Node, terms: list[Node], order: dict[Node, int]) -> None:

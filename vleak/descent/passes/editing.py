@@ -20,7 +20,6 @@ __all__ = [
     "argument",
     "aten",
     "calls",
-    "derive_strides",
     "drop_dead",
     "edited",
     "emit",
@@ -91,25 +90,6 @@ def on_metas(target: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs = torch.fx.map_arg((args, kwargs), lambda item: item.meta["val"])
     with torch.no_grad():
         return target(*args, **kwargs)
-
-
-def derive_strides(graph: Graph, changed: set[Node]) -> None:
-    """Derive the strides of what depends on nodes whose strides have changed; copy where no view can be."""
-    stale = set(changed)
-    for node in list(graph.nodes) if stale else ():
-        if node.op != "call_function" or node in changed or stale.isdisjoint(node.all_input_nodes):
-            continue
-        kwargs = {**node.kwargs, **({"device": "meta"} if "device" in node.kwargs else {})}
-        try:
-            made = on_metas(node.target, node.args, kwargs)
-        except RuntimeError:
-            if node.target is not aten.view.default:
-                raise
-            node.target = aten.reshape.default
-            made = on_metas(node.target, node.args, {}).contiguous()
-        if layout(made) != layout(node.meta["val"]):
-            node.meta["val"] = made
-            stale.add(node)
 
 
 def layout(value: Any) -> Any:

@@ -1,0 +1,115 @@
+#include "kernels/batch_norm.h"
+
+#include <tuple>
+
+#include "bindings/arguments.h"
+
+namespace vleak {
+namespace {
+
+ChannelShape channel_shape(const Tensor& x) {
+  check(x.dim() >= 2 && x.size(1) > 0, "expected (clip, channel, ...)");
+  return {x.size(0), x.size(1), x.numel() / std::max<int64_t>(1, x.size(0) * x.size(1))};
+}
+
+// A number a channel, as contiguous memory.
+Tensor numbers(const Tensor& tensor, const Tensor& x, const char* name) {
+  check_kind(tensor, x, name);
+  check(tensor.dim() == 1 && tensor.size(0) == x.size(1), name, " is not a number a channel");
+  return as_contiguous(tensor);
+}
+
+// A tensor of the shape of x, as contiguous memory.
+Tensor alike(const Tensor& tensor, const Tensor& x, const char* name) {
+  check_kind(tensor, x, name);
+  check(sizes_of(tensor) == sizes_of(x), name, " does not match in shape");
+  return as_contiguous(tensor);
+}
+
+// What normalises the channels of x, with the memory that it points to.
+struct Normals {
+  Tensor mean, scale, weight;
+  bool train;
+
+  Normals(const Tensor& x, const Tensor& mean, const Tensor& scale, const Tensor& weight, bool train)
+      : mean(numbers(mean, x, "mean")),
+        scale(numbers(scale, x, "scale")),
+        weight(numbers(weight, x, "weight")),
+        train(train) {}
+
+  template <typename T>
+  Normal<T> of() const {
+    return {mean.const_data_ptr<T>(), scale.const_data_ptr<T>(), weight.const_data_ptr<T>(), train};
+  }
+};
+
+std::tuple<Tensor, Tensor> call_batch_statistics(Tensor x, double eps) {
+  const ChannelShape shape = channel_shape(x);
+  x = as_contiguous(x);
+  const Tensor mean = new_contiguous(x, {shape.channels}), scale = new_contiguous(x, {shape.channels});
+  with_type(x, [&]<typename T>() {
+    batch_statistics(x.const_data_ptr<T>(), shape, eps, mean.mutable_data_ptr<T>(),
+                     scale.mutable_data_ptr<T>());
+  });
+  return {mean, scale};
+}
+
+Tensor call_batch_norm(Tensor x, Tensor mean, Tensor scale, Tensor weight, Tensor bias) {
+  const ChannelShape shape = channel_shape(x);
+  const Normals normals(x, mean, scale, weight, false);
+  bias = numbers(bias, x, "bias");
+  x = as_contiguous(x);
+  const Tensor y = new_contiguous(x);
+  with_type(x, [&]<typename T>() {
+    batch_norm(x.const_data_ptr<T>(), normals.of<T>(), bias.const_data_ptr<T>(), shape,
+               y.mutable_data_ptr<T>());
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> call_batch_norm_backward(Tensor dy, Tensor x, Tensor mean, Tensor scale,
+                                                            Tensor weight, bool train) {
+  const ChannelShape shape = channel_shape(x);
+  const Normals normals(x, mean, scale, weight, train);
+  dy = alike(dy, x, "dy");
+  x = as_contiguous(x);
+  const Tensor dx = new_contiguous(x), dweight = new_contiguous(x, {shape.channels}),
+               dbias = new_contiguous(x, {shape.channels});
+  with_type(x, [&]<typename T>() {
+    batch_norm_backward(dy.const_data_ptr<T>(), x.const_data_ptr<T>(), normals.of<T>(), shape,
+                        dx.mutable_data_ptr<T>(), dweight.mutable_data_ptr<T>(), dbias.mutable_data_ptr<T>());
+  });
+  return {dx, dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> call_batch_norm_second(Tensor of_x, Tensor of_weight, Tensor of_bias,
+                                                          Tensor dy, Tensor x, Tensor mean, Tensor scale,
+                                                          Tensor weight, bool train) {
+  const ChannelShape shape = channel_shape(x);
+  const Normals normals(x, mean, scale, weight, train);
+  of_x = alike(of_x, x, "of_x");
+  of_weight = numbers(of_weight, x, "of_weight");
+  of_bias = numbers(of_bias, x, "of_bias");
+  dy = alike(dy, x, "dy");
+  x = as_contiguous(x);
+  const Tensor by_dy = new_contiguous(x), by_x = new_contiguous(x),
+               by_weight = new_contiguous(x, {shape.channels});
+  with_type(x, [&]<typename T>() {
+    const Slopes<T> slopes{of_x.const_data_ptr<T>(), of_weight.const_data_ptr<T>(),
+                           of_bias.const_data_ptr<T>()};
+    batch_norm_second(slopes, dy.const_data_ptr<T>(), x.const_data_ptr<T>(), normals.of<T>(), shape,
+                      by_dy.mutable_data_ptr<T>(), by_x.mutable_data_ptr<T>(),
+                      by_weight.mutable_data_ptr<T>());
+  });
+  return {by_dy, by_x, by_weight};
+}
+
+}  // namespace
+}  // namespace vleak
+
+STABLE_TORCH_LIBRARY_IMPL(vleak, CPU, library) {
+  library.impl("batch_statistics", TORCH_BOX(&vleak::call_batch_statistics));
+  library.impl("batch_norm", TORCH_BOX(&vleak::call_batch_norm));
+  library.impl("batch_norm_backward", TORCH_BOX(&vleak::call_batch_norm_backward));
+  library.impl("batch_norm_second", TORCH_BOX(&vleak::call_batch_norm_second));
+}
