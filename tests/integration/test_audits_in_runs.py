@@ -17,7 +17,9 @@ from vleak.certificates import ASSUMPTIONS, gaussian_epsilon
 from vleak.cli import run
 from vleak.defenses import DpSgd
 from vleak.evaluation import evaluate
+from vleak.evaluation.audits import measure_audits
 from vleak.evaluation.run import StoppedError
+from vleak.evaluation.setup import prepare
 from vleak.federated import Privacy
 from vleak.results import RunRecord, read_run, summarise
 
@@ -191,6 +193,21 @@ def test_a_stopped_run_keeps_its_audits(tmp_path: Path) -> None:
     resumed = evaluate(settings, tmp_path)
     assert resumed.audits[0] == kept
     assert [each.draws for each in resumed.audits] == [30, 30]
+
+
+def test_audits_side_by_side_are_those_one_after_the_other() -> None:
+    settings = tiny(defenses=HONEST, model=NARROW, audit_draws=40, iterations=1, engine="reference")
+    told: list[tuple[int, int]] = []
+    both = []
+    for count in (1, 3):
+        run = prepare(settings, lambda *_: None)
+        audits = measure_audits(
+            run.settings, run, (), lambda _, *done: told.append(done), threading.Event(), count=count
+        )
+        both.append(list(audits))
+    assert both[0] == both[1]
+    assert [audit.draws for audit in both[0]] == [40, 40]
+    assert told == 2 * [(0, 2), (1, 2)]
 
 
 def test_the_library_has_them_in_its_rows() -> None:

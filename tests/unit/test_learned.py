@@ -27,6 +27,7 @@ from tiny import Residual, build
 from torch import Tensor, nn
 
 from vleak.attacks import Decoder, DeepPrior, Inverter, Knowledge, Observation, PublicMean
+from vleak.attacks.base import Hooks
 from vleak.attacks.cache import Cache, digest_of_model
 from vleak.attacks.learned import forget_maps, rehearsal, ridge
 from vleak.attacks.learned.augment import augment
@@ -362,6 +363,25 @@ def test_defense_without_noise_is_asked_for_one_message(deviation: float, asked:
     channel = Channel(key=("a defense", deviation))
     run(Inverter(copies=2, rehearsals=5), dataclasses.replace(seen, channel=channel))
     assert len(sent) == asked
+
+
+def test_tensors_are_trusted_by_what_varies_in_them() -> None:
+    """Without noise the weight is one over the variance; of a tensor that never varies it is 0."""
+    numbers = generator("trust")
+    clips, rows = torch.rand(12, 1, 1, 2, 3, generator=numbers), torch.arange(12)[:, None]
+    messages = [deviation * torch.randn(12, 6, generator=numbers) + 3.0 for deviation in (1.0, 0.1, 0.0)]
+    made = Rehearsal(clips, rows, rows % 6, [m.bfloat16() for m in messages], 18)
+    sent = {str(index): m.float() for index, m in enumerate(made.messages)}
+
+    def simulate(clip: Tensor, labels: Tensor, source: torch.Generator) -> Update:
+        (at,) = (index for index in range(12) if torch.equal(clips[index], clip[0]))
+        return Update({name: rows[at] for name, rows in sent.items()}, wire_bytes=0)
+
+    sender = Sender(nn.Flatten(), "cross_entropy", "eval", torch.tensor([0]), Channel(clip_norm=1e6), simulate)
+    trust = ridge.fit(sender, made, 4, Hooks()).trust
+    varied = torch.stack([m.float().var(0).mean() for m in made.messages[:2]])
+    torch.testing.assert_close(trust[:2], varied.min() / varied, rtol=1e-4, atol=0.0)
+    assert trust[2] == 0
 
 
 def test_maps_of_two_defenses_without_keys_are_not_mixed_up() -> None:

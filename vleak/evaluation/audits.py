@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 
 from vleak.auditing import EmpiricalEpsilon, empirical_epsilon
@@ -14,6 +15,8 @@ from vleak.errors import InputError, VleakError, argument, first_line, out_of_me
 from vleak.evaluation.groups import StoppedError
 from vleak.evaluation.settings import Settings
 from vleak.evaluation.setup import PreparedRun
+from vleak.evaluation.threads import pool_of_threads
+from vleak.evaluation.workers import POLL
 from vleak.federated import Client, trained_part
 from vleak.pipelines import Pipeline, Progress
 from vleak.pipelines.conditions import defense_record
@@ -68,6 +71,8 @@ def measure_audits(
     done: Collection[tuple[str, str]],
     progress: Progress,
     stop: threading.Event,
+    *,
+    count: int = 1,
 ) -> Iterator[AuditRecord]:
     """Yield the audit of every defense that claims an epsilon, on every model.
 
@@ -80,6 +85,7 @@ def measure_audits(
         done: models and texts of defenses that are not audited again.
         progress: told how many defenses are over.
         stop: ends it when set.
+        count: audits side by side, each in a thread.
 
     Raises:
         StoppedError: ``stop`` was set.
@@ -87,19 +93,26 @@ def measure_audits(
     if settings.audit_draws == 0:
         return
     claims = _claims(settings, run)
-    confidence = _confidence(claims)
-    for index, claim in enumerate(claims):
-        if claim.key in done:
-            continue
+    confidence, total = _confidence(claims), len(claims)
+    waiting = [claim for claim in claims if claim.key not in done]
+    ended = threading.Event()
 
-        def each_draw(draw: int, index: int = index) -> None:
-            if stop.is_set():
-                raise StoppedError("stopped while auditing a defense; the finished cells are kept")
-            if draw % 20 == 1:
-                progress("auditing what the defenses claim", index, len(claims))
+    def go_on(_: int = 0) -> None:
+        if stop.is_set() or ended.is_set():
+            raise StoppedError("stopped while auditing a defense; the finished cells are kept")
 
-        each_draw(1)
-        yield _audited(claim, settings, confidence, each_draw)
+    with pool_of_threads(count) as pool:
+        try:
+            audits = [pool.submit(_audited, claim, settings, confidence, go_on) for claim in waiting]
+            for index, audit in enumerate(audits):
+                progress("auditing what the defenses claim", total - len(waiting) + index, total)
+                go_on()
+                while not audit.done():
+                    wait([audit], timeout=POLL)  # short, so that Ctrl-C gets through
+                    go_on()
+                yield audit.result()
+        finally:
+            ended.set()
 
 
 def _claims(settings: Settings, run: PreparedRun) -> list[_Claim]:

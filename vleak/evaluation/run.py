@@ -91,7 +91,15 @@ def evaluate(
             runner = _Runner(cells, opened, progress, stop)
             with _finished(opened, cells):
                 runner.run(lanes)
-                for audit in measure_audits(run.settings, run, opened.audits.keys(), progress, stop):
+                audits = measure_audits(
+                    run.settings,
+                    run,
+                    opened.audits.keys(),
+                    progress,
+                    stop,
+                    count=1 if batched else lanes.count,
+                )
+                for audit in audits:
                     opened.add_audit(audit)
                 _train(run.settings, run, opened, progress, stop)
             return opened.finish([cell.case.id for cell in cells])

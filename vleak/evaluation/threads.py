@@ -14,7 +14,7 @@ from vleak.evaluation.groups import Result, Spread, StoppedError, run_group
 from vleak.evaluation.workers import POLL, ClientCells
 from vleak.pipelines import Stop
 
-__all__ = ["run_in_threads"]
+__all__ = ["pool_of_threads", "run_in_threads"]
 
 
 def run_in_threads(
@@ -39,8 +39,8 @@ def run_in_threads(
     groups = [ordered[first : first + size] for first in range(0, len(clients), size)][::-1]
     ended = threading.Event()
     with ExitStack() as stack:
-        spread: Spread = stack.enter_context(_pool(count)).map if batched else map
-        pool = stack.enter_context(_pool(lanes))
+        spread: Spread = stack.enter_context(pool_of_threads(count)).map if batched else map
+        pool = stack.enter_context(pool_of_threads(lanes))
         stack.callback(ended.set)  # before the pools are waited for
         running: set[Future[list[Result]]] = set()
         while groups or running:
@@ -75,8 +75,8 @@ def _any(stop: Callable[[], bool], ended: threading.Event) -> Stop:
 
 
 @contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads with one thread inside each."""
+def pool_of_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Pool of threads, each of which computes with one thread; what has not begun at the end never does."""
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool

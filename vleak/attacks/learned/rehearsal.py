@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -105,6 +105,14 @@ class Rehearsal:
     sources: Tensor
     messages: list[Tensor]
     entries: int
+
+    @cached_property
+    def products(self) -> Tensor:
+        """Inner products (tensor, N, N) of the messages with each other, tensor by tensor.
+
+        Every defense with the same expected messages is fitted from them.
+        """
+        return torch.stack([wide @ wide.T for wide in (m.float() for m in self.messages)])
 
     @property
     def public(self) -> int:

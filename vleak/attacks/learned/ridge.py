@@ -20,6 +20,8 @@ RIDGES = tuple(10 ** (exponent / 2) for exponent in range(-4, 11))
 
 _ROUNDING = 0.01
 """Part of a message's norm that may be lost where it is kept as bfloat16, of eight binary digits."""
+_ROUNDED = 2.0**-20
+"""Part of the squared norm of messages that is rounding, far below that of bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def fit(sender: Sender, rehearsal: Rehearsal, count: int, hooks: Hooks) -> Updat
     # Where gradients are clipped the noise hides a message's norm, and clipping has told it already.
     unit = math.isinf(sender.channel.clip_norm)
     chosen = torch.randperm(rehearsal.public, generator=seeded("inverter", "queries"))[:count]
-    norms = torch.stack([m.float().square().sum(1) for m in rehearsal.messages]).sum(0).sqrt()
+    norms = rehearsal.products.diagonal(dim1=1, dim2=2).sum(0).sqrt()
     scales = 1 / norms.clamp(min=1e-30) if unit else torch.ones_like(norms)
     expected = [m[chosen].float() * scales[chosen, None] for m in rehearsal.messages]
     sent = _queries(_send(sender, rehearsal, chosen[:1], hooks), rehearsal, unit=unit)
@@ -81,8 +83,8 @@ def fit(sender: Sender, rehearsal: Rehearsal, count: int, hooks: Hooks) -> Updat
         sent = [torch.cat(parts) for parts in zip(sent, others, strict=True)]
     gain = _gain(sent, expected) if unit else 1.0
     sent = [s / gain for s in sent]
-    trust = _trust(rehearsal.messages, scales, sent, expected)
-    gram = _gram(rehearsal, trust, scales)
+    trust = _trust(rehearsal, scales, sent, expected)
+    gram = scales[:, None] * torch.einsum("t,tnm->nm", trust, rehearsal.products) * scales
     products = scales[:, None] * (trust[:, None, None] * rehearsal.inner(sent)).sum(0)
     ridge = best_ridge(rehearsal, chosen, gram.double(), products.double())
     mean = _unaltered(rehearsal)
@@ -120,29 +122,31 @@ def _queries(updates: list[Update], rehearsal: Rehearsal, *, unit: bool) -> list
     return [part / norms.sqrt().clamp(min=1e-30) for part in parts]
 
 
-def _gram(rehearsal: Rehearsal, trust: Tensor, scales: Tensor) -> Tensor:
-    """Return the weighted inner products (N, N) of the messages with each other."""
-    gram = sum(
-        weight * (m.float() @ m.float().T) for weight, m in zip(trust, rehearsal.messages, strict=True)
-    )
-    assert isinstance(gram, Tensor)
-    return scales[:, None] * gram * scales
-
-
 def _gain(sent: list[Tensor], expected: list[Tensor]) -> float:
     """Return what part of messages of norm 1 is what was expected; the rest is the defense's noise."""
     agreement = sum(float((s * e).sum()) for s, e in zip(sent, expected, strict=True))
     return max(agreement / max(sum(float(e.square().sum()) for e in expected), 1e-30), 0.01)
 
 
-def _trust(messages: list[Tensor], scales: Tensor, sent: list[Tensor], expected: list[Tensor]) -> Tensor:
+def _trust(rehearsal: Rehearsal, scales: Tensor, sent: list[Tensor], expected: list[Tensor]) -> Tensor:
     """Return a weight a tensor: one over what the defense's noise, and some of the signal, vary in it."""
     weights = []
-    for message, arrived, meant in zip(messages, sent, expected, strict=True):
+    for products, arrived, meant in zip(rehearsal.products, sent, expected, strict=True):
         noise = float((arrived - meant).square().mean())
-        signal = float((message.float() * scales[:, None]).var(0).mean())
+        signal = _variance(products, scales) / meant.shape[1]
         weights.append(1 / (noise + 0.1 * signal) if signal > 0 else 0.0)
     return torch.tensor(weights) / max(max(weights), 1e-30)
+
+
+def _variance(products: Tensor, scales: Tensor) -> float:
+    """Return the summed variance of messages times scales (N,) from their inner products (N, N).
+
+    It is 0 where it is less than what bfloat16 has rounded.
+    """
+    products, scales = products.double(), scales.double()
+    energy = float((scales.square() * products.diagonal()).sum())
+    spread = energy - float(scales @ products @ scales) / len(scales)
+    return spread / max(len(scales) - 1, 1) if spread > _ROUNDED * energy else 0.0
 
 
 # Messages and clips are centred alike, on those that are not altered: where the noise leaves nothing, the
