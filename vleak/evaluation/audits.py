@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -39,7 +40,6 @@ class _Claim:
 
     pipeline: Pipeline
     defense: Defense
-    client: Client
 
     @property
     def key(self) -> tuple[str, str]:
@@ -120,13 +120,12 @@ def _claims(settings: Settings, run: PreparedRun) -> list[_Claim]:
     found = []
     for pipeline in run.pipelines:
         for defense in settings.strengths():
-            client = Client(pipeline.model, pipeline.loss, defense)
             try:
-                privacy = client.privacy()
+                privacy = Client(pipeline.model, pipeline.loss, defense).privacy()
             except VleakError:
                 continue
             if privacy is not None:
-                found.append(_Claim(pipeline, defense, client))
+                found.append(_Claim(pipeline, defense))
     return found
 
 
@@ -149,8 +148,10 @@ def _audited(
     batch = slice(settings.batch[0])
     samples, numbers = claim.pipeline.samples, generator(settings.seed, "audit", *claim.key)
     try:
+        # Audits side by side must not swap the weights of one module.
+        client = Client(copy.deepcopy(claim.pipeline.model), claim.pipeline.loss, claim.defense)
         found = empirical_epsilon(
-            claim.client, samples.private[batch], samples.labels[batch], numbers,
+            client, samples.private[batch], samples.labels[batch], numbers,
             draws=_draws(claim, settings, confidence), confidence=confidence, progress=each_draw,
         )  # fmt: skip
     except StoppedError:
