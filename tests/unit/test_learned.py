@@ -377,7 +377,9 @@ def test_tensors_are_trusted_by_what_varies_in_them() -> None:
         (at,) = (index for index in range(12) if torch.equal(clips[index], clip[0]))
         return Update({name: rows[at] for name, rows in sent.items()}, wire_bytes=0)
 
-    sender = Sender(nn.Flatten(), "cross_entropy", "eval", torch.tensor([0]), Channel(clip_norm=1e6), simulate)
+    sender = Sender(
+        nn.Flatten(), "cross_entropy", "eval", torch.tensor([0]), Channel(clip_norm=1e6), simulate
+    )
     trust = ridge.fit(sender, made, 4, Hooks()).trust
     varied = torch.stack([m.float().var(0).mean() for m in made.messages[:2]])
     torch.testing.assert_close(trust[:2], varied.min() / varied, rtol=1e-4, atol=0.0)

@@ -9,9 +9,8 @@ from torch.nn import functional
 
 from vleak.errors import InputError
 from vleak.metrics.fidelity import pair
-from vleak.metrics.score import score_clip
+from vleak.metrics.score import score_briefly
 
-_SCORES = ("psnr_db", "psnr_gain_db", "ssim", "motion_psnr_db", "identified", "rank")
 _FLAT = 1e-5  # a detail with a smaller root mean square is rounding, not content
 
 
@@ -46,7 +45,7 @@ def score_enhanced(
         when only ``before`` does, else "none". A baseline's clip, given as the answer, gains nothing.
 
     Raises:
-        InputError: as `score_clip`; the baselines before and after differ; or sides are odd.
+        InputError: as `score_briefly`; the baselines before and after differ; or sides are odd.
     """
     if set(baselines_before) != set(baselines_after):
         raise InputError(
@@ -55,9 +54,9 @@ def score_enhanced(
         )
     sides = {}
     for name, clip, baselines in (("before", before, baselines_before), ("after", after, baselines_after)):
-        scores = score_clip(clip, truth_fine, index, candidates_fine, baselines, candidates_fine.mean(0))
         rms, invented = invented_share(clip.clamp(0, 1), truth_fine)
-        sides[name] = {key: scores[key] for key in _SCORES} | {"detail_rms": rms, "invented": invented}
+        scores = score_briefly(clip, truth_fine, index, candidates_fine, baselines)
+        sides[name] = scores | {"detail_rms": rms, "invented": invented}
     first, then = sides["before"], sides["after"]
     changes = {(False, True): "gained", (True, False): "lost"}
     return {

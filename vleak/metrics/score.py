@@ -43,13 +43,7 @@ def score_clip(
         InputError: NaN or infinite values, shapes that differ, no baseline, or a truth that is not the
             candidate at ``index``.
     """
-    pair("score_clip", reconstruction, truth)
-    _check_truth(truth, index, candidates)
-    if not baselines:
-        raise InputError(
-            "score_clip: no baseline given; pass at least a grey clip, since a gain is over the best of them"
-        )
-    x = reconstruction.detach().to("cpu", torch.float32).clamp(0.0, 1.0)
+    x = _checked("score_clip", reconstruction, truth, index, candidates, baselines)
     scored = {
         name: {"psnr_db": psnr(clip, truth), "ssim": ssim(clip, truth)} for name, clip in baselines.items()
     }
@@ -71,6 +65,50 @@ def score_clip(
     }
 
 
+def score_briefly(
+    reconstruction: Tensor, truth: Tensor, index: int, candidates: Tensor, baselines: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Return the scores of `score_clip` that a rebuilt clip is judged by at another resolution.
+
+    Args:
+        reconstruction, truth, index, candidates, baselines: as of `score_clip`.
+
+    Returns:
+        ``psnr_db``, ``psnr_gain_db``, ``ssim``, ``motion_psnr_db``, ``identified`` and ``rank``.
+
+    Raises:
+        InputError: as `score_clip`.
+    """
+    x = _checked("score_briefly", reconstruction, truth, index, candidates, baselines)
+    level, rank = psnr(x, truth), identification_rank(x, candidates, index)
+    return {
+        "psnr_db": level,
+        "psnr_gain_db": level - max(psnr(clip, truth) for clip in baselines.values()),
+        "ssim": ssim(x, truth),
+        "motion_psnr_db": motion_psnr(x, truth),
+        "identified": rank == 1 and len(candidates) > 1,
+        "rank": rank,
+    }
+
+
+def _checked(
+    what: str,
+    reconstruction: Tensor,
+    truth: Tensor,
+    index: int,
+    candidates: Tensor,
+    baselines: dict[str, Tensor],
+) -> Tensor:
+    """Return a rebuilt clip within [0, 1]; raise InputError for what cannot be scored."""
+    pair(what, reconstruction, truth)
+    _check_truth(what, truth, index, candidates)
+    if not baselines:
+        raise InputError(
+            f"{what}: no baseline given; pass at least a grey clip, since a gain is over the best of them"
+        )
+    return reconstruction.detach().to("cpu", torch.float32).clamp(0.0, 1.0)
+
+
 def _motion(x: Tensor, truth: Tensor, baselines: dict[str, Tensor]) -> dict[str, float | None]:
     level = motion_psnr(x, truth)
     best = max((motion_psnr(clip, truth) or 0.0 for clip in baselines.values()), default=0.0)
@@ -81,11 +119,11 @@ def _motion(x: Tensor, truth: Tensor, baselines: dict[str, Tensor]) -> dict[str,
     }
 
 
-def _check_truth(truth: Tensor, index: int, candidates: Tensor) -> None:
+def _check_truth(what: str, truth: Tensor, index: int, candidates: Tensor) -> None:
     """Raise InputError for an index of another clip, with which every identification would be wrong."""
     inside = candidates.dim() == 5 and 0 <= index < len(candidates) and candidates.shape[1:] == truth.shape
     if not inside or not torch.allclose(candidates[index].to(truth), truth, atol=1e-5):
         raise InputError(
-            f"score_clip: the truth of shape {tuple(truth.shape)} is not candidate {index} of "
+            f"{what}: the truth of shape {tuple(truth.shape)} is not candidate {index} of "
             f"{tuple(candidates.shape)}; pass the candidates in the order that the index counts"
         )
