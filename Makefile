@@ -36,20 +36,17 @@ $(VENV)/docs-installed: $(VENV)/installed
 evaluate: $(VENV)/installed  ## set up, then attack the embedded data behind DP-SGD
 	$(BIN)/vleak evaluate --defense dp
 
-# Tests start the command many times, and both workers import all of it: what is compiled once is kept.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-
 test: $(VENV)/installed  ## set up, then run the tests, about five minutes on two cores
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-core: $(VENV)/installed  ## set up, then run the tests that need no whole run
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow' $(CORE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(CORE)
 
 test-page: $(VENV)/installed  ## look at every kind of page in headless Chromium; needs chromium and npm
-	$(PYTEST) tests/integration/test_page_in_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_page_in_browser.py
 
 test-all: $(VENV)/installed  ## the same with the slow tests
-	$(PYTEST) -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Ray is in an environment of nobody else's tests: its wheel is large and brings packages of its own.
 RAY_TOOLS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"])
