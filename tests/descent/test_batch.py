@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from captures import CLASSES, MODELS_TAKEN, SHAPE, build_small
+from captures import CLASSES, MODELS_TAKEN, SHAPE, atens_operators, build_small
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,7 +77,13 @@ def assert_as_alone(starts: Sequence[Trial]) -> None:
     ],
 )
 def test_trials_of_every_model_that_is_captured(name: str, train: bool) -> None:
-    assert_as_alone(make_starts(build_small(MODELS_TAKEN[name], train=train).double()))
+    with atens_operators():  # as on a CUDA device, where batches pay
+        assert_as_alone(make_starts(build_small(MODELS_TAKEN[name], train=train).double()))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "depthwise"])
+def test_our_own_operators_run_trial_by_trial(name: str) -> None:
+    assert_as_alone(make_starts(build_small(MODELS_TAKEN[name], train=True).double()))
 
 
 def test_only_the_tensors_that_are_the_same_are_shared() -> None:

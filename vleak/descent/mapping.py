@@ -106,6 +106,8 @@ def _stacked(results: Sequence[Any]) -> Any:
 
 
 _PASSES = ("gradient_match", "total_variation", "descend")
-_DEPTHWISE = ("conv_output", "conv_input", "conv_weight")  # dense ones become these after the mapping
-for _name in (*_PASSES, *_DEPTHWISE):
+# Recorded on a CPU only; the batches that pay, on a CUDA device, map PyTorch's.
+_LAYERS = ("conv_output", "conv_input", "conv_weight")
+_NORMS = ("batch_statistics", "batch_norm", "batch_norm_backward", "batch_norm_second")
+for _name in (*_PASSES, *_LAYERS, *_NORMS):
     torch.library.register_vmap(f"vleak::{_name}", _trial_by_trial(getattr(torch.ops.vleak, _name).default))
