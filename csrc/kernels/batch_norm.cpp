@@ -111,7 +111,10 @@ void batch_norm_backward(const T* dy, const T* x, const Normal<T>& normal, const
     const Output<T> output{{dy, x}, {factor, of_x}, -factor * means.dy - of_x * normal.mean[channel], dx};
     const Output<T> constant{{dy}, {factor}, 0, dx};
     each_plane(shape, channel, [&](int64_t at) {
-      normal.train ? write(output, 2, at, shape.entries) : write(constant, 1, at, shape.entries);
+      if (normal.train)
+        write(output, 2, at, shape.entries);
+      else
+        write(constant, 1, at, shape.entries);
     });
   });
 }
