@@ -662,3 +662,13 @@ def test_the_time_of_a_trial_is_a_number(
 def test_built_in_names_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
     assert build_model("c3d_tiny:width=4", frames=4, size=8, classes=6, seed=0) is not None
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", b"h\x01", b"\x80\x02J\x01", b"\x80\x02U\x03\xff\xfe\xfd."])
+def test_a_file_of_anything_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    """The unpickler's own errors are of many types, those of a struct among them."""
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged, or holds more than tensors") as caught:
+        load_checkpoint(nn.Linear(2, 2), str(path))
+    assert "\n" not in str(caught.value)
