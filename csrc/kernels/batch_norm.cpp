@@ -41,26 +41,6 @@ double entries_of(const ChannelShape& shape) {
   return static_cast<double>(std::max<int64_t>(1, shape.clips * shape.entries));
 }
 
-// One output as a combination of tensors of the shape of x.
-template <typename T>
-struct Output {
-  const T* from[3];
-  double factors[3];
-  double constant;
-  T* to;
-};
-
-template <typename T>
-void write(const Output<T>& output, int terms, int64_t at, int64_t count) {
-  Combination<T> combination{};
-  for (int k = 0; k < terms; ++k) {
-    combination.from[k] = output.from[k] + at;
-    combination.factors[k] = static_cast<T>(output.factors[k]);
-  }
-  combination.constant = static_cast<T>(output.constant);
-  cpu_kernels<T>().combine(combination, terms, count, output.to + at);
-}
-
 // Means over a channel, of dy and of what it is multiplied by. x is normalised here.
 struct Means {
   double dy, xdy, u, xu, udy;
@@ -90,8 +70,8 @@ template <typename T>
 void batch_norm(const T* x, const Normal<T>& normal, const T* bias, const ChannelShape& shape, T* y) {
   each_channel(shape, [&](int64_t channel) {
     const double factor = static_cast<double>(normal.weight[channel]) * normal.scale[channel];
-    const Output<T> output{{x}, {factor}, bias[channel] - factor * normal.mean[channel], y};
-    each_plane(shape, channel, [&](int64_t at) { write(output, 1, at, shape.entries); });
+    const Combination<T> output{{x}, {factor}, bias[channel] - factor * normal.mean[channel], y};
+    each_plane(shape, channel, [&](int64_t at) { cpu_kernels<T>().combine(output, 1, at, shape.entries); });
   });
 }
 
@@ -108,13 +88,14 @@ void batch_norm_backward(const T* dy, const T* x, const Normal<T>& normal, const
     dbias[channel] = static_cast<T>(sums.dy);
     // factor * (dy - mean of dy - normalised x * means.xdy)
     const double of_x = -factor * scale * means.xdy;
-    const Output<T> output{{dy, x}, {factor, of_x}, -factor * means.dy - of_x * normal.mean[channel], dx};
-    const Output<T> constant{{dy}, {factor}, 0, dx};
+    const Combination<T> output{
+        {dy, x}, {factor, of_x}, -factor * means.dy - of_x * normal.mean[channel], dx};
+    const Combination<T> constant{{dy}, {factor}, 0, dx};
     each_plane(shape, channel, [&](int64_t at) {
       if (normal.train)
-        write(output, 2, at, shape.entries);
+        cpu_kernels<T>().combine(output, 2, at, shape.entries);
       else
-        write(constant, 1, at, shape.entries);
+        cpu_kernels<T>().combine(constant, 1, at, shape.entries);
     });
   });
 }
@@ -133,16 +114,16 @@ void batch_norm_second(const Slopes<T>& slopes, const T* dy, const T* x, const N
     const double spread = means.udy - means.dy * means.u - means.xdy * means.xu;
     by_weight[channel] = static_cast<T>(scale * count * spread);
     const double shared = scale * (slope - factor * means.xu);
-    const Output<T> first{
+    const Combination<T> first{
         {slopes.x, x}, {factor, shared}, slopes.bias[channel] - factor * means.u - shared * mean, by_dy};
     const double bent = factor * (spread - 2 * means.xdy * means.xu) + slope * means.xdy;
     const double of_x = normal.train ? -scale * scale * bent : 0;
     const double of_u = -factor * scale * means.xdy;
-    const Output<T> second{
+    const Combination<T> second{
         {dy, x, slopes.x}, {shared, of_x, of_u}, -shared * means.dy - of_u * means.u - of_x * mean, by_x};
     each_plane(shape, channel, [&](int64_t at) {
-      write(first, 2, at, shape.entries);
-      write(second, normal.train ? 3 : 1, at, shape.entries);
+      cpu_kernels<T>().combine(first, 2, at, shape.entries);
+      cpu_kernels<T>().combine(second, normal.train ? 3 : 1, at, shape.entries);
     });
   });
 }

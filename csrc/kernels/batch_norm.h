@@ -55,12 +55,13 @@ struct ChannelSums {
   double x, xx, dy, xdy, u, xu, udy;
 };
 
-// to = constant + sum over k of factors[k] * from[k]
+// to = constant + sum over k of factors[k] * from[k]; all of the shape of x
 template <typename T>
 struct Combination {
   const T* from[3];
-  T factors[3];
-  T constant;
+  double factors[3];
+  double constant;
+  T* to;
 };
 
 }  // namespace vleak

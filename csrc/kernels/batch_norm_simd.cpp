@@ -72,18 +72,26 @@ VLEAK_INLINE void add_sums(const T* x, T shift, const T* dy, const T* u, int64_t
 }
 
 template <typename T, int kTerms>
-VLEAK_INLINE void combined(const Combination<T>& terms, int64_t count, T* to) {
+VLEAK_INLINE void combined(const Combination<T>& terms, int64_t first, int64_t count) {
   using Vector = typename Wide<T>::Vector;
   constexpr int64_t kLanes = Wide<T>::kLanes;
+  const T* from[kTerms];
+  T factors[kTerms];
+  for (int k = 0; k < kTerms; ++k) {
+    from[k] = terms.from[k] + first;
+    factors[k] = static_cast<T>(terms.factors[k]);
+  }
+  const T constant = static_cast<T>(terms.constant);
+  T* to = terms.to + first;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
-    Vector sum = terms.constant - Vector{};
-    for (int k = 0; k < kTerms; ++k) sum += load(terms.from[k] + i) * terms.factors[k];
+    Vector sum = constant - Vector{};
+    for (int k = 0; k < kTerms; ++k) sum += load(from[k] + i) * factors[k];
     store<T>(sum, to + i);
   }
   for (; i < count; ++i) {
-    T sum = terms.constant;
-    for (int k = 0; k < kTerms; ++k) sum += terms.from[k][i] * terms.factors[k];
+    T sum = constant;
+    for (int k = 0; k < kTerms; ++k) sum += from[k][i] * factors[k];
     to[i] = sum;
   }
 }
@@ -102,17 +110,18 @@ void channel_sums(const T* x, T shift, const T* dy, const T* u, int64_t count, C
   }
 }
 
+// Writes entries from the first one on, of so many terms.
 template <typename T>
-void combine(const Combination<T>& terms, int count_of_terms, int64_t count, T* to) {
-  if (count_of_terms == 1) return combined<T, 1>(terms, count, to);
-  if (count_of_terms == 2) return combined<T, 2>(terms, count, to);
-  combined<T, 3>(terms, count, to);
+void combine(const Combination<T>& terms, int count_of_terms, int64_t first, int64_t count) {
+  if (count_of_terms == 1) return combined<T, 1>(terms, first, count);
+  if (count_of_terms == 2) return combined<T, 2>(terms, first, count);
+  combined<T, 3>(terms, first, count);
 }
 
 template void channel_sums<float>(const float*, float, const float*, const float*, int64_t, ChannelSums&);
 template void channel_sums<double>(const double*, double, const double*, const double*, int64_t,
                                    ChannelSums&);
-template void combine<float>(const Combination<float>&, int, int64_t, float*);
-template void combine<double>(const Combination<double>&, int, int64_t, double*);
+template void combine<float>(const Combination<float>&, int, int64_t, int64_t);
+template void combine<double>(const Combination<double>&, int, int64_t, int64_t);
 
 }  // namespace vleak::VLEAK_VARIANT

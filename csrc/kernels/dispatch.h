@@ -40,7 +40,7 @@
   template <typename T>                                                                                      \
   void channel_sums(const T* x, T shift, const T* dy, const T* u, int64_t count, ChannelSums& sums);         \
   template <typename T>                                                                                      \
-  void combine(const Combination<T>& terms, int count_of_terms, int64_t count, T* to);                       \
+  void combine(const Combination<T>& terms, int count_of_terms, int64_t first, int64_t count);               \
   template <typename T>                                                                                      \
   BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
   template <typename T>                                                                                      \
