@@ -47,18 +47,13 @@ def score_clip(
     scored = {
         name: {"psnr_db": psnr(clip, truth), "ssim": ssim(clip, truth)} for name, clip in baselines.items()
     }
-    level, similarity = psnr(x, truth), ssim(x, truth)
     best = max(scored, key=lambda name: scored[name]["psnr_db"])
-    rank = identification_rank(x, candidates, index)
+    scores = _brief(x, truth, index, candidates, scored[best]["psnr_db"])
     return {
-        "psnr_db": level,
-        "psnr_gain_db": level - scored[best]["psnr_db"],
-        "ssim": similarity,
-        "ssim_gain": similarity - max(score["ssim"] for score in scored.values()),
-        **_motion(x, truth, baselines),
+        **scores,
+        "ssim_gain": scores["ssim"] - max(score["ssim"] for score in scored.values()),
+        **_motion(x, truth, scores["motion_psnr_db"], baselines),
         "residual_correlation": residual_correlation(x, truth, prior),
-        "identified": rank == 1 and len(candidates) > 1,
-        "rank": rank,
         "candidates": len(candidates),
         "baselines": scored,
         "best_baseline": best,
@@ -80,10 +75,15 @@ def score_briefly(
         InputError: as `score_clip`.
     """
     x = _checked("score_briefly", reconstruction, truth, index, candidates, baselines)
+    return _brief(x, truth, index, candidates, max(psnr(clip, truth) for clip in baselines.values()))
+
+
+def _brief(x: Tensor, truth: Tensor, index: int, candidates: Tensor, best: float) -> dict[str, Any]:
+    """Return what `score_briefly` does; ``best`` is the PSNR of the best baseline."""
     level, rank = psnr(x, truth), identification_rank(x, candidates, index)
     return {
         "psnr_db": level,
-        "psnr_gain_db": level - max(psnr(clip, truth) for clip in baselines.values()),
+        "psnr_gain_db": level - best,
         "ssim": ssim(x, truth),
         "motion_psnr_db": motion_psnr(x, truth),
         "identified": rank == 1 and len(candidates) > 1,
@@ -109,11 +109,11 @@ def _checked(
     return reconstruction.detach().to("cpu", torch.float32).clamp(0.0, 1.0)
 
 
-def _motion(x: Tensor, truth: Tensor, baselines: dict[str, Tensor]) -> dict[str, float | None]:
-    level = motion_psnr(x, truth)
+def _motion(
+    x: Tensor, truth: Tensor, level: float | None, baselines: dict[str, Tensor]
+) -> dict[str, float | None]:
     best = max((motion_psnr(clip, truth) or 0.0 for clip in baselines.values()), default=0.0)
     return {
-        "motion_psnr_db": level,
         "motion_psnr_gain_db": None if level is None else level - best,
         "motion_ssim": motion_ssim(x, truth),
     }
