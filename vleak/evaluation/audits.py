@@ -148,11 +148,12 @@ def _audited(
     batch = slice(settings.batch[0])
     samples, numbers = claim.pipeline.samples, generator(settings.seed, "audit", *claim.key)
     try:
+        draws = _draws(claim, settings, confidence)  # refuses large models before they are copied
         # Audits side by side must not swap the weights of one module.
         client = Client(copy.deepcopy(claim.pipeline.model), claim.pipeline.loss, claim.defense)
         found = empirical_epsilon(
             client, samples.private[batch], samples.labels[batch], numbers,
-            draws=_draws(claim, settings, confidence), confidence=confidence, progress=each_draw,
+            draws=draws, confidence=confidence, progress=each_draw,
         )  # fmt: skip
     except StoppedError:
         raise

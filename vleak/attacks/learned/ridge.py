@@ -141,7 +141,7 @@ def _trust(rehearsal: Rehearsal, scales: Tensor, sent: list[Tensor], expected: l
 def _variance(products: Tensor, scales: Tensor) -> float:
     """Return the summed variance of messages times scales (N,) from their inner products (N, N).
 
-    It is 0 where it is less than what bfloat16 has rounded.
+    It is 0 where the messages differ by rounding alone.
     """
     products, scales = products.double(), scales.double()
     energy = float((scales.square() * products.diagonal()).sum())
