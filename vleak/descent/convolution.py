@@ -15,11 +15,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from vleak.native import conv_input, conv_output, conv_weight
+from vleak.native import DTYPES, conv_input, conv_output, conv_weight
 
 __all__ = ["OwnConvolution"]
-
-_DTYPES = (torch.float32, torch.float64)
 
 
 class OwnConvolution(TorchFunctionMode):
@@ -100,7 +98,7 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Any) -> bo
     """Return whether the operators take these tensors: batches without dilation, of one float type."""
     tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
     batched = x.ndim == weight.ndim and x.numel() > 0
-    one_type = x.dtype in _DTYPES and all(tensor.dtype == x.dtype for tensor in tensors)
+    one_type = x.dtype in DTYPES and all(tensor.dtype == x.dtype for tensor in tensors)
     return batched and one_type and set(_per_axis(dilation, weight.ndim - 2)) == {1}
 
 

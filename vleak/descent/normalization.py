@@ -11,11 +11,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from vleak.native import batch_norm, batch_norm_backward, batch_norm_second, batch_statistics
+from vleak.native import DTYPES, batch_norm, batch_norm_backward, batch_norm_second, batch_statistics
 
 __all__ = ["OwnBatchNorm"]
-
-_DTYPES = (torch.float32, torch.float64)
 
 
 class OwnBatchNorm(TorchFunctionMode):
@@ -49,7 +47,7 @@ def _arguments(
     eps = _epsilon(*others, **named)
     statistics = () if training else (running_mean, running_var)
     entries = input.numel() // max(1, input.shape[1]) if input.ndim > 1 else 0
-    if entries < 2 or input.dtype not in _DTYPES or any(s is None or s.requires_grad for s in statistics):
+    if entries < 2 or input.dtype not in DTYPES or any(s is None or s.requires_grad for s in statistics):
         return None  # PyTorch knows what to do, or says what is wrong
     weight = input.new_ones(input.shape[1]) if weight is None else weight
     bias = input.new_zeros(input.shape[1]) if bias is None else bias

@@ -8,6 +8,7 @@ C++ only adds a faster implementation, so every operator exists on every machine
 from vleak.native import bilinear, build, loader, operators
 from vleak.native.backend import backend, use_reference
 from vleak.native.batch_norm import batch_norm, batch_norm_backward, batch_norm_second, batch_statistics
+from vleak.native.checks import DTYPES
 from vleak.native.convolution import conv_input, conv_output, conv_weight
 from vleak.native.descend import StepSettings, descend, descend_with, step_settings
 from vleak.native.gradient_match import gradient_match
@@ -19,6 +20,7 @@ from vleak.native.sparse_convolution import sparse_conv_input, sparse_conv_outpu
 from vleak.native.total_variation import total_variation
 
 __all__ = [
+    "DTYPES",
     "PANEL",
     "ExtensionStatus",
     "ExtensionWarning",

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from vleak.native import loader
 
-__all__ = ["NAMESPACES", "backend", "call_without_autograd", "find_operator", "use_reference"]
+__all__ = [
+    "NAMESPACES",
+    "backend",
+    "call_without_autograd",
+    "find_operator",
+    "results_without_autograd",
+    "use_reference",
+]
 
 _NATIVE, _REFERENCE = "vleak", "vleak_reference"
 
@@ -65,3 +72,9 @@ def call_without_autograd(name: str, device: torch.device, *arguments: Any) -> T
     with torch.no_grad():
         result: Tensor = find_operator(name, device)(*arguments)
     return result
+
+
+def results_without_autograd(name: str, device: torch.device, *arguments: Any) -> tuple[Tensor, ...]:
+    """Results of an operator that returns several tensors, with nothing recorded for autograd."""
+    with torch.no_grad():
+        return tuple(find_operator(name, device)(*arguments))

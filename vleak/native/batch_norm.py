@@ -1,6 +1,6 @@
 """Batch norm, its derivative and the derivative of that, as operators without autograd.
 
-PyTorch differentiates batch norm twice in some hundred operators, each of which reads and writes whole
+PyTorch differentiates batch norm twice in fifty to a hundred operators, each of which reads and writes whole
 activations. These are one operator each, which reads every activation twice.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vleak.errors import InputError
-from vleak.native.backend import call_without_autograd, find_operator
+from vleak.native.backend import call_without_autograd, results_without_autograd
 from vleak.native.checks import check_like, check_tensor
 from vleak.native.declare import declare
 
@@ -33,7 +33,7 @@ def batch_statistics(x: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
         InputError: another type, no channels or no entries.
     """
     _check_statistics(x)
-    return _several("batch_statistics", x, x, eps)  # type: ignore[return-value]
+    return results_without_autograd("batch_statistics", x.device, x, eps)  # type: ignore[return-value]
 
 
 def batch_norm(x: Tensor, *, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -71,7 +71,8 @@ def batch_norm_backward(
         InputError: shapes, types or devices that disagree.
     """
     _check("batch_norm_backward", x, dy=dy, mean=mean, scale=scale, weight=weight)
-    return _several("batch_norm_backward", x, dy, x, mean, scale, weight, train)  # type: ignore[return-value]
+    arguments = dy, x, mean, scale, weight, train
+    return results_without_autograd("batch_norm_backward", x.device, *arguments)  # type: ignore[return-value]
 
 
 def batch_norm_second(
@@ -102,12 +103,7 @@ def batch_norm_second(
     numbers = {"mean": mean, "scale": scale, "weight": weight, "of_weight": of_weight, "of_bias": of_bias}
     _check("batch_norm_second", x, of_x=of_x, dy=dy, **numbers)
     arguments = of_x, of_weight, of_bias, dy, x, mean, scale, weight, train
-    return _several("batch_norm_second", x, *arguments)  # type: ignore[return-value]
-
-
-def _several(name: str, x: Tensor, *arguments: object) -> tuple[Tensor, ...]:
-    with torch.no_grad():
-        return tuple(find_operator(name, x.device)(*arguments))
+    return results_without_autograd("batch_norm_second", x.device, *arguments)  # type: ignore[return-value]
 
 
 # ---------------------------------------------------------------------------------------------------------

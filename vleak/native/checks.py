@@ -18,6 +18,7 @@ from torch import Tensor
 from vleak.errors import InputError
 
 __all__ = [
+    "DTYPES",
     "check_axes_count",
     "check_choice",
     "check_clip",
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 _CLIP_AXES = "(clip, channel, frame, height, width)"
-_DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64)
+"""Types of numbers that the operators take."""
 
 
 def check_tensor(op: str, name: str, tensor: Tensor) -> None:
@@ -40,7 +42,7 @@ def check_tensor(op: str, name: str, tensor: Tensor) -> None:
         raise InputError(
             f"{op}: expected {name} to be dense, got layout {tensor.layout}; use {name}.to_dense()"
         )
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in DTYPES:
         raise InputError(
             f"{op}: expected {name} of dtype torch.float32 or torch.float64, got {tensor.dtype}; "
             f"convert it with {name}.float()"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vleak.errors import InputError
-from vleak.native.backend import find_operator
+from vleak.native.backend import results_without_autograd
 from vleak.native.checks import check_tensor
 from vleak.native.declare import declare
 
@@ -35,8 +35,7 @@ def max_pool(x: Tensor, *, kernel: Sequence[int], stride: Sequence[int]) -> tupl
         InputError: another type or number of axes, or windows that do not fit.
     """
     _output_shape(x, kernel, stride)
-    with torch.no_grad():
-        values, places = find_operator("max_pool", x.device)(x, list(kernel), list(stride))
+    values, places = results_without_autograd("max_pool", x.device, x, list(kernel), list(stride))
     return values, places
 
 

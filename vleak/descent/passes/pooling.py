@@ -22,6 +22,7 @@ from vleak.descent.passes.editing import (
     total,
     value,
 )
+from vleak.native import DTYPES
 
 __all__ = ["pooling"]
 
@@ -77,7 +78,7 @@ def _has_kernel(node: Node) -> bool:
     axes = len(argument(node, "kernel_size"))
     plain = not any(argument(node, "padding")) and set(argument(node, "dilation")) == {1}
     batched = x.ndim == axes + 2 and axes in (2, 3) and x.numel() > 0
-    return plain and batched and not argument(node, "ceil_mode") and x.dtype in (torch.float32, torch.float64)
+    return plain and batched and not argument(node, "ceil_mode") and x.dtype in DTYPES
 
 
 def _own_pooling(node: Node) -> None:
