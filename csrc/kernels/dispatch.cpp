@@ -3,15 +3,29 @@
 #include <atomic>
 #include <cstring>
 
-#define VLEAK_CPU_KERNELS(variant)                          \
-  {variant::match_sums<T>,     variant::match_residuals<T>, \
-   variant::tv_planes<T>,      variant::descend_planes<T>,  \
-   variant::tile<T>,           variant::patch_dots<T>,      \
-   variant::patch_sums<T>,     variant::split_line<T>,      \
-   variant::winograd_input<T>, variant::winograd_output<T>, \
-   variant::pool_row<T>,       variant::channel_sums<T>,    \
-   variant::combine<T>,        variant::block_product<T>,   \
-   variant::row_product<T>,    variant::tile_limits<T>}
+#define VLEAK_CPU_KERNELS(variant) \
+  {variant::match_sums<T>,         \
+   variant::match_residuals<T>,    \
+   variant::tv_planes<T>,          \
+   variant::descend_planes<T>,     \
+   variant::tile<T>,               \
+   variant::patch_dots<T>,         \
+   variant::patch_sums<T>,         \
+   variant::split_line<T>,         \
+   variant::winograd_input<T>,     \
+   variant::winograd_output<T>,    \
+   variant::pool_row<T>,           \
+   variant::channel_sums<T>,       \
+   variant::combine<T>,            \
+   variant::norm_row<T>,           \
+   variant::norm_row_backward<T>,  \
+   variant::norm_row_second<T>,    \
+   variant::activation_slopes<T>,  \
+   variant::activation_bends<T>,   \
+   variant::softmax_row<T>,        \
+   variant::block_product<T>,      \
+   variant::row_product<T>,        \
+   variant::tile_limits<T>}
 
 namespace vleak {
 namespace {

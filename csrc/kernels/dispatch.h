@@ -2,9 +2,11 @@
 // them: the best set that this machine has.
 #pragma once
 
+#include "kernels/activation.h"
 #include "kernels/batch_norm.h"
 #include "kernels/descend.h"
 #include "kernels/gradient_match.h"
+#include "kernels/layer_norm.h"
 #include "kernels/max_pool.h"
 #include "kernels/tile.h"
 
@@ -42,6 +44,19 @@
   template <typename T>                                                                                      \
   void combine(const Combination<T>& terms, int count_of_terms, int64_t first, int64_t count);               \
   template <typename T>                                                                                      \
+  void norm_row(const T* x, const T* weight, const T* bias, int64_t entries, double eps, T* y, T* mean,      \
+                T* scale);                                                                                   \
+  template <typename T>                                                                                      \
+  void norm_row_backward(const NormRow<T>& row, T* dx, T* dweight, T* dbias);                                \
+  template <typename T>                                                                                      \
+  void norm_row_second(const NormRow<T>& row, const RowSlopes<T>& slopes, T* by_dy, T* by_x, T* by_weight);  \
+  template <typename T>                                                                                      \
+  void activation_slopes(Activation kind, const T* dy, const T* x, int64_t count, T* dx);                    \
+  template <typename T>                                                                                      \
+  void activation_bends(Activation kind, const SecondInputs<T>& inputs, int64_t count, T* by_dy, T* by_x);   \
+  template <typename T>                                                                                      \
+  void softmax_row(const SecondInputs<T>& inputs, int64_t entries, T* by_dy, T* by_y);                       \
+  template <typename T>                                                                                      \
   BlockProduct<T> block_product(int64_t rows, int64_t vectors);                                              \
   template <typename T>                                                                                      \
   void row_product(const Row<T>& row);                                                                       \
@@ -70,6 +85,12 @@ struct CpuKernels {
   decltype(&baseline::pool_row<T>) pool_row;
   decltype(&baseline::channel_sums<T>) channel_sums;
   decltype(&baseline::combine<T>) combine;
+  decltype(&baseline::norm_row<T>) norm_row;
+  decltype(&baseline::norm_row_backward<T>) norm_row_backward;
+  decltype(&baseline::norm_row_second<T>) norm_row_second;
+  decltype(&baseline::activation_slopes<T>) activation_slopes;
+  decltype(&baseline::activation_bends<T>) activation_bends;
+  decltype(&baseline::softmax_row<T>) softmax_row;
   decltype(&baseline::block_product<T>) block_product;
   decltype(&baseline::row_product<T>) row_product;
   decltype(&baseline::tile_limits<T>) tile_limits;

@@ -32,5 +32,46 @@ VLEAK_INLINE void store(typename Wide<T>::Vector vector, T* to /* [lanes] */) {
   *reinterpret_cast<typename Wide<T>::Loose*>(to) = vector;
 }
 
+// Reads a vector or, where Value is T, one entry; so that one expression serves a row and its end.
+template <typename Value, typename T>
+VLEAK_INLINE Value read(const T* from) {
+  if constexpr (sizeof(Value) == sizeof(T))
+    return *from;
+  else
+    return load(from);
+}
+
+template <typename Value, typename T>
+VLEAK_INLINE void write(Value value, T* to) {
+  if constexpr (sizeof(Value) == sizeof(T))
+    *to = value;
+  else
+    store<T>(value, to);
+}
+
+// Calls run<Vector>(i) for all whole vectors of a row, and run<T>(i) for the entries that are left.
+template <typename T, typename Run>
+VLEAK_INLINE void along_row(int64_t count, const Run& run) {
+  int64_t i = 0;
+  for (; i + Wide<T>::kLanes <= count; i += Wide<T>::kLanes)
+    run.template operator()<typename Wide<T>::Vector>(i);
+  for (; i < count; ++i) run.template operator()<T>(i);
+}
+
+// A sum along a row.
+template <typename T>
+struct RowSum {
+  typename Wide<T>::Vector lanes{};
+  T rest{};
+
+  inline __attribute__((always_inline)) void add(typename Wide<T>::Vector value) { lanes += value; }
+  inline __attribute__((always_inline)) void add(T value) { rest += value; }
+  inline __attribute__((always_inline)) double total() const {
+    double sum = rest;
+    for (int i = 0; i < Wide<T>::kLanes; ++i) sum += lanes[i];
+    return sum;
+  }
+};
+
 }  // namespace
 }  // namespace vleak::VLEAK_VARIANT

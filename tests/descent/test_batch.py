@@ -81,7 +81,7 @@ def test_trials_of_every_model_that_is_captured(name: str, train: bool) -> None:
         assert_as_alone(make_starts(build_small(MODELS_TAKEN[name], train=train).double()))
 
 
-@pytest.mark.parametrize("name", ["batch norm", "depthwise"])
+@pytest.mark.parametrize("name", ["batch norm", "depthwise", "layer norm", "softmax"])
 def test_our_own_operators_run_trial_by_trial(name: str) -> None:
     assert_as_alone(make_starts(build_small(MODELS_TAKEN[name], train=True).double()))
 

@@ -116,6 +116,7 @@ MODELS_TAKEN: dict[str, Callable[[], nn.Module]] = {
     "rnn": lambda: Sequence(nn.RNN(8, 6, batch_first=True), 6),
     "attention": lambda: Sequence(nn.MultiheadAttention(8, 2, batch_first=True), 8),
     "transformer": lambda: Sequence(encoder(), 8),
+    "softmax": lambda: volumes(nn.SiLU(), nn.Softmax(-1), nn.GELU(), width=1024),
     "hidden tensor": lambda: Hidden(torch.mul),
 }
 

@@ -23,9 +23,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vleak.descent.convolution import OwnConvolution
 from vleak.descent.memory import Memory, changed_arguments
-from vleak.descent.normalization import OwnBatchNorm
+from vleak.descent.own_operators import OwnOperators
 from vleak.descent.recurrent import PlainLstm
 from vleak.errors import CapabilityError, InputError, VleakError
 from vleak.switches import math_attention
@@ -278,7 +277,7 @@ def _own_operators(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":  # our kernels for them are for the CPU only
         yield
         return
-    with OwnConvolution(), OwnBatchNorm():
+    with OwnOperators():
         yield
 
 

@@ -13,26 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.overrides import TorchFunctionMode
 
 from vleak.native import DTYPES, conv_input, conv_output, conv_weight
 
-__all__ = ["OwnConvolution"]
-
-
-class OwnConvolution(TorchFunctionMode):
-    """Mode in which torch.conv2d, conv3d and their transposes are recorded as vleak's operators.
-
-    They serve for one group, or one group a channel, without dilation.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace supported convolutions; leave every other function alone."""
-        own = _OWN.get(func)
-        result = None if own is None else own(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {})) if result is None else result
+__all__ = ["CONVOLUTIONS"]
 
 
 def _convolution(
@@ -86,12 +70,13 @@ def _groups_and_dilation(groups: int = 1, dilation: Any = 1) -> tuple[int, Any]:
     return groups, dilation
 
 
-_OWN: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+CONVOLUTIONS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
     torch.conv_transpose2d: _transposed,
     torch.conv_transpose3d: _transposed,
 }
+"""Functions of PyTorch and what replaces them, for one group, or one group a channel, without dilation."""
 
 
 def _serves(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: Any) -> bool:

@@ -108,6 +108,10 @@ def _stacked(results: Sequence[Any]) -> Any:
 _PASSES = ("gradient_match", "total_variation", "descend")
 # Recorded on a CPU only; the batches that pay, on a CUDA device, map PyTorch's.
 _LAYERS = ("conv_output", "conv_input", "conv_weight")
-_NORMS = ("batch_statistics", "batch_norm", "batch_norm_backward", "batch_norm_second")
-for _name in (*_PASSES, *_LAYERS, *_NORMS):
+_NORMS = (
+    *("batch_statistics", "batch_norm", "batch_norm_backward", "batch_norm_second"),
+    *("layer_norm", "layer_norm_backward", "layer_norm_second"),
+)
+_ACTIVATIONS = ("activation_backward", "activation_second", "softmax_second")
+for _name in (*_PASSES, *_LAYERS, *_NORMS, *_ACTIVATIONS):
     torch.library.register_vmap(f"vleak::{_name}", _trial_by_trial(getattr(torch.ops.vleak, _name).default))

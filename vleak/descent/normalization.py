@@ -1,4 +1,4 @@
-"""Batch norm as vleak's own operators while a step is captured."""
+"""Batch norm and layer norm as vleak's own operators while a step is captured."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
-from vleak.native import DTYPES, batch_norm, batch_norm_backward, batch_norm_second, batch_statistics
+from vleak.native import (
+    DTYPES,
+    batch_norm,
+    batch_norm_backward,
+    batch_norm_second,
+    batch_statistics,
+    layer_norm,
+    layer_norm_backward,
+    layer_norm_second,
+)
 
-__all__ = ["OwnBatchNorm"]
+__all__ = ["NORMS"]
 
 
-class OwnBatchNorm(TorchFunctionMode):
-    """Mode in which torch.nn.functional.batch_norm is recorded as vleak's operators.
+def _batch_norm(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Return what torch.nn.functional.batch_norm does; None where vleak's operators do not serve.
 
     In train mode the running statistics stay as they are: nothing in an iteration reads them.
     """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace supported calls of batch norm; leave every other function alone."""
-        if func is torch.nn.functional.batch_norm:
-            arguments = _arguments(*args, **(kwargs or {}))
-            if arguments is not None:
-                return _norm(*arguments)
-        return func(*args, **(kwargs or {}))
+    arguments = _arguments(*args, **kwargs)
+    return None if arguments is None else _batch(*arguments)
 
 
 def _arguments(
@@ -43,7 +43,7 @@ def _arguments(
     *others: Any,
     **named: Any,
 ) -> tuple[Any, ...] | None:
-    """Return the arguments of `_Norm` for those of batch norm; None where vleak's operators do not serve."""
+    """Return the arguments of `_BatchNorm`; None where vleak's operators do not serve."""
     eps = _epsilon(*others, **named)
     statistics = () if training else (running_mean, running_var)
     entries = input.numel() // max(1, input.shape[1]) if input.ndim > 1 else 0
@@ -61,7 +61,7 @@ def _epsilon(momentum: float = 0.1, eps: float = 1e-5) -> float:
     return eps
 
 
-class _Norm(Function):
+class _BatchNorm(Function):
     """Batch norm by constants; or where there are none, by the mean and the deviation of x."""
 
     @staticmethod
@@ -82,11 +82,11 @@ class _Norm(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight, dbias = _backward(dy, *ctx.saved_tensors, ctx.train)
+        dx, dweight, dbias = _batch_backward(dy, *ctx.saved_tensors, ctx.train)
         return dx, dweight, dbias, None, None, None
 
 
-class _Backward(Function):
+class _BatchNormBackward(Function):
     """The derivatives of batch norm by its input, weight and bias."""
 
     @staticmethod
@@ -108,5 +108,71 @@ class _Backward(Function):
         return by_dy, by_x, by_weight, None, None, None
 
 
-_norm: Callable[..., Tensor] = _Norm.apply
-_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Backward.apply
+_batch: Callable[..., Tensor] = _BatchNorm.apply
+_batch_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _BatchNormBackward.apply
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Layer norm
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """Return what torch.nn.functional.layer_norm does; None where vleak's operators do not serve."""
+    shape = tuple(normalized_shape)
+    weight = input.new_ones(shape) if weight is None else weight
+    bias = input.new_zeros(shape) if bias is None else bias
+    rows = bool(shape) and input.shape[-len(shape) :] == weight.shape == bias.shape == shape
+    one_type = input.dtype in DTYPES and input.dtype == weight.dtype == bias.dtype
+    return _layer(input, weight, bias, eps) if rows and one_type and weight.numel() else None
+
+
+class _LayerNorm(Function):
+    """Layer norm of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        y, mean, scale = layer_norm(x, weight=weight, bias=bias, eps=eps)
+        ctx.save_for_backward(x, mean, scale, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return *_layer_backward(dy, *ctx.saved_tensors), None
+
+
+class _LayerNormBackward(Function):
+    """The derivatives of layer norm by its input, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(dy, x, mean, scale, weight)
+        return layer_norm_backward(dy, x, mean=mean, scale=scale, weight=weight)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        dy, x, mean, scale, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = slopes
+        by_dy, by_x, by_weight = layer_norm_second(
+            of_x, of_weight, of_bias, dy, x, mean=mean, scale=scale, weight=weight
+        )
+        return by_dy, by_x, None, None, by_weight
+
+
+_layer: Callable[..., Tensor] = _LayerNorm.apply
+_layer_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _LayerNormBackward.apply
+
+
+NORMS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    torch.nn.functional.batch_norm: _batch_norm,
+    torch.nn.functional.layer_norm: _layer_norm,
+}
+"""Functions of PyTorch and what replaces them."""

@@ -46,24 +46,29 @@ _STABLE_ABI = ("-DTORCH_TARGET_VERSION=0x020a000000000000ULL", "-DTORCH_STABLE_O
 # Compiled once per instruction set; the best one is chosen when the library is loaded.
 _SIMD_SOURCES = tuple(
     f"kernels/{stem}_simd.cpp"
-    for stem in ("gradient_match", "total_variation", "descend", "tile", "winograd", "max_pool", "batch_norm")
+    for stem in (
+        *("gradient_match", "total_variation", "descend", "tile", "winograd", "max_pool"),
+        *("batch_norm", "layer_norm", "activation"),
+    )
 )
 _VARIANTS: dict[str, tuple[str, ...]] = {
     "baseline": (),
     "avx2": ("-mavx2",),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 }
-# Sums of products are promised to float tolerance, not bit for bit on every instruction set: they may fuse.
-_FUSED = {"kernels/tile_simd.cpp": {"avx2": ("-mfma",), "avx512": ("-mfma",)}}
+# Sums of products and polynomials are promised to float tolerance, not bit for bit on every instruction set:
+# they may fuse.
+_FUSED_SOURCES = ("kernels/tile_simd.cpp", "kernels/activation_simd.cpp")
+_FUSED = {"avx2": ("-mfma",), "avx512": ("-mfma",)}
 _CPU_STEMS = (
     *("gradient_match", "total_variation", "descend", "product", "panel_product"),
     *("convolution", "convolution_plan", "convolution_weight", "sparse_convolution", "max_pool"),
-    *("batch_norm", "blocking", "dispatch"),
+    *("batch_norm", "layer_norm", "activation", "blocking", "dispatch"),
 )
 _CPU_BINDINGS = (
     *("gradient_match", "total_variation", "descend"),
-    *("convolution", "sparse_convolution", "max_pool", "batch_norm", "product", "panel_product"),
-    *("parallel", "info"),
+    *("convolution", "sparse_convolution", "max_pool", "product", "panel_product"),
+    *("batch_norm", "layer_norm", "activation", "parallel", "info"),
 )
 _CUDA_STEMS = ("gradient_match", "total_variation", "descend")
 _LOOP_SOURCES = ("loop/program.cpp", "loop/module.cpp", "bindings/info.cpp")
@@ -221,7 +226,7 @@ def _cpu_kernel_units() -> list[Unit]:
 
 def _fused_flags(source: str, variant: str) -> tuple[str, ...]:
     """Flags that let a kernel fuse a*b+c; they follow _COMMON and so override it."""
-    return ("-ffp-contract=fast", *_FUSED[source].get(variant, ())) if source in _FUSED else ()
+    return ("-ffp-contract=fast", *_FUSED.get(variant, ())) if source in _FUSED_SOURCES else ()
 
 
 def _link_flags(kind: Kind, torch: Torch) -> list[str]:
