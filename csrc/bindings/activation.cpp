@@ -12,12 +12,6 @@ Activation activation(int64_t kind) {
   return static_cast<Activation>(kind);
 }
 
-// A tensor of the shape of another one, as contiguous memory.
-Tensor alike(const Tensor& tensor, const Tensor& like, const char* name) {
-  check_like(tensor, like, name);
-  return as_contiguous(tensor);
-}
-
 Tensor call_activation_backward(Tensor dy, Tensor x, int64_t kind) {
   const Activation known = activation(kind);
   dy = alike(dy, x, "dy");

@@ -58,6 +58,20 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+// A tensor of the shape of another one, as contiguous memory.
+inline Tensor alike(const Tensor& tensor, const Tensor& like, const char* name) {
+  check_kind(tensor, like, name);
+  check(sizes_of(tensor) == sizes_of(like), name, " does not match in shape");
+  return as_contiguous(tensor);
+}
+
+// So many numbers of the type of another tensor, as contiguous memory.
+inline Tensor numbers(const Tensor& tensor, const Tensor& like, int64_t count, const char* name) {
+  check_kind(tensor, like, name);
+  check(tensor.numel() == count, name, " does not match in size");
+  return as_contiguous(tensor);
+}
+
 inline std::vector<Tensor> as_contiguous(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   result.reserve(tensors.size());

@@ -12,29 +12,15 @@ ChannelShape channel_shape(const Tensor& x) {
   return {x.size(0), x.size(1), x.numel() / std::max<int64_t>(1, x.size(0) * x.size(1))};
 }
 
-// A number a channel, as contiguous memory.
-Tensor numbers(const Tensor& tensor, const Tensor& x, const char* name) {
-  check_kind(tensor, x, name);
-  check(tensor.dim() == 1 && tensor.size(0) == x.size(1), name, " is not a number a channel");
-  return as_contiguous(tensor);
-}
-
-// A tensor of the shape of x, as contiguous memory.
-Tensor alike(const Tensor& tensor, const Tensor& x, const char* name) {
-  check_kind(tensor, x, name);
-  check(sizes_of(tensor) == sizes_of(x), name, " does not match in shape");
-  return as_contiguous(tensor);
-}
-
 // What normalises the channels of x, with the memory that it points to.
 struct Normals {
   Tensor mean, scale, weight;
   bool train;
 
   Normals(const Tensor& x, const Tensor& mean, const Tensor& scale, const Tensor& weight, bool train)
-      : mean(numbers(mean, x, "mean")),
-        scale(numbers(scale, x, "scale")),
-        weight(numbers(weight, x, "weight")),
+      : mean(numbers(mean, x, x.size(1), "mean")),
+        scale(numbers(scale, x, x.size(1), "scale")),
+        weight(numbers(weight, x, x.size(1), "weight")),
         train(train) {}
 
   template <typename T>
@@ -57,7 +43,7 @@ std::tuple<Tensor, Tensor> call_batch_statistics(Tensor x, double eps) {
 Tensor call_batch_norm(Tensor x, Tensor mean, Tensor scale, Tensor weight, Tensor bias) {
   const ChannelShape shape = channel_shape(x);
   const Normals normals(x, mean, scale, weight, false);
-  bias = numbers(bias, x, "bias");
+  bias = numbers(bias, x, x.size(1), "bias");
   x = as_contiguous(x);
   const Tensor y = new_contiguous(x);
   with_type(x, [&]<typename T>() {
@@ -88,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> call_batch_norm_second(Tensor of_x, Tensor of
   const ChannelShape shape = channel_shape(x);
   const Normals normals(x, mean, scale, weight, train);
   of_x = alike(of_x, x, "of_x");
-  of_weight = numbers(of_weight, x, "of_weight");
-  of_bias = numbers(of_bias, x, "of_bias");
+  of_weight = numbers(of_weight, x, x.size(1), "of_weight");
+  of_bias = numbers(of_bias, x, x.size(1), "of_bias");
   dy = alike(dy, x, "dy");
   x = as_contiguous(x);
   const Tensor by_dy = new_contiguous(x), by_x = new_contiguous(x),

@@ -13,13 +13,6 @@ RowShape row_shape(const Tensor& x, const Tensor& weight) {
   return {x.numel() / entries, entries};
 }
 
-// A number an entry, or one a row, as contiguous memory.
-Tensor numbers(const Tensor& tensor, const Tensor& x, int64_t count, const char* name) {
-  check_kind(tensor, x, name);
-  check(tensor.numel() == count, name, " does not match in size");
-  return as_contiguous(tensor);
-}
-
 // What normalises the rows of x, with the memory that it points to.
 struct Normals {
   Tensor mean, scale, weight;
@@ -54,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> call_layer_norm_backward(Tensor dy, Tensor x,
                                                             Tensor weight) {
   const RowShape shape = row_shape(x, weight);
   const Normals normals(x, shape, mean, scale, weight);
-  dy = numbers(dy, x, x.numel(), "dy");
+  dy = alike(dy, x, "dy");
   x = as_contiguous(x);
   const Tensor dx = new_contiguous(x), dweight = new_contiguous(weight), dbias = new_contiguous(weight);
   with_type(x, [&]<typename T>() {
@@ -69,10 +62,10 @@ std::tuple<Tensor, Tensor, Tensor> call_layer_norm_second(Tensor of_x, Tensor of
                                                           Tensor weight) {
   const RowShape shape = row_shape(x, weight);
   const Normals normals(x, shape, mean, scale, weight);
-  of_x = numbers(of_x, x, x.numel(), "of_x");
+  of_x = alike(of_x, x, "of_x");
   of_weight = numbers(of_weight, x, shape.entries, "of_weight");
   of_bias = numbers(of_bias, x, shape.entries, "of_bias");
-  dy = numbers(dy, x, x.numel(), "dy");
+  dy = alike(dy, x, "dy");
   x = as_contiguous(x);
   const Tensor by_dy = new_contiguous(x), by_x = new_contiguous(x), by_weight = new_contiguous(weight);
   with_type(x, [&]<typename T>() {

@@ -6,66 +6,40 @@ namespace {
 
 constexpr int64_t kBlock = 4096;
 
-template <typename T>
-VLEAK_INLINE double total(typename Wide<T>::Vector lanes) {
-  double sum = 0;
-  for (int i = 0; i < Wide<T>::kLanes; ++i) sum += lanes[i];
-  return sum;
-}
-
 template <typename T, bool kSquares, bool kGradient, bool kSlope>
 VLEAK_INLINE void add_sums(const T* x, T shift, const T* dy, const T* u, int64_t count, ChannelSums& sums) {
-  using Vector = typename Wide<T>::Vector;
-  constexpr int64_t kLanes = Wide<T>::kLanes;
   for (int64_t from = 0; from < count; from += kBlock) {
-    const int64_t end = from + kBlock < count ? from + kBlock : count;
-    Vector of_x{}, of_xx{}, of_dy{}, of_xdy{}, of_u{}, of_xu{}, of_udy{};
-    int64_t i = from;
-    for (; i + kLanes <= end; i += kLanes) {
-      const Vector centred = load(x + i) - shift;
+    RowSum<T> of_x, of_xx, of_dy, of_xdy, of_u, of_xu, of_udy;
+    along_row<T>(count - from < kBlock ? count - from : kBlock, [&]<typename Value>(int64_t at) {
+      const int64_t i = from + at;
+      const Value centred = read<Value>(x + i) - shift;
       if constexpr (kSquares) {
-        of_x += centred;
-        of_xx += centred * centred;
+        of_x.add(centred);
+        of_xx.add(centred * centred);
       }
       if constexpr (kGradient) {
-        const Vector gradient = load(dy + i);
-        of_dy += gradient;
-        of_xdy += centred * gradient;
+        const Value gradient = read<Value>(dy + i);
+        of_dy.add(gradient);
+        of_xdy.add(centred * gradient);
         if constexpr (kSlope) {
-          const Vector slope = load(u + i);
-          of_u += slope;
-          of_xu += centred * slope;
-          of_udy += slope * gradient;
+          const Value slope = read<Value>(u + i);
+          of_u.add(slope);
+          of_xu.add(centred * slope);
+          of_udy.add(slope * gradient);
         }
       }
-    }
-    for (; i < end; ++i) {
-      const double centred = x[i] - shift;
-      if constexpr (kSquares) {
-        sums.x += centred;
-        sums.xx += centred * centred;
-      }
-      if constexpr (kGradient) {
-        sums.dy += dy[i];
-        sums.xdy += centred * dy[i];
-        if constexpr (kSlope) {
-          sums.u += u[i];
-          sums.xu += centred * u[i];
-          sums.udy += static_cast<double>(u[i]) * dy[i];
-        }
-      }
-    }
+    });
     if constexpr (kSquares) {
-      sums.x += total<T>(of_x);
-      sums.xx += total<T>(of_xx);
+      sums.x += of_x.total();
+      sums.xx += of_xx.total();
     }
     if constexpr (kGradient) {
-      sums.dy += total<T>(of_dy);
-      sums.xdy += total<T>(of_xdy);
+      sums.dy += of_dy.total();
+      sums.xdy += of_xdy.total();
       if constexpr (kSlope) {
-        sums.u += total<T>(of_u);
-        sums.xu += total<T>(of_xu);
-        sums.udy += total<T>(of_udy);
+        sums.u += of_u.total();
+        sums.xu += of_xu.total();
+        sums.udy += of_udy.total();
       }
     }
   }
@@ -73,8 +47,6 @@ VLEAK_INLINE void add_sums(const T* x, T shift, const T* dy, const T* u, int64_t
 
 template <typename T, int kTerms>
 VLEAK_INLINE void combined(const Combination<T>& terms, int64_t first, int64_t count) {
-  using Vector = typename Wide<T>::Vector;
-  constexpr int64_t kLanes = Wide<T>::kLanes;
   const T* from[kTerms];
   T factors[kTerms];
   for (int k = 0; k < kTerms; ++k) {
@@ -83,17 +55,11 @@ VLEAK_INLINE void combined(const Combination<T>& terms, int64_t first, int64_t c
   }
   const T constant = static_cast<T>(terms.constant);
   T* to = terms.to + first;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vector sum = constant - Vector{};
-    for (int k = 0; k < kTerms; ++k) sum += load(from[k] + i) * factors[k];
-    store<T>(sum, to + i);
-  }
-  for (; i < count; ++i) {
-    T sum = constant;
-    for (int k = 0; k < kTerms; ++k) sum += from[k][i] * factors[k];
-    to[i] = sum;
-  }
+  along_row<T>(count, [&]<typename Value>(int64_t i) {
+    Value sum = constant - Value{};
+    for (int k = 0; k < kTerms; ++k) sum += read<Value>(from[k] + i) * factors[k];
+    write(sum, to + i);
+  });
 }
 
 }  // namespace
