@@ -36,17 +36,21 @@ $(VENV)/docs-installed: $(VENV)/installed
 evaluate: $(VENV)/installed  ## set up, then attack the embedded data behind DP-SGD
 	$(BIN)/vleak evaluate --defense dp
 
+# Compiled modules are kept, also where the environment says that they are not: workers and the processes that
+# tests start would compile all of vleak and of the tests anew.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+
 test: $(VENV)/installed  ## set up, then run the tests, about five minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-core: $(VENV)/installed  ## set up, then run the tests that need no whole run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(CORE)
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow' $(CORE)
 
 test-page: $(VENV)/installed  ## look at every kind of page in headless Chromium; needs chromium and npm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/integration/test_page_in_browser.py
+	$(PYTEST) tests/integration/test_page_in_browser.py
 
 test-all: $(VENV)/installed  ## the same with the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 # Ray is in an environment of nobody else's tests: its wheel is large and brings packages of its own.
 RAY_TOOLS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"])
@@ -54,7 +58,7 @@ build/ray: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --target $@ $$($(BIN)/python -c '$(RAY_TOOLS)')
 
 test-ray: build/ray  ## install Ray beside the environment, and run a whole evaluation on it
-	OMP_NUM_THREADS=1 PYTHONPATH=build/ray $(BIN)/python -m pytest tests/integration/test_ray.py -k numbers
+	PYTHONPATH=build/ray $(PYTEST) tests/integration/test_ray.py -k numbers
 
 # The package as it is installed, with defenses/ and cli/ inside: what reads sources does not follow package-dir.
 layout:
