@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,18 +137,27 @@ def test_a_modern_peer_starts_from_a_pattern_that_fills_every_frame(decides: Any
 # Page
 
 
+def plant(folder: Path, share: float) -> Path:
+    """Plant a finished run whose answers hold a share of the truth."""
+    plant_run(folder, frames=4, size=16, defenses=[PlantedDefense("none", "none", None, None, share, 9)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
+    """Folder of a planted run by its share, each made once."""
+    return cache(lambda share: plant(tmp_path_factory.mktemp("planted") / "run", share))
+
+
 @pytest.fixture
-def planted(tmp_path: Path, decides: Any) -> Callable[..., Any]:
-    """Plants a finished run whose answers hold a share of the truth."""
-    names: Iterator[int] = iter(range(100))
+def planted(planted_folder: Callable[[float], Path], decides: Any) -> Callable[..., Any]:
+    """Outcome of a planted run."""
 
-    def plant(share: float, seconds: float = 24.0, above: tuple[float, ...] | None = None) -> Any:
-        folder = tmp_path / f"run{next(names)}"
-        plant_run(folder, frames=4, size=16, defenses=[PlantedDefense("none", "none", None, None, share, 9)])
+    def outcome(share: float, seconds: float = 24.0, above: tuple[float, ...] | None = None) -> Any:
         seen = above and decides.jacobian.Spectrum(1000, 123.4, above)
-        return decides.page.outcome(vleak.load_run(folder), seconds, seen, TODAY)
+        return decides.page.outcome(vleak.load_run(planted_folder(share)), seconds, seen, TODAY)
 
-    return plant
+    return outcome
 
 
 def test_tables_say_what_was_measured(decides: Any, planted: Callable[..., Any]) -> None:
@@ -247,8 +257,7 @@ def test_a_finished_run_is_not_run_again(
         if len(asked) == 1:
             out.mkdir(parents=True)
             raise KeyboardInterrupt
-        plant_run(out, frames=4, size=16, defenses=[PlantedDefense("none", "none", None, None, 0.5, 9)])
-        return vleak.load_run(out)
+        return vleak.load_run(plant(out, 0.5))
 
     monkeypatch.setattr(vleak, "evaluate", evaluate)
     spectrum = decides.jacobian.Spectrum(10, 2.0, (0.1, 0.2))

@@ -147,9 +147,9 @@ def test_the_answer_stays_when_the_truth_changes_and_the_observation_does_not(
         public = torch.rand(3, 3, 4, 8, 8, generator=generator("public"))
         observation = observe(model, clips, torch.tensor([3]), defense, rehearse=True, public_clips=public)
         answers.append(run(short(attack, 6, 2), observation))
-        # Whoever kept the clip itself would from now on see another one.
-        clips.fill_(0.25)
-        answers.append(run(short(attack, 6, 2), observation))
+    # Whoever kept the clip itself would from now on see another one.
+    other.fill_(0.25)
+    answers.append(run(short(attack, 6, 2), observation))
     assert all(same_answer(answers[0], answer) for answer in answers[1:])
 
 
