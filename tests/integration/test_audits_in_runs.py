@@ -115,6 +115,7 @@ def test_nothing_is_audited_where_nobody_asks() -> None:
     assert audited("prune:fraction=0.9", audit_draws=20, clips=1).audits == ()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_refuted_claim_ends_the_run_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_refuted_claim_ends_the_run_with_1(
     assert run(["report", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_bound_that_is_broken_ends_the_run_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def test_what_is_asked_for_by_name_is_not_left_out(record: RunRecord) -> None:
         tiny(defenses=("alll",))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_quick_run_says_what_it_left_out(record: RunRecord, folder: Path) -> None:
     settings = record.settings
     assert (settings.quick, settings.enhance) == (True, "none")

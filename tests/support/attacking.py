@@ -87,9 +87,9 @@ def run(attack: Attack, observation: Observation, *seed: object, **hooks: Any) -
     return attack.reconstruct(observation, generator("attack", *seed), **hooks)
 
 
-def short(name: str, iterations: int, restarts: int = 1) -> Attack:
+def short(name: str, iterations: int, restarts: int = 1, engine: str = "native") -> Attack:
     """Return an attack of so many iterations and restarts, which learns little, where it has any of these."""
-    wanted = {"iterations": iterations, "restarts": restarts, "steps": 60, "copies": 3}
+    wanted = {"iterations": iterations, "restarts": restarts, "engine": engine, "steps": 60, "copies": 3}
     return ATTACKS.build(name, **{k: v for k, v in wanted.items() if k in ATTACKS.find(name).settings})
 
 

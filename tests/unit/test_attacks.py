@@ -75,7 +75,7 @@ def test_attack_moves_its_data_and_beats_every_baseline(attack: str, name: str) 
     ],
 )
 def test_answer_is_complete(attack: str, engine: str) -> None:
-    answer = run(ATTACKS[attack](iterations=7, restarts=2, engine=engine), observe_clip())
+    answer = run(short(attack, 7, 2, engine), observe_clip())
     assert answer.clips.shape == (1, *SHAPE)
     assert answer.clips.dtype == torch.float32
     assert ((answer.clips >= 0) & (answer.clips <= 1)).all()

@@ -104,6 +104,7 @@ def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vleak.evaluation.utility._HELD_OUT", 12)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_run_trains_under_every_defense_and_a_resumed_one_does_not_again(tmp_path: Path) -> None:
     settings = tiny(
         clips=2, model=NARROW, defenses=("prune:fraction=0.9",), utility=2, engine="reference", enhance="none"

@@ -15,7 +15,6 @@ from planted_run import DEFENSES, header, plant_run, store
 from vleak.attacks import flags as attack_flags
 from vleak.errors import InputError
 from vleak.report import gallery, write_report
-from vleak.report import page as pages
 from vleak.report.answer import answer, tally
 from vleak.results import flags, read_run, summarise
 from vleak.results.rows import Figure
@@ -77,13 +76,6 @@ def small(tmp_path) -> tuple[Path, dict[str, Any]]:
 def rendered(folder: Path, results: dict[str, Any]) -> Page:
     store(folder, results)
     return Page(write_report(folder))
-
-
-@pytest.fixture
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the plots out of pages on which they say nothing; drawing them takes most of the time."""
-    for name in ("draw_plots", "draw_sandwich", "draw_frontier"):
-        monkeypatch.setattr(pages, name, lambda rows: [])
 
 
 # --- the page ---------------------------------------------------------------------------------------------
