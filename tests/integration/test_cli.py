@@ -117,9 +117,9 @@ def test_every_option_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("vleak.api.evaluate", within_this_process)
     given = {
-        "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny:width=4,depth=1", "training-state": "early",
-        "clips": 4, "frames": 5, "size": 9, "stride": 3, "restarts": 2, "iterations": 2, "seed": 4,
-        "draw": 3, "budget": 99, "non-adaptive": 1, "public-from": "other-files",
+        "data": "synthetic", "pipeline": "raw", "model": "c3d_tiny:width=4,depth=1",
+        "training-state": "early", "clips": 4, "frames": 5, "size": 9, "stride": 3, "restarts": 2,
+        "iterations": 2, "seed": 4, "draw": 3, "budget": 99, "non-adaptive": 1, "public-from": "other-files",
         "labels": "granted", "device": "cpu", "engine": "reference", "workers": 1, "cell-seconds": 900,
         "cell-memory": 64, "extractor": "frame_cnn",
         "head": "mlp:depth=3", "loss": "ranking", "segments": 7, "enhance": "none",

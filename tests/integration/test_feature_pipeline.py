@@ -20,6 +20,7 @@ from vleak.data import load_clips
 from vleak.errors import InputError
 from vleak.evaluation import Settings, evaluate
 from vleak.models import build_extractor
+from vleak.models.extractors import train_extractor
 from vleak.pipelines import anomalous_classes, extract
 from vleak.results import summarise
 from vleak.results.records import RunRecord, SegmentScores
@@ -28,10 +29,11 @@ from vleak.seeds import generator
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Train the extractors once for this file, on few clips, away from the user's cache."""
+    """Train the extractors once for this file, little and on few clips, away from the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("vleak.pipelines.weights._CLIPS", 60)
+        patch.setitem(train_extractor.__kwdefaults__, "steps", 40)
         yield
 
 
