@@ -21,8 +21,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri
-from scipy.stats import beta, chi2
+from scipy.special import betaincinv, chdtri, ndtr, ndtri
 
 from vleak.certificates.gaussian import gaussian_epsilon
 from vleak.errors import InputError
@@ -269,7 +268,7 @@ def _at_a_threshold(
 def _upper(events: ArrayLike, trials: int, failure: float) -> Scores:
     """Return the one-sided upper limit of Clopper and Pearson on the probability of an event."""
     events = np.minimum(np.asarray(events, dtype=np.float64), trials)
-    limit = beta.ppf(1 - failure, events + 1, np.maximum(trials - events, 1e-300))
+    limit = betaincinv(events + 1, np.maximum(trials - events, 1e-300), 1 - failure)
     upper: Scores = np.where(events < trials, limit, 1.0)
     return upper
 
@@ -277,7 +276,7 @@ def _upper(events: ArrayLike, trials: int, failure: float) -> Scores:
 @lru_cache(maxsize=8)
 def _chi_nodes(freedom: int) -> Scores:
     """Return quantiles of chi over the root of its degrees of freedom, at equal steps of probability."""
-    nodes: Scores = np.sqrt(chi2.ppf((np.arange(_NODES) + 0.5) / _NODES, freedom) / freedom)
+    nodes: Scores = np.sqrt(chdtri(freedom, 1 - (np.arange(_NODES) + 0.5) / _NODES) / freedom)
     return nodes
 
 

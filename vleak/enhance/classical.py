@@ -8,11 +8,8 @@ equals the clip. The constants below were chosen on clips that no default run dr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from skimage.restoration import denoise_nl_means
+from skimage import restoration
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,9 +26,6 @@ LEFT = 0.5  # assumed share of the noise that fusion leaves; a larger one blurs
 NL_FILTER = 0.8  # strength of non-local means, in units of the noise
 SHARPENINGS = 3  # steps of back-projection; ten gained 0.04 dB more on clips without noise
 _NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
-
-# scikit-image ships no signatures
-_nl_means: Callable[..., Any] = denoise_nl_means
 
 
 def classical(clip: Tensor, scale: int = 2) -> Enhanced:
@@ -84,7 +78,7 @@ def denoise(clip: Tensor, noise: float) -> tuple[Tensor, tuple[str, ...]]:
     remaining = noise * (LEFT if clip.shape[1] > 1 else 1.0)
     # Patches of 3 x 3 pixels, searched within windows of 11 x 11.
     frames = [
-        _nl_means(
+        restoration.denoise_nl_means(
             frame.numpy(),
             patch_size=3,
             patch_distance=5,

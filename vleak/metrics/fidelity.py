@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage import metrics
 from torch import Tensor
 
 from vleak.errors import InputError
@@ -22,9 +21,8 @@ levels, above the noise of a compressed still video and below the contrast of a 
 
 Array = npt.NDArray[np.float64]
 
-# scikit-image ships no signatures
-_skimage_psnr: Callable[..., Any] = peak_signal_noise_ratio
-_skimage_ssim: Callable[..., Any] = structural_similarity
+#: scikit-image ships no signatures, and loads its functions when they are first used.
+_metrics: Any = metrics
 
 
 def psnr(x: Tensor, truth: Tensor) -> float:
@@ -143,7 +141,7 @@ def _frame_psnr(a: Array, b: Array) -> float:
     """Return the capped PSNR of two arrays of one shape; equal arrays would cause a division by zero."""
     if np.array_equal(a, b):
         return PSNR_CAP_DB
-    return min(PSNR_CAP_DB, float(_skimage_psnr(b, a, data_range=1.0)))
+    return min(PSNR_CAP_DB, float(_metrics.peak_signal_noise_ratio(b, a, data_range=1.0)))
 
 
 def _window(name: str, clip: Array) -> int:
@@ -154,11 +152,11 @@ def _window(name: str, clip: Array) -> int:
 
 
 def _frame_ssim(a: Array, b: Array, window: int) -> float:
-    return float(_skimage_ssim(a, b, win_size=window, channel_axis=0, data_range=1.0))
+    return float(_metrics.structural_similarity(a, b, win_size=window, channel_axis=0, data_range=1.0))
 
 
 def _ssim_map(a: Array, b: Array, window: int) -> Array:
-    result: tuple[Any, Array] = _skimage_ssim(
+    result: tuple[Any, Array] = _metrics.structural_similarity(
         a, b, win_size=window, channel_axis=0, data_range=1.0, full=True
     )
     return result[1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.restoration import denoise_tv_chambolle
+from skimage import restoration
 from torch import Tensor
 
 from vleak.attacks.matching.setup import Setup
@@ -27,13 +27,13 @@ _LEAST_VARIANCE = 1e-4
 Denoiser = Callable[[Tensor], Tensor]
 """Function of clips (N, C, T, H, W) in [0, 1] to less noisy ones of the same shape."""
 
-# scikit-image ships no signatures
-_chambolle: Callable[..., Any] = denoise_tv_chambolle
+#: scikit-image ships no signatures, and loads its functions when they are first used.
+_restoration: Any = restoration
 
 
 def _total_variation(clips: Tensor, *, weight: float = 0.05) -> Tensor:
     """Total variation in space and time together (Chambolle, J. Math. Imaging and Vision 20, 2004)."""
-    quiet = [_chambolle(clip.numpy(), weight=weight, channel_axis=0) for clip in clips]
+    quiet = [_restoration.denoise_tv_chambolle(clip.numpy(), weight=weight, channel_axis=0) for clip in clips]
     return torch.from_numpy(np.stack(quiet)).to(clips)
 
 
