@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vleak.native import DTYPES, activation_backward, activation_second, softmax_second
 
-__all__ = ["ACTIVATIONS"]
+__all__ = ["REPLACEMENTS"]
 
 
 def _gelu(input: Tensor, *, approximate: str = "none") -> Tensor | None:
@@ -123,7 +123,7 @@ _softmax_of: Callable[..., Tensor] = _Softmax.apply
 _softmax_slope: Callable[..., Tensor] = _SoftmaxSlope.apply
 
 
-ACTIVATIONS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     F.gelu: _gelu,
     F.silu: _silu,
     F.softmax: _softmax,

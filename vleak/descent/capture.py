@@ -12,8 +12,7 @@ import operator
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vleak.descent.memory import Memory, changed_arguments
 from vleak.descent.own_operators import OwnOperators
-from vleak.descent.recurrent import PlainLstm
 from vleak.errors import CapabilityError, InputError, VleakError
 from vleak.switches import math_attention
 
@@ -163,7 +161,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def run(self, step: Step) -> dict[str, Any]:
         """Return the node of every output by name; outputs that are no tensors are returned unchanged."""
         try:
-            with _tracing, math_attention(), PlainLstm(), _own_operators(self.device), self:
+            with _tracing, math_attention(), OwnOperators(self.device), self:
                 returned = {
                     name: _laid_out(value, self._inputs.get(name))
                     for name, value in step(dict(self._inputs)).items()
@@ -269,16 +267,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         item = self.graph.call_function(operator.getitem, (node, index))
         self._track(item, part)
         return item.meta["val"]
-
-
-@contextmanager
-def _own_operators(device: torch.device) -> Iterator[None]:
-    """Context in which vleak's operators are recorded where PyTorch's have long second derivatives."""
-    if device.type != "cpu":  # our kernels for them are for the CPU only
-        yield
-        return
-    with OwnOperators():
-        yield
 
 
 def _laid_out(value: Any, taken: Tensor | None) -> Any:

@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from vleak.native import DTYPES, conv_input, conv_output, conv_weight
 
-__all__ = ["CONVOLUTIONS"]
+__all__ = ["REPLACEMENTS"]
 
 
 def _convolution(
@@ -70,7 +70,7 @@ def _groups_and_dilation(groups: int = 1, dilation: Any = 1) -> tuple[int, Any]:
     return groups, dilation
 
 
-CONVOLUTIONS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
     torch.conv_transpose2d: _transposed,

@@ -21,7 +21,7 @@ from vleak.native import (
     layer_norm_second,
 )
 
-__all__ = ["NORMS"]
+__all__ = ["REPLACEMENTS"]
 
 
 def _batch_norm(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -171,7 +171,7 @@ _layer: Callable[..., Tensor] = _LayerNorm.apply
 _layer_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _LayerNormBackward.apply
 
 
-NORMS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+REPLACEMENTS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
     torch.nn.functional.batch_norm: _batch_norm,
     torch.nn.functional.layer_norm: _layer_norm,
 }

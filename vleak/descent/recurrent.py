@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-__all__ = ["PlainLstm"]
+__all__ = ["REPLACEMENTS"]
 
 
 class _Layout(NamedTuple):
@@ -24,19 +23,15 @@ class _Layout(NamedTuple):
     batch_first: bool
 
 
-class PlainLstm(TorchFunctionMode):
-    """Mode in which torch.lstm runs as few plain operators: one product for all inputs, one sum of biases."""
+def _plain(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return what torch.lstm does, from one product for all inputs and one sum of biases.
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace torch.lstm; leave every other function alone."""
-        if func is torch.lstm and not kwargs and not isinstance(args[1], Tensor):
-            hidden, cell = args[1]
-            if hidden.shape == cell.shape:  # with projections PyTorch runs plain operators itself
-                x, state, weights, *layout = args
-                return _lstm(x, state, weights, _Layout(*layout))
-        return func(*args, **(kwargs or {}))
+    None where PyTorch runs plain operators itself, with projections, or where sequences differ in length.
+    """
+    if kwargs or isinstance(args[1], Tensor) or args[1][0].shape != args[1][1].shape:
+        return None
+    x, state, weights, *layout = args
+    return _lstm(x, state, weights, _Layout(*layout))
 
 
 def _lstm(
@@ -75,3 +70,7 @@ def _lstm_direction(
         hidden = leave.sigmoid() * cell.tanh()
         outputs.append(hidden)
     return torch.stack(outputs[::-1] if backwards else outputs), hidden, cell
+
+
+REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {torch.lstm: _plain}
+"""Functions of PyTorch and what replaces them."""
