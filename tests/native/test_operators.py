@@ -62,12 +62,14 @@ def pass_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
 
 
 def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
-    """Return arguments of the convolutions and products."""
+    """Return arguments of the layers and products."""
     x, w, dy = (normal(*shape, dtype=dtype) for shape in ((2, 3, 4, 7, 9), (4, 3, 3, 3, 3), (2, 4, 4, 7, 9)))
     ones = [1, 1, 1]
     few, places = F.max_pool3d(dy, 2, return_indices=True)
     rows, m = normal(3, 6, dtype=dtype), normal(6, 40, dtype=dtype)
     numbers = [normal(3, seed=seed, dtype=dtype) for seed in range(4)]
+    rows_of_x = [normal(9, seed=seed, dtype=dtype) for seed in range(2)]
+    norms = [normal(2 * 3 * 4 * 7, seed=seed, dtype=dtype) for seed in range(2)]
     return {
         "conv_output": ([x, x], [w, w], normal(4, dtype=dtype), ones, ones),
         "conv_input": ([dy, dy], [w, w], list(x.shape), ones, ones),
@@ -80,9 +82,20 @@ def sum_samples(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
         "batch_norm": (x, *numbers),
         "batch_norm_backward": (-x, x, *numbers[:3], True),
         "batch_norm_second": (x.cos(), *numbers[:2], -x, x, *numbers[:3], False),
+        "layer_norm": (x, *rows_of_x, 1e-5),
+        "layer_norm_backward": (-x, x, *norms, rows_of_x[0]),
+        "layer_norm_second": (x.cos(), *rows_of_x, -x, x, *norms, rows_of_x[0]),
+        "activation_backward": (-x, x, 0),
+        "activation_second": (x.cos(), -x, x, 1),
+        "softmax_second": (x.cos(), -x, x.softmax(-1)),
         "product": ([rows, rows], [m, m.T.contiguous().T]),
         "panel_product": ([rows, rows], [panels(m), panels(2 * m)], 40, False),
     }
+
+
+def test_every_operator_has_a_sample() -> None:
+    declared = {name.removeprefix("vleak::") for name in torch._C._dispatch_get_all_op_names()}
+    assert {name for name in declared if "::" not in name} == {name.split()[0] for name in SAMPLES}
 
 
 SAMPLES = [*pass_samples(torch.float32), *sum_samples(torch.float32)]
