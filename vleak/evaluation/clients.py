@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -82,7 +83,19 @@ class ClientChoice:
             raise InputError(
                 "local_steps and local_epochs both say how long a client trains; give one of them"
             )
+        if not any((*self.local_steps, *self.local_epochs)):
+            self._check_no_training()
         self.clients()
+
+    def _check_no_training(self) -> None:
+        """Refuse settings of local training where no client trains."""
+        unused = {"local_batch": 0, "local_momentum": 0, "local_decay": 0, "local_optimizer": "sgd"}
+        for name, default in unused.items():
+            if getattr(self, name) != default:
+                raise InputError(
+                    f"{argument(name, getattr(self, name))}: no local step uses it; give "
+                    f"{argument('local_steps', 5)} too"
+                )
 
     def clients(self) -> list[ClientSettings]:
         """Settings of the clients, each a row: every mode and batch size with every length of local training.
@@ -104,15 +117,23 @@ class ClientChoice:
         ]
 
     def _check_rate(self) -> None:
-        """Refuse steps, of a client or of the server, without a learning rate."""
-        if self.local_rate is not None:
-            return
-        for name, most in (("local_steps", 0), ("local_epochs", 0), ("rounds", 1)):
-            if (count := max(getattr(self, name))) > most:
+        """Refuse steps, of a client or of the server, without a learning rate, and a rate without steps."""
+        steps = {name: max(getattr(self, name)) for name in ("local_steps", "local_epochs", "rounds")}
+        name = next((key for key, most in steps.items() if most > int(key == "rounds")), None)
+        if self.local_rate is None:
+            if name is not None:
                 raise InputError(
-                    f"{argument(name, count)}: needs a learning rate; give one, such as "
+                    f"{argument(name, steps[name])}: needs a learning rate; give one, such as "
                     f"{argument('local_rate', 0.01)}"
                 )
+            return
+        given = argument("local_rate", self.local_rate)
+        if not (isinstance(self.local_rate, int | float) and 0 < self.local_rate < math.inf):
+            raise InputError(f"{given}: expected a number above 0")
+        if name is None:
+            raise InputError(
+                f"{given}: no step uses it; give {argument('local_steps', 5)} or more rounds too"
+            )
 
     def _trainings(self, clips: int) -> list[LocalTraining | None]:
         return [
