@@ -27,8 +27,8 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor | None:
 
 
 def _softmax(input: Tensor, dim: Any = None, *others: Any, **named: Any) -> Tensor | None:
-    """Return softmax along the last axis; None for another axis, or where a type is asked for."""
-    asked = any(isinstance(option, torch.dtype) for option in (*others, *named.values()))
+    """Return softmax along the last axis; None for another axis, or where a type or a place is asked for."""
+    asked = "out" in named or any(isinstance(option, torch.dtype) for option in (*others, *named.values()))
     last = isinstance(dim, int) and input.ndim > 0 and dim in (-1, input.ndim - 1)
     return _softmax_of(input) if last and not asked and input.dtype in DTYPES else None
 
