@@ -40,7 +40,7 @@ evaluate: $(VENV)/installed  ## set up, then attack the embedded data behind DP-
 # tests start would compile all of vleak and of the tests anew.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-test: $(VENV)/installed  ## set up, then run the tests, about five minutes on two cores
+test: $(VENV)/installed  ## set up, then run the tests, five to seven minutes on two cores
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not slow'
 
 test-core: $(VENV)/installed  ## set up, then run the tests that need no whole run
