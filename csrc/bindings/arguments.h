@@ -58,18 +58,15 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A tensor of the shape of another one, as contiguous memory.
-inline Tensor alike(const Tensor& tensor, const Tensor& like, const char* name) {
+// A tensor of these sizes and of the type of another one, as contiguous memory.
+inline Tensor shaped(const Tensor& tensor, const Sizes& sizes, const Tensor& like, const char* name) {
   check_kind(tensor, like, name);
-  check(sizes_of(tensor) == sizes_of(like), name, " does not match in shape");
+  check(sizes_of(tensor) == sizes, name, " does not match in shape");
   return as_contiguous(tensor);
 }
 
-// So many numbers of the type of another tensor, as contiguous memory.
-inline Tensor numbers(const Tensor& tensor, const Tensor& like, int64_t count, const char* name) {
-  check_kind(tensor, like, name);
-  check(tensor.numel() == count, name, " does not match in size");
-  return as_contiguous(tensor);
+inline Tensor alike(const Tensor& tensor, const Tensor& like, const char* name) {
+  return shaped(tensor, sizes_of(like), like, name);
 }
 
 inline std::vector<Tensor> as_contiguous(const std::vector<Tensor>& tensors) {

@@ -18,9 +18,9 @@ struct Normals {
   bool train;
 
   Normals(const Tensor& x, const Tensor& mean, const Tensor& scale, const Tensor& weight, bool train)
-      : mean(numbers(mean, x, x.size(1), "mean")),
-        scale(numbers(scale, x, x.size(1), "scale")),
-        weight(numbers(weight, x, x.size(1), "weight")),
+      : mean(shaped(mean, {x.size(1)}, x, "mean")),
+        scale(shaped(scale, {x.size(1)}, x, "scale")),
+        weight(shaped(weight, {x.size(1)}, x, "weight")),
         train(train) {}
 
   template <typename T>
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor> call_batch_statistics(Tensor x, double eps) {
 Tensor call_batch_norm(Tensor x, Tensor mean, Tensor scale, Tensor weight, Tensor bias) {
   const ChannelShape shape = channel_shape(x);
   const Normals normals(x, mean, scale, weight, false);
-  bias = numbers(bias, x, x.size(1), "bias");
+  bias = shaped(bias, {x.size(1)}, x, "bias");
   x = as_contiguous(x);
   const Tensor y = new_contiguous(x);
   with_type(x, [&]<typename T>() {
@@ -74,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> call_batch_norm_second(Tensor of_x, Tensor of
   const ChannelShape shape = channel_shape(x);
   const Normals normals(x, mean, scale, weight, train);
   of_x = alike(of_x, x, "of_x");
-  of_weight = numbers(of_weight, x, x.size(1), "of_weight");
-  of_bias = numbers(of_bias, x, x.size(1), "of_bias");
+  of_weight = shaped(of_weight, {x.size(1)}, x, "of_weight");
+  of_bias = shaped(of_bias, {x.size(1)}, x, "of_bias");
   dy = alike(dy, x, "dy");
   x = as_contiguous(x);
   const Tensor by_dy = new_contiguous(x), by_x = new_contiguous(x),

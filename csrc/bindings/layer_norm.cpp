@@ -1,5 +1,6 @@
 #include "kernels/layer_norm.h"
 
+#include <algorithm>
 #include <tuple>
 
 #include "bindings/arguments.h"
@@ -8,9 +9,12 @@ namespace vleak {
 namespace {
 
 RowShape row_shape(const Tensor& x, const Tensor& weight) {
-  const int64_t entries = weight.numel();
-  check(entries > 0 && x.numel() % entries == 0, "x does not consist of rows of the weight");
-  return {x.numel() / entries, entries};
+  check_kind(weight, x, "weight");
+  const Sizes sizes = sizes_of(x), row = sizes_of(weight);
+  check(row.size() <= sizes.size() && std::equal(row.rbegin(), row.rend(), sizes.rbegin()),
+        "x does not consist of rows of the weight");
+  check(weight.numel() > 0, "expected entries in a row");
+  return {x.numel() / weight.numel(), weight.numel()};
 }
 
 // What normalises the rows of x, with the memory that it points to.
@@ -19,9 +23,9 @@ struct Normals {
 
   Normals(const Tensor& x, const RowShape& shape, const Tensor& mean, const Tensor& scale,
           const Tensor& weight)
-      : mean(numbers(mean, x, shape.rows, "mean")),
-        scale(numbers(scale, x, shape.rows, "scale")),
-        weight(numbers(weight, x, shape.entries, "weight")) {}
+      : mean(shaped(mean, {shape.rows}, x, "mean")),
+        scale(shaped(scale, {shape.rows}, x, "scale")),
+        weight(as_contiguous(weight)) {}
 
   template <typename T>
   RowNormal<T> of() const {
@@ -31,8 +35,8 @@ struct Normals {
 
 std::tuple<Tensor, Tensor, Tensor> call_layer_norm(Tensor x, Tensor weight, Tensor bias, double eps) {
   const RowShape shape = row_shape(x, weight);
-  weight = numbers(weight, x, shape.entries, "weight");
-  bias = numbers(bias, x, shape.entries, "bias");
+  weight = as_contiguous(weight);
+  bias = alike(bias, weight, "bias");
   x = as_contiguous(x);
   const Tensor y = new_contiguous(x), mean = new_contiguous(x, {shape.rows}),
                scale = new_contiguous(x, {shape.rows});
@@ -63,8 +67,8 @@ std::tuple<Tensor, Tensor, Tensor> call_layer_norm_second(Tensor of_x, Tensor of
   const RowShape shape = row_shape(x, weight);
   const Normals normals(x, shape, mean, scale, weight);
   of_x = alike(of_x, x, "of_x");
-  of_weight = numbers(of_weight, x, shape.entries, "of_weight");
-  of_bias = numbers(of_bias, x, shape.entries, "of_bias");
+  of_weight = alike(of_weight, weight, "of_weight");
+  of_bias = alike(of_bias, weight, "of_bias");
   dy = alike(dy, x, "dy");
   x = as_contiguous(x);
   const Tensor by_dy = new_contiguous(x), by_x = new_contiguous(x), by_weight = new_contiguous(weight);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_cases import IMPLEMENTATIONS, assert_near, assert_refused, normal
+from native_cases import IMPLEMENTATIONS, assert_near, assert_refused, need_native_code, normal
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -110,3 +110,10 @@ def test_bad_arguments_are_refused() -> None:
     wide = numbers.float()
     second = lambda: batch_norm_second(x, wide, numbers, x, x, train=True, **settings)  # noqa: E731
     assert_refused(second, "expected of_weight of dtype torch.float64")
+
+
+def test_a_direct_call_refuses_numbers_of_another_shape() -> None:
+    need_native_code()
+    x, numbers = normal(2, 3, 4, 4), normal(3)
+    with pytest.raises(RuntimeError, match="mean does not match in shape"):
+        torch.ops.vleak.batch_norm.default(x, numbers[None], numbers, numbers, numbers)

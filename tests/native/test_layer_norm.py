@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_cases import IMPLEMENTATIONS, assert_near, assert_refused, normal
+from native_cases import IMPLEMENTATIONS, assert_near, assert_refused, need_native_code, normal
 from torch.nn import functional as F
 
 from vleak.native import layer_norm, layer_norm_backward, layer_norm_second
@@ -109,3 +109,12 @@ def test_bad_arguments_are_refused() -> None:
     assert_refused(lambda: layer_norm_backward(x[:1], x, **numbers), "expected dy of shape (2, 3, 4)")
     numbers["mean"] = row
     assert_refused(lambda: layer_norm_backward(x, x, **numbers), "expected mean of shape (6,)")
+
+
+def test_a_direct_call_refuses_arguments_of_another_shape() -> None:
+    need_native_code()
+    x, row = normal(2, 6, 4), normal(4)
+    with pytest.raises(RuntimeError, match="bias does not match in shape"):
+        torch.ops.vleak.layer_norm.default(x, row, row[None], EPS)
+    with pytest.raises(RuntimeError, match="does not consist of rows of the weight"):
+        torch.ops.vleak.layer_norm.default(x, normal(6), normal(6), EPS)
