@@ -118,19 +118,20 @@ class ClientChoice:
 
     def _check_rate(self) -> None:
         """Refuse steps, of a client or of the server, without a learning rate, and a rate without steps."""
-        steps = {name: max(getattr(self, name)) for name in ("local_steps", "local_epochs", "rounds")}
-        name = next((key for key, most in steps.items() if most > int(key == "rounds")), None)
+        least = {"local_steps": 0, "local_epochs": 0, "rounds": 1}
+        used = {name: most for name in least if (most := max(getattr(self, name))) > least[name]}
         if self.local_rate is None:
-            if name is not None:
+            if used:
+                name, most = next(iter(used.items()))
                 raise InputError(
-                    f"{argument(name, steps[name])}: needs a learning rate; give one, such as "
+                    f"{argument(name, most)}: needs a learning rate; give one, such as "
                     f"{argument('local_rate', 0.01)}"
                 )
             return
         given = argument("local_rate", self.local_rate)
         if not (isinstance(self.local_rate, int | float) and 0 < self.local_rate < math.inf):
             raise InputError(f"{given}: expected a number above 0")
-        if name is None:
+        if not used:
             raise InputError(
                 f"{given}: no step uses it; give {argument('local_steps', 5)} or more rounds too"
             )
