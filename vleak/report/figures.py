@@ -176,6 +176,7 @@ def _against_epsilon(series: Sequence[_Series], private: Sequence[Row], measure:
 def _by_defense(series: Sequence[_Series], other: Sequence[Row], measure: _Measure) -> Plot:
     labels = list(dict.fromkeys(row.defense for row in other))[:MAX_LABELS]
     used = sum(any(row.epsilon is None for row in line.rows) for line in series)
+    written = [_with_bytes(label, other) for label in labels]
     with style(measure.title + "defense"):
         figure, axes = canvas(1.1 + len(labels) * max(0.3, 0.14 * used))
         for line in series:
@@ -183,12 +184,14 @@ def _by_defense(series: Sequence[_Series], other: Sequence[Row], measure: _Measu
             shift = (line.index - (len(series) - 1) / 2) * 0.7 / len(series)
             at = [labels.index(row.defense) + shift for row in rows]
             _errorbar(axes, line, rows, measure, at=at, along="y")
-        axes.set_yticks(range(len(labels)), [_short(_with_bytes(label, other)) for label in labels])
+        axes.set_yticks(range(len(labels)), [_short(label) for label in written])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlabel(measure.axis)
         _finish(axes, measure, other, values="x")
         svg = to_svg(figure)
-    caption = "Points with 95 % intervals. Beside each defense: the bytes of its update against none."
+    caption = "Points with 95 % intervals."
+    if written != labels:
+        caption += " Beside each defense: the bytes of its update against none."
     return Plot(f"{measure.title} by defense", caption, svg)
 
 
